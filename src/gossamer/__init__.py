@@ -1,0 +1,46 @@
+"""Gossamer: neural networks that are sparse from the first step to the last.
+
+A sparse weight is a pair (support, values). Training does three things to it: multiply, move, rewire.
+"""
+
+from . import checkpoint as checkpoint
+from .budgets import BUDGETS as BUDGETS
+from .budgets import er as er
+from .budgets import erk as erk
+from .budgets import pooled as pooled
+from .budgets import uniform as uniform
+from .convert import Report as Report
+from .convert import densify as densify
+from .convert import parameter_groups as parameter_groups
+from .convert import sparsify as sparsify
+from .errors import Unfit as Unfit
+from .layers import SparseConv2d as SparseConv2d
+from .layers import SparseLayer as SparseLayer
+from .layers import SparseLinear as SparseLinear
+from .layers import sparse_layers as sparse_layers
+from .layouts import CSR as CSR
+from .layouts import LAYOUTS as LAYOUTS
+from .layouts import MASKED as MASKED
+from .layouts import Layout as Layout
+from .ledger import Ledger as Ledger
+from .ledger import cost_model as cost_model
+from .support import Support as Support
+from .surgery import set_support_ as set_support_
+from .topology import Change as Change
+from .topology import Sense as Sense
+from .topology import Site as Site
+from .topology import Topology as Topology
+from .topology import csst as csst
+from .topology import gmp as gmp
+from .topology import rewire as rewire
+from .topology import rigl as rigl
+from .topology import set_ as set_
+from .topology import snfs as snfs
+from .topology import static as static
+from .train import Diverged as Diverged
+from .train import Event as Event
+from .train import Rewirer as Rewirer
+from .train import Step as Step
+from .train import fit as fit
+
+__version__ = "0.1.0"

@@ -1,0 +1,111 @@
+"""The ``gossamer`` command. Importable with the core alone; what else a command needs is asked for when it is run.
+
+Exit codes: 0 done, 1 a run diverged, 2 misuse or something missing, 130 interrupted (saved).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from inspect import getdoc
+
+from ..errors import Unfit, nearest
+from . import extras
+
+USAGE = """usage: gossamer COMMAND ...
+
+Sparse training from the first step to the last.
+
+  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros by CSST, beside dense and static random
+  sweep FILE.yaml [--jobs N]            train several configurations and seeds, skipping what is finished, and print the table
+  report DIR                            print the table of a folder of runs again
+  doctor                                say what is available on this machine: kernels, threads, GPU, extras
+
+  gossamer COMMAND --help               the options of a command
+  gossamer --version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code. Misuse is one message on standard error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(argv)
+    except Unfit as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs one command. Raises Unfit."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command in ("--version", "version"):
+        from .environment import package_version
+
+        print(f"gossamer {package_version()}")
+        return 0
+    if command not in COMMANDS:
+        raise Unfit("gossamer", f"unknown command {command!r}{nearest(command, COMMANDS)}", remedy="gossamer --help lists the commands")
+    if command != "doctor":
+        extras.require("run", f"gossamer {command}")
+    return COMMANDS[command](rest)
+
+
+def _run(argv: list[str]) -> int:
+    from .job import job
+
+    return job(argv)
+
+
+def _sweep(argv: list[str]) -> int:
+    from .sweep import sweep
+
+    return _call("sweep", sweep, argv)
+
+
+def _report(argv: list[str]) -> int:
+    from .report import report
+
+    return _call("report", report, argv)
+
+
+def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
+    """Calls a command whose signature is the schema of its options."""
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    from .config import expected
+
+    parser = ArgumentParser(
+        prog=f"gossamer {name}", description=getdoc(command).partition("Args:")[0], exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_function_arguments(command, as_group=False, as_positional=True)
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in argv:
+        if word.startswith("-") and word.partition("=")[0] not in known:
+            raise Unfit(
+                f"gossamer {name}", f"unknown option {word}{nearest(word, known)}", remedy=f"gossamer {name} --help lists the options"
+            )
+    try:
+        given = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise Unfit(f"gossamer {name}", expected(str(error))) from error
+    command(**vars(given))
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    from .doctor import doctor
+
+    if argv:
+        print("usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options.")
+        return 0 if argv[0] in ("-h", "--help") else 2
+    return doctor()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report, "doctor": _doctor}

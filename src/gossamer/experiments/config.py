@@ -1,0 +1,260 @@
+"""One run as a value, and the way from YAML and flags to it. The constructors' signatures are the schema; jsonargparse checks the types.
+
+In YAML a part with settings is ``method: csst`` or ``method: {name: csst, every: 50}``, on the command line ``--method csst --method.every 50``.
+"""
+
+import dataclasses
+import math
+import re
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..budgets import BUDGETS
+from ..errors import Unfit, check_at_least, check_density, nearest
+from ..layouts import LAYOUTS
+from .methods import CSST, METHODS, Method
+from .models import MLP, MODELS, Model
+from .optimizers import OPTIMIZERS, SGD, Optimizer
+from .tasks import TASKS, Digits, Task
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run.
+
+    Args:
+        task: data set and metrics.
+        model: network.
+        method: how the support is chosen and changed.
+        optimizer: how the values move.
+        density: share of the weights of the sparse layers that may be non-zero, in (0, 1].
+        budget: how layers share it: erk, er, uniform or pooled.
+        layout: csr (sparse storage and kernels) or masked (dense ones: a simulation).
+        unit: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
+        exclude: names or 're:PATTERN' of layers that stay dense.
+        min_fan_in: incoming weights that every output unit keeps.
+        epochs: passes over the training set.
+        batch: examples per batch.
+        accumulate: batches per optimizer step.
+        schedule: of the step size: cosine (to 0 at the end) or constant.
+        warm_up: optimizer steps over which the step size grows linearly from 0.
+        density_exponent: the step size of a layer is divided by its density to this power.
+        clip: largest norm of the gradient; no limit by default.
+        autocast: forward pass in bfloat16.
+        seed: of the initial values, the support, the topology's choices and the order of the data.
+        threads: threads of torch; all it would use by default.
+        null_models: also train dense, and static random at the same budget, with the same seed and steps.
+        tensorboard: also write TensorBoard events.
+    """
+
+    task: Task = Digits()
+    model: Model = MLP()
+    method: Method = CSST()
+    optimizer: Optimizer = SGD()
+    density: float = 0.05
+    budget: str = "erk"
+    layout: str = "csr"
+    unit: tuple[int, int] = (1, 1)
+    exclude: tuple[str, ...] = ()
+    min_fan_in: int = 0
+    epochs: int = 40
+    batch: int = 32
+    accumulate: int = 1
+    schedule: str = "cosine"
+    warm_up: int = 0
+    density_exponent: float = 0.0
+    clip: float | None = None
+    autocast: bool = False
+    seed: int = 0
+    threads: int | None = None
+    null_models: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        check_density("density", self.density)
+        for name, choices in (("budget", BUDGETS), ("layout", LAYOUTS), ("schedule", SCHEDULES)):
+            _check_choice(name, getattr(self, name), choices)
+        least = {"min_fan_in": 0, "epochs": 1, "batch": 1, "accumulate": 1, "warm_up": 0, "seed": 0}
+        for name, value in least.items():
+            check_at_least(name, name, getattr(self, name), value)
+        if min(self.unit) < 1:
+            raise Unfit("unit", "rows and columns of a tile are at least 1", got=self.unit)
+        if self.threads is not None:
+            check_at_least("threads", "threads", self.threads, 1)
+        if self.clip is not None and not self.clip > 0.0:
+            raise Unfit("clip", "the largest norm of the gradient is a positive number", got=self.clip)
+        if not math.isfinite(self.density_exponent):
+            raise Unfit("density_exponent", "must be a finite number", got=self.density_exponent)
+
+    def resolved(self) -> "Config":
+        """The same with every default that depends on the machine written out."""
+        return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
+
+
+KINDS: dict[str, dict[str, type]] = {"task": TASKS, "model": MODELS, "method": METHODS, "optimizer": OPTIMIZERS}  # type: ignore[dict-item]
+PLAIN = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in KINDS}
+ELSEWHERE = ("task.data", "null_models", "tensorboard")  # settings that do not decide a run's figures
+
+Tree = dict[str, Any]
+
+
+# -------------------------------------------------------------------- Config -> settings
+
+
+def name_of(part: Any) -> str:
+    """The name of a task, model, method or optimizer in its registry."""
+    return next(name for registry in KINDS.values() for name, kind in registry.items() if kind is type(part))
+
+
+def settings(config: Config) -> Tree:
+    """The nested dict that :func:`parse` turns into this configuration again; what YAML and JSON hold."""
+    tree: Tree = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        tree[field.name] = {"name": name_of(value), **dataclasses.asdict(value)} if field.name in KINDS else value
+    return _lists(tree)
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value})
+    return out
+
+
+def differences(old: Tree, new: Tree) -> list[str]:
+    """Sentences on the settings in which two runs differ, apart from where data lie and what is reported."""
+    a, b = flat(old), flat(new)
+    keys = [key for key in {**a, **b} if key not in ELSEWHERE and a.get(key) != b.get(key)]
+    return [f"{key} was {a.get(key)!r}, is {b.get(key)!r}" for key in keys]
+
+
+# -------------------------------------------------------------------- settings -> Config
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping a YAML file holds. Raises Unfit."""
+    import yaml
+
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise Unfit(str(path), f"there is no such configuration file{nearest(path.name, siblings)}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise Unfit(str(path), f"not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise Unfit(str(path), "a configuration is a mapping of keys to values", got=tree)
+    return tree
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Config:
+    """The configuration these settings describe; raises Unfit on an unknown key or name, with the nearest one, or a wrong type."""
+    tree = canonical(tree, where)
+    parser = schema(names(tree))
+    for key, value in flat(tree).items():
+        if value is None and (default := parser.get_default(key)) is not None:
+            raise Unfit(where, f"{key}: a value is missing", remedy=f"leave the key out for its default, {default}")
+    try:
+        typed = parser.parse_object(tree)
+    except ArgumentError as error:
+        raise Unfit(where, expected(str(error))) from error
+    parts = {kind: registry[tree[kind]["name"]](**_dict(typed.get(kind))) for kind, registry in KINDS.items()}
+    return Config(**parts, **{key: typed[key] for key in PLAIN})
+
+
+def canonical(tree: Mapping[str, Any], where: str) -> Tree:
+    """Settings with dotted keys nested, every part as ``{name: ..., settings}``, defaults for absent parts; unknown keys and names refused."""
+    out: Tree = {kind: {} for kind in KINDS}
+    for key, value in tree.items():
+        top, _, inner = str(key).partition(".")
+        if top in KINDS:
+            given = {inner: value} if inner else ({"name": value} if not isinstance(value, Mapping) else dict(value))
+            out[top] = {**out[top], **given}
+        elif key in PLAIN:
+            out[key] = value
+        else:
+            raise Unfit(where, f"unknown key {key!r}{nearest(str(key), [*PLAIN, *KINDS])}", remedy="gossamer run --help lists the keys")
+    for kind, registry in KINDS.items():
+        part = out[kind] = {"name": name_of(getattr(Config, kind)), **out[kind]}
+        if part["name"] not in registry:
+            raise Unfit(where, f"unknown {kind} {part['name']!r}{nearest(part['name'], registry)}", remedy=f"one of {', '.join(registry)}")
+        fields = ["name", *(f.name for f in dataclasses.fields(registry[part["name"]]))]
+        for inner in part:
+            if inner not in fields:
+                what = f"unknown key {f'{kind}.{inner}'!r} of {kind} {part['name']}"
+                raise Unfit(where, what + nearest(f"{kind}.{inner}", [f"{kind}.{f}" for f in fields]), remedy=f"it has {', '.join(fields)}")
+    return out
+
+
+def merged(below: Tree, above: Mapping[str, Any], where: str) -> Tree:
+    """Settings ``below`` overridden by ``above`` (dotted keys); another name of a part discards the settings of the former one."""
+    tree = canonical(below, where)
+    for kind in KINDS:
+        chosen = above.get(kind, above.get(f"{kind}.name"))
+        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        if name is not None and name != tree[kind]["name"]:
+            tree[kind] = {"name": name}
+    parts = {key: value for key, value in above.items() if key in KINDS}
+    for kind, value in parts.items():
+        tree[kind] = {**tree[kind], **(value if isinstance(value, Mapping) else {"name": value})}
+    return canonical({**tree, **{key: value for key, value in above.items() if key not in KINDS}}, where)
+
+
+def names(tree: Mapping[str, Any]) -> dict[str, str]:
+    """The chosen name of every part of canonical settings."""
+    return {kind: tree[kind]["name"] for kind in KINDS}
+
+
+def schema(chosen: Mapping[str, str], **more: Any) -> "ArgumentParser":
+    """The jsonargparse parser of a run with these parts: one option per constructor argument, helped by its docstring."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)
+    for kind, registry in KINDS.items():
+        default = name_of(getattr(Config, kind))
+        parser.add_argument(f"--{kind}.name", type=str, default=default, metavar="NAME", help=", ".join(registry))
+    for kind, registry in KINDS.items():
+        if dataclasses.fields(registry[chosen[kind]]):
+            parser.add_class_arguments(registry[chosen[kind]], kind)
+    for action in parser._actions:
+        if action.option_strings and action.option_strings[0].removeprefix("--") in KINDS:
+            action.help = SUPPRESS  # jsonargparse's option that reads the group from a file
+    parser.add_class_arguments(Config, as_group=False, skip=set(KINDS))
+    return parser
+
+
+def expected(message: str) -> str:
+    """jsonargparse's message in fewer lines: the key, what is expected, what was got."""
+    message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+    message = re.sub(r'Parser key "([\w.]+)":\s+', r"\1: ", message)
+    return re.sub(r"\s*\n\s*", " ", message).strip()
+
+
+# -------------------------------------------------------------------- details
+
+
+def _check_choice(key: str, value: str, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
+    if value not in choices:
+        raise Unfit(key, f"unknown {key} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}")
+
+
+def _dict(part: Any) -> Tree:
+    return {key: value for key, value in vars(part).items() if key != "name"}
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(v) for key, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, (tuple, list)) else value

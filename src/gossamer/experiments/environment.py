@@ -1,0 +1,64 @@
+"""Where a run takes place: versions, machine, commit."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def environment() -> dict[str, Any]:
+    """All of it, ready for JSON."""
+    return {
+        "gossamer": package_version(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def package_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("gossamer")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def commit() -> str | None:
+    """Commit of the project's checkout this package lies in, ``-modified`` if files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() / "src" / "gossamer" != PACKAGE:
+        return None
+    head = git("rev-parse", "HEAD")
+    return head + ("-modified" if git("status", "--porcelain", "--untracked-files=no") else "") if head else None
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine()
+    )

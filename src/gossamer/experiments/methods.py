@@ -1,0 +1,187 @@
+"""Methods: frozen records of settings that become a topology once the length of the run is known.
+
+``stop`` is the share of the training steps after which the support is fixed; all other counts are optimizer steps. ``start`` is the size
+of each layer's support at the first step over its size at the end (capped by the layer): above 1 the support shrinks while training.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .. import topology
+from ..errors import Unfit, check_at_least, check_share
+from ..topology import Topology
+
+
+class Method:
+    """What every method does."""
+
+    sparse: ClassVar[bool] = True
+    start: float = 1.0
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        """The topology of a run of so many steps; ``final`` is the density at the end if the support shrinks, else None. Raises Unfit."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """No sparsity: the null model from above."""
+
+    sparse = False
+
+
+@dataclass(frozen=True)
+class Static(Method):
+    """A random support that never changes: the null model at the same budget."""
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        return topology.static()
+
+
+@dataclass(frozen=True)
+class SET(Method):
+    """SET: drop the smallest weights, grow as many at random.
+
+    Args:
+        every: optimizer steps between changes of the support.
+        drop: share of each layer's weights exchanged at the first change; annealed to 0.
+        stop: share of the training after which the support is fixed.
+        start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
+    """
+
+    every: int = 100
+    drop: float = 0.3
+    stop: float = 0.75
+    start: float = 1.0
+
+    def __post_init__(self):
+        _check("set", self.stop, self.start, self.every, self.drop)
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        return topology.set_(_stop(self.stop, steps), self.every, self.drop, final=final, min_fan_in=min_fan_in)
+
+
+@dataclass(frozen=True)
+class RigL(Method):
+    """RigL: drop the smallest weights, grow those of largest gradient, measured everywhere at each change.
+
+    Args:
+        every: optimizer steps between changes of the support.
+        drop: share of each layer's weights exchanged at the first change; annealed to 0.
+        stop: share of the training after which the support is fixed.
+        start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
+    """
+
+    every: int = 100
+    drop: float = 0.3
+    stop: float = 0.75
+    start: float = 1.0
+
+    def __post_init__(self):
+        _check("rigl", self.stop, self.start, self.every, self.drop)
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        return topology.rigl(_stop(self.stop, steps), self.every, self.drop, final=final, min_fan_in=min_fan_in)
+
+
+@dataclass(frozen=True)
+class SNFS(Method):
+    """SNFS, sparse momentum: as RigL, by a momentum of the whole gradient, which also splits growth among layers. Needs dense memory.
+
+    Args:
+        every: optimizer steps between changes of the support.
+        drop: share of each layer's weights exchanged at the first change; annealed to nearly 0.
+        stop: share of the training after which the support is fixed.
+    """
+
+    every: int = 100
+    drop: float = 0.5
+    stop: float = 0.75
+
+    def __post_init__(self):
+        _check("snfs", self.stop, self.start, self.every, self.drop)
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        return topology.snfs(_stop(self.stop, steps), self.every, self.drop, min_fan_in=min_fan_in)
+
+
+@dataclass(frozen=True)
+class GMP(Method):
+    """GMP, gradual magnitude pruning: start dense, drop the smallest weights until the asked density. Faster with layout ``masked``.
+
+    Args:
+        every: optimizer steps between prunings.
+        stop: share of the training after which the support is fixed.
+    """
+
+    every: int = 100
+    stop: float = 0.75
+    start: ClassVar[float] = math.inf
+
+    def __post_init__(self):
+        _check("gmp", self.stop, self.start, self.every)
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        return topology.gmp(_stop(self.stop, steps), 1.0 if final is None else final, self.every, min_fan_in=min_fan_in)
+
+
+@dataclass(frozen=True)
+class CSST(Method):
+    """CSST: drop the smallest weights, grow those of largest gradient in a random sample of the zeros, measured over a short window.
+
+    Args:
+        every: optimizer steps between the first changes of the support.
+        last_every: optimizer steps between the last ones; exponential in between.
+        window: optimizer steps over which the sampled gradient is smoothed before a change.
+        fraction: share of the zero weights that is sampled.
+        count: sample so many zero weights per layer instead.
+        drop: share of each layer's weights exchanged at the first change, annealed to 0. By default so that growers are few among the sample.
+        mode: prune_grow, iht or merge.
+        share: fixed (each layer grows what it dropped) or pooled (layers compete).
+        stop: share of the training after which the support is fixed.
+        start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
+    """
+
+    every: int = 100
+    last_every: int = 1000
+    window: int = 10
+    fraction: float = 0.1
+    count: int | None = None
+    drop: float | None = None
+    mode: str = "prune_grow"
+    share: str = "fixed"
+    stop: float = 0.75
+    start: float = 1.0
+
+    def __post_init__(self):
+        _check("csst", self.stop, self.start, self.every)
+        self.topology(1000, None, 0)  # refuses what csst refuses, before any work
+
+    def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        sensing = (self.every, self.last_every, self.window, self.fraction, self.count, self.drop, self.mode, self.share)
+        return topology.csst(_stop(self.stop, steps), *sensing, final=final, min_fan_in=min_fan_in)
+
+
+METHODS: dict[str, type[Method]] = {
+    "dense": Dense,
+    "static": Static,
+    "set": SET,
+    "rigl": RigL,
+    "snfs": SNFS,
+    "gmp": GMP,
+    "csst": CSST,
+}
+
+
+def _check(name: str, stop: float, start: float, every: int, drop: float = 0.0) -> None:
+    who = f"method {name}"
+    if not 0.0 < stop <= 1.0:
+        raise Unfit(who, "stop is a share of the training, a number in (0, 1]", got=stop)
+    check_at_least(who, "start", start, 1.0)
+    check_at_least(who, "every", every, 1)
+    check_share(who, "drop", drop)
+
+
+def _stop(share: float, steps: int) -> int:
+    return max(1, round(share * steps))

@@ -1,0 +1,168 @@
+"""Several configurations and seeds from one file: runs what is missing, resumes what was interrupted, prints the table.
+
+out: runs/fashion                       where the folders of the runs go
+base: {task: fashion-mnist, epochs: 15}     settings of all runs
+grid:                                       blocks; a run for every combination of the values in a block
+  - {method: [dense], seed: [0, 1, 2]}
+  - {method: [static, csst], density: [0.1, 0.02], seed: [0, 1, 2]}
+"""
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import Unfit, nearest
+from .config import Config, Tree, differences, merged, parse, read_yaml, settings
+from .folder import Folder
+from .progress import watch_for
+from .report import report
+from .run import Interrupt, Stopped, run
+
+KEYS = ("out", "base", "grid")
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    label: str
+    config: Config
+    folder: Folder
+
+
+def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None = None) -> None:
+    """Run every configuration of a sweep file that is not finished yet, then print the table over all seeds.
+
+    Args:
+        file: YAML file with the keys base (settings of all runs), grid (blocks of lists of values) and out.
+        out: folder for the runs; by default the file's ``out``, else runs/ and the file's name.
+        jobs: runs at a time, each in a process of its own.
+        threads: threads of each run; by default an equal share of this machine's cores when there are several jobs.
+    """
+    if jobs < 1:
+        raise Unfit("gossamer sweep", "--jobs must be at least 1", got=jobs)
+    if threads is None and jobs > 1:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+    todo, folder = plan(Path(file), out, threads)
+    remaining = [job for job in todo if not job.folder.over]
+    for task in {job.config.task for job in remaining}:
+        task.check()
+    print(f"{len(todo)} runs in {folder}: {len(todo) - len(remaining)} finished, {len(remaining)} to do", flush=True)
+    failed: list[str] = []
+    if jobs > 1 and len(remaining) > 1:
+        failed = _side_by_side(remaining, jobs)
+    else:
+        _one_by_one(remaining)
+    report(str(folder))
+    if failed:
+        raise Unfit("gossamer sweep", "some runs failed; what they said is above", reasons=failed)
+
+
+def plan(file: Path, out: str | None, threads: int | None) -> tuple[list[Job], Path]:
+    """All runs of a sweep file, every configuration checked, and the folder they go to. Raises Unfit."""
+    tree = read_yaml(file)
+    for key in tree:
+        if key not in KEYS:
+            raise Unfit(str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=f"a sweep has {', '.join(KEYS)}")
+    folder = Path(out or tree.get("out") or Path("runs") / file.stem)
+    base, blocks = tree.get("base") or {}, tree.get("grid") or [{}]
+    blocks = [blocks] if isinstance(blocks, Mapping) else blocks
+    if not isinstance(base, Mapping) or not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
+        raise Unfit(str(file), "base is a mapping of settings, grid a list of mappings from keys to lists of values")
+    jobs: dict[str, Job] = {}
+    for choice in itertools.chain.from_iterable(combinations(block) for block in blocks):
+        label = slug(choice) or "run"
+        config = parse(merged(dict(base), choice, str(file)), str(file))
+        config = dataclasses.replace(config, threads=threads or config.threads, null_models=False)
+        if label in jobs:
+            raise Unfit(str(file), f"the grid asks for {label} twice")
+        jobs[label] = Job(label, config, Folder(folder / label))
+    for job in jobs.values():
+        _check_same(job)
+    return list(jobs.values()), folder
+
+
+def combinations(block: Mapping[str, Any]) -> Iterator[Tree]:
+    """Every choice of one value per key; a value that is no list stands for itself."""
+    lists = [value if isinstance(value, list) else [value] for value in block.values()]
+    for values in itertools.product(*lists):
+        yield dict(zip(block, values, strict=True))
+
+
+def slug(choice: Mapping[str, Any]) -> str:
+    """A folder's name for a choice: ``csst-density0.1-seed0``."""
+
+    def words(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "-".join(words(v) if k == "name" else f"{k}{words(v)}" for k, v in value.items())
+        return "x".join(map(words, value)) if isinstance(value, list) else str(value)
+
+    parts = [words(value) if key in ("method", "task", "model", "optimizer") else f"{key}{words(value)}" for key, value in choice.items()]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def _check_same(job: Job) -> None:
+    """A folder that is there already must hold this run, its number of threads apart if it is over."""
+    if job.folder.status == "new":
+        return
+    old, new = job.folder.settings(), settings(job.config.resolved())
+    if job.folder.over:
+        old["threads"] = new["threads"]
+    different = differences(old, new)
+    if different:
+        raise Unfit(
+            str(job.folder.path),
+            "holds a run with another configuration",
+            reasons=different,
+            remedy="another --out, or move that folder away",
+        )
+
+
+# -------------------------------------------------------------------- doing it
+
+
+def _one_by_one(jobs: list[Job]) -> None:
+    with watch_for(len(jobs)) as watch:
+        for job in jobs:
+            run(job.config, job.folder.path, resume=True, watch=watch)
+
+
+def _side_by_side(jobs: list[Job], at_once: int) -> list[str]:
+    """Each run in its own process, ``at_once`` at a time. Ctrl-C lets all of them save. Returns the labels of those that failed."""
+    context = multiprocessing.get_context("spawn")
+    waiting, busy, failed = list(jobs), {}, []
+    with watch_for(len(jobs)) as watch, Interrupt() as interrupt:
+        while busy or (waiting and not interrupt.wanted):
+            while waiting and len(busy) < at_once and not interrupt.wanted:
+                job = waiting.pop(0)
+                process = context.Process(target=_child, args=(job.config, str(job.folder.path)))
+                process.start()
+                busy[process.sentinel] = (process, job)
+            for sentinel in wait(list(busy), timeout=0.5):
+                process, job = busy.pop(sentinel)  # type: ignore[call-overload]
+                process.join()
+                if job.folder.over:
+                    watch.end(job.label, job.folder.figures())
+                elif not interrupt.wanted:
+                    failed.append(f"{job.label}: exit code {process.exitcode}")
+            if interrupt.wanted:
+                for process, _ in busy.values():
+                    process.terminate()  # SIGTERM: the run saves and stops
+    if interrupt.wanted:
+        raise KeyboardInterrupt
+    return failed
+
+
+def _child(config: Config, path: str) -> None:
+    try:
+        run(config, path, resume=True)
+    except Stopped:
+        sys.exit(130)
+    except Unfit as error:
+        sys.exit(f"{path}: {error}")

@@ -1,0 +1,301 @@
+"""Sparse layers: a support, its values, a layout that multiplies, and the one hook that senses.
+
+A sparse layer owns ``values`` (its only weight parameter), the index of its support as integer buffers (so ``state_dict``, ``.to()``,
+``deepcopy`` and pickling work), and a ``layout`` that multiplies. Biases stay dense.
+
+Initial values: normal with variance 2 / (density fan_in) (Kaiming, He et al. 2015, the fan-in scaled by the density, so that the
+pre-activations of a sparse layer have the variance of a dense one's).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .errors import Unfit, check_density
+from .layouts import Layout, gather, layout_named, scatter
+from .ops.csr_conv2d import op as conv2d_op
+from .ops.csr_conv2d.reference import Geometry
+from .ops.csr_linear import op as linear_op
+from .ops.csr_sense import reference as csr_sense
+from .ops.kernels import choose
+from .support import Support, checked, grid_of, index_problems
+
+INDEX = ("crow", "col", "ccol", "row", "perm")  # buffers; the first two are saved, the others follow from them
+
+
+class SparseLayer(nn.Module):
+    """What the two sparse layers share: support, values, bias, layout and the hook that senses. Not to be made directly."""
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        dense_shape: tuple[int, ...],
+        geometry: Geometry | None,
+        density: float | None,
+        support: Support | None,
+        bias: bool,
+        layout: str | Layout,
+        unit: tuple[int, int],
+        min_fan_in: int,
+        rng: torch.Generator | None,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ):
+        super().__init__()
+        who, shape = type(self).__name__, (dense_shape[0], math.prod(dense_shape[1:]))
+        if (density is None) == (support is None):
+            raise Unfit(who, "give either density or support")
+        if support is None:
+            total = math.prod(grid_of(*checked(who, shape, unit)))
+            support = Support.random(shape, max(1, round(check_density(who, density) * total)), unit, rng, min_fan_in)  # type: ignore[arg-type]
+        if support.shape != shape:
+            raise Unfit(who, f"the support must be that of a {shape[0]} x {shape[1]} matrix", got=support.shape)
+        self.dense_shape = torch.Size(dense_shape)
+        self.geometry = geometry
+        self.unit = support.unit
+        self.layout = layout_named(layout, who)
+        self.sense: Callable[[Tensor, Tensor], None] | None = None  # called with (dy, x) in the backward pass, set by a Rewirer
+        dtype = dtype or torch.get_default_dtype()
+        for name, index in self.index_of(support).items():
+            self.register_buffer(name, index.to(device) if device else index, persistent=name in INDEX[:2])
+        self.values = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
+        self.register_parameter("bias", nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None)
+        self.reset_parameters(rng)
+        self.register_load_state_dict_pre_hook(_adopt_index)
+
+    @staticmethod
+    def index_of(s: Support) -> dict[str, Tensor]:
+        """The five index tensors of a support, by the names of the buffers that hold them."""
+        return {name: getattr(s, name) for name in INDEX}
+
+    @property
+    def support(self) -> Support:
+        """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero."""
+        shape = (self.dense_shape[0], math.prod(self.dense_shape[1:]))
+        return Support(shape, self.unit, *(getattr(self, name) for name in INDEX))
+
+    @property
+    def density(self) -> float:
+        """Kept over all weights."""
+        return self.support.weights / self.dense_shape.numel()
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, made anew at every access (the dense size!), differentiable with respect to ``values``."""
+        s = self.support
+        return scatter(self.layout.compact(self.values, s), s).view(self.dense_shape)
+
+    def to_dense(self) -> Tensor:
+        """The dense weight, detached, of shape ``dense_shape``."""
+        return self.weight.detach()
+
+    @torch.no_grad()
+    def reset_parameters(self, rng: torch.Generator | None = None) -> None:
+        """Kaiming normal values with the fan-in scaled by the density; bias uniform in +-1/sqrt(fan_in), as torch does."""
+        s, fan_in = self.support, math.prod(self.dense_shape[1:])
+        compact = torch.empty(s.n, *(() if s.unit == (1, 1) else s.unit), dtype=self.values.dtype)
+        compact.normal_(0.0, math.sqrt(2 / (max(self.density, 1 / self.dense_shape.numel()) * fan_in)), generator=rng)
+        self.set_values_(compact.to(self.values.device))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(fan_in)
+            self.bias.copy_(torch.empty(self.bias.shape, dtype=self.bias.dtype).uniform_(-bound, bound, generator=rng))
+
+    @torch.no_grad()
+    def set_values_(self, compact: Tensor) -> None:
+        """Writes values given in compact form, (n,) or (n, h, w); what hangs over the edge of the matrix becomes 0."""
+        s = self.support
+        if s.weights != compact.numel():
+            compact = gather(scatter(compact, s), s)
+        stored = self.layout.stored(compact, s, self.dense_shape)
+        if stored.shape == self.values.shape:
+            self.values.copy_(stored)
+        else:
+            self.values.data = stored.to(self.values.dtype)
+
+    def sensed(self, dy: Tensor, x: Tensor, ids: Tensor) -> Tensor:
+        """Gradient at unit ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
+        dtype, s = self.values.dtype, self.support
+        return csr_sense.sampled(dy.to(dtype), x.to(dtype), ids, s.shape, s.unit, self.geometry)
+
+    def _watched(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.sense is not None and y.requires_grad:
+            y.register_hook(partial(_tell, self.sense, x.detach()))
+        return y
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
+        if self.layout.storage == "dense":
+            return dict.fromkeys(("forward", "input_gradient", "weight_gradient"), "dense (simulated)")
+        s, values = self.support, self.values
+        if self.geometry is None:
+            x, dy = values.new_empty(1, s.shape[1]), values.new_empty(1, s.shape[0])
+            return {
+                "forward": choose(linear_op.FORWARD, x, values, s).name,
+                "input_gradient": choose(linear_op.INPUT_GRADIENT, dy, values, s).name,
+                "weight_gradient": choose(linear_op.WEIGHT_GRADIENT, dy, x, s).name,
+            }
+        g = self.geometry
+        size = tuple(d * (k - 1) + 1 for k, d in zip(g.kernel, g.dilation, strict=True))
+        x, dy = values.new_empty(1, self.dense_shape[1], *size), values.new_empty(1, s.shape[0], *g.out(*size))
+        return {
+            "forward": choose(conv2d_op.FORWARD, x, values, s, g).name,
+            "input_gradient": choose(conv2d_op.INPUT_GRADIENT, dy, values, s, g, size).name,
+            "weight_gradient": choose(conv2d_op.WEIGHT_GRADIENT, dy, x, s, g).name,
+        }
+
+    def extra_repr(self) -> str:
+        """Shape, density and layout, for ``print(model)``."""
+        sizes = ", ".join(str(v) for v in self.dense_shape)
+        tile = "" if self.unit == (1, 1) else f", unit={self.unit}"
+        return f"{sizes}, density={self.density:.4g}, n={self.support.n}, layout={self.layout.name}{tile}, bias={self.bias is not None}"
+
+
+class SparseLinear(SparseLayer):
+    """y = x W^T + b with a sparse W that never exists densely (layout ``csr``).
+
+    Args:
+        in_features, out_features: the matrix W is (out_features, in_features).
+        density: share of weights that may be non-zero, in (0, 1]; the support is drawn uniformly.
+        bias: with a dense bias.
+        layout: ``"csr"`` (compact, O(n)) or ``"masked"`` (dense storage and kernels: a simulation).
+        unit: (h, w) tiles instead of single weights; ``density`` then counts tiles.
+        rng: generator of the support and the initial values; None is torch's default one.
+        support: a given support instead of a density.
+        min_fan_in: incoming units that every output unit gets at least.
+
+    Input (..., in_features), output (..., out_features), in the input's dtype; ``values`` are float32 or float64.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        density: float | None = None,
+        bias: bool = True,
+        layout: str | Layout = "csr",
+        unit: tuple[int, int] = (1, 1),
+        rng: torch.Generator | None = None,
+        support: Support | None = None,
+        min_fan_in: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__((out_features, in_features), None, density, support, bias, layout, unit, min_fan_in, rng, dtype, device)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if x.shape[-1] != self.in_features:
+            raise Unfit("SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape))
+        x = _cast(x)
+        y = self._watched(self.layout.linear(x, self.values, self.support), x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class SparseConv2d(SparseLayer):
+    """2-D convolution with a sparse kernel: any stride, zero padding and dilation; one group.
+
+    ``padding`` also takes ``"valid"`` and ``"same"`` (stride 1, an even total padding). Other arguments as in :class:`SparseLinear`; the
+    support lives on the matrix (out_channels, in_channels kh kw). Input (B, in, H, W), output (B, out, H', W').
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        *,
+        density: float | None = None,
+        bias: bool = True,
+        layout: str | Layout = "csr",
+        unit: tuple[int, int] = (1, 1),
+        rng: torch.Generator | None = None,
+        support: Support | None = None,
+        min_fan_in: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        kernel, dilated = _pair(kernel_size), _pair(dilation)
+        geometry = Geometry(kernel, _pair(stride), _padding(padding, kernel, dilated, _pair(stride)), dilated)
+        shape = (out_channels, in_channels, *kernel)
+        super().__init__(shape, geometry, density, support, bias, layout, unit, min_fan_in, rng, dtype, device)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding, self.dilation = geometry
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H', W')."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise Unfit("SparseConv2d", f"the input must be (batch, {self.in_channels}, height, width)", got=tuple(x.shape))
+        assert self.geometry is not None
+        x = _cast(x)
+        y = self._watched(self.layout.conv2d(x, self.values, self.support, self.geometry), x)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(1, -1, 1, 1)
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """The sparse layers of a model by qualified name, in order of definition."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+
+
+def _tell(sense: Callable[[Tensor, Tensor], None], x: Tensor, dy: Tensor) -> None:
+    sense(dy.detach(), x)
+
+
+def _cast(x: Tensor) -> Tensor:
+    """The input in autocast's dtype where autocast is on, as torch's own layers see it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _pair(value: int | Iterable[int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise Unfit("SparseConv2d", "expected one whole number or two", got=value)
+    return pair
+
+
+def _padding(padding: int | tuple[int, int] | str, kernel: tuple[int, int], dilation: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    if padding == "valid":
+        return 0, 0
+    if isinstance(padding, str):
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if padding != "same" or stride != (1, 1) or any(t % 2 for t in totals):
+            raise Unfit("SparseConv2d", "padding is numbers, 'valid', or 'same' with stride 1 and an even total", got=padding)
+        return totals[0] // 2, totals[1] // 2
+    return _pair(padding)
+
+
+def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _meta, _strict, missing, _unexpected, errors) -> None:
+    """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse values without one."""
+    crow, col, values = (state.get(prefix + name) for name in ("crow", "col", "values"))
+    if crow is None or col is None:
+        if values is not None:
+            errors.append(f"{prefix}values come without their index ({prefix}crow, {prefix}col): values never load onto another support")
+        return
+    s = layer.support
+    problems = index_problems(crow, col, s.shape, s.unit)
+    expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
+    if not problems and values is not None and tuple(values.shape) != expected:
+        problems = [f"values of shape {tuple(values.shape)} for {col.numel()} kept units, {expected} expected"]
+    if problems:
+        errors.extend(f"{prefix}: {problem}" for problem in problems)
+        return
+    new = Support.from_index(crow, col, s.shape, s.unit).to(s.col.device)
+    if not new.same(s):
+        if values is None:
+            errors.append(f"{prefix}crow, {prefix}col are another support's, and come without its {prefix}values")
+            return
+        for name, index in layer.index_of(new).items():
+            setattr(layer, name, index)
+        if layer.layout.storage == "compact":
+            layer.values.data = layer.values.new_zeros(new.n, *layer.values.shape[1:])

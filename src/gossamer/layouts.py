@@ -1,0 +1,82 @@
+"""Layouts: how the pair (support, values) is stored and multiplied. A layout is a record of functions, nothing else.
+
+    name     stored                                        multiplied by
+    masked   a dense parameter with exact zeros            torch's dense kernels: a simulation of sparsity, honest about it
+    csr      a compact parameter (n,) or (n, h, w)         sparse kernels, O(n)
+
+The optimizer never knows: it sees a parameter and a gradient of the same shape. Hand-off between them: ``scatter`` to a dense tensor,
+``gather`` back, no loss.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import Unfit, nearest
+from .ops.csr_conv2d.op import csr_conv2d
+from .ops.csr_conv2d.reference import Geometry
+from .ops.csr_linear.op import csr_linear
+from .support import Support
+
+
+class Layout(NamedTuple):
+    """``dense`` storage: parameter of the weight's own shape. ``compact`` storage: parameter of shape (n,), or (n, h, w) for tiles."""
+
+    name: str
+    storage: Literal["dense", "compact"]
+    linear: Callable[[Tensor, Tensor, Support], Tensor]  # (..., cols) -> (..., rows)
+    conv2d: Callable[[Tensor, Tensor, Support, Geometry], Tensor]  # (B, in, H, W) -> (B, out, H', W')
+
+    def stored(self, compact: Tensor, s: Support, shape: torch.Size) -> Tensor:
+        """The parameter (of the dense ``shape``, or compact) that holds these compact values."""
+        return scatter(compact, s).view(shape) if self.storage == "dense" else compact
+
+    def compact(self, stored: Tensor, s: Support) -> Tensor:
+        """The values on the support, (n,) or (n, h, w), of a parameter or of anything of its shape (a gradient, a momentum)."""
+        return gather(stored, s) if self.storage == "dense" else stored
+
+
+def gather(dense: Tensor, s: Support) -> Tensor:
+    """The values on the support of a dense tensor: (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w); 0 where a tile hangs over the edge."""
+    at, where = s.scalars()
+    if at is None:
+        return dense.reshape(-1)[where]
+    values = dense.new_zeros(s.n * s.unit[0] * s.unit[1])
+    return values.index_put((at,), dense.reshape(-1)[where]).view(s.n, *s.unit)
+
+
+def scatter(values: Tensor, s: Support) -> Tensor:
+    """The dense matrix (rows, cols) that holds the values on the support and exact zeros elsewhere. Differentiable."""
+    at, where = s.scalars()
+    flat = values.reshape(-1) if at is None else values.reshape(-1)[at]
+    return values.new_zeros(s.shape[0] * s.shape[1]).index_put((where,), flat).view(s.shape)
+
+
+def _masked_weight(values: Tensor, s: Support) -> Tensor:
+    """The dense weight; its gradient reaches the parameter on the support only."""
+    return scatter(gather(values, s), s).view(values.shape)
+
+
+def _masked_linear(x: Tensor, values: Tensor, s: Support) -> Tensor:
+    return F.linear(x, _masked_weight(values, s))
+
+
+def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry) -> Tensor:
+    return F.conv2d(x, _masked_weight(values, s), None, g.stride, g.padding, g.dilation)
+
+
+MASKED = Layout("masked", "dense", _masked_linear, _masked_conv2d)
+CSR = Layout("csr", "compact", csr_linear, csr_conv2d)
+LAYOUTS = {layout.name: layout for layout in (MASKED, CSR)}
+
+
+def layout_named(name: str | Layout, who: str) -> Layout:
+    """The layout of that name, or :class:`Unfit` with the nearest name."""
+    if isinstance(name, Layout):
+        return name
+    if name not in LAYOUTS:
+        raise Unfit(who, f"unknown layout {name!r}{nearest(str(name), LAYOUTS)}", remedy=f"one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]

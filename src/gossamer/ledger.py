@@ -1,0 +1,242 @@
+"""The ledger: FLOPs and bytes of a training run, counted by formula from what each layer holds, step by step.
+
+For one layer with n of N weights kept, P output positions per example (H' W' of a convolution, 1 of a linear layer), batch B:
+
+    forward, backward_input, backward_weight      2 B P n each     (one multiply-add = 2 FLOPs)
+    sensing m weights off the support             2 B P m
+    dense                                         n = N, no sensing
+
+The input gradient of a layer whose input needs none (the first) is not computed and not counted. Linear and Conv2d layers, sparse or
+dense, are counted; normalisation, losses, activations and the bookkeeping of events are not (the convention of Evci et al. 2020, appendix H).
+Under the masked layout the arithmetic that runs is dense: the count is then what a sparse kernel would do, "simulated".
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import Unfit, nearest
+from .layers import SparseLayer
+
+PARTS = ("forward", "backward_input", "backward_weight", "sensing")
+
+
+class Cost(NamedTuple):
+    """What one step costs."""
+
+    forward: int = 0
+    backward_input: int = 0
+    backward_weight: int = 0
+    sensing: int = 0
+
+    @property
+    def total(self) -> int:
+        """All four together."""
+        return sum(self)
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Sum, part by part."""
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Entry(NamedTuple):
+    """One layer of the ledger."""
+
+    name: str
+    module: nn.Module
+    positions: float  # output positions per example
+    weights: int  # N
+    input_gradient: bool  # whether the backward pass needs it
+    weight_gradient: bool
+
+    @property
+    def n(self) -> int:
+        """Weights kept now."""
+        return self.module.support.weights if isinstance(self.module, SparseLayer) else self.weights
+
+    @property
+    def simulated(self) -> bool:
+        """True where a sparse layer is multiplied by dense kernels."""
+        return isinstance(self.module, SparseLayer) and self.module.layout.storage == "dense"
+
+    def cost(self, batch: int, n: int, sensed: int = 0) -> Cost:
+        """FLOPs of one step in which n weights are kept and ``sensed`` weights off the support are measured."""
+        one = round(2 * batch * self.positions * n)
+        return Cost(one, one * self.input_gradient, one * self.weight_gradient, round(2 * batch * self.positions * sensed))
+
+
+class Ledger:
+    """Accounts of one training run.
+
+    Args:
+        model: the model, after ``sparsify``.
+        example: an input batch (or a tuple of inputs); one pass in eval mode finds how often each weight is used.
+        optimizer: its state counts among the bytes.
+
+    ``flops``: cumulative :class:`Cost`; ``dense_flops``: the same steps by the dense model; ``ratio``; ``peak_bytes``: the most bytes of
+    values, indices, gradients, optimizer state and sensing at any step (activations not included).
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor | tuple[Tensor, ...], *, optimizer: torch.optim.Optimizer | None = None):
+        self.model, self.optimizer = model, optimizer
+        self.entries = _traced(model, example if isinstance(example, tuple) else (example,))
+        self.flops, self.dense = Cost(), 0
+        self.steps, self.examples, self.peak_bytes = 0, 0, 0
+        self.by_layer = {entry.name: Cost() for entry in self.entries}
+        self._peak_key: Any = None
+
+    def step(self, batch: int, rewirer: Any = None) -> None:
+        """Records one training step over ``batch`` examples: call it after the backward pass, before the step changes anything.
+
+        ``rewirer`` (a :class:`~gossamer.train.Rewirer`) says what this step senses.
+        """
+        sensed = rewirer.sensing if rewirer is not None else {}
+        for entry in self.entries:
+            cost = entry.cost(batch, entry.n, sensed.get(entry.name, 0) * _tile(entry.module))
+            self.by_layer[entry.name] = self.by_layer[entry.name].plus(cost)
+            self.flops = self.flops.plus(cost)
+            self.dense += entry.cost(batch, entry.weights).total
+        self.steps += 1
+        self.examples += batch
+        key = (tuple(entry.n for entry in self.entries), tuple(sensed.items()), min(self.steps, 3), self.steps % 100)
+        if key[:3] != self._peak_key:
+            self._peak_key = key[:3]
+            self.peak_bytes = max(self.peak_bytes, self.bytes(rewirer)["total"])
+
+    @property
+    def dense_flops(self) -> int:
+        """FLOPs the dense model would have spent on the same steps."""
+        return self.dense
+
+    @property
+    def ratio(self) -> float:
+        """Training FLOPs over dense training FLOPs."""
+        return self.flops.total / self.dense if self.dense else float("nan")
+
+    @property
+    def simulated(self) -> bool:
+        """True if some sparse layer runs dense kernels: FLOPs are then not what was executed."""
+        return any(entry.simulated for entry in self.entries)
+
+    def step_cost(self, batch: int, rewirer: Any = None) -> dict[str, Cost]:
+        """FLOPs of one step as things stand, per layer name."""
+        sensed = rewirer.sensing if rewirer is not None else {}
+        return {e.name: e.cost(batch, e.n, sensed.get(e.name, 0) * _tile(e.module)) for e in self.entries}
+
+    def bytes(self, rewirer: Any = None) -> dict[str, int]:
+        """Bytes held now: values, indices, gradients, optimizer, sensing, total (all parameters of the model, dense ones too)."""
+        layers = [m for m in self.model.modules() if isinstance(m, SparseLayer)]
+        parts = {
+            "values": sum(_size(p) for p in self.model.parameters()),
+            "indices": sum(layer.support.bytes for layer in layers),
+            "gradients": sum(_size(p) for p in self.model.parameters() if p.requires_grad),
+            "optimizer": sum(_size(t) for state in (self.optimizer.state.values() if self.optimizer else ()) for t in state.values() if torch.is_tensor(t)),
+            "sensing": rewirer.sensing_bytes if rewirer is not None else 0,
+        }
+        return {**parts, "total": sum(parts.values())}
+
+    def dense_bytes(self) -> int:
+        """Values, gradients and optimizer state of the dense model with the same optimizer."""
+        total = 0
+        dense_sizes = {id(m.values): m.dense_shape.numel() for m in self.model.modules() if isinstance(m, SparseLayer)}
+        for p in self.model.parameters():
+            numel = dense_sizes.get(id(p), p.numel())
+            state = self.optimizer.state.get(p, {}) if self.optimizer else {}
+            slots = sum(1 for t in state.values() if torch.is_tensor(t) and t.shape == p.shape)
+            total += numel * p.element_size() * (1 + int(p.requires_grad) + slots)
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accounts so far."""
+        counts = {"steps": self.steps, "examples": self.examples, "peak_bytes": self.peak_bytes, "dense": self.dense}
+        return {**counts, "flops": list(self.flops), "by_layer": {name: list(cost) for name, cost in self.by_layer.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from saved accounts of the same layers."""
+        if set(state["by_layer"]) != set(self.by_layer):
+            raise Unfit("Ledger", "these accounts are of other layers", got=list(state["by_layer"]))
+        self.steps, self.examples = int(state["steps"]), int(state["examples"])
+        self.peak_bytes, self.dense, self.flops = int(state["peak_bytes"]), int(state["dense"]), Cost(*state["flops"])
+        self.by_layer = {name: Cost(*cost) for name, cost in state["by_layer"].items()}
+        self._peak_key = None
+
+    def table(self) -> str:
+        """Per layer: weights kept, density, FLOPs spent by part, share of dense."""
+        lines: list[tuple[str, ...]] = [("layer", "kept", "of", "density", *PARTS, "of dense")]
+        for e in self.entries:
+            cost = self.by_layer[e.name]
+            dense = e.cost(self.examples, e.weights).total
+            parts = [f"{part:.3g}" for part in cost]
+            lines.append((e.name, f"{e.n:,}", f"{e.weights:,}", f"{e.n / e.weights:.4f}", *parts, f"{cost.total / dense:.4f}" if dense else "-"))
+        kept, all_ = sum(e.n for e in self.entries), sum(e.weights for e in self.entries)
+        lines.append(("total", f"{kept:,}", f"{all_:,}", f"{kept / all_:.4f}", *[f"{part:.3g}" for part in self.flops], f"{self.ratio:.4f}"))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        rows = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+        note = ["FLOPs are simulated: masked layers run dense kernels"] if self.simulated else []
+        return "\n".join(rows + note)
+
+
+def cost_model(method: str, f_sparse: float, f_dense: float, *, every: float = 100, window: int = 10, fraction: float = 0.1) -> float:
+    """FLOPs of a training step by the published formulas (Evci et al. 2020, appendix H: backward = 2 forward), mean over steps.
+
+    Args:
+        method: ``dense``, ``static``, ``set``, ``snfs``, ``rigl`` or ``csst``.
+        f_sparse, f_dense: forward FLOPs of the sparse and the dense network.
+        every: plain steps between events (RigL counts the event's iteration apart); for ``csst`` steps per event, on average.
+        window, fraction: of ``csst``.
+    """
+    formulas = {
+        "dense": 3 * f_dense,
+        "static": 3 * f_sparse,
+        "set": 3 * f_sparse,
+        "snfs": 2 * f_sparse + f_dense,
+        "rigl": (3 * f_sparse * every + 2 * f_sparse + f_dense) / (every + 1),
+        "csst": 3 * f_sparse + window / every * fraction * (f_dense - f_sparse),
+    }
+    if method not in formulas:
+        raise Unfit("cost_model", f"no formula for {method!r}{nearest(method, formulas)}", remedy=f"one of {', '.join(formulas)}")
+    return formulas[method]
+
+
+def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
+    """One pass over the example finds each layer's positions and whether its input needs a gradient. The model is left as it was."""
+    names = {m: name for name, m in model.named_modules() if isinstance(m, (SparseLayer, nn.Linear, nn.Conv2d))}
+    used: dict[nn.Module, tuple[float, bool]] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        features = output.shape[1] if _is_conv(module) else output.shape[-1]
+        positions, needed = used.get(module, (0.0, False))
+        used[module] = (positions + output.numel() / features / example[0].shape[0], needed or inputs[0].requires_grad)
+
+    handles = [m.register_forward_hook(look) for m in names]
+    modes = {m: m.training for m in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        model.eval()
+        with torch.enable_grad():
+            model(*(t.to(device) for t in example))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for m, mode in modes.items():
+            m.training = mode
+    entries = []
+    for m, name in names.items():
+        if m in used:
+            weight = m.values if isinstance(m, SparseLayer) else m.weight
+            numel = m.dense_shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()  # type: ignore[operator,union-attr]
+            entries.append(Entry(name, m, used[m][0], numel, used[m][1], weight.requires_grad))  # type: ignore[arg-type,union-attr]
+    return entries
+
+
+def _is_conv(m: nn.Module) -> bool:
+    return isinstance(m, nn.Conv2d) or (isinstance(m, SparseLayer) and m.geometry is not None)
+
+
+def _tile(m: nn.Module) -> int:
+    return m.unit[0] * m.unit[1] if isinstance(m, SparseLayer) else 1
+
+
+def _size(t: Tensor) -> int:
+    return t.numel() * t.element_size()

@@ -1,0 +1,89 @@
+"""Sensing: the gradient of a sparse layer's weights at coordinates off its support, from the layer's input x and its output's gradient dy.
+
+    sampled      dW at given unit ids: the same sampled product (SDDMM) as the weight gradient, elsewhere      2 B m flops
+    strongest    the k units off the support with the largest |dW|, of all of them: the dense gradient is made a block of rows at a
+                 time and only the best survive, so memory is O(block + k)                                      2 B N flops
+
+``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...support import INT, Support, grid_of
+from ..csr_conv2d import reference as conv2d
+from ..csr_conv2d.reference import Geometry
+from ..csr_linear import reference as linear
+
+BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
+
+
+def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
+    """Gradient at sorted unit ids, (m,) int64 -> (m,) or (m, h, w). Linear: dy (..., rows), x (..., cols); else images."""
+    grid = grid_of(shape, unit)
+    starts = torch.arange(grid[0] + 1, device=ids.device) * grid[1]
+    crow, col = torch.searchsorted(ids, starts).to(INT), (ids % grid[1]).to(INT)
+    if g is not None:
+        return conv2d.sampled(dy, x, crow, col, shape, unit, g)
+    return linear.sampled(dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, shape, unit)
+
+
+def strongest(
+    operands: Sequence[tuple[Tensor, Tensor]], s: Support, k: int, g: Geometry | None = None, reduce: Callable[[Tensor], object] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k strongest units off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
+
+    Args:
+        operands: pairs (dy, x) whose gradients add up: one per micro-batch.
+        reduce: applied in place to every block of the gradient (the mean over the ranks of a distributed run).
+    """
+    (h, w), (unit_rows, unit_cols) = s.unit, s.grid
+    dtype, device = operands[0][0].dtype, s.col.device
+    best = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=dtype, device=device))
+    tiles = torch.empty(0, h, w, dtype=dtype, device=device)
+    step = max(1, BLOCK_NUMBERS // (h * unit_cols * w))
+    for top in range(0, unit_rows, step):
+        high = min(step, unit_rows - top)
+        block = _dense_rows(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols) of the dense gradient
+        if reduce is not None:
+            reduce(block)
+        block = pad(block, (0, unit_cols * w - s.shape[1], 0, high * h - block.shape[0]))
+        block = block.view(high, h, unit_cols, w).transpose(1, 2).reshape(-1, h, w)
+        score = (block.abs().flatten() if (h, w) == (1, 1) else block.flatten(1).norm(dim=1)).nan_to_num_(0.0, math.inf)
+        first, last = int(s.crow[top]), int(s.crow[top + high])
+        kept = torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
+        score[kept] = -1.0
+        ids = top_k(score, min(k, score.numel() - kept.numel()))
+        scores, tiles = torch.cat([best[1], score[ids]]), torch.cat([tiles, block[ids]])
+        ids = torch.cat([best[0], ids + top * unit_cols])
+        chosen = top_k(scores, min(k, scores.numel()))
+        best, tiles = (ids[chosen], scores[chosen]), tiles[chosen]
+    return best[0], tiles.flatten() if (h, w) == (1, 1) else tiles
+
+
+def top_k(score: Tensor, k: int) -> Tensor:
+    """Indices of the k largest entries, sorted by index; among equals the lower index wins, NaN is the least. (m,) -> (k,) int64."""
+    if k <= 0:
+        return torch.empty(0, dtype=torch.int64, device=score.device)
+    if k >= score.numel():
+        return torch.arange(score.numel(), device=score.device)
+    score = score.nan_to_num(-math.inf, math.inf, -math.inf)
+    threshold = torch.topk(score, k, sorted=False)[0].min()
+    above = (score > threshold).nonzero().flatten()
+    level = (score == threshold).nonzero().flatten()[: k - above.numel()]
+    return torch.cat([above, level]).sort()[0]
+
+
+def _dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+    total = operands[0][0].new_zeros(len(range(*rows.indices(s.shape[0]))), s.shape[1])
+    for dy, x in operands:
+        if g is None:
+            total += dy.reshape(-1, s.shape[0])[:, rows].t() @ x.reshape(-1, s.shape[1])
+        else:
+            for part, columns in conv2d.unfolded(x, g):
+                total += conv2d.flat_outputs(dy[part, rows]).t() @ columns
+    return total

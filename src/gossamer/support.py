@@ -1,0 +1,281 @@
+"""Support: which units of a matrix may be non-zero. Immutable; every change makes a new one; nothing of the dense size, ever.
+
+A matrix of ``shape`` (rows, cols) is cut into units of (h, w) scalars; (1, 1) is one scalar, the last row and column of units may
+hang over the edge. The kept units are stored in compressed sparse rows; ids count units row by row, id = i * grid_cols + j (int64).
+
+    crow, col          row order:     unit row i holds the units crow[i]:crow[i+1], in columns col[...], strictly increasing
+    ccol, row, perm    column order:  unit column j holds ccol[j]:ccol[j+1], in rows row[...]; the k-th is number perm[k] in row order
+
+The rank r of a unit that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ..., exactly k_i - i
+zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}.  That makes sampling m zeros O(m log n) with no mask.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import Unfit
+
+INT = torch.int32
+LIMIT = 2**31 - 1  # units of one support, unit rows and unit columns: what int32 can count
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """The index of the kept units. Build one with :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of` or :meth:`full`."""
+
+    shape: tuple[int, int]
+    unit: tuple[int, int]
+    crow: Tensor  # (grid_rows + 1,) int32
+    col: Tensor  # (n,) int32
+    ccol: Tensor  # (grid_cols + 1,) int32
+    row: Tensor  # (n,) int32, column order
+    perm: Tensor  # (n,) int32
+
+    # ---------------------------------------------------------------- making one
+
+    @staticmethod
+    def from_ids(ids: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
+        """The support of the given unit ids (int64, any order, no duplicates)."""
+        shape, unit = checked("Support", shape, unit)
+        grid = grid_of(shape, unit)
+        ids = torch.sort(ids.long())[0]
+        if ids.numel():
+            if int(ids[0]) < 0 or int(ids[-1]) >= grid[0] * grid[1]:
+                raise Unfit("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
+            if bool((ids[1:] == ids[:-1]).any()):
+                raise Unfit("Support", "ids must be distinct")
+        if ids.numel() > LIMIT:
+            raise Unfit("Support", f"one support holds at most {LIMIT} units", got=ids.numel(), remedy="larger units, unit=(h, w)")
+        col = (ids % grid[1]).to(INT)
+        rows = ids.div_(grid[1], rounding_mode="floor") if ids.numel() else ids
+        return _with_column_order(shape, unit, _pointers(rows, grid[0]), col, rows.to(INT))
+
+    @staticmethod
+    def from_index(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
+        """The support of a CSR index from outside (a file): everything is verified before it is used."""
+        shape, unit = checked("Support", shape, unit)
+        problems = index_problems(crow, col, shape, unit)
+        if problems:
+            raise Unfit("Support", f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in units of {unit}", reasons=problems)
+        crow, col = crow.to(INT), col.to(INT)
+        rows = torch.repeat_interleave(torch.arange(crow.numel() - 1, dtype=INT, device=crow.device), crow.diff())
+        return _with_column_order(shape, unit, crow, col, rows)
+
+    @staticmethod
+    def random(
+        shape: Sequence[int], n: int, unit: Sequence[int] = (1, 1), rng: torch.Generator | None = None, min_fan_in: int = 0
+    ) -> "Support":
+        """``n`` units, uniformly without replacement; with ``min_fan_in``, every unit row first gets that many (uniform within the row)."""
+        shape, unit = checked("Support.random", shape, unit)
+        rows, cols = grid_of(shape, unit)
+        if not 0 <= n <= rows * cols:
+            raise Unfit("Support.random", f"n must lie in [0, {rows * cols}]", got=n)
+        if min_fan_in == 0:
+            return Support.from_ids(distinct(rows * cols, n, rng), shape, unit)
+        if not min_fan_in * rows <= n or min_fan_in > cols:
+            raise Unfit(
+                "Support.random",
+                f"{n} units cannot give each of {rows} output units {min_fan_in} of {cols} incoming weights",
+                remedy="a larger density or a smaller min_fan_in",
+            )
+        first = torch.empty(rows, 0, dtype=torch.int64)  # Floyd's algorithm, in all rows at once
+        for j in range(cols - min_fan_in, cols):
+            drawn = torch.randint(j + 1, (rows, 1), generator=rng)
+            taken = (first == drawn).any(1, keepdim=True)
+            first = torch.cat([first, torch.where(taken, j, drawn)], 1)
+        base = Support.from_ids((first + torch.arange(rows)[:, None] * cols).flatten(), shape, unit)
+        return Support.from_ids(torch.cat([base.ids(), base.sample_outside(n - base.n, rng)]), shape, unit)
+
+    @staticmethod
+    def of(dense: Tensor, unit: Sequence[int] = (1, 1)) -> "Support":
+        """The units of a dense matrix (rows, cols) that hold a non-zero."""
+        shape, unit = checked("Support.of", tuple(dense.shape), unit)
+        i, j = dense.nonzero(as_tuple=True)
+        ids = (i // unit[0]) * grid_of(shape, unit)[1] + j // unit[1]
+        return Support.from_ids(ids.unique(), shape, unit)
+
+    @staticmethod
+    def full(shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
+        """Every unit: as large as the matrix, for density 1."""
+        rows, cols = grid_of(*checked("Support.full", shape, unit))
+        return Support.from_ids(torch.arange(rows * cols), shape, unit)
+
+    # ---------------------------------------------------------------- counting
+
+    @property
+    def n(self) -> int:
+        """Kept units."""
+        return self.col.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Unit rows and unit columns."""
+        return grid_of(self.shape, self.unit)
+
+    @property
+    def total(self) -> int:
+        """All units, kept or not."""
+        rows, cols = self.grid
+        return rows * cols
+
+    @property
+    def density(self) -> float:
+        """Kept over all units."""
+        return self.n / self.total
+
+    @property
+    def weights(self) -> int:
+        """Kept scalars: units times their size, less what hangs over the edge."""
+        (rows, cols), (h, w), (gr, gc) = self.shape, self.unit, self.grid
+        if rows % h == 0 and cols % w == 0:
+            return self.n * h * w
+        tall, wide = rows - (gr - 1) * h, cols - (gc - 1) * w  # size of the last unit row and column
+        last_row = int(self.crow[-1] - self.crow[-2])
+        last_col = int(self.ccol[-1] - self.ccol[-2])
+        corner = int(last_row > 0 and self.col[-1] == gc - 1)
+        missing = last_row * (h - tall) * w + last_col * h * (w - wide) - corner * (h - tall) * (w - wide)
+        return self.n * h * w - missing
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the five index tensors."""
+        return sum(t.numel() * t.element_size() for t in (self.crow, self.col, self.ccol, self.row, self.perm))
+
+    # ---------------------------------------------------------------- ids
+
+    def rows(self) -> Tensor:
+        """Unit row of each kept unit, row order, (n,) int32."""
+        return torch.repeat_interleave(torch.arange(self.grid[0], dtype=INT, device=self.crow.device), self.crow.diff())
+
+    def ids(self) -> Tensor:
+        """Ids of the kept units, sorted, (n,) int64."""
+        return self.rows().long().mul_(self.grid[1]).add_(self.col)
+
+    def find(self, ids: Tensor) -> Tensor:
+        """Position in row order of each id, -1 where it is not kept. (m,) int64 -> (m,) int64."""
+        mine = self.ids()
+        at = torch.searchsorted(mine, ids)
+        hit = mine[at.clamp(max=max(self.n - 1, 0))] == ids if self.n else torch.zeros_like(ids, dtype=torch.bool)
+        return torch.where(hit, at, -1)
+
+    def outside(self, rank: Tensor) -> Tensor:
+        """Id of the rank-th unit that is *not* kept. (m,) int64 in [0, total - n) -> (m,) int64; keeps the order of ``rank``."""
+        before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept unit: non-decreasing
+        return rank + torch.searchsorted(before, rank, right=True)
+
+    def sample_outside(self, m: int, rng: torch.Generator | None = None) -> Tensor:
+        """Ids of ``m`` units that are not kept, uniformly without replacement, sorted. O(m log n)."""
+        return self.outside(distinct(self.total - self.n, m, rng).to(self.col.device))
+
+    def scalars(self) -> tuple[Tensor | None, Tensor]:
+        """Where the scalars live: (position in the flat values or None for all in order, position in the flat dense matrix), int64."""
+        ids = self.ids()
+        if self.unit == (1, 1):
+            return None, ids
+        (h, w), (rows, cols) = self.unit, self.shape
+        i = (ids // self.grid[1])[:, None, None] * h + torch.arange(h, device=ids.device)[None, :, None]
+        j = (ids % self.grid[1])[:, None, None] * w + torch.arange(w, device=ids.device)[None, None, :]
+        inside = ((i < rows) & (j < cols)).flatten()
+        return inside.nonzero().flatten(), (i * cols + j).flatten()[inside]
+
+    def mask(self) -> Tensor:
+        """Dense boolean matrix (rows, cols). For tests and pictures only: this is the dense size."""
+        mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.col.device)
+        mask[self.scalars()[1]] = True
+        return mask.view(self.shape)
+
+    def to(self, device: torch.device | str) -> "Support":
+        """The same support on another device."""
+        move = (t.to(device) for t in (self.crow, self.col, self.ccol, self.row, self.perm))
+        return Support(self.shape, self.unit, *move)
+
+    def same(self, other: "Support") -> bool:
+        """True if both keep the same units of the same matrix."""
+        return (
+            (self.shape, self.unit, self.n) == (other.shape, other.unit, other.n)
+            and torch.equal(self.crow, other.crow)
+            and torch.equal(self.col, other.col)
+        )
+
+
+def grid_of(shape: Sequence[int], unit: Sequence[int]) -> tuple[int, int]:
+    """Unit rows and unit columns of a matrix."""
+    return -(-shape[0] // unit[0]), -(-shape[1] // unit[1])
+
+
+def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
+    """``m`` distinct numbers of [0, total), every subset equally likely, sorted, (m,) int64; memory O(m).
+
+    Independent draws are added until m are distinct; given its size, the set of distinct draws is uniform, and so is a uniform
+    m-subset of it. Above one half the complement is drawn.
+    """
+    if not 0 <= m <= total:
+        raise Unfit("distinct", f"cannot draw {m} distinct of {total}")
+    if m == total:
+        return torch.arange(total)
+    if m > total // 2:
+        gone = distinct(total, total - m, rng)
+        rank = torch.arange(m)
+        return rank + torch.searchsorted(gone - torch.arange(total - m), rank, right=True)
+    drawn = torch.empty(0, dtype=torch.int64)
+    while drawn.numel() < m:
+        short = m - drawn.numel()
+        expected = -total * math.log1p(-short / (total - drawn.numel() + 1)) if total < 2**50 else short
+        more = torch.randint(total, (int(expected * 1.02) + 16,), generator=rng)
+        drawn = torch.cat([drawn, more]).unique()
+    if drawn.numel() > m:
+        keep = torch.randperm(drawn.numel(), generator=rng)[:m]
+        drawn = drawn[keep.sort()[0]]
+    return drawn
+
+
+def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int]) -> list[str]:
+    """What is wrong with a CSR index, in sentences; [] if it may be used."""
+    rows, cols = grid_of(shape, unit)
+    for name, t in (("crow", crow), ("col", col)):
+        if t.dim() != 1 or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            return [f"{name} must be a vector of integers, not {tuple(t.shape)} of {t.dtype}"]
+    if crow.numel() != rows + 1:
+        return [f"crow must have {rows + 1} entries, one per unit row and one more, not {crow.numel()}"]
+    crow, col = crow.long(), col.long()
+    problems = []
+    if int(crow[0]) != 0 or int(crow[-1]) != col.numel():
+        problems.append(f"crow must run from 0 to the {col.numel()} entries of col, not from {int(crow[0])} to {int(crow[-1])}")
+    if bool((crow.diff() < 0).any()):
+        problems.append("crow must not decrease")
+    if col.numel() and (int(col.min()) < 0 or int(col.max()) >= cols):
+        problems.append(f"columns must lie in [0, {cols}), not in [{int(col.min())}, {int(col.max())}]")
+    if not problems and col.numel() > 1:
+        starts = torch.zeros(col.numel(), dtype=torch.bool, device=col.device)
+        inner = crow[1:-1]
+        starts[inner[inner < col.numel()]] = True
+        if bool(((col.diff() <= 0) & ~starts[1:]).any()):
+            problems.append("columns must increase strictly within each row")
+    return problems
+
+
+def checked(who: str, shape: Sequence[int], unit: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shape and unit of a support, or :class:`Unfit`."""
+    for name, pair in (("shape", shape), ("unit", unit)):
+        if not isinstance(pair, Sequence) or len(pair) != 2 or any(not isinstance(v, int) or v < 1 for v in pair):
+            raise Unfit(who, f"{name} must be two positive whole numbers", got=pair)
+    grid = grid_of(shape, unit)
+    if max(grid) > LIMIT - 1:
+        raise Unfit(who, f"at most {LIMIT - 1} unit rows and columns", got=grid)
+    return (shape[0], shape[1]), (unit[0], unit[1])
+
+
+def _pointers(sorted_index: Tensor, size: int) -> Tensor:
+    counts = torch.bincount(sorted_index, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(INT)
+
+
+def _with_column_order(shape: tuple[int, int], unit: tuple[int, int], crow: Tensor, col: Tensor, rows: Tensor) -> Support:
+    perm = torch.sort(col, stable=True)[1]
+    row = rows[perm]
+    return Support(shape, unit, crow, col, _pointers(col, grid_of(shape, unit)[1]), row, perm.to(INT))
+

@@ -1,0 +1,116 @@
+"""CSST, sparse training with gradient sensing, after "Sparse Training Algorithms based on Compressed Sensing for Accelerating
+Large-Scale Neural Networks" (Miller & Jenkins 2026), its gaps filled as docs/methods/csst.md argues point by point.
+
+    events   t_1 = every, t_{j+1} = t_j + round(every (last_every / every)^(t_j / stop)), none from `stop` on
+    window   the W = `window` steps that end at an event: draw Omega, `fraction` of the zero units (or `count`), once;
+             m <- decay m + (1 - decay) g_Omega at each of them, scored as |m| / (1 - decay^W)
+    amount   k = trunc(a_t n), a_t = a_0 / 2 (1 + cos(pi t / stop)); a_0 = drop, or min(0.3, selectivity |Omega| / n) if drop is None:
+             growers must be few among the sensed, or growth is random
+    event    prune_grow   drop the k smallest |w|, grow the k best of Omega
+             iht          z = w on the support, eta m on Omega (eta = lr / (1 - momentum) * interval, the look-ahead step):
+                          keep the n largest |z|, at most k swaps
+             merge        grow k first, prune back to n at the next event (identify, merge, estimate, prune: CoSaMP's order)
+    share    fixed: each layer grows what it dropped; pooled: candidates of all layers ranked by |m| / rms(g on the support), floors and caps
+
+State: the support; in a window Omega and m, O(|Omega|), freed after. Cost 3 f_S per step, in windows + fraction (f_D - f_S).
+Nothing of the dense size exists at any time; the draw takes O(|Omega| log n).
+"""
+
+import math
+from dataclasses import dataclass
+
+from ..errors import Unfit, check_at_least, check_share, nearest
+from ..schedules import Events, cosine, growing
+from .topology import Annealed, Sense, Topology, exchanged, fixed, pooled, projected
+
+MODES = ("prune_grow", "iht", "merge")
+SHARES = {"fixed": fixed, "pooled": pooled}
+
+
+def csst(
+    stop: int,
+    every: int = 100,
+    last_every: int = 1000,
+    window: int = 10,
+    fraction: float = 0.1,
+    count: int | None = None,
+    drop: float | None = None,
+    mode: str = "prune_grow",
+    share: str = "fixed",
+    *,
+    decay: float = 0.9,
+    selectivity: float = 0.1,
+    move: bool = True,
+    reborn: bool = False,
+    final: float | None = None,
+    min_fan_in: int = 0,
+) -> Topology:
+    """CSST.
+
+    Args:
+        stop: no event at or after this step (about 75 % of training).
+        every, last_every: steps between events at the beginning and at ``stop``; exponential in between.
+        window: steps over which the sensed gradient is smoothed before an event; 1 is the instantaneous gradient.
+        fraction: share of each layer's zero units that is sensed, in (0, 1].
+        count: sense this many units per layer instead (layers whose zeros are too many for a share of them).
+        drop: share of units exchanged at the first event, cosine-annealed to 0; None chooses it by ``selectivity``.
+        mode: ``"prune_grow"``, ``"iht"`` or ``"merge"``.
+        share: ``"fixed"`` or ``"pooled"``.
+        decay: of the moving average over the window.
+        selectivity: with ``drop=None``, growers are at most this share of the sensed units.
+        move: the optimizer steps on event iterations too.
+        reborn: a unit just dropped may grow again if its own gradient is among the best.
+        final: density that the support's size moves to by ``stop`` (None: constant).
+        min_fan_in: incoming units that every output unit keeps.
+    """
+    who = "csst"
+    check_at_least(who, "window", window, 1)
+    least = min(every, last_every)
+    if window > least:
+        raise Unfit(who, f"the window of {window} steps does not fit between events {least} steps apart", remedy="window <= every and <= last_every")
+    if not 0.0 < fraction <= 1.0:
+        raise Unfit(who, "fraction is the share of the zero units that is sensed, in (0, 1]", got=fraction)
+    if count is not None:
+        check_at_least(who, "count", count, 1)
+    if drop is not None:
+        check_share(who, "drop", drop)
+    check_at_least(who, "selectivity", selectivity, 0.0)
+    if not 0.0 <= decay < 1.0:
+        raise Unfit(who, "decay of a moving average lies in [0, 1)", got=decay)
+    for name, value, choices in (("mode", mode, MODES), ("share", share, SHARES)):
+        if value not in choices:
+            raise Unfit(who, f"unknown {name} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}")
+    if share == "pooled" and (final is not None or mode == "merge"):
+        raise Unfit(who, "share='pooled' moves units between layers, so it takes neither a size schedule nor mode='merge'")
+    events = growing(every, last_every, stop)
+    ends = stop if final is not None or mode == "merge" else None
+    first, cap = (0.3, selectivity) if drop is None else (drop, math.inf)
+    return Topology(
+        "csst",
+        when=Annealed(events, cosine(first, stop), move, reborn, last=ends, cap=cap),
+        sense=Window(events, window, fraction, count, decay, active=reborn or share == "pooled"),
+        amount=projected if mode == "iht" else exchanged,
+        share=SHARES[share],
+        stop=stop,
+        final=final,
+        merge=mode == "merge",
+        min_fan_in=min_fan_in,
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """Sense on the ``length`` steps that end at an event, the same coordinates throughout."""
+
+    events: Events
+    length: int
+    fraction: float
+    count: int | None
+    decay: float
+    active: bool
+
+    def __call__(self, t: int) -> Sense | None:
+        event = self.events.next(t)
+        if event is None or event - t >= self.length:
+            return None
+        return Sense(self.fraction, self.count, event - t == self.length - 1, self.decay, self.active)

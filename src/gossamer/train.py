@@ -1,0 +1,395 @@
+"""Training: the Rewirer, which moves and rewires, and ``fit``, the plain loop. Reads top to bottom.
+
+One step t = 1, 2, ...:
+
+    before    the step's sensing was armed when step t - 1 ended: the layers know what to measure in their backward pass
+    forward, backward                                      yours; micro-batches add up, off the support as on it
+    step()    smooth what was sensed -> optimizer.step(), unless the event forbids it -> the event, if t has one -> arm step t + 1
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import budgets
+from .errors import Unfit
+from .layers import SparseLayer, sparse_layers
+from .ops.csr_sense import reference as csr_sense
+from .support import Support
+from .surgery import set_support_
+from .topology.topology import Change, Sense, Site, Topology, event
+
+
+class Event(NamedTuple):
+    """What one event did, per layer name."""
+
+    t: int
+    dropped: dict[str, int]
+    grown: dict[str, int]
+    n: dict[str, int]
+
+
+@dataclass
+class Probe:
+    """What is measured of one layer over a window of steps: called as ``layer.sense`` with (dy, x) by every backward pass."""
+
+    layer: SparseLayer
+    sense: Sense
+    ids: Tensor  # sensed unit ids, sorted, (m,) int64
+    steps: int = 0  # in the moving average so far
+    mean: Tensor | None = None  # of the gradient at ids
+    active_mean: Tensor | None = None  # of the gradient on the support
+    now: Tensor | None = None  # this step's gradient at ids, summed over micro-batches
+    operands: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # this step's (dy, x), when streaming
+
+    def __call__(self, dy: Tensor, x: Tensor) -> None:
+        if self.sense.stream:
+            dtype = self.layer.values.dtype
+            self.operands.append((dy.to(dtype), x.to(dtype)))
+            return
+        measured = self.layer.sensed(dy, x, self.ids)
+        self.now = measured if self.now is None else self.now.add_(measured)
+
+    @property
+    def units(self) -> int:
+        """Units off the support that a step measures."""
+        s = self.layer.support
+        return s.total - s.n if self.sense.stream else self.ids.numel()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        held = [t for t in (self.ids, self.mean, self.active_mean, self.now) if t is not None] + [t for pair in self.operands for t in pair]
+        block = min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size() if self.sense.stream else 0
+        return sum(t.numel() * t.element_size() for t in held) + block
+
+    def discard(self) -> None:
+        """Forgets what the step in progress has measured so far."""
+        self.now, self.operands = None, []
+
+    def finish(self, scale: float, finite: bool = True) -> None:
+        """Ends a step: its gradients, unscaled, enter the moving averages; those of a step that overflowed do not."""
+        if not finite:
+            return self.discard()
+        self.steps += 1
+        if not self.sense.stream:
+            shape = (self.ids.numel(), *(() if self.layer.unit == (1, 1) else self.layer.unit))
+            now = self.layer.values.new_zeros(shape) if self.now is None else self.now.div_(scale)
+            self.mean = _moved(self.mean, _mean_over_ranks(now), self.sense.decay)
+        if self.sense.active:
+            grad = self.layer.values.grad
+            on = torch.zeros_like(self.layer.values) if grad is None else grad
+            self.active_mean = _moved(self.active_mean, self.layer.layout.compact(on, self.layer.support), self.sense.decay)
+        self.now = None
+
+    def site(self, size: int, start: int, lookahead: float, scale: float) -> Site:
+        """What an event may know of this layer."""
+        layer, s = self.layer, self.layer.support
+        unbias = 1 - self.sense.decay**self.steps
+        w = layer.layout.compact(layer.values.detach(), s)
+        ids = self.ids if self.steps else self.ids[:0]  # every step of the window overflowed: nothing is known, nothing can grow
+        g = None if self.active_mean is None else self.active_mean / unbias
+        h = w[:0] if self.mean is None else self.mean / unbias
+        strongest = partial(self.strongest, scale=scale) if self.sense.stream and self.operands else None
+        return Site(s, w, g, ids, h, size, start, lookahead, strongest)
+
+    def strongest(self, k: int, scale: float) -> tuple[Tensor, Tensor]:
+        """The k strongest units off the support by this step's gradient, streamed: ids and gradients."""
+        ids, tiles = csr_sense.strongest(self.operands, self.layer.support, k, self.layer.geometry, _mean_over_ranks)
+        return ids, tiles / scale
+
+
+class Rewirer:
+    """Moves and rewires: call :meth:`step` where you would call ``optimizer.step()``.
+
+    Args:
+        model: a model with sparse layers.
+        optimizer: any torch optimizer over its parameters; schedulers, clipping and accumulation work as ever.
+        topology: ``csst(...)``, ``rigl(...)``, ...
+        rng: generator of every random choice of the topology; None seeds one from torch's initial seed, so ``torch.manual_seed``
+            decides and torch's own generator is never advanced. In a distributed run all ranks must give the same seed.
+
+    Works with gradient accumulation (events see the sum of all backward passes since the last step), autocast (values stay float32),
+    a ``GradScaler`` (pass it to :meth:`step`; a step that overflows measures nothing), and ``torch.distributed`` (what is sensed is
+    averaged over the ranks).
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology, *, rng: torch.Generator | None = None):
+        self.layers = sparse_layers(model)
+        self.optimizer, self.topology = optimizer, topology
+        if not self.layers:
+            raise Unfit("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        strangers = [name for name, layer in self.layers.items() if layer.values.requires_grad and id(layer.values) not in known]
+        if strangers:
+            reasons = [f"{name}.values" for name in strangers]
+            raise Unfit("Rewirer", "the optimizer does not hold all sparse values", reasons=reasons, remedy="make the optimizer after sparsify")
+        if rng is None:
+            rng = torch.Generator().manual_seed(torch.initial_seed())
+        self.rng = rng
+        self.t = 0
+        self.last: Event | None = None
+        self.start = {name: layer.support.n for name, layer in self.layers.items()}
+        self.final = self._final()
+        self._check_fan_in()
+        self._probes: dict[str, Probe] = {}
+        self._arm()
+
+    @property
+    def sensing(self) -> dict[str, int]:
+        """Units off the support that the step in progress measures, per layer; empty on plain steps."""
+        return {name: probe.units for name, probe in self._probes.items()}
+
+    @property
+    def sensing_bytes(self) -> int:
+        """Bytes held for sensing: coordinates and moving averages; when streaming, the operands kept and one block of the gradient."""
+        return sum(probe.bytes for probe in self._probes.values())
+
+    def step(self, closure: Callable[[], Any] | None = None, *, scaler: "torch.amp.GradScaler | None" = None) -> Any:
+        """One step: the optimizer's, then the event's, if this step has one. Returns what ``optimizer.step(closure)`` returns."""
+        t = self.t + 1
+        change = self.topology.when(t)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        if closure is not None and (change is not None or self._probes):
+            raise Unfit("Rewirer.step", "an optimizer that evaluates a closure has no single gradient to rewire by", remedy="SGD, Adam, ...")
+        if scaler is not None and (self._probes or (change is not None and not change.move)):
+            _unscale(scaler, self.optimizer)
+        if self._probes:
+            finite = all(_finite(layer.values.grad) for layer in self.layers.values())
+            with torch.no_grad():
+                for probe in self._probes.values():
+                    probe.finish(scale, finite)
+        result = None
+        if change is None or change.move:
+            result = self.optimizer.step(closure) if scaler is None else scaler.step(self.optimizer)
+        self.last = self._rewire(t, change, scale) if change is not None else None
+        self.t = t
+        self._arm()
+        return result
+
+    def discard(self) -> None:
+        """Forgets what the backward passes since the last step have sensed: call it where you drop their gradients and go on."""
+        for probe in self._probes.values():
+            probe.discard()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
+        probes = {
+            name: {"ids": p.ids, "steps": p.steps, "mean": p.mean, "active_mean": p.active_mean} for name, p in self._probes.items()
+        }
+        state = {"t": self.t, "topology": self.topology.name, "start": dict(self.start), "final": dict(self.final)}
+        return {**state, "rng": self.rng.get_state(), "probes": probes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state; refuses one of another topology or other layers."""
+        if state["topology"] != self.topology.name or set(state["start"]) != set(self.layers):
+            got = (state["topology"], list(state["start"]))
+            raise Unfit("Rewirer", f"this state does not belong to topology {self.topology.name!r} on layers {list(self.layers)}", got=got)
+        self.t = int(state["t"])
+        self.start, self.final = dict(state["start"]), dict(state["final"])
+        self.rng.set_state(state["rng"].cpu())
+        self._disarm()
+        asked = self.topology.sense(self.t + 1)
+        for name, saved in state["probes"].items():
+            assert asked is not None  # a state with probes was saved in a sensing window of the same topology
+            probe = Probe(self.layers[name], asked, saved["ids"], int(saved["steps"]), saved["mean"], saved["active_mean"])
+            self._probes[name] = self.layers[name].sense = probe
+
+    # ---------------------------------------------------------------- details
+
+    def _arm(self) -> None:
+        """Tells the layers what the backward pass of step t + 1 measures."""
+        asked = self.topology.sense(self.t + 1)
+        if asked is None:
+            self._disarm()
+        elif asked.fresh or not self._probes:
+            self._disarm()
+            for name, layer in self.layers.items():
+                if (s := layer.support).n < s.total and layer.values.requires_grad:  # nothing to sense in a full layer
+                    self._probes[name] = layer.sense = Probe(layer, asked, self._drawn(s, asked))
+        else:
+            for probe in self._probes.values():
+                probe.sense = asked
+
+    def _disarm(self) -> None:
+        for layer in self.layers.values():
+            layer.sense = None
+        self._probes = {}
+
+    def _drawn(self, s: Support, asked: Sense) -> Tensor:
+        zeros = s.total - s.n
+        if asked.stream:
+            return s.col.new_empty(0, dtype=torch.int64)
+        m = round(asked.fraction * zeros) if asked.count is None else min(asked.count, zeros)
+        return s.sample_outside(m, self.rng)
+
+    @torch.no_grad()
+    def _rewire(self, t: int, change: Change, scale: float) -> Event:
+        layers = {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        sites = []
+        for name, layer in layers.items():
+            group = groups[id(layer.values)]
+            lookahead = float(group["lr"]) / (1 - float(group.get("momentum", 0.0))) * change.interval
+            probe = self._probes.get(name) or Probe(layer, Sense(), layer.col.new_empty(0, dtype=torch.int64), steps=1)
+            sites.append(probe.site(self.topology.size(t, self.start[name], self.final[name]), self.start[name], lookahead, scale))
+        outcomes = event(self.topology, change, sites, self.rng)
+        for layer, outcome in zip(layers.values(), outcomes, strict=True):
+            set_support_(layer, outcome.support, self.optimizer)
+        done = dict(zip(layers, outcomes, strict=True))
+        return Event(
+            t,
+            {name: outcome.dropped for name, outcome in done.items()},
+            {name: outcome.grown for name, outcome in done.items()},
+            {name: outcome.support.n for name, outcome in done.items()},
+        )
+
+    def _final(self) -> dict[str, int]:
+        """Units of each layer at the end."""
+        if self.topology.final is None:
+            return dict(self.start)
+        names, layers = list(self.layers), list(self.layers.values())
+        shapes = [tuple(layer.dense_shape) for layer in layers]
+        densities = budgets.resolve(self.topology.budget, names, shapes, self.topology.final, self.topology.name)
+        return dict(zip(names, budgets.units(densities, [layer.support.total for layer in layers]), strict=True))
+
+    def _check_fan_in(self) -> None:
+        least = self.topology.min_fan_in
+        bad = [
+            f"{name}: {int((fan_in < least).sum())} of {fan_in.numel()} output units have fewer"
+            for name, layer in self.layers.items()
+            for fan_in in [layer.support.crow.diff()]
+            if bool((fan_in < least).any()) or self.final[name] < least * layer.support.grid[0]
+        ]
+        if bad:
+            what = f"min_fan_in={least} asks that every output unit keeps {least} incoming units, and they must have them"
+            raise Unfit("Rewirer", what, reasons=bad, remedy=f"sparsify(..., min_fan_in={least}), or a larger density")
+
+
+def _unscale(scaler: "torch.amp.GradScaler", optimizer: torch.optim.Optimizer) -> None:
+    """Unscales the gradients, unless the caller has done so, to clip them: a scaler refuses a second time, and cannot be asked."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as refusal:
+        if "already been called" not in str(refusal):
+            raise
+
+
+def _finite(grad: Tensor | None) -> bool:
+    return grad is None or bool(grad.isfinite().all())
+
+
+def _moved(mean: Tensor | None, now: Tensor, decay: float) -> Tensor:
+    return now.mul(1 - decay) if mean is None else mean.mul_(decay).add_(now, alpha=1 - decay)
+
+
+def _mean_over_ranks(g: Tensor) -> Tensor:
+    """In place; all ranks then rank the same numbers."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(g)
+        g.div_(torch.distributed.get_world_size())
+    return g
+
+
+# -------------------------------------------------------------------- the plain loop
+
+
+class Step(NamedTuple):
+    """What :func:`fit` reports after each optimizer step."""
+
+    t: int
+    loss: float
+    seconds: float
+    event: Event | None
+
+
+class Diverged(ArithmeticError):
+    """The loss is not a number: raised before the optimizer moves, so weights and optimizer state are those of the last good step."""
+
+    def __init__(self, step: int, loss: float):
+        self.step, self.loss = step, loss
+        super().__init__(
+            f"the loss is {loss} at step {step}; nothing was changed by this step\n"
+            "  To fix it: a smaller learning rate, some steps of warm-up, or gradient clipping"
+        )
+
+    def __reduce__(self):
+        return Diverged, (self.step, self.loss)
+
+
+def fit(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    rewirer: Rewirer | None = None,
+    scheduler: "torch.optim.lr_scheduler.LRScheduler | None" = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    clip: float | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    ledger: Any = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> None:
+    """The plain loop, once over ``batches`` of (input, target).
+
+    Args:
+        rewirer: takes the place of ``optimizer.step()``.
+        scheduler: stepped after every optimizer step.
+        clip: largest norm of all gradients together.
+        accumulate: batches per optimizer step, averaged; a last incomplete group counts as one step.
+        autocast: dtype of the forward pass, e.g. ``torch.bfloat16``.
+        ledger: a :class:`~gossamer.ledger.Ledger` that records every step.
+        on_step: called with a :class:`Step` after every optimizer step.
+
+    Raises: Diverged on a loss that is NaN or infinite, before the optimizer moves.
+    """
+    model.train()
+    device = next(model.parameters()).device
+    t = rewirer.t if rewirer is not None else 0
+    for group in _grouped(batches, accumulate):
+        begin, total, examples = time.perf_counter(), 0.0, 0
+        optimizer.zero_grad(set_to_none=True)
+        for x, y in group:
+            x, y = x.to(device), y.to(device)
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                value = loss(model(x), y) / len(group)
+            total += float(value.detach())
+            examples += x.shape[0]
+            if not math.isfinite(total):
+                optimizer.zero_grad(set_to_none=True)
+                if rewirer is not None:
+                    rewirer.discard()
+                raise Diverged(t + 1, total)
+            value.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if ledger is not None:
+            ledger.step(examples, rewirer)
+        if rewirer is not None:
+            rewirer.step()
+        else:
+            optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        t += 1
+        if on_step is not None:
+            on_step(Step(t, total, time.perf_counter() - begin, rewirer.last if rewirer is not None else None))
+
+
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
