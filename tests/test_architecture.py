@@ -100,7 +100,10 @@ def test_public_names_stand_in_the_documentation():
 def undocumented(path: Path) -> list[str]:
     """Public modules, classes and functions of a file without a docstring; methods of protocols' implementers inherit theirs."""
     tree = ast.parse(path.read_text())
-    nodes = [tree, *(n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_"))]
+    nodes = [
+        *([tree] if tree.body else []),
+        *(n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")),
+    ]
     return [getattr(n, "name", "module") for n in nodes if not ast.get_docstring(n)]
 
 

@@ -262,7 +262,7 @@ def _sparse_twin(
         twin = SparseConv2d(m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.dilation, **common)  # type: ignore[arg-type]
     if init != "kaiming":
         twin.set_values_(gather(matrix, twin.support))
-    twin.register_parameter("bias", m.bias)  # the same parameter: an optimizer that holds it stays valid
+    twin.register_parameter("bias", m._parameters["bias"])  # the same parameter: an optimizer that holds it stays valid
     twin.values.requires_grad_(m.weight.requires_grad)
     return twin.train(m.training)
 

@@ -22,6 +22,7 @@ from .ops.csr_linear import op as linear_op
 from .ops.csr_sense import reference as csr_sense
 from .ops.kernels import choose
 from .support import Support, checked, grid_of, index_problems
+from .surgery import write_
 
 INDEX = ("crow", "col", "ccol", "row", "perm")  # buffers; the first two are saved, the others follow from them
 
@@ -111,16 +112,22 @@ class SparseLayer(nn.Module):
         s = self.support
         if s.weights != compact.numel():
             compact = gather(scatter(compact, s), s)
-        stored = self.layout.stored(compact, s, self.dense_shape)
-        if stored.shape == self.values.shape:
-            self.values.copy_(stored)
-        else:
-            self.values.data = stored.to(self.values.dtype)
+        write_(self.values, self.layout.stored(compact, s, self.dense_shape))
 
     def sensed(self, dy: Tensor, x: Tensor, ids: Tensor) -> Tensor:
         """Gradient at unit ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
         dtype, s = self.values.dtype, self.support
         return csr_sense.sampled(dy.to(dtype), x.to(dtype), ids, s.shape, s.unit, self.geometry)
+
+    def flow(self, dy: Tensor, x: Tensor) -> list[Tensor]:
+        """Sums of squares of the output gradient per unit row, (grid_rows,), and of the input per unit column, (grid_cols,)."""
+        s, sums = self.support, []
+        for t, axis, size, taps in ((dy, -1, s.unit[0], 1), (x, -1, s.unit[1], 1)):
+            if self.geometry is not None:
+                axis, taps = 1, math.prod(self.geometry.kernel) if t is x else 1
+            squares = t.to(self.values.dtype).square().transpose(axis, -1).flatten(0, -2).sum(0).repeat_interleave(taps)
+            sums.append(nn.functional.pad(squares, (0, -squares.numel() % size)).view(-1, size).sum(1))
+        return sums
 
     def _watched(self, y: Tensor, x: Tensor) -> Tensor:
         if self.sense is not None and y.requires_grad:
@@ -275,6 +282,7 @@ def _padding(padding: int | tuple[int, int] | str, kernel: tuple[int, int], dila
     return _pair(padding)
 
 
+@torch.no_grad()
 def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _meta, _strict, missing, _unexpected, errors) -> None:
     """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse values without one."""
     crow, col, values = (state.get(prefix + name) for name in ("crow", "col", "values"))
@@ -298,4 +306,4 @@ def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _met
         for name, index in layer.index_of(new).items():
             setattr(layer, name, index)
         if layer.layout.storage == "compact":
-            layer.values.data = layer.values.new_zeros(new.n, *layer.values.shape[1:])
+            write_(layer.values, layer.values.new_zeros(new.n, *layer.values.shape[1:]))

@@ -99,9 +99,9 @@ class Ledger:
             self.dense += entry.cost(batch, entry.weights).total
         self.steps += 1
         self.examples += batch
-        key = (tuple(entry.n for entry in self.entries), tuple(sensed.items()), min(self.steps, 3), self.steps % 100)
-        if key[:3] != self._peak_key:
-            self._peak_key = key[:3]
+        key = (tuple(entry.n for entry in self.entries), tuple(sensed.items()), min(self.steps, 3))  # optimizers fill their state at once
+        if key != self._peak_key:
+            self._peak_key = key
             self.peak_bytes = max(self.peak_bytes, self.bytes(rewirer)["total"])
 
     @property

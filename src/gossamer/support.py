@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import Unfit
 
 INT = torch.int32
+ROUNDS = 8  # of drawing by weight
 LIMIT = 2**31 - 1  # units of one support, unit rows and unit columns: what int32 can count
 
 
@@ -171,6 +172,28 @@ class Support:
         """Ids of ``m`` units that are not kept, uniformly without replacement, sorted. O(m log n)."""
         return self.outside(distinct(self.total - self.n, m, rng).to(self.col.device))
 
+    def sample_outside_by(self, m: int, row_weight: Tensor, col_weight: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Ids of ``m`` units that are not kept, drawn one after another with probability proportional to row_weight[i] col_weight[j],
+        (grid_rows,) and (grid_cols,), without replacement; sorted. What so concentrated a law does not reach in a few rounds, or more
+        than half of all zeros, is drawn uniformly. O(m log n)."""
+        zeros, ids = self.total - self.n, self.col.new_empty(0, dtype=torch.int64)
+        if 2 * m > zeros:
+            return self.sample_outside(m, rng)
+        laws = [w.double().cpu().cumsum(0) for w in (row_weight, col_weight)]
+        for _ in range(ROUNDS if all(float(law[-1]) > 0 for law in laws) else 0):
+            short = m - ids.numel()
+            if short == 0:
+                break
+            i, j = (torch.searchsorted(law, torch.rand(short + short // 2 + 16, generator=rng, dtype=law.dtype) * law[-1]) for law in laws)
+            drawn = (i.clamp_(max=self.grid[0] - 1) * self.grid[1] + j.clamp_(max=self.grid[1] - 1)).to(ids.device)
+            ids = torch.cat([ids, drawn[self.find(drawn) < 0]]).unique()
+            if ids.numel() > m:
+                ids = ids[torch.randperm(ids.numel(), generator=rng)[:m].sort()[0].to(ids.device)]
+        if ids.numel() < m:
+            taken = Support.from_ids(torch.cat([self.ids(), ids]), self.shape, self.unit)
+            ids = torch.cat([ids, taken.sample_outside(m - ids.numel(), rng)]).sort()[0]
+        return ids
+
     def scalars(self) -> tuple[Tensor | None, Tensor]:
         """Where the scalars live: (position in the flat values or None for all in order, position in the flat dense matrix), int64."""
         ids = self.ids()
@@ -278,4 +301,3 @@ def _with_column_order(shape: tuple[int, int], unit: tuple[int, int], crow: Tens
     perm = torch.sort(col, stable=True)[1]
     row = rows[perm]
     return Support(shape, unit, crow, col, _pointers(col, grid_of(shape, unit)[1]), row, perm.to(INT))
-

@@ -1,17 +1,23 @@
 """Changing a layer's support: the only place that changes what a parameter holds besides the optimizer.
 
 Units kept by the old and the new support keep their value and every optimizer-state tensor *of the parameter's shape* (momenta, moments:
-whatever the optimizer calls them); units that are born start at 0 with zero state. Where the number of units stays the same everything
-is written in place, so data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
+whatever the optimizer calls them); units that are born start at 0 with zero state. Where the number of units stays the same, values and
+state are written in place, so data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import Unfit
-from .layers import SparseLayer
 from .layouts import Layout, gather, scatter
 from .support import Support
+
+if TYPE_CHECKING:
+    from .layers import SparseLayer
 
 
 @torch.no_grad()
@@ -33,12 +39,9 @@ def set_support_(layer: SparseLayer, new: Support, optimizer: torch.optim.Optimi
                 state[key] = _written(entry, carry(entry, layer.layout, new, came_from))
     values.grad = None
     moved = carry(values, layer.layout, new, came_from)
-    if moved.shape == values.shape:
-        values.copy_(moved)
-    else:
-        resize_(values, moved)
-    for name, fresh in layer.index_of(new).items():
-        setattr(layer, name, _written(getattr(layer, name), fresh))
+    write_(values, moved)
+    for name, index in layer.index_of(new).items():  # replaced, never overwritten: a Support that somebody holds does not change
+        setattr(layer, name, index)
 
 
 def carry(stored: Tensor, layout: Layout, new: Support, came_from: Tensor) -> Tensor:
@@ -55,15 +58,18 @@ def carry(stored: Tensor, layout: Layout, new: Support, came_from: Tensor) -> Te
     return compact
 
 
-def resize_(parameter: Tensor, data: Tensor) -> None:
-    """Gives a leaf other data of another shape.
+def write_(parameter: Tensor, data: Tensor) -> None:
+    """Gives a parameter other data, in place where the shape allows, else of another shape.
 
     While a graph of an earlier step is alive (a loop that still holds its last loss), autograd remembers the old shape in the parameter's
     gradient accumulator, and forgets it only when the dtype changes: so the dtype changes on the way.
     """
-    other = torch.float32 if parameter.dtype != torch.float32 else torch.float64
-    parameter.data = torch.empty(0, dtype=other, device=parameter.device)
-    parameter.data = data
+    if data.shape == parameter.shape:
+        parameter.copy_(data)
+        return
+    dtype = parameter.dtype
+    parameter.data = torch.empty(0, dtype=torch.float32 if dtype != torch.float32 else torch.float64, device=parameter.device)
+    parameter.data = data.to(dtype)
 
 
 def _written(old: Tensor, fresh: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class Probe:
     mean: Tensor | None = None  # of the gradient at ids
     active_mean: Tensor | None = None  # of the gradient on the support
     now: Tensor | None = None  # this step's gradient at ids, summed over micro-batches
+    flow: list[Tensor] | None = None  # this step's sums of squares of dy and x per unit row and unit column
+    flow_now: list[Tensor] | None = None  # ... so far
     operands: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # this step's (dy, x), when streaming
 
     def __call__(self, dy: Tensor, x: Tensor) -> None:
@@ -54,8 +56,12 @@ class Probe:
             dtype = self.layer.values.dtype
             self.operands.append((dy.to(dtype), x.to(dtype)))
             return
-        measured = self.layer.sensed(dy, x, self.ids)
-        self.now = measured if self.now is None else self.now.add_(measured)
+        if self.ids.numel():
+            measured = self.layer.sensed(dy, x, self.ids)
+            self.now = measured if self.now is None else self.now.add_(measured)
+        if self.sense.flow:
+            flow = self.layer.flow(dy, x)
+            self.flow_now = flow if self.flow_now is None else [a + b for a, b in zip(self.flow_now, flow, strict=True)]
 
     @property
     def units(self) -> int:
@@ -82,12 +88,16 @@ class Probe:
         if not self.sense.stream:
             shape = (self.ids.numel(), *(() if self.layer.unit == (1, 1) else self.layer.unit))
             now = self.layer.values.new_zeros(shape) if self.now is None else self.now.div_(scale)
+            if scale != 1.0 and not bool(now.isfinite().all()):  # a step that the GradScaler skips measures nothing
+                now.zero_()
             self.mean = _moved(self.mean, _mean_over_ranks(now), self.sense.decay)
         if self.sense.active:
             grad = self.layer.values.grad
             on = torch.zeros_like(self.layer.values) if grad is None else grad
             self.active_mean = _moved(self.active_mean, self.layer.layout.compact(on, self.layer.support), self.sense.decay)
-        self.now = None
+        if self.flow_now is not None:
+            self.flow = [_mean_over_ranks(t) for t in self.flow_now]
+        self.now = self.flow_now = None
 
     def site(self, size: int, start: int, lookahead: float, scale: float) -> Site:
         """What an event may know of this layer."""
@@ -182,7 +192,8 @@ class Rewirer:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
         probes = {
-            name: {"ids": p.ids, "steps": p.steps, "mean": p.mean, "active_mean": p.active_mean} for name, p in self._probes.items()
+            name: {"ids": p.ids, "steps": p.steps, "mean": p.mean, "active_mean": p.active_mean, "flow": p.flow}
+            for name, p in self._probes.items()
         }
         state = {"t": self.t, "topology": self.topology.name, "start": dict(self.start), "final": dict(self.final)}
         return {**state, "rng": self.rng.get_state(), "probes": probes}
@@ -199,7 +210,7 @@ class Rewirer:
         asked = self.topology.sense(self.t + 1)
         for name, saved in state["probes"].items():
             assert asked is not None  # a state with probes was saved in a sensing window of the same topology
-            probe = Probe(self.layers[name], asked, saved["ids"], int(saved["steps"]), saved["mean"], saved["active_mean"])
+            probe = Probe(self.layers[name], asked, saved["ids"], int(saved["steps"]), saved["mean"], saved["active_mean"], flow=saved["flow"])
             self._probes[name] = self.layers[name].sense = probe
 
     # ---------------------------------------------------------------- details
@@ -210,10 +221,11 @@ class Rewirer:
         if asked is None:
             self._disarm()
         elif asked.fresh or not self._probes:
+            before = self._probes
             self._disarm()
             for name, layer in self.layers.items():
                 if (s := layer.support).n < s.total and layer.values.requires_grad:  # nothing to sense in a full layer
-                    self._probes[name] = layer.sense = Probe(layer, asked, self._drawn(s, asked))
+                    self._probes[name] = layer.sense = Probe(layer, asked, self._drawn(s, asked, before.get(name)))
         else:
             for probe in self._probes.values():
                 probe.sense = asked
@@ -223,11 +235,13 @@ class Rewirer:
             layer.sense = None
         self._probes = {}
 
-    def _drawn(self, s: Support, asked: Sense) -> Tensor:
+    def _drawn(self, s: Support, asked: Sense, before: Probe | None) -> Tensor:
         zeros = s.total - s.n
         if asked.stream:
             return s.col.new_empty(0, dtype=torch.int64)
         m = round(asked.fraction * zeros) if asked.count is None else min(asked.count, zeros)
+        if asked.flow and before is not None and before.flow is not None:
+            return s.sample_outside_by(m, *before.flow, self.rng)
         return s.sample_outside(m, self.rng)
 
     @torch.no_grad()
@@ -242,7 +256,8 @@ class Rewirer:
             sites.append(probe.site(self.topology.size(t, self.start[name], self.final[name]), self.start[name], lookahead, scale))
         outcomes = event(self.topology, change, sites, self.rng)
         for layer, outcome in zip(layers.values(), outcomes, strict=True):
-            set_support_(layer, outcome.support, self.optimizer)
+            if outcome.dropped or outcome.grown:
+                set_support_(layer, outcome.support, self.optimizer)
         done = dict(zip(layers, outcomes, strict=True))
         return Event(
             t,

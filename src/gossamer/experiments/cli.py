@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from inspect import getdoc
 
+from .. import __version__
 from ..errors import Unfit, nearest
 from . import extras
 
@@ -44,9 +45,7 @@ def dispatch(argv: list[str]) -> int:
         return 0
     command, rest = argv[0], argv[1:]
     if command in ("--version", "version"):
-        from .environment import package_version
-
-        print(f"gossamer {package_version()}")
+        print(f"gossamer {__version__}")
         return 0
     if command not in COMMANDS:
         raise Unfit("gossamer", f"unknown command {command!r}{nearest(command, COMMANDS)}", remedy="gossamer --help lists the commands")
@@ -81,20 +80,17 @@ def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
 
     from .config import expected
 
-    parser = ArgumentParser(
-        prog=f"gossamer {name}", description=getdoc(command).partition("Args:")[0], exit_on_error=False, allow_abbrev=False
-    )
+    who, description = f"gossamer {name}", (getdoc(command) or "").partition("Args:")[0]
+    parser = ArgumentParser(prog=who, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(command, as_group=False, as_positional=True)
     known = [option for action in parser._actions for option in action.option_strings]
     for word in argv:
         if word.startswith("-") and word.partition("=")[0] not in known:
-            raise Unfit(
-                f"gossamer {name}", f"unknown option {word}{nearest(word, known)}", remedy=f"gossamer {name} --help lists the options"
-            )
+            raise Unfit(who, f"unknown option {word}{nearest(word, known)}", remedy=f"{who} --help lists the options")
     try:
         given = parser.parse_args(argv)
     except ArgumentError as error:
-        raise Unfit(f"gossamer {name}", expected(str(error))) from error
+        raise Unfit(who, expected(str(error))) from error
     command(**vars(given))
     return 0
 

@@ -1,6 +1,7 @@
 """One run as a value, and the way from YAML and flags to it. The constructors' signatures are the schema; jsonargparse checks the types.
 
-In YAML a part with settings is ``method: csst`` or ``method: {name: csst, every: 50}``, on the command line ``--method csst --method.every 50``.
+A part with settings is ``method: csst`` or ``method: {name: csst, every: 50}`` in YAML, ``--method csst --method.every 50`` on the command
+line.
 """
 
 import dataclasses
@@ -175,7 +176,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
 
 
 def canonical(tree: Mapping[str, Any], where: str) -> Tree:
-    """Settings with dotted keys nested, every part as ``{name: ..., settings}``, defaults for absent parts; unknown keys and names refused."""
+    """Settings with dotted keys nested and every part as ``{name: ..., settings}``; unknown keys and names are refused."""
     out: Tree = {kind: {} for kind in KINDS}
     for key, value in tree.items():
         top, _, inner = str(key).partition(".")

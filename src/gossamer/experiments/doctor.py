@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from .. import __version__
 from . import extras
 from .console import show
 
@@ -14,16 +15,16 @@ def doctor() -> int:
     """Print versions, threads, kernels, GPU and extras. Works with the core alone."""
     columns, rows = ("what", "here"), [[what, said] for what, said in findings()]
     lacking = [f"{name}: {extras.pip_command(name)}" for name in extras.EXTRAS if extras.missing(name)]
-    show("gossamer doctor", columns, rows, lacking)
+    show("gossamer doctor", columns, rows, lacking, left=2)
     return 0
 
 
 def findings() -> list[tuple[str, str]]:
     """(subject, finding) pairs."""
-    from .environment import package_version, processor
+    from .environment import processor
 
     rows = [
-        ("gossamer", package_version()),
+        ("gossamer", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
         ("processor", f"{processor()}, {os.cpu_count()} cores"),
@@ -32,7 +33,7 @@ def findings() -> list[tuple[str, str]]:
         ("BLAS", blas()),
         (
             "sparse kernels",
-            "reference: the native ones are not part of this version; the reference kernels are plain torch and run everywhere",
+            "reference (plain torch); native ones are not part of this version",
         ),
         ("GPU", gpu()),
     ]

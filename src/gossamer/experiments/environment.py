@@ -5,11 +5,12 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .. import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -17,25 +18,16 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def environment() -> dict[str, Any]:
     """All of it, ready for JSON."""
     return {
-        "gossamer": package_version(),
+        "gossamer": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def package_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("gossamer")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def commit() -> str | None:
@@ -58,7 +50,7 @@ def commit() -> str | None:
 def processor() -> str:
     """Name of the CPU."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine()
-    )
+    for line in info.read_text().splitlines() if info.is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

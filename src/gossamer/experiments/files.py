@@ -46,9 +46,8 @@ def read_idx(path: Path, rank: int) -> Tensor:
     if len(raw) < 4 or raw[0] or raw[1]:
         raise Unfit(str(path), "not an IDX file: it does not begin with two zero bytes", got=raw[:4])
     if (raw[2], raw[3]) != (UBYTE, rank):
-        raise Unfit(
-            str(path), f"not an IDX file of unsigned bytes with {rank} dimension(s) (type 8)", got=f"type {raw[2]}, {raw[3]} dimension(s)"
-        )
+        got = f"type {raw[2]}, {raw[3]} dimension(s)"
+        raise Unfit(str(path), f"not an IDX file of unsigned bytes (type 8) with {rank} dimension(s)", got=got)
     header = 4 + 4 * rank
     if len(raw) < header:
         raise Unfit(str(path), f"truncated: the header alone is {header} bytes", got=len(raw), remedy="get the file again")

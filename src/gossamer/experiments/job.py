@@ -19,11 +19,11 @@ from .report import report
 from .run import Stopped, run
 
 WHO = "gossamer run"
-MAIN_JOB: Tree = {"null_models": True}
+MAIN_JOB: Tree = {"null_models": True, "density_exponent": 0.25, "threads": 1}  # one thread: on so small a network more only wait
 SWITCHES = ["resume", "help", *(key for key, default in PLAIN.items() if isinstance(default, bool))]
-DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value; without CONFIG.yaml they begin at the main job:
-digits at 95 % zeros by CSST, beside its null models (dense; static random at the same budget). The options below --method, --task and so on
-are those of the chosen ones: gossamer run --method rigl --help shows RigL's."""
+DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value; without CONFIG.yaml they begin at the
+main job: digits at 95 % zeros by CSST, beside its null models (dense; static random at the same budget). The settings listed for the task,
+model, method and optimizer are those of the chosen ones: gossamer run --method rigl --help shows RigL's."""
 
 
 class Given(NamedTuple):
@@ -64,14 +64,14 @@ def job(argv: Sequence[str]) -> int:
 
 def begin(given: Given, base: Tree) -> tuple[Config, Path]:
     """The configuration and the folder of a job, made or found; refuses what does not fit. Raises Unfit."""
-    config = configuration(given, base)
-    out = given.out or (latest(config) if given.resume else unused(config))
     if given.resume:
-        folder = Folder(out)
-        if folder.status == "new":
+        out = given.out or latest(configuration(given, base))
+        if Folder(out).status == "new":
             raise Unfit(WHO, f"there is no run to resume in {out}", remedy="without --resume a new run begins")
-        if given.config is None and not given.flags:
-            config = parse(folder.settings(), str(folder.config))
+        config = configuration(given, base if given.config else Folder(out).settings())
+    else:
+        config = configuration(given, base)
+        out = given.out or unused(config)
     config = config.resolved()
     config.task.check()
     if config.null_models:
@@ -106,8 +106,11 @@ def variants(config: Config, out: Path) -> dict[Path, Config]:
 
 def divergence(path: Path, result: dict[str, Any]) -> str:
     """What happened, what is left, what to try."""
-    kept = f"{path}: the loss became {result['loss']} at step {result['step']}; the checkpoint after epoch {result['checkpoint_epoch']} is kept"
-    return f"{kept}\n  To fix it: a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
+    what = f"{path}: the loss became {result['loss']} at step {result['step']}, before which training was stopped"
+    kept = f"the checkpoint after epoch {result['checkpoint_epoch']} is kept"
+    return (
+        f"{what}; {kept}\n  To fix it: a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
+    )
 
 
 # -------------------------------------------------------------------- arguments

@@ -136,7 +136,7 @@ class CSST(Method):
         window: optimizer steps over which the sampled gradient is smoothed before a change.
         fraction: share of the zero weights that is sampled.
         count: sample so many zero weights per layer instead.
-        drop: share of each layer's weights exchanged at the first change, annealed to 0. By default so that growers are few among the sample.
+        drop: share of each layer's weights exchanged at the first change, annealed to 0; by default so that growers are few.
         mode: prune_grow, iht or merge.
         share: fixed (each layer grows what it dropped) or pooled (layers compete).
         stop: share of the training after which the support is fixed.

@@ -79,7 +79,7 @@ class LeNet5(Model):
 
 @dataclass(frozen=True)
 class ResNet20(Model):
-    """ResNet-20 for CIFAR (He et al. 2016): stages of 16, 32, 64 channels with three blocks each, shortcuts without parameters (option A)."""
+    """ResNet-20 for CIFAR (He et al. 2016): stages of 16, 32, 64 channels, three blocks each, shortcuts without parameters (A)."""
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         channels, *_ = _image("model resnet20", shape, least=4)
@@ -88,7 +88,7 @@ class ResNet20(Model):
 
 @dataclass(frozen=True)
 class ResNet18(Model):
-    """ResNet-18 for CIFAR: stages of 64, 128, 256, 512 channels with two blocks each, 3 x 3 stem, projections (option B)."""
+    """ResNet-18 for CIFAR: stages of 64, 128, 256, 512 channels, two blocks each, 3 x 3 stem, projections (B)."""
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         channels, *_ = _image("model resnet18", shape, least=8)
@@ -160,10 +160,6 @@ class ResNet(nn.Module):
 
 def _image(who: str, shape: tuple[int, ...], least: int) -> tuple[int, ...]:
     if len(shape) != 3 or min(shape[1:]) < least:
-        raise Unfit(
-            who,
-            f"needs images (channels, rows, cols) of at least {least} x {least} pixels",
-            got=shape,
-            remedy="--model mlp takes any input",
-        )
+        what = f"needs images (channels, rows, cols) of at least {least} x {least} pixels"
+        raise Unfit(who, what, got=shape, remedy="--model mlp takes any input")
     return shape

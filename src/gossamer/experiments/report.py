@@ -22,7 +22,7 @@ from .methods import METHODS
 Row = dict[str, Any]
 IGNORED = ("seed", "threads", *ELSEWHERE)
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
-BUILTIN = ("epoch", "step", "train_loss", "loss", "accuracy")
+PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
 
 
 def collect(path: Path) -> list[Row]:
@@ -35,91 +35,91 @@ def collect(path: Path) -> list[Row]:
 
 
 def aggregate(runs: Sequence[Row]) -> list[Row]:
-    """One row of numbers per configuration: labels of what varies, ``runs``, ``accuracy`` and ``accuracy_sd``, FIGURES (means), notes."""
-    keys = [tuple(sorted((k, repr(v)) for k, v in flat(run["config"]).items() if k not in IGNORED)) for run in runs]
-    groups: dict[tuple, list[Row]] = {}
-    for key, run in zip(keys, runs, strict=True):
-        groups.setdefault(key, []).append(run)
+    """One row per configuration: ``method``, ``settings`` that vary, ``runs`` finished, means of ``metrics`` and FIGURES, what failed."""
+    groups: dict[str, list[Row]] = {}
+    for run in runs:
+        same = {key: value for key, value in flat(run["config"]).items() if key not in IGNORED}
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     varied = _varied([flat(group[0]["config"]) for group in groups.values()])
-    rows = [_row(group, varied) for group in sorted(groups.values(), key=_order)]
-    return rows
+    return [_row(group, varied) for group in sorted(groups.values(), key=_order)]
 
 
 def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
     settings = flat(group[0]["config"])
     done = [run for run in group if run["status"] == "finished"]
-    row: Row = {"method": settings["method.name"], **{key: settings.get(key) for key in varied}, "runs": len(done)}
-    measured = [name for name in (done[0]["metrics"] if done else {}) if name == "accuracy" or name not in BUILTIN]
-    for name in measured or ["accuracy"]:
-        values = [run["metrics"][name] for run in done]
-        row[name] = mean(values) if values else None
-        row[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
-    for name in FIGURES:
-        row[name] = mean(run[name] for run in done) if done else None
-    row["kernels"] = sorted({kernel for run in done for kernel in run["kernels"]})
-    row["simulated"] = any(run["simulated"] for run in done)
-    row["diverged"] = [run["step"] for run in group if run["status"] == "diverged"]
-    row["unfinished"] = sum(run["status"] == "stopped" for run in group)
-    return row
+    metrics = [name for name in (done[0]["metrics"] if done else {"accuracy"}) if name not in PROGRESS]
+    return {
+        "method": settings["method.name"],
+        "settings": {key: settings.get(key) for key in varied},
+        "runs": len(done),
+        "metrics": {name: _mean([run["metrics"][name] for run in done]) for name in metrics},
+        "metrics_sd": {name: _sd([run["metrics"][name] for run in done]) for name in metrics},
+        **{name: _mean([run[name] for run in done]) for name in FIGURES},
+        "kernels": sorted({kernel for run in done for kernel in run["kernels"]}),
+        "simulated": any(run["simulated"] for run in done),
+        "diverged": [run["step"] for run in group if run["status"] == "diverged"],
+        "unfinished": sum(run["status"] == "stopped" for run in group),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 def _varied(all_settings: Sequence[Row]) -> list[str]:
-    """Settings, apart from the method's name, that distinguish the rows: of a part, among rows with the same part."""
-    found = []
-    for key in dict.fromkeys(key for settings in all_settings for key in settings):
-        part = key.partition(".")[0] + ".name"
-        values: dict[Any, set[str]] = {}
-        for settings in all_settings:
-            if key in settings:
-                values.setdefault(settings[part] if "." in key and not key.endswith(".name") else None, set()).add(repr(settings[key]))
-        if key != "method.name" and key not in IGNORED and any(len(v) > 1 for v in values.values()):
-            found.append(key)
-    return found
+    """Settings, apart from the method's name, that distinguish the rows: those of a part among rows with the same part."""
+    seen: dict[str, dict[Any, set[str]]] = {}
+    for settings in all_settings:
+        for key, value in settings.items():
+            part = None if key.endswith(".name") else settings.get(key.partition(".")[0] + ".name")
+            seen.setdefault(key, {}).setdefault(part, set()).add(repr(value))
+    ignored = (*IGNORED, "method.name")
+    return [key for key, by_part in seen.items() if key not in ignored and any(len(values) > 1 for values in by_part.values())]
 
 
 def _order(group: Sequence[Row]) -> tuple:
     settings = group[0]["config"]
     name = settings["method"]["name"]
-    return (name != "dense", -settings["density"], list(METHODS).index(name))
+    return name != "dense", -settings["density"], list(METHODS).index(name)
 
 
 # -------------------------------------------------------------------- words
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(columns, cells, notes) of aggregated rows."""
-    labels = [key for key in rows[0] if key not in ("method", "density") and key in _labels(rows)]
-    extra = [key for key in rows[0] if f"{key}_sd" in rows[0] and key != "accuracy"]
-    columns = ["method", *labels, "accuracy", *extra, "density", "non-zero", "training FLOPs", "peak memory", "seconds", "kernel"]
-    troubled = any(row["diverged"] or row["unfinished"] or not row["runs"] for row in rows)
-    many = any(row["runs"] > 1 for row in rows)
-    columns += ["runs"] * (many or troubled)
+    """(columns, cells, notes) of aggregated rows; a column of counts where rows have several runs or something went wrong."""
+    labels = [key for key in rows[0]["settings"] if key != "density"]
+    more = [name for name in {name: None for row in rows for name in row["metrics"]} if name != "accuracy"]
+    counted = any(row["runs"] != 1 or row["diverged"] or row["unfinished"] for row in rows)
+    columns = ["method", *labels, "accuracy", *more, "density", "parameters", "FLOPs", "memory", "seconds", "kernel"]
     cells = []
     for row in rows:
-        line = [row["method"], *["-" if row[key] is None else str(row[key]) for key in labels]]
+        line = [row["method"], *["-" if row["settings"][key] is None else str(row["settings"][key]) for key in labels]]
+        line += [_spread(row, "accuracy", 100.0, " %"), *[_spread(row, name, 1.0, "") for name in more]]
         line += [
-            _spread(row["accuracy"], row["accuracy_sd"], 100.0, " %"),
-            *[_spread(row.get(k), row.get(f"{k}_sd"), 1.0, "") for k in extra],
+            _number(row["density"], "{:.4f}"),
+            _number(row["nonzero"], "{:,.0f}"),
+            _flops(row),
+            _bytes(row["peak_bytes"]),
+            _number(row["seconds"], "{:.1f}"),
         ]
-        line += [_number(row["density"], "{:.4f}"), _share(row), _flops(row), _bytes(row["peak_bytes"]), _number(row["seconds"], "{:.1f}")]
-        line += [", ".join(row["kernels"]) or "-"]
-        cells.append([*line, *[_runs(row)] * (many or troubled)])
-    return columns, cells, _notes(rows, many)
+        cells.append([*line, ", ".join(row["kernels"]) or "-", *[_runs(row)] * counted])
+    return [*columns, *["runs"] * counted], cells, _notes(rows)
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    fixed = {"method", "runs", "kernels", "simulated", "diverged", "unfinished", *FIGURES}
-    return [key for key in rows[0] if key not in fixed and not key.endswith("_sd") and f"{key}_sd" not in rows[0]]
-
-
-def _notes(rows: Sequence[Row], many: bool) -> list[str]:
+def _notes(rows: Sequence[Row]) -> list[str]:
+    many = any(row["runs"] > 1 for row in rows)
     notes = ["Accuracy on the test set after the last epoch" + ("; mean ± standard deviation over seeds." if many else ".")]
-    notes.append("Training FLOPs of linear and convolutional layers, sensing included, over those of the dense model on the same steps.")
+    notes.append("Parameters: those that may be non-zero. FLOPs: of training, sensing included, over the dense model's on the same steps.")
     if any(row["simulated"] for row in rows):
         notes.append(
-            "Simulated: the masked layout runs dense kernels; the FLOPs are what sparse ones would need, memory and seconds are the dense ones'."
+            "Simulated: the masked layout runs dense kernels; sparse ones would need these FLOPs. Memory and seconds are the dense ones'."
         )
-    notes.append("Peak memory, accounted: values, indices, gradients, optimizer state, sensing; not activations.")
+    notes.append("Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted.")
     return notes
 
 
@@ -127,12 +127,9 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _spread(value: float | None, sd: float | None, scale: float, unit: str) -> str:
+def _spread(row: Row, name: str, scale: float, unit: str) -> str:
+    value, sd = row["metrics"].get(name), row["metrics_sd"].get(name)
     return "-" if value is None else f"{scale * value:.2f}" + (f" ± {scale * sd:.2f}" if sd is not None else "") + unit
-
-
-def _share(row: Row) -> str:
-    return "-" if row["nonzero"] is None else f"{row['nonzero']:,.0f} of {row['parameters']:,.0f}"
 
 
 def _flops(row: Row) -> str:
@@ -142,8 +139,8 @@ def _flops(row: Row) -> str:
 def _bytes(value: float | None) -> str:
     if value is None:
         return "-"
-    step = min(3, int(math.log(max(value, 1), 1024)))
-    return f"{value / 1024**step:.1f} {('B', 'KiB', 'MiB', 'GiB')[step]}"
+    power = min(3, int(math.log(max(value, 1), 1024)))
+    return f"{value / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _runs(row: Row) -> str:
@@ -169,9 +166,15 @@ def report(dir: str) -> None:
     columns, cells, notes = table(rows)
     write(path / "table.md", markdown(columns, cells) + "\n" + "\n".join(notes) + "\n")
     write(path / "table.json", json.dumps(rows, indent=2) + "\n")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows)
-    write(path / "table.csv", text.getvalue())
+    write(path / "table.csv", _csv(rows))
     show(str(path), columns, cells, notes)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """The numbers, one column per leaf."""
+    leaves = [{key: json.dumps(value) if isinstance(value, list) else value for key, value in flat(row).items()} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for leaf in leaves for key in leaf)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(leaves)
+    return text.getvalue()

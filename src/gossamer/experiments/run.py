@@ -54,8 +54,8 @@ def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent
         resume: continue the run in the folder, if there is one; it must have the same configuration.
         watch: told of every step and epoch.
 
-    Returns: the figures in ``result.json``; ``status`` is ``finished``, or ``diverged`` if the loss became NaN or infinite (the checkpoint of
-    the last epoch is kept).
+    Returns: the figures in ``result.json``; ``status`` is ``finished``, or ``diverged`` if the loss became NaN or infinite: the checkpoint
+    of the last epoch is kept then.
 
     Raises: Unfit, before any work; Stopped on Ctrl-C or SIGTERM, after saving.
     """

@@ -1,8 +1,8 @@
 """Tasks: data, and the metrics computed from a trained model. A task judges; no method grades itself.
 
 A task is a frozen record of its settings. ``check()`` refuses missing files before any work, ``load()`` gives :class:`Data`, ``metrics()``
-measures a model on the test set. Images stay uint8 in memory and are normalised a batch at a time. Batches depend on (seed, epoch, position)
-alone, so a run stopped in the middle of an epoch goes on exactly.
+measures a model on the test set. Images stay uint8 in memory and are normalised a batch at a time. Batches depend on the seed, the epoch
+and the position alone, so a run stopped in the middle of an epoch goes on exactly.
 """
 
 import math
@@ -146,7 +146,7 @@ class Files(Task):
                 f"task {self.title}",
                 f"{len(lacking)} of {len(self.names)} data files are missing",
                 reasons=[*lacking, "looked in " + ", ".join(str(folder) for folder in folders)],
-                remedy=f"get them from {self.home} and put them in {folders[0]}, or name another folder by --task.data or the variable GOSSAMER_DATA",
+                remedy=f"get them from {self.home} and put them in {folders[0]}, or name their folder by --task.data or GOSSAMER_DATA",
             )
         return found
 

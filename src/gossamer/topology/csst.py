@@ -24,6 +24,7 @@ from ..schedules import Events, cosine, growing
 from .topology import Annealed, Sense, Topology, exchanged, fixed, pooled, projected
 
 MODES = ("prune_grow", "iht", "merge")
+CANDIDATES = ("uniform", "flow")
 SHARES = {"fixed": fixed, "pooled": pooled}
 
 
@@ -38,6 +39,7 @@ def csst(
     mode: str = "prune_grow",
     share: str = "fixed",
     *,
+    candidates: str = "uniform",
     decay: float = 0.9,
     selectivity: float = 0.1,
     move: bool = True,
@@ -56,6 +58,8 @@ def csst(
         drop: share of units exchanged at the first event, cosine-annealed to 0; None chooses it by ``selectivity``.
         mode: ``"prune_grow"``, ``"iht"`` or ``"merge"``.
         share: ``"fixed"`` or ``"pooled"``.
+        candidates: how the sensed units are drawn: ``"uniform"``, or ``"flow"``: with probability proportional to the mean square of the
+            output gradient of their row times that of the input of their column, measured on the step before the window.
         decay: of the moving average over the window.
         selectivity: with ``drop=None``, growers are at most this share of the sensed units.
         move: the optimizer steps on event iterations too.
@@ -67,7 +71,8 @@ def csst(
     check_at_least(who, "window", window, 1)
     least = min(every, last_every)
     if window > least:
-        raise Unfit(who, f"the window of {window} steps does not fit between events {least} steps apart", remedy="window <= every and <= last_every")
+        what = f"the window of {window} steps does not fit between events {least} steps apart"
+        raise Unfit(who, what, remedy="a window no longer than every and last_every")
     if not 0.0 < fraction <= 1.0:
         raise Unfit(who, "fraction is the share of the zero units that is sensed, in (0, 1]", got=fraction)
     if count is not None:
@@ -77,7 +82,7 @@ def csst(
     check_at_least(who, "selectivity", selectivity, 0.0)
     if not 0.0 <= decay < 1.0:
         raise Unfit(who, "decay of a moving average lies in [0, 1)", got=decay)
-    for name, value, choices in (("mode", mode, MODES), ("share", share, SHARES)):
+    for name, value, choices in (("mode", mode, MODES), ("share", share, SHARES), ("candidates", candidates, CANDIDATES)):
         if value not in choices:
             raise Unfit(who, f"unknown {name} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}")
     if share == "pooled" and (final is not None or mode == "merge"):
@@ -88,7 +93,7 @@ def csst(
     return Topology(
         "csst",
         when=Annealed(events, cosine(first, stop), move, reborn, last=ends, cap=cap),
-        sense=Window(events, window, fraction, count, decay, active=reborn or share == "pooled"),
+        sense=Window(events, window, fraction, count, decay, active=reborn or share == "pooled", flow=candidates == "flow"),
         amount=projected if mode == "iht" else exchanged,
         share=SHARES[share],
         stop=stop,
@@ -108,9 +113,12 @@ class Window:
     count: int | None
     decay: float
     active: bool
+    flow: bool = False
 
     def __call__(self, t: int) -> Sense | None:
         event = self.events.next(t)
-        if event is None or event - t >= self.length:
+        if event is None or event - t > self.length - (not self.flow):
             return None
-        return Sense(self.fraction, self.count, event - t == self.length - 1, self.decay, self.active)
+        if event - t == self.length:  # before the window: find out where gradients flow
+            return Sense(0.0, flow=True)
+        return Sense(self.fraction, self.count, event - t == self.length - 1, self.decay, self.active, self.flow)

@@ -43,6 +43,7 @@ class Sense(NamedTuple):
     fresh: bool = True  # draw new coordinates (the first step of a window)
     decay: float = 0.0  # of the moving average over the window
     active: bool = False  # smooth the gradient on the support as well
+    flow: bool = False  # measure the mean squares of the layer's input and output gradient too, and draw coordinates by their product
     stream: bool = False  # all units, but only as many as can grow survive: nothing of the dense size
 
 
@@ -257,14 +258,15 @@ def event(topology: Topology, change: Change, sites: Sequence[Site], rng: torch.
         candidates.append(topology.grow(site, (~stays).nonzero().flatten(), change, limit, rng) if limit else (site.ids[:0], score[:0]))
     grows = topology.share(sites, drops, grows, [score for _, score in candidates])
     return [
-        Outcome(rewire(site.s, score, ids, born_score, d, g, topology.min_fan_in), d, g)
+        Outcome(rewire(site.s, score, ids, born_score, d, g, topology.min_fan_in) if d or g else site.s, d, g)
         for site, score, (ids, born_score), d, g in zip(sites, drop_scores, candidates, drops, grows, strict=True)
     ]
 
 
 def _plan(topology: Topology, change: Change, site: Site, k: int) -> tuple[int, int]:
     """(drop, grow) of one layer, both servable."""
-    n, size = site.s.n, site.size
+    n = site.s.n
+    size = site.size if topology.share is fixed else n  # where layers share, their sizes are the outcome
     droppable = n - _protected_count(site.s, topology.min_fan_in)
     if topology.share is not fixed:
         droppable = min(droppable, max(0, n - floor(site)))

@@ -1,0 +1,87 @@
+"""The README's results table, from the ``table.json`` that ``gossamer sweep`` and ``gossamer report`` leave in a folder of runs.
+
+    python benchmarks/readme_table.py runs/fashion                      print it
+    python benchmarks/readme_table.py runs/fashion --write README.md    put it between the marks <!-- results --> and <!-- /results -->
+
+Rows are methods, columns densities; a cell holds mean ± standard deviation of the test accuracy after the last epoch over the seeds, and
+below it the training FLOPs over dense. What diverged or is missing is said in its cell.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table, or writes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a folder written by gossamer sweep")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="replace what stands between the marks in this file")
+    args = parser.parse_args(argv)
+    source = args.folder / "table.json"
+    if not source.is_file():
+        print(f"there is no {source}; gossamer report {args.folder} writes it", file=sys.stderr)
+        return 2
+    text = table(json.loads(source.read_text()))
+    if args.write is None:
+        print(text)
+        return 0
+    page = args.write.read_text()
+    if len(MARKED.findall(page)) != 1:
+        print(f"{args.write} must hold the marks <!-- results --> and <!-- /results --> once", file=sys.stderr)
+        return 2
+    args.write.write_text(MARKED.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page))
+    return 0
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown of aggregated rows: methods by densities; the dense network stands in every column."""
+    densities = sorted(
+        {row["settings"]["density"] for row in rows if row["method"] != "dense" and "density" in row["settings"]}, reverse=True
+    )
+    columns = densities or [None]
+    cells: dict[str, dict[Any, str]] = {}
+    for row in rows:
+        line = cells.setdefault(label(row), {})
+        for column in columns if row["method"] == "dense" or not densities else [row["settings"]["density"]]:
+            line[column] = cell(row)
+    head = ["method", *("accuracy" if column is None else f"density {column:g}" for column in columns)]
+    lines = [head, ["---"] * len(head), *([name, *(line.get(column, "-") for column in columns)] for name, line in cells.items())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + notes(rows)
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row's method, with the settings that set it apart but for the density."""
+    others = [f"{key.removeprefix('method.')} {value}" for key, value in row["settings"].items() if key != "density" and value is not None]
+    return ", ".join([row["method"], *others]) if row["method"] != "dense" else "dense"
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Accuracy, spread, FLOPs, and what went wrong."""
+    troubles = [f"{len(row['diverged'])} diverged"] * bool(row["diverged"]) + [f"{row['unfinished']} not finished"] * bool(
+        row["unfinished"]
+    )
+    if not row["runs"]:
+        return ", ".join(troubles)
+    mean, sd = row["metrics"]["accuracy"], row["metrics_sd"]["accuracy"]
+    spread = "" if sd is None else f" ± {100 * sd:.2f}"
+    ratio = f"{row['flops_ratio']:.4f}" + " simulated" * row["simulated"]
+    return ", ".join([f"**{100 * mean:.2f}**{spread}<br>{ratio}", *troubles])
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> str:
+    """What the numbers are."""
+    runs = sorted({row["runs"] for row in rows})
+    seeds = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+    what = f"Test accuracy in % after the last epoch, mean ± standard deviation over {seeds} seed{'s' if runs != [1] else ''}; below it,"
+    return f"{what}\ntraining FLOPs over those of the dense network on the same steps, sensing included."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,690 @@
+"""Laws: what every support, kernel, layout, surgery, topology and checkpoint obeys, as functions for the tests of a plug-in.
+
+    from gossamer import laws
+    laws.check_layout(MY_LAYOUT)
+    laws.check_kernel("csr_linear.forward", MY_KERNEL, some_support)
+    laws.check_topology(my_topology(stop=40), gs.Rewirer)
+
+Each raises AssertionError with one sentence: which law is broken, and where. Each is itself tested against mutants, objects broken on
+purpose that it must reject. Everything is tiny, in float64, and draws from its own generators; new memory is filled with NaN.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checkpoint
+from .convert import sparsify
+from .errors import Unfit
+from .layers import SparseLinear, sparse_layers
+from .layouts import Layout, gather, scatter
+from .ops.csr_conv2d.reference import Geometry
+from .ops.kernels import Kernel
+from .support import INT, Support, index_problems
+from .surgery import set_support_
+from .topology import topology as topologies
+from .topology.topology import Topology
+
+Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+def nesterov(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer that laws use unless told otherwise: SGD with Nesterov momentum and weight decay."""
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+# -------------------------------------------------------------------- supports
+
+
+def check_support(s: Support, *, draws: int = 200) -> None:
+    """The index is valid and both its orders say the same; ids, ranks and positions invert each other; sampling is uniform.
+
+    Args:
+        draws: samples of the uniformity test (chi-square over all zeros, 6 sigma, a fixed seed).
+    """
+    who = f"support {s.shape} in units of {s.unit}, n={s.n}"
+    _demand(all(t.dtype == INT for t in (s.crow, s.col, s.ccol, s.row, s.perm)), f"{who}: every index tensor must be int32")
+    problems = index_problems(s.crow, s.col, s.shape, s.unit)
+    _demand(not problems, f"{who}: not a CSR index: {'; '.join(problems)}")
+    ids, everything = s.ids(), torch.arange(s.total)
+    kept = torch.zeros(s.total, dtype=torch.bool)
+    kept[ids] = True
+    _demand(int(kept.sum()) == s.n == ids.numel() and bool((ids.diff() > 0).all()), f"{who}: ids must be sorted and distinct")
+
+    by_column = torch.sort(s.col, stable=True)[1]
+    _demand(torch.equal(s.perm.long(), by_column), f"{who}: perm must list the units column by column")
+    _demand(torch.equal(s.row, s.rows()[by_column]), f"{who}: row must be the unit rows in column order")
+    counts = torch.bincount(s.col.long(), minlength=s.grid[1])
+    _demand(torch.equal(s.ccol.diff().long(), counts) and int(s.ccol[0]) == 0, f"{who}: ccol must point at the unit columns")
+
+    zeros = everything[~kept]
+    _demand(torch.equal(s.find(ids), torch.arange(s.n)), f"{who}: find must give the position of every kept id")
+    _demand(bool((s.find(zeros) == -1).all()), f"{who}: find must give -1 for an id that is not kept")
+    _demand(torch.equal(s.outside(torch.arange(zeros.numel())), zeros), f"{who}: outside(rank) must be the rank-th id that is not kept")
+    _demand(Support.from_ids(ids.flip(0), s.shape, s.unit).same(s), f"{who}: from_ids of the ids must give the support back")
+    _demand(Support.from_index(s.crow, s.col, s.shape, s.unit).same(s), f"{who}: from_index of the index must give the support back")
+
+    mask = s.mask()
+    tiles = kept.view(s.grid).repeat_interleave(s.unit[0], 0).repeat_interleave(s.unit[1], 1)[: s.shape[0], : s.shape[1]]
+    _demand(torch.equal(mask, tiles), f"{who}: mask must hold exactly the kept units")
+    _demand(s.weights == int(mask.sum()), f"{who}: weights must count the scalars of the kept units inside the matrix")
+    _check_sampling(s, zeros, who, draws)
+
+
+def _check_sampling(s: Support, zeros: Tensor, who: str, draws: int) -> None:
+    before = torch.get_rng_state()
+    m, counts = -(-zeros.numel() // 3), torch.zeros(s.total)
+    for seed in range(draws):
+        drawn = s.sample_outside(m, torch.Generator().manual_seed(seed))
+        _demand(drawn.shape == (m,) and bool((drawn.diff() > 0).all()), f"{who}: a sample must be sorted and without replacement")
+        _demand(bool((s.find(drawn) == -1).all()), f"{who}: a sample of the zeros must hold no kept unit")
+        counts[drawn] += 1
+    again = s.sample_outside(m, torch.Generator().manual_seed(0))
+    _demand(torch.equal(again, s.sample_outside(m, torch.Generator().manual_seed(0))), f"{who}: a sample must follow from its generator")
+    _demand(torch.equal(torch.get_rng_state(), before), f"{who}: sampling with a generator must leave torch's own alone")
+    _demand(torch.equal(s.sample_outside(zeros.numel(), torch.Generator()), zeros), f"{who}: a sample of all zeros must be all of them")
+    if draws and zeros.numel() > m:
+        p, z = m / zeros.numel(), zeros.numel()
+        chi2 = float(((counts[zeros] - draws * p) ** 2).sum()) / (draws * p * (1 - p)) * (z - 1) / z
+        sigmas = (chi2 - (z - 1)) / math.sqrt(2 * (z - 1))
+        _demand(sigmas < 6, f"{who}: samples must be uniform (chi-square {chi2:.0f} for {z - 1} degrees of freedom, {sigmas:.0f} sigma)")
+
+
+def check_rewire(rewire: Callable[..., Support] = topologies.rewire, *, trials: int = 60) -> None:
+    """Drops the lowest scores, grows the highest, ties to the lower id, kept and grown disjoint, every row its ``min_fan_in``."""
+    rng = torch.Generator().manual_seed(0)
+    for trial in range(trials):
+        rows, cols = 3 + trial % 5, 4 + trial % 7
+        fan_in = trial % 3
+        s = Support.random((rows, cols), max(rows * fan_in, rows * cols // 2), rng=rng, min_fan_in=fan_in)
+        drop_score = torch.randint(4, (s.n,), generator=rng).double()  # few levels: many ties
+        droppable = s.n - fan_in * rows
+        drop = int(torch.randint(droppable + 1, (), generator=rng)) if droppable else 0
+        stay = _expected_survivors(s, drop_score.tolist(), drop, fan_in)
+        born = torch.tensor([i for i in range(s.total) if i not in stay])[torch.randperm(s.total - len(stay), generator=rng)]
+        born_score = torch.randint(3, (born.numel(),), generator=rng).double()
+        grow = int(torch.randint(born.numel() + 1, (), generator=rng))
+        best = sorted(zip((-born_score).tolist(), born.tolist(), strict=True))[:grow]
+        expected = sorted(stay | {i for _, i in best})
+        try:
+            got = rewire(s, drop_score, born, born_score, drop, grow, fan_in).ids().tolist()
+        except Unfit as refusal:
+            raise AssertionError(f"rewire: trial {trial}: grew what it kept: {refusal}") from refusal
+        where = f"rewire: trial {trial}, {s.n} kept, drop {drop}, grow {grow}, min_fan_in {fan_in}"
+        _demand(len(got) == s.n - drop + grow, f"{where}: n must become {s.n - drop + grow}, not {len(got)}")
+        _demand(got == expected, f"{where}: must keep and grow the highest scores, the lower id among equals")
+
+
+def _expected_survivors(s: Support, score: list[float], drop: int, fan_in: int) -> set[int]:
+    best_first = sorted(zip((-v for v in score), s.ids().tolist(), strict=True))
+    protected: set[int] = set()
+    for row in range(s.grid[0]):
+        protected |= {i for _, i in [pair for pair in best_first if pair[1] // s.grid[1] == row][:fan_in]}
+    order = sorted(protected) + [i for _, i in best_first if i not in protected]
+    return set(order[: s.n - drop])
+
+
+# -------------------------------------------------------------------- kernels and layouts
+
+
+def check_kernel(
+    operation: str,
+    kernel: Kernel,
+    s: Support,
+    g: Geometry | None = None,
+    *,
+    batch: int = 5,
+    size: tuple[int, int] = (7, 6),
+    dtype: torch.dtype = torch.float64,
+) -> bool:
+    """One kernel on one support: the dense product's numbers, in either memory order of its inputs, which it leaves alone, twice alike.
+
+    Args:
+        operation: ``csr_linear.`` or ``csr_conv2d.`` and ``forward``, ``input_gradient`` or ``weight_gradient``; ``csr_sense.sampled``
+            or ``csr_sense.strongest``.
+        g: the convolution's geometry; None is a linear layer.
+        batch, size: of the inputs; height and width matter to convolutions only.
+
+    Returns: False if the kernel said (``unfit``) that it cannot run here, which breaks no law.
+    """
+    where = f"{operation} by {kernel.name!r} on {s.shape} in units of {s.unit}, n={s.n}, batch {batch}, {dtype}"
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+    x, dy, values = _operands(s, g, batch, size, dtype)
+    for order in (torch.Tensor.contiguous, _batch_last):
+        arguments = _arguments(operation, order(x), order(dy), values, s, g, size)
+        reasons = kernel.unfit(*arguments)
+        _demand(all(isinstance(reason, str) for reason in reasons), f"{where}: unfit must give sentences")
+        if reasons:
+            return False
+        kept = copy.deepcopy([a for a in arguments if isinstance(a, Tensor)])
+        with poisoned_memory():
+            got, again = kernel.run(*arguments), kernel.run(*arguments)
+        unchanged = all(torch.equal(a, b) for a, b in zip(kept, (a for a in arguments if isinstance(a, Tensor)), strict=True))
+        _demand(unchanged, f"{where}: the inputs must not change")
+        got, again = (r if isinstance(r, tuple) else (r,) for r in (got, again))
+        for a, b, expected in zip(got, again, _expected(operation, x, dy, values, s, g), strict=True):
+            _demand(a.shape == expected.shape, f"{where}: shape {tuple(a.shape)}, must be {tuple(expected.shape)}")
+            _demand(a.dtype == expected.dtype, f"{where}: dtype {a.dtype}, must be {expected.dtype}")
+            _demand(not bool(a.isnan().any()), f"{where}: some of the output was never written")
+            _close(a, expected, f"{where}: must be the dense product's", tolerance)
+            _demand(torch.equal(a, b), f"{where}: two runs must give the same bits")
+    return True
+
+
+def check_layout(
+    layout: Layout, s: Support | None = None, g: Geometry | None = None, *, batch: int = 5, size: tuple[int, int] = (7, 6)
+) -> None:
+    """One layout on one support (None: a few hard ones): stores without loss, multiplies as the dense weight does, forward and backward,
+    and neither reads nor gives a gradient to anything off the support.
+    """
+    if s is None:
+        for case, geometry in _hard_supports():
+            check_layout(layout, case, geometry, batch=batch, size=size)
+        return
+    where = f"layout {layout.name!r} on {s.shape} in units of {s.unit}, n={s.n}" + (f", {g}" if g else "")
+    _demand(layout.storage in ("dense", "compact"), f"{where}: storage must be 'dense' or 'compact'")
+    x, dy, values = _operands(s, g, batch, size)
+    shape = torch.Size(s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel))
+    stored = layout.stored(values, s, shape)
+    _demand(layout.storage == "compact" or stored.shape == shape, f"{where}: dense storage must have the weight's shape")
+    _demand(torch.equal(layout.compact(stored, s), values), f"{where}: compact(stored(values)) must be the values")
+
+    if layout.storage == "dense":
+        stored = torch.where(scatter(torch.ones_like(values), s).view(shape) > 0, stored, 7.0)  # what is off the support must not be read
+    stored.requires_grad_()
+    x.requires_grad_()
+    with poisoned_memory():
+        y = layout.linear(x, stored, s) if g is None else layout.conv2d(x, stored, s, g)
+        dx, dw = torch.autograd.grad(y, (x, stored), dy)
+    dense, x2 = scatter(values, s).requires_grad_(), x.detach().clone().requires_grad_()
+    expected = F.linear(x2, dense) if g is None else F.conv2d(x2, dense.view(shape), None, g.stride, g.padding, g.dilation)
+    dx2, dense_grad = torch.autograd.grad(expected, (x2, dense), dy)
+    _demand(y.shape == expected.shape, f"{where}: output of shape {tuple(y.shape)}, must be {tuple(expected.shape)}")
+    _close(y, expected, f"{where}: the output must be the dense layer's")
+    _close(dx, dx2, f"{where}: the input's gradient must be the dense layer's")
+    _demand(dw.shape == stored.shape, f"{where}: the gradient must have the parameter's shape")
+    _close(layout.compact(dw, s), gather(dense_grad, s), f"{where}: the gradient on the support must be the dense weight's, there")
+    if layout.storage == "dense":
+        _demand(bool((dw.view(s.shape)[~s.mask()] == 0).all()), f"{where}: the gradient must be 0 off the support")
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """New memory is filled with NaN in here, so that what a kernel forgets to write shows."""
+    was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+
+
+def _hard_supports() -> Iterator[tuple[Support, Geometry | None]]:
+    rng = torch.Generator().manual_seed(0)
+    conv = Geometry((3, 2), (2, 1), (1, 2), (1, 2))
+    yield Support.random((7, 11), 30, rng=rng), None
+    yield Support.from_ids(torch.tensor([12, 14, 40]), (7, 11)), None  # empty rows and columns
+    yield Support.from_ids(torch.empty(0, dtype=torch.int64), (3, 2)), None
+    yield Support.full((3, 5)), None
+    yield Support.random((7, 11), 5, (3, 4), rng), None  # tiles that hang over the edge
+    yield Support.random((5, 18), 40, rng=rng), conv
+    yield Support.random((5, 18), 7, (2, 4), rng), conv
+
+
+def _operands(
+    s: Support, g: Geometry | None, batch: int, size: tuple[int, int], dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, output gradient and values (0 where a tile hangs over the edge)."""
+    rng = torch.Generator().manual_seed(1)
+    dense = torch.randn(s.shape, generator=rng, dtype=torch.float64).to(dtype)
+    if g is None:
+        shapes = (batch, s.shape[1]), (batch, s.shape[0])
+    else:
+        channels = s.shape[1] // math.prod(g.kernel)
+        shapes = (batch, channels, *size), (batch, s.shape[0], *g.out(*size))
+    x, dy = (torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype) for shape in shapes)
+    return x, dy, gather(dense, s)
+
+
+def _arguments(
+    operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None, size: tuple[int, int]
+) -> tuple[Any, ...]:
+    conv = () if g is None else (g,)
+    table: dict[str, tuple[Any, ...]] = {
+        "forward": (x, values, s, *conv),
+        "input_gradient": (dy, values, s, *conv, *(() if g is None else (size,))),
+        "weight_gradient": (dy, x, s, *conv),
+        "sampled": (dy, x, _some_zeros(s), s.shape, s.unit, g),
+        "strongest": ([(dy, x), (dy, 0.5 * x)], s, (s.total - s.n + 1) // 2, g),
+    }
+    return table[operation.split(".")[1]]
+
+
+def _expected(operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None) -> tuple[Tensor, ...]:
+    """What the dense layer computes."""
+    dense, x = scatter(values, s).requires_grad_(), x.detach().clone().requires_grad_()
+    shape = s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel)
+    y = F.linear(x, dense) if g is None else F.conv2d(x, dense.view(shape), None, g.stride, g.padding, g.dilation)
+    dx, dw = torch.autograd.grad(y, (x, dense), dy)
+    what = operation.split(".")[1]
+    if what == "sampled":
+        return (gather(dw, Support.from_ids(_some_zeros(s), s.shape, s.unit)),)
+    if what == "strongest":
+        zeros = Support.from_ids(s.outside(torch.arange(s.total - s.n)), s.shape, s.unit)
+        tiles = 1.5 * gather(dw, zeros)
+        ranked = sorted(zip((-topologies.norm(tiles)).tolist(), range(zeros.n), strict=True))[: (s.total - s.n + 1) // 2]
+        at = torch.tensor(sorted(i for _, i in ranked), dtype=torch.int64)
+        return zeros.ids()[at], tiles[at]
+    return {"forward": (y.detach(),), "input_gradient": (dx,), "weight_gradient": (gather(dw, s),)}[what]
+
+
+def _some_zeros(s: Support) -> Tensor:
+    return s.sample_outside((s.total - s.n + 1) // 2, torch.Generator().manual_seed(2))
+
+
+def _batch_last(t: Tensor) -> Tensor:
+    return t.permute(*range(1, t.dim()), 0).contiguous().permute(-1, *range(t.dim() - 1))
+
+
+# -------------------------------------------------------------------- surgery
+
+
+def check_surgery(
+    set_support: Callable[..., None] = set_support_,
+    *,
+    layout: str | Layout = "csr",
+    unit: tuple[int, int] = (1, 1),
+    optimizer: Optimizers = nesterov,
+) -> None:
+    """A layer that gets another support keeps value and optimizer state of the units in both; what is born has value 0 and state 0.
+
+    Also: the parameter stays the same object, and where n stays the same all its storage stays in place; the bias is not touched.
+    """
+    where = f"surgery on layout {layout if isinstance(layout, str) else layout.name!r} in units of {unit}"
+    rng = torch.Generator().manual_seed(0)
+    for change in ("same", "fewer", "more", "same"):
+        s = Support.random((7, 11), 9, unit, rng) if unit == (1, 1) else Support.random((7, 11), 4, unit, rng)
+        layer, ids = SparseLinear(11, 7, support=s, layout=layout, rng=rng, dtype=torch.float64), s.ids()
+        opt = optimizer(layer.parameters())
+        for _ in range(3):
+            layer(torch.randn(5, 11, generator=rng, dtype=torch.float64)).square().sum().backward()
+            opt.step()
+        n = {"same": s.n, "fewer": s.n // 2, "more": s.n + 2}[change]
+        keep = s.ids()[: max(1, n // 2)]
+        rest = Support.from_ids(keep, s.shape, s.unit)
+        new = Support.from_ids(torch.cat([keep, rest.sample_outside(n - keep.numel(), rng)]), s.shape, s.unit)
+        parameter, bias = layer.values, copy.deepcopy(layer.bias)
+        before = {key: _dense(t, layer.layout, s) for key, t in _state(layer, opt).items()}
+        places = _places(layer, opt)
+        set_support(layer, new, opt)
+
+        _demand(layer.support.same(new), f"{where}, {change} n: the layer must hold the new support")
+        check_support(layer.support, draws=0)
+        _demand(torch.equal(s.ids(), ids), f"{where}, {change} n: a Support that somebody holds must not change")
+        leaf = layer.values is parameter and parameter.is_leaf and parameter.requires_grad
+        _demand(leaf, f"{where}: the parameter must stay the same leaf")
+        _demand(layer.values.grad is None, f"{where}: the gradient of the old support must go")
+        _demand(bias is None or torch.equal(bias, layer.bias), f"{where}: the bias must not change")
+        after = _state(layer, opt)
+        _demand(after.keys() == before.keys(), f"{where}, {change} n: the optimizer's state must keep its entries")
+        both = s.mask() & new.mask()
+        for key, t in after.items():
+            _demand(t.shape == layer.values.shape, f"{where}, {change} n: {key} must have the parameter's shape")
+            now = _dense(t, layer.layout, new)
+            _demand(bool((now[~both] == 0).all()), f"{where}, {change} n: {key} of a born unit must be 0")
+            _demand(torch.equal(now[both], before[key][both]), f"{where}, {change} n: {key} of a unit that stays must be carried")
+            if layer.layout.storage == "dense":
+                _demand(bool((t.view(s.shape)[~new.mask()] == 0).all()), f"{where}, {change} n: {key} must be 0 off the support")
+        if change == "same":
+            _demand(_places(layer, opt) == places, f"{where}: where n stays the same, all storage must stay in place")
+        layer(torch.randn(5, 11, generator=rng, dtype=torch.float64)).square().sum().backward()
+        opt.step()
+        _demand(bool(layer.values.isfinite().all()), f"{where}, {change} n: training must go on")
+
+
+def _state(layer: SparseLinear, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
+    entries = {key: t for key, t in opt.state[layer.values].items() if torch.is_tensor(t) and t.dim() > 0}
+    return {"values": layer.values.detach(), **entries}
+
+
+def _dense(t: Tensor, layout: Layout, s: Support) -> Tensor:
+    return scatter(layout.compact(t, s), s).clone()
+
+
+def _places(layer: SparseLinear, opt: torch.optim.Optimizer) -> dict[str, int]:
+    return {key: t.data_ptr() for key, t in _state(layer, opt).items()}
+
+
+# -------------------------------------------------------------------- topologies
+
+
+class _Run:
+    """A tiny training run that a law can drive, copy and compare."""
+
+    def __init__(
+        self, topology: Topology, rewirer: Callable[..., Any], layout: str | Layout, unit: tuple[int, int], optimizer: Optimizers, seed: int
+    ):
+        rng = torch.Generator().manual_seed(seed)
+        model = nn.Sequential(nn.Linear(9, 11), nn.Tanh(), nn.Linear(11, 6)).double()
+        for p in model.parameters():  # biases too must differ between seeds, and not depend on torch's own generator
+            nn.init.normal_(p, 0.0, 0.3, generator=rng)
+        fan_in = max(1, topology.min_fan_in)
+        self.model = sparsify(model, 0.4, budget="pooled", layout=layout, unit=unit, min_fan_in=fan_in, rng=rng)
+        self.optimizer = optimizer(self.model.parameters())
+        self.rewirer = rewirer(self.model, self.optimizer, topology, rng=torch.Generator().manual_seed(seed))
+        self.layers = sparse_layers(self.model)
+
+    def backward(self, t: int) -> None:
+        rng = torch.Generator().manual_seed(1000 + t)
+        x, y = (torch.randn(4, n, generator=rng, dtype=torch.float64) for n in (9, 6))
+        self.optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(self.model(x), y).backward()
+
+    def snapshot(self) -> tuple[Any, Any, Any]:
+        return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.rewirer.state_dict()))
+
+    def restore(self, snapshot: tuple[Any, Any, Any]) -> None:
+        for part, state in zip((self.model, self.optimizer, self.rewirer), snapshot, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+
+
+def check_topology(
+    topology: Topology,
+    rewirer: Callable[..., Any],
+    *,
+    steps: int | None = None,
+    layout: str | Layout = "csr",
+    unit: tuple[int, int] = (1, 1),
+    optimizer: Optimizers = nesterov,
+) -> None:
+    """One topology on a tiny run: sizes, survivors, births, sensing, places in memory, hidden randomness, the end, and resuming.
+
+    Args:
+        rewirer: what trains by the topology: ``gossamer.Rewirer``, or anything with its signature and methods.
+        steps: how many (default: a few more than ``topology.stop``).
+    """
+    steps = topology.stop + 3 if steps is None else steps
+    run = _Run(topology, rewirer, layout, unit, optimizer, seed=0)
+    start = {name: layer.support.n for name, layer in run.layers.items()}
+    cuts: dict[str, tuple[int, tuple[Any, Any, Any]]] = {}
+    try:
+        for t in range(1, steps + 1):
+            changed = _checked_step(run, topology, t, start)
+            label = "just after an event" if changed else "in the middle of a window" if _in_window(topology, t) else "on a plain step"
+            if label not in cuts and t < steps:
+                cuts[label] = (t, run.snapshot())
+    except Unfit as refusal:
+        raise AssertionError(f"topology {topology.name!r}: must not fail in the middle of training: {refusal}") from refusal
+    late = [t for t in range(topology.stop + 1, steps + 1) if topology.when(t) is not None]
+    _demand(not late, f"topology {topology.name!r}: no event after step {topology.stop}, but at {late}")
+    end = run.snapshot()
+    for label, (t, snapshot) in cuts.items():
+        other = _Run(topology, rewirer, layout, unit, optimizer, seed=1)
+        other.restore(snapshot)
+        for later in range(t + 1, steps + 1):
+            other.backward(later)
+            other.rewirer.step()
+        where = f"topology {topology.name!r}: a run resumed {label} (step {t})"
+        _demand(_same(other.snapshot(), end), f"{where} must end with the same bits as one that was not interrupted")
+
+
+def _checked_step(run: _Run, topology: Topology, t: int, start: dict[str, int]) -> bool:
+    """One step, all laws of one step checked; whether it had an event."""
+    where = f"topology {topology.name!r}, step {t}"
+    change, asked = topology.when(t), topology.sense(t)
+    _check_sensing(run, asked, where)
+    before = {name: layer.support for name, layer in run.layers.items()}
+    places = {name: layer.values.data_ptr() for name, layer in run.layers.items()}
+    run.backward(t)
+    moved, moved_optimizer = copy.deepcopy((run.model, run.optimizer))  # the same step without the event
+    for mine, twin in zip(run.model.parameters(), moved.parameters(), strict=True):
+        twin.grad = mine.grad  # deepcopy leaves gradients behind
+    if change is None or change.move:
+        moved_optimizer.step()
+    state = torch.get_rng_state()
+    run.rewirer.step()
+    _demand(torch.equal(state, torch.get_rng_state()), f"{where}: random choices must come from the rewirer's generator, not torch's own")
+
+    last = run.rewirer.last
+    _demand((last is None) == (change is None), f"{where}: an event must take place exactly where `when` says so")
+    for (name, layer), twin in zip(run.layers.items(), sparse_layers(moved).values(), strict=True):
+        old, new, here = before[name], layer.support, f"{where}, layer {name}"
+        if change is None:
+            _demand(new.same(old), f"{here}: the support must not change without an event")
+        check_support(new, draws=0)
+        both, ids = new.find(old.ids()) >= 0, new.ids()
+        born = old.find(ids) < 0
+        states = {"values": (layer.values, twin.values), **_pairs(run.optimizer, layer.values, moved_optimizer, twin.values)}
+        for key, (mine, shadow) in states.items():
+            mine, shadow = layer.layout.compact(mine.detach(), new), layer.layout.compact(shadow.detach(), old)
+            _demand(bool((mine[born] == 0).all()), f"{here}: {key} of a born unit must be 0")
+            _demand(torch.equal(mine[~born], shadow[both]), f"{here}: {key} of a unit that stays must be what the optimizer made it")
+        if new.n == old.n:
+            _demand(layer.values.data_ptr() == places[name], f"{here}: where n stays the same, the values must stay in place")
+        if last is not None:
+            dropped, grown = last.dropped[name], last.grown[name]
+            _demand(new.n == old.n - dropped + grown == last.n[name], f"{here}: n must become {old.n} - {dropped} + {grown}, not {new.n}")
+            _demand(int(born.sum()) <= grown and int((~both).sum()) <= dropped, f"{here}: the event's record must count its changes")
+        least = topology.min_fan_in
+        _demand(bool((new.crow.diff() >= least).all()), f"{here}: every output unit must keep {least} incoming units")
+    if change is not None:
+        _check_sizes(run, topology, t, start, where)
+    return change is not None
+
+
+def _check_sensing(run: _Run, asked: Any, where: str) -> None:
+    sensing, probes = run.rewirer.sensing, run.rewirer.state_dict()["probes"]
+    for name, layer in run.layers.items():
+        s, zeros = layer.support, layer.support.total - layer.support.n
+        m = 0
+        if asked is not None:
+            m = zeros if asked.stream else round(asked.fraction * zeros) if asked.count is None else min(asked.count, zeros)
+        _demand(sensing.get(name, 0) == m, f"{where}, layer {name}: must sense {m} units, not {sensing.get(name, 0)}")
+        if name in probes:
+            ids = probes[name]["ids"]
+            fine = bool((s.find(ids) == -1).all()) and bool((ids.diff() > 0).all())
+            _demand(fine, f"{where}, layer {name}: sensed units must be distinct zeros")
+
+
+def _check_sizes(run: _Run, topology: Topology, t: int, start: dict[str, int], where: str) -> None:
+    final = run.rewirer.final
+    due = {name: _due(t, start[name], final[name], topology.stop) for name in start}
+    now = {name: layer.support.n for name, layer in run.layers.items()}
+    if topology.share is topologies.fixed:
+        for name in now:
+            over = now[name] - due[name]
+            fine = over == 0 or (topology.merge and over > 0 and t < topology.stop)
+            _demand(fine, f"{where}, layer {name}: n must be {due[name]}, not {now[name]}")
+    else:
+        total, held = sum(due.values()), sum(now.values())
+        _demand(held == total, f"{where}: the layers together must hold {total} units, not {held}")
+        _demand(min(now.values()) >= 1, f"{where}: no layer may lose its last unit")
+
+
+def _due(t: int, start: int, final: int, stop: int) -> int:
+    """Zhu & Gupta's cubic, written out."""
+    if start == final:
+        return start
+    return final if t >= stop else round(final + (start - final) * (1 - t / stop) ** 3)
+
+
+def _in_window(topology: Topology, t: int) -> bool:
+    asked = topology.sense(t + 1)
+    return asked is not None and not asked.fresh
+
+
+def _pairs(a: torch.optim.Optimizer, p: Tensor, b: torch.optim.Optimizer, q: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    mine, theirs = a.state.get(p, {}), b.state.get(q, {})
+    return {key: (t, theirs[key]) for key, t in mine.items() if torch.is_tensor(t) and t.dim() > 0}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, in nested states."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+# -------------------------------------------------------------------- checkpoints
+
+
+def check_checkpoint(
+    topology: Topology,
+    rewirer: Callable[..., Any],
+    *,
+    save: Callable[..., None] = checkpoint.save,
+    load: Callable[..., dict[str, Any]] = checkpoint.load,
+    steps: int = 7,
+    layout: str | Layout = "csr",
+    unit: tuple[int, int] = (1, 1),
+    optimizer: Optimizers = nesterov,
+) -> None:
+    """A saved run comes back bit for bit, torch's random state too; a file that does not fit is refused, and nothing has changed then; a
+    save that fails leaves the old file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.safetensors"
+        run = _Run(topology, rewirer, layout, unit, optimizer, seed=0)
+        for t in range(1, steps + 1):
+            run.backward(t)
+            run.rewirer.step()
+        parts = {"optimizer": run.optimizer, "rewirer": run.rewirer}
+        before = torch.get_rng_state()
+        save(path, run.model, **parts, extra={"epoch": 3})
+        saved = run.snapshot()
+
+        other = _Run(topology, rewirer, layout, unit, optimizer, seed=1)
+        torch.manual_seed(12345)
+        extra = load(path, other.model, optimizer=other.optimizer, rewirer=other.rewirer)
+        _demand(extra == {"epoch": 3}, "checkpoint: load must return the extra that was saved")
+        for what, mine, theirs in zip(("model", "optimizer", "rewirer"), other.snapshot(), saved, strict=True):
+            _demand(_same(mine, theirs), f"checkpoint: the {what} must come back bit for bit")
+        _demand(torch.equal(torch.get_rng_state(), before), "checkpoint: torch's random state must come back")
+
+        content = path.read_bytes()
+        try:
+            save(path, run.model, **parts, extra={"not JSON": object()})
+        except (Unfit, TypeError):
+            _demand(path.read_bytes() == content, "checkpoint: a save that fails must leave the old file")
+        else:
+            raise AssertionError("checkpoint: a state that is neither tensor nor JSON must be refused")
+        _demand([p.name for p in path.parent.iterdir()] == [path.name], "checkpoint: a save must leave nothing behind but its file")
+
+        for what, spoil in _SPOILERS.items():
+            bad = Path(folder) / "bad.safetensors"
+            bad.write_bytes(content)
+            spoil(bad)
+            victim = _Run(topology, rewirer, layout, unit, optimizer, seed=1)
+            untouched, random = victim.snapshot(), torch.get_rng_state()
+            try:
+                load(bad, victim.model, optimizer=victim.optimizer, rewirer=victim.rewirer)
+            except Unfit:
+                pass
+            except Exception as error:
+                raise AssertionError(f"checkpoint: {what} must be refused with Unfit, not with {type(error).__name__}") from error
+            else:
+                raise AssertionError(f"checkpoint: {what} must be refused")
+            unchanged = _same(victim.snapshot(), untouched) and torch.equal(torch.get_rng_state(), random)
+            _demand(unchanged, f"checkpoint: after {what} was refused, nothing may have changed")
+
+
+def _cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def _edited(edit: "Edit") -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        with safe_open(str(path), "pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
+            header, tensors = dict(file.metadata()), {key: file.get_tensor(key) for key in file.keys()}
+        edit(tensors, header)
+        save_file(tensors, str(path), metadata=header)
+
+    return spoil
+
+
+def _index(tensors: dict[str, Tensor]) -> str:
+    return next(key for key in tensors if key.endswith(".col"))
+
+
+def _moved_unit(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
+    """Another valid index of the same size: one unit moves to a free column of its row."""
+    key = _index(tensors)
+    crow, col = tensors[key.removesuffix("col") + "crow"].long(), tensors[key]
+    width = int(col.max()) + 1
+    for first, last in zip(crow[:-1].tolist(), crow[1:].tolist(), strict=True):
+        free = sorted(set(range(width)) - set(col[first:last].tolist()))
+        if last > first and free:
+            col[first:last] = torch.tensor(sorted([*col[first : last - 1].tolist(), free[0]]), dtype=col.dtype)
+            return
+
+
+Edit = Callable[[dict[str, Tensor], dict[str, str]], None]  # of a file's tensors and header
+
+
+def _set(key: Callable[[dict[str, Tensor]], str], change: Callable[[Tensor], Tensor]) -> Edit:
+    def edit(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
+        tensors[key(tensors)] = change(tensors[key(tensors)]).contiguous()
+
+    return edit
+
+
+def _values(tensors: dict[str, Tensor]) -> str:
+    return next(key for key in tensors if key.startswith("model.") and key.endswith(".values"))
+
+
+_SPOILERS: dict[str, Callable[[Path], None]] = {
+    "a file that was cut off": _cut,
+    "a file of noise": lambda path: None if path.write_bytes(bytes(range(256)) * 8) else None,
+    "a safetensors file of somebody else": _edited(lambda _tensors, header: header.clear()),
+    "a file of a newer version": _edited(lambda _tensors, header: header.update(version="999")),
+    "a file without values": _edited(lambda tensors, _header: tensors.__delitem__(_values(tensors))),
+    "a file without an index": _edited(lambda tensors, _header: tensors.__delitem__(_index(tensors))),
+    "an index that is not sorted": _edited(_set(_index, lambda t: t.flip(0))),
+    "an index out of range": _edited(_set(_index, lambda t: t + 1000)),
+    "a floating index": _edited(_set(_index, lambda t: t.double())),
+    "an index that its values were not saved with": _edited(_moved_unit),
+    "values of another length": _edited(_set(_values, lambda t: t[:-1])),
+    "values of another dtype": _edited(_set(_values, lambda t: t.float())),
+}
+
+
+# -------------------------------------------------------------------- details
+
+
+def _demand(true: bool, sentence: str) -> None:
+    if not true:
+        raise AssertionError(sentence)
+
+
+def _close(a: Tensor, b: Tensor, sentence: str, tolerance: float = 1e-10) -> None:
+    a, b = a.detach(), b.detach()
+    scale, error = (float(t.abs().max()) if t.numel() else 0.0 for t in (b, a - b))
+    _demand(error <= tolerance * (1 + scale), f"{sentence} (off by {error:.3g})")  # NaN is not <= anything
+
+
+__all__: Sequence[str] = (
+    "check_checkpoint",
+    "check_kernel",
+    "check_layout",
+    "check_rewire",
+    "check_support",
+    "check_surgery",
+    "check_topology",
+    "nesterov",
+    "poisoned_memory",
+)

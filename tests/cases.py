@@ -1,0 +1,189 @@
+"""The tables: every law runs over one of these. Sizes are tiny, prime where they can be, and include what breaks things."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.ops.csr_conv2d.reference import Geometry
+
+SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def table(cases: dict) -> pytest.MarkDecorator:
+    """Parametrize over a table, its keys as the tests' names, the argument called ``case``."""
+    return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
+
+
+# ---------------------------------------------------------------- supports: name -> (shape, unit, ids or how many random ones)
+
+
+def _support(shape: tuple[int, int], kept: int | list[int], unit: tuple[int, int] = (1, 1)) -> gs.Support:
+    if isinstance(kept, int):
+        return gs.Support.random(shape, kept, unit, generator(7))
+    return gs.Support.from_ids(torch.tensor(kept, dtype=torch.int64), shape, unit)
+
+
+SUPPORTS = {
+    "one of one": _support((1, 1), 1),
+    "primes": _support((13, 7), 31),
+    "one row": _support((1, 17), 5),
+    "one column": _support((17, 1), 5),
+    "wide": _support((3, 101), 20),
+    "empty rows and columns": _support((7, 11), [12, 14, 40]),
+    "one full row": _support((5, 6), [12, 13, 14, 15, 16, 17]),
+    "empty": _support((5, 6), []),
+    "full": _support((4, 5), 20),
+    "all but one": _support((4, 5), 19),
+    "first and last": _support((6, 5), [0, 29]),
+    "tiles": _support((8, 6), 5, (2, 3)),
+    "ragged tiles": _support((13, 7), 6, (4, 3)),
+    "ragged corner only": _support((5, 5), [3], (3, 3)),
+    "tiles taller than the matrix": _support((3, 10), 2, (4, 4)),
+    "row tiles": _support((6, 13), 7, (1, 4)),
+    "column tiles": _support((13, 6), 7, (4, 1)),
+}
+
+# ---------------------------------------------------------------- convolutions
+
+
+class Conv(NamedTuple):
+    """in, out, geometry, image size, units (n), tile."""
+
+    channels: int
+    filters: int
+    g: Geometry
+    size: tuple[int, int]
+    n: int
+    unit: tuple[int, int] = (1, 1)
+
+    @property
+    def support(self) -> gs.Support:
+        return gs.Support.random((self.filters, self.channels * self.g.kernel[0] * self.g.kernel[1]), self.n, self.unit, generator(3))
+
+
+CONVS = {
+    "1x1": Conv(3, 5, Geometry((1, 1)), (5, 4), 7),
+    "3x3": Conv(3, 5, Geometry((3, 3)), (7, 6), 40),
+    "padded": Conv(3, 5, Geometry((3, 3), padding=(1, 1)), (5, 5), 40),
+    "strided": Conv(2, 7, Geometry((3, 3), (2, 2), (1, 1)), (7, 8), 30),
+    "stride leaves a rest": Conv(2, 3, Geometry((2, 2), (3, 2)), (9, 8), 11),
+    "dilated": Conv(2, 3, Geometry((3, 3), dilation=(2, 2)), (8, 9), 20),
+    "all unlike": Conv(3, 2, Geometry((2, 3), (2, 1), (1, 2), (1, 2)), (7, 6), 15),
+    "kernel as large as the image": Conv(2, 3, Geometry((5, 4)), (5, 4), 33),
+    "padding beyond the kernel": Conv(1, 2, Geometry((1, 1), padding=(2, 1)), (2, 2), 1),
+    "ragged tiles": Conv(3, 5, Geometry((3, 3), (1, 2), (1, 1)), (6, 7), 6, (2, 4)),
+}
+
+# ---------------------------------------------------------------- optimizers
+
+OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
+    "sgd": lambda p: SGD(p, lr=0.05),
+    "momentum": lambda p: SGD(p, lr=0.05, momentum=0.9),
+    "nesterov": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adamw": lambda p: ADAMW(p, lr=1e-2, weight_decay=1e-2, amsgrad=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True),
+}
+TWO_OPTIMIZERS = {name: OPTIMIZERS[name] for name in ("nesterov", "adamw")}
+
+# ---------------------------------------------------------------- topologies: events every 4 steps, the last before 23
+
+STOP = 23
+TOPOLOGIES: dict[str, gs.Topology] = {
+    "static": gs.static(),
+    "set": gs.set_(STOP, 4),
+    "set signed": gs.set_(STOP, 4, signed=True),
+    "set shrinking": gs.set_(STOP, 4, final=0.2),
+    "rigl": gs.rigl(STOP, 4),
+    "rigl moving": gs.rigl(STOP, 4, move=True, min_fan_in=1),
+    "rigl merging": gs.rigl(STOP, 4, merge=True),
+    "rigl shrinking": gs.rigl(STOP, 4, final=0.2),
+    "snfs": gs.snfs(STOP, 4),
+    "gmp": gs.gmp(STOP, 0.1, 4),
+    "csst": gs.csst(STOP, 4, 8, window=3, fraction=0.5),
+    "csst counted": gs.csst(STOP, 4, 8, window=3, count=9, drop=0.4, min_fan_in=1),
+    "csst iht": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.5, mode="iht"),
+    "csst merging": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.3, mode="merge"),
+    "csst pooled": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.3, share="pooled"),
+    "csst reborn": gs.csst(STOP, 4, 8, window=4, fraction=0.5, drop=0.3, move=False, reborn=True),
+    "csst shrinking": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.3, final=0.2),
+}
+
+# ---------------------------------------------------------------- models and data
+
+
+class Data(NamedTuple):
+    """Batches that a seed decides."""
+
+    features: tuple[int, ...]
+    classes: int
+    size: int = 8
+
+    def batch(self, t: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        rng = generator(10_000 + t)
+        x = torch.randn(self.size, *self.features, generator=rng, dtype=dtype)
+        return x, torch.randint(self.classes, (self.size,), generator=rng)
+
+    def batches(self, steps: int, dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+        return [self.batch(t, dtype) for t in range(steps)]
+
+
+FLAT, IMAGES = Data((13,), 5), Data((2, 6, 6), 5)
+
+
+def mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    return seeded(nn.Sequential(nn.Linear(13, 17), nn.Tanh(), nn.Linear(17, 11), nn.Tanh(), nn.Linear(11, 5)).to(dtype), seed)
+
+
+def convnet(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    layers = nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(28, 5)
+    return seeded(nn.Sequential(*layers).to(dtype), seed)
+
+
+def seeded(model: nn.Sequential, seed: int) -> nn.Sequential:
+    """The same model whatever torch's random state."""
+    rng = generator(seed)
+    for name, p in model.named_parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, 0.0, 0.4, generator=rng)
+        elif not name.startswith("1."):  # normalisation
+            nn.init.normal_(p, 0.0, 0.1, generator=rng)
+    return model
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rewirer: gs.Rewirer | None, batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[float]:
+    """The loop of the README, as a user writes it; the losses."""
+    losses = []
+    for x, y in batches:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        (rewirer or optimizer).step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def supports(model: nn.Module) -> dict[str, gs.Support]:
+    return {name: layer.support for name, layer in gs.sparse_layers(model).items()}
+
+
+def same_supports(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = supports(a), supports(b)
+    return mine.keys() == theirs.keys() and all(s.same(theirs[name]) for name, s in mine.items())
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    """Parameters and buffers equal bit for bit."""
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(t, theirs[key]) for key, t in mine.items())
