@@ -95,28 +95,40 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
 }
 TWO_OPTIMIZERS = {name: OPTIMIZERS[name] for name in ("nesterov", "adamw")}
 
-# ---------------------------------------------------------------- topologies: events every 4 steps, the last before 23
+# ---------------------------------------------------------------- topologies
+
+
+def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
+    """One of every kind, events from ``every`` steps apart to twice that."""
+    regular = {"stop": stop, "every": every}
+    growing = {**regular, "last_every": 2 * every, "window": window}
+    half = {**growing, "fraction": 0.5, "drop": 0.3}
+    return {
+        "static": gs.static(),
+        "set": gs.set_(**regular),
+        "set signed": gs.set_(**regular, signed=True),
+        "set shrinking": gs.set_(**regular, final=0.2),
+        "rigl": gs.rigl(**regular),
+        "rigl moving": gs.rigl(**regular, move=True, min_fan_in=1),
+        "rigl merging": gs.rigl(**regular, merge=True),
+        "rigl shrinking": gs.rigl(**regular, final=0.2),
+        "snfs": gs.snfs(**regular),
+        "gmp": gs.gmp(final=0.1, **regular),
+        "csst": gs.csst(**growing, fraction=0.5),
+        "csst counted": gs.csst(**growing, count=9, drop=0.4, min_fan_in=1),
+        "csst iht": gs.csst(**{**half, "drop": 0.5}, mode="iht"),
+        "csst merging": gs.csst(**half, mode="merge"),
+        "csst pooled": gs.csst(**half, share="pooled"),
+        "csst uniform": gs.csst(**{**half, "fraction": 0.3}, candidates="uniform"),
+        "csst reborn": gs.csst(**half, move=False, reborn=True),
+        "csst shrinking": gs.csst(**half, final=0.2),
+    }
+
 
 STOP = 23
-TOPOLOGIES: dict[str, gs.Topology] = {
-    "static": gs.static(),
-    "set": gs.set_(STOP, 4),
-    "set signed": gs.set_(STOP, 4, signed=True),
-    "set shrinking": gs.set_(STOP, 4, final=0.2),
-    "rigl": gs.rigl(STOP, 4),
-    "rigl moving": gs.rigl(STOP, 4, move=True, min_fan_in=1),
-    "rigl merging": gs.rigl(STOP, 4, merge=True),
-    "rigl shrinking": gs.rigl(STOP, 4, final=0.2),
-    "snfs": gs.snfs(STOP, 4),
-    "gmp": gs.gmp(STOP, 0.1, 4),
-    "csst": gs.csst(STOP, 4, 8, window=3, fraction=0.5),
-    "csst counted": gs.csst(STOP, 4, 8, window=3, count=9, drop=0.4, min_fan_in=1),
-    "csst iht": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.5, mode="iht"),
-    "csst merging": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.3, mode="merge"),
-    "csst pooled": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.3, share="pooled"),
-    "csst reborn": gs.csst(STOP, 4, 8, window=4, fraction=0.5, drop=0.3, move=False, reborn=True),
-    "csst shrinking": gs.csst(STOP, 4, 8, window=3, fraction=0.5, drop=0.3, final=0.2),
-}
+TOPOLOGIES = topologies(STOP, 4, 3)
+LAYOUT_NAMES = tuple(gs.LAYOUTS)
+MAIN = ("static", "set", "rigl", "snfs", "gmp", "csst", "csst iht", "csst merging", "csst pooled", "csst uniform")
 
 # ---------------------------------------------------------------- models and data
 
@@ -145,7 +157,15 @@ def mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 
 def convnet(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    layers = nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(28, 5)
+    layers = (
+        nn.Conv2d(2, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Conv2d(5, 7, 3, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(28, 5),
+    )
     return seeded(nn.Sequential(*layers).to(dtype), seed)
 
 

@@ -1,17 +1,19 @@
 """Support: the index, the closed form of the zeros, uniform sampling, and what comes from outside."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from cases import SUPPORTS, generator, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gossamer as gs
+from cases import SUPPORTS, generator, table
 from gossamer import laws
 from gossamer.support import LIMIT, Support, distinct, grid_of, index_problems
 
+RNG = generator(11)
 quick = settings(max_examples=80, deadline=None, derandomize=True)
 
 
@@ -202,6 +204,47 @@ def test_min_fan_in_that_cannot_be_had_is_refused(n, fan_in):
 def test_random_refuses_impossible_sizes(n):
     with pytest.raises(gs.Unfit, match=r"n must lie in \[0, 20\]"):
         Support.random((4, 5), n)
+
+
+def test_sampling_by_weight_is_drawing_one_after_another():
+    """Every pair of the 4 zeros of a 2 x 3 matrix as often as two draws by weight, without replacement, give it: chi-square, 4 sigma."""
+    s, rows, cols = Support.from_ids(torch.tensor([1, 3]), (2, 3)), torch.tensor([1.0, 4.0]), torch.tensor([0.5, 1.0, 3.0])
+    weight = {i: float(rows[i // 3] * cols[i % 3]) for i in (0, 2, 4, 5)}
+    total, draws, counts = sum(weight.values()), 2000, {}
+    for _ in range(draws):
+        pair = tuple(s.sample_outside_by(2, rows, cols, RNG).tolist())
+        counts[pair] = counts.get(pair, 0) + 1
+    chi2 = 0.0
+    for a, b in itertools.combinations(weight, 2):
+        p = weight[a] / total * weight[b] / (total - weight[a]) + weight[b] / total * weight[a] / (total - weight[b])
+        chi2 += (counts.get((a, b), 0) - draws * p) ** 2 / (draws * p)
+    assert sum(counts.values()) == draws and chi2 < 5 + 4 * math.sqrt(10)
+
+
+WEIGHTS = {
+    "even": (torch.ones(13), torch.ones(7)),
+    "concentrated": (torch.eye(13)[4] + 1e-30, torch.eye(7)[2] + 1e-30),
+    "one row": (torch.eye(13)[4], torch.ones(7)),
+    "nothing": (torch.zeros(13), torch.zeros(7)),
+    "double": (torch.rand(13).double(), torch.rand(7).double()),
+}
+
+
+@table(WEIGHTS)
+@pytest.mark.parametrize("m", [0, 1, 10, 30, 31, 60])
+def test_sampling_by_weight_never_fails(case, m):
+    """As many as asked for, sorted, distinct, none of them kept, from its generator alone; what has weight comes first."""
+    s, state = SUPPORTS["primes"], torch.get_rng_state()
+    drawn = s.sample_outside_by(m, *case, generator(1))
+    assert drawn.shape == (m,) and (drawn.diff() > 0).all() and (s.find(drawn) == -1).all()
+    assert torch.equal(drawn, s.sample_outside_by(m, *case, generator(1))) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_has_no_weight_is_drawn_last():
+    s = Support.from_ids(torch.tensor([2, 30]), (13, 7))
+    drawn = s.sample_outside_by(6, torch.eye(13)[4], torch.ones(7), generator())  # row 4 is 28, ..., 34, of which 30 is kept
+    assert drawn.tolist() == [28, 29, 31, 32, 33, 34]
+    assert set(s.sample_outside_by(9, torch.eye(13)[4], torch.ones(7), generator()).tolist()) > {28, 29, 31, 32, 33, 34}
 
 
 def test_huge_supports_cost_what_they_keep():

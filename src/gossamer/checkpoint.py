@@ -48,6 +48,10 @@ def save(
     path = Path(path)
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     states = {name: part for name, part in zip(PARTS, (optimizer, rewirer, scheduler, ledger), strict=True) if part is not None}
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError) as error:
+        raise Unfit("checkpoint.save", f"extra must be JSON: {error}") from error
     meta: dict[str, Any] = {"supports": _describe(model), "extra": extra or {}}
     meta["states"] = {name: _packed(part.state_dict(), name, tensors) for name, part in states.items()}
     meta["rng"] = _packed(_rng_state(), "rng", tensors)
@@ -87,15 +91,21 @@ def load(
         raise Unfit(str(path), f"this checkpoint holds no {' and no '.join(absent)} state", remedy="load the model alone")
     mine = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     _verify(path, model, mine, meta["supports"])
-    unpacked = {name: _unpacked(meta["states"][name], tensors) for name in states}
+    try:
+        unpacked = {name: _unpacked(meta["states"][name], tensors) for name in states}
+        random = _unpacked(meta["rng"], tensors)
+    except KeyError as missing:
+        raise Unfit(str(path), f"it is damaged: it holds no tensor {missing}, which its header names", remedy="an older checkpoint") from missing
     if optimizer is not None:
         _verify_optimizer(path, model, optimizer, unpacked["optimizer"], mine)
     if rewirer is not None and unpacked["rewirer"]["topology"] != rewirer.topology.name:
         raise Unfit(str(path), f"saved with topology {unpacked['rewirer']['topology']!r}, not {rewirer.topology.name!r}")
+    if ledger is not None and unpacked["ledger"]["by_layer"].keys() != ledger.by_layer.keys():
+        raise Unfit(str(path), f"its ledger is of layers {list(unpacked['ledger']['by_layer'])}, not {list(ledger.by_layer)}")
     model.load_state_dict(mine)
     for name, part in states.items():
         part.load_state_dict(unpacked[name])
-    _set_rng_state(_unpacked(meta["rng"], tensors))
+    _set_rng_state(random)
     return meta["extra"]
 
 
@@ -114,11 +124,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if int(header["version"]) > VERSION:
                 raise Unfit(str(path), f"format version {header['version']}, newer than the {VERSION} known here", remedy="a newer gossamer")
             meta = {"version": int(header["version"]), **json.loads(header["json"])}
-            return meta, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if absent := [key for key in ("supports", "states", "rng", "extra") if key not in meta]:
+                raise KeyError(*absent)
+            return meta, {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         remedy = "an older checkpoint; a file that was cut off cannot be repaired"
         raise Unfit(str(path), f"truncated, or not a safetensors file: {error}", remedy=remedy) from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, Unfit):
             raise
         raise Unfit(str(path), f"its header is damaged: {error!r}", remedy="an older checkpoint") from error

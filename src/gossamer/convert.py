@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import budgets
@@ -286,8 +287,8 @@ def _row(name: str, m: nn.Module, reason: str) -> Row:
     if isinstance(m, SparseLayer):
         return Row(name, type(m).__name__, tuple(m.dense_shape), not reason, m.density, m.support.weights, reason)
     weight = getattr(m, "weight", None)
-    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
-    count = sum(p.numel() for p in m.parameters(recurse=False))
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else ()
+    count = sum(p.numel() for p in m.parameters(recurse=False) if not is_lazy(p))
     return Row(name, type(m).__name__, shape, False, 1.0, math.prod(shape) if shape else count, reason)
 
 

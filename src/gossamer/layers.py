@@ -19,8 +19,8 @@ from .layouts import Layout, gather, layout_named, scatter
 from .ops.csr_conv2d import op as conv2d_op
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear import op as linear_op
-from .ops.csr_sense import reference as csr_sense
-from .ops.kernels import choose
+from .ops.csr_sense.op import SAMPLED
+from .ops.kernels import choose, run
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
 
@@ -117,7 +117,7 @@ class SparseLayer(nn.Module):
     def sensed(self, dy: Tensor, x: Tensor, ids: Tensor) -> Tensor:
         """Gradient at unit ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
         dtype, s = self.values.dtype, self.support
-        return csr_sense.sampled(dy.to(dtype), x.to(dtype), ids, s.shape, s.unit, self.geometry)
+        return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.unit, self.geometry)
 
     def flow(self, dy: Tensor, x: Tensor) -> list[Tensor]:
         """Sums of squares of the output gradient per unit row, (grid_rows,), and of the input per unit column, (grid_cols,)."""
@@ -284,26 +284,37 @@ def _padding(padding: int | tuple[int, int] | str, kernel: tuple[int, int], dila
 
 @torch.no_grad()
 def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _meta, _strict, missing, _unexpected, errors) -> None:
-    """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse values without one."""
+    """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse it and stay as it was."""
     crow, col, values = (state.get(prefix + name) for name in ("crow", "col", "values"))
+    problems = _state_problems(layer, crow, col, values)
+    if problems:
+        errors.extend(f"{prefix.rstrip('.') or type(layer).__name__}: {problem}" for problem in problems)
+        for name in ("crow", "col", "values"):  # torch goes on and copies what is there: let that be what is here
+            state[prefix + name] = getattr(layer, name).detach()
+        return
     if crow is None or col is None:
-        if values is not None:
-            errors.append(f"{prefix}values come without their index ({prefix}crow, {prefix}col): values never load onto another support")
         return
     s = layer.support
-    problems = index_problems(crow, col, s.shape, s.unit)
-    expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
-    if not problems and values is not None and tuple(values.shape) != expected:
-        problems = [f"values of shape {tuple(values.shape)} for {col.numel()} kept units, {expected} expected"]
-    if problems:
-        errors.extend(f"{prefix}: {problem}" for problem in problems)
-        return
     new = Support.from_index(crow, col, s.shape, s.unit).to(s.col.device)
     if not new.same(s):
-        if values is None:
-            errors.append(f"{prefix}crow, {prefix}col are another support's, and come without its {prefix}values")
-            return
         for name, index in layer.index_of(new).items():
             setattr(layer, name, index)
         if layer.layout.storage == "compact":
             write_(layer.values, layer.values.new_zeros(new.n, *layer.values.shape[1:]))
+
+
+def _state_problems(layer: SparseLayer, crow: Tensor | None, col: Tensor | None, values: Tensor | None) -> list[str]:
+    """Why index and values of a state_dict must not be read, in sentences."""
+    if crow is None or col is None:
+        alone = values is not None or crow is not None or col is not None
+        return ["values and index (values, crow, col) come without each other: values never load onto another support"] if alone else []
+    s = layer.support
+    problems = index_problems(crow, col, s.shape, s.unit)
+    if problems:
+        return problems
+    if values is None:
+        same = Support.from_index(crow, col, s.shape, s.unit).to(s.col.device).same(s)
+        return [] if same else ["the index is another support's, and comes without its values"]
+    expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
+    fits = tuple(values.shape) == expected
+    return [] if fits else [f"values of shape {tuple(values.shape)} for {col.numel()} kept units, {expected} expected"]

@@ -99,7 +99,8 @@ class Ledger:
             self.dense += entry.cost(batch, entry.weights).total
         self.steps += 1
         self.examples += batch
-        key = (tuple(entry.n for entry in self.entries), tuple(sensed.items()), min(self.steps, 3))  # optimizers fill their state at once
+        held = rewirer.sensing_bytes if rewirer is not None else 0
+        key = (tuple(entry.n for entry in self.entries), held, min(self.steps, 3))  # nothing else changes what is held
         if key != self._peak_key:
             self._peak_key = key
             self.peak_bytes = max(self.peak_bytes, self.bytes(rewirer)["total"])

@@ -186,13 +186,11 @@ class Support:
                 break
             i, j = (torch.searchsorted(law, torch.rand(short + short // 2 + 16, generator=rng, dtype=law.dtype) * law[-1]) for law in laws)
             drawn = (i.clamp_(max=self.grid[0] - 1) * self.grid[1] + j.clamp_(max=self.grid[1] - 1)).to(ids.device)
-            ids = torch.cat([ids, drawn[self.find(drawn) < 0]]).unique()
-            if ids.numel() > m:
-                ids = ids[torch.randperm(ids.numel(), generator=rng)[:m].sort()[0].to(ids.device)]
+            ids = _first_occurrences(torch.cat([ids, drawn[self.find(drawn) < 0]]))[:m]
         if ids.numel() < m:
             taken = Support.from_ids(torch.cat([self.ids(), ids]), self.shape, self.unit)
-            ids = torch.cat([ids, taken.sample_outside(m - ids.numel(), rng)]).sort()[0]
-        return ids
+            ids = torch.cat([ids, taken.sample_outside(m - ids.numel(), rng)])
+        return ids.sort()[0]
 
     def scalars(self) -> tuple[Tensor | None, Tensor]:
         """Where the scalars live: (position in the flat values or None for all in order, position in the flat dense matrix), int64."""
@@ -254,6 +252,14 @@ def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
         keep = torch.randperm(drawn.numel(), generator=rng)[:m]
         drawn = drawn[keep.sort()[0]]
     return drawn
+
+
+def _first_occurrences(ids: Tensor) -> Tensor:
+    """Each id once, in the order in which they came."""
+    distinct_ids, which = torch.unique(ids, return_inverse=True)
+    place = torch.full_like(distinct_ids, ids.numel())
+    place.scatter_reduce_(0, which, torch.arange(ids.numel(), device=ids.device), "amin")
+    return ids[place.sort()[0]]
 
 
 def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int]) -> list[str]:

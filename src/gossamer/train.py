@@ -78,7 +78,7 @@ class Probe:
 
     def discard(self) -> None:
         """Forgets what the step in progress has measured so far."""
-        self.now, self.operands = None, []
+        self.now, self.flow_now, self.operands = None, None, []
 
     def finish(self, scale: float, finite: bool = True) -> None:
         """Ends a step: its gradients, unscaled, enter the moving averages; those of a step that overflowed do not."""
@@ -112,7 +112,8 @@ class Probe:
 
     def strongest(self, k: int, scale: float) -> tuple[Tensor, Tensor]:
         """The k strongest units off the support by this step's gradient, streamed: ids and gradients."""
-        ids, tiles = csr_sense.strongest(self.operands, self.layer.support, k, self.layer.geometry, _mean_over_ranks)
+        with torch.autocast(self.layer.values.device.type, enabled=False):
+            ids, tiles = csr_sense.strongest(self.operands, self.layer.support, k, self.layer.geometry, _mean_over_ranks)
         return ids, tiles / scale
 
 

@@ -11,7 +11,7 @@ from argparse import SUPPRESS, ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -165,8 +165,8 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
     tree = canonical(tree, where)
     parser = schema(names(tree))
     for key, value in flat(tree).items():
-        if value is None and (default := parser.get_default(key)) is not None:
-            raise Unfit(where, f"{key}: a value is missing", remedy=f"leave the key out for its default, {default}")
+        if value is None and not _may_be_none(key, tree):
+            raise Unfit(where, f"{key}: a value is missing", remedy=f"leave the key out for its default, {parser.get_default(key)}")
     try:
         typed = parser.parse_object(tree)
     except ArgumentError as error:
@@ -249,6 +249,13 @@ def expected(message: str) -> str:
 def _check_choice(key: str, value: str, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
     if value not in choices:
         raise Unfit(key, f"unknown {key} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}")
+
+
+def _may_be_none(key: str, tree: Tree) -> bool:
+    """Whether the constructor's signature allows no value; jsonargparse takes None for anything."""
+    kind, _, name = key.rpartition(".")
+    owner = KINDS[kind][tree[kind]["name"]] if kind else Config
+    return type(None) in get_args(owner.__dataclass_fields__[name].type)
 
 
 def _dict(part: Any) -> Tree:

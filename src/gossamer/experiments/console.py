@@ -17,7 +17,8 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # eight columns fit into 80 characters
+        table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left", **look)
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i < left else "right")
         for row in rows:

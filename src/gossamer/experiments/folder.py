@@ -46,12 +46,9 @@ class Folder:
         """The configuration in this folder."""
         return yaml.safe_load(self.config.read_text())
 
-    def begin(self, config: Config, resume: bool) -> None:
-        """Makes a new folder, or checks that it holds this very run and ``resume`` is asked for. Raises Unfit."""
+    def check(self, config: Config, resume: bool) -> None:
+        """Refuses (Unfit) a folder that holds another run, or this one if ``resume`` is not asked for."""
         if self.status == "new":
-            self.path.mkdir(parents=True, exist_ok=True)
-            write(self.environment, json.dumps(environment(), indent=2) + "\n")
-            write(self.config, yaml.safe_dump(settings(config), sort_keys=False))
             return
         if not resume:
             remedy = "another --out" if self.over else "--resume to continue it, or another --out"
@@ -60,6 +57,13 @@ class Folder:
         if different:
             remedy = "the same settings (none at all takes them from the folder), or another --out"
             raise Unfit(str(self.path), "the run in this folder has another configuration", reasons=different, remedy=remedy)
+
+    def begin(self, config: Config) -> None:
+        """Makes the folder, unless it is there."""
+        if self.status == "new":
+            self.path.mkdir(parents=True, exist_ok=True)
+            write(self.environment, json.dumps(environment(), indent=2) + "\n")
+            write(self.config, yaml.safe_dump(settings(config), sort_keys=False))
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds one line to the metrics."""

@@ -16,7 +16,7 @@ from .folder import Folder
 from .methods import Dense, Static
 from .progress import watch_for
 from .report import report
-from .run import Stopped, run
+from .run import build, run
 
 WHO = "gossamer run"
 MAIN_JOB: Tree = {"null_models": True, "density_exponent": 0.25, "threads": 1}  # one thread: on so small a network more only wait
@@ -43,14 +43,20 @@ def job(argv: Sequence[str]) -> int:
     if given.help:
         print(help_text(given, base))
         return 0
-    config, out = begin(given, base)
+    config, out = place(given, base)
+    config.task.check()
+    Folder(out).check(config, given.resume)
     runs = variants(config, out)
+    if len(runs) > 1:
+        for variant in runs.values():
+            build(variant)  # refuses now what would be refused after the first run
+        Folder(out).begin(config)
     try:
         with watch_for(len(runs)) as watch:
             results = {path: run(variant, path, resume=given.resume or len(runs) > 1, watch=watch) for path, variant in runs.items()}
-    except Stopped as stopped:
-        where = f"step {stopped.step} of epoch {stopped.epoch}" + (f" of {stopped.folder.path.name}" if len(runs) > 1 else "")
-        print(f"stopped at {where}; everything is saved in {out}. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped between two runs"
+        print(f"{said}; everything is saved. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
         return 130
     if len(runs) > 1:
         Folder(out).finish({"status": "finished", "config": settings(config)})
@@ -62,8 +68,8 @@ def job(argv: Sequence[str]) -> int:
     return 1 if diverged else 0
 
 
-def begin(given: Given, base: Tree) -> tuple[Config, Path]:
-    """The configuration and the folder of a job, made or found; refuses what does not fit. Raises Unfit."""
+def place(given: Given, base: Tree) -> tuple[Config, Path]:
+    """The configuration and the folder of a job; those of the run to resume, if that is asked for. Raises Unfit."""
     if given.resume:
         out = given.out or latest(configuration(given, base))
         if Folder(out).status == "new":
@@ -72,11 +78,7 @@ def begin(given: Given, base: Tree) -> tuple[Config, Path]:
     else:
         config = configuration(given, base)
         out = given.out or unused(config)
-    config = config.resolved()
-    config.task.check()
-    if config.null_models:
-        Folder(out).begin(config, given.resume)
-    return config, out
+    return config.resolved(), out
 
 
 def configuration(given: Given, base: Tree) -> Config:

@@ -136,9 +136,10 @@ class CSST(Method):
         window: optimizer steps over which the sampled gradient is smoothed before a change.
         fraction: share of the zero weights that is sampled.
         count: sample so many zero weights per layer instead.
-        drop: share of each layer's weights exchanged at the first change, annealed to 0; by default so that growers are few.
+        drop: share of each layer's weights exchanged at the first change, annealed to 0; null: at most 0.3, and so that growers are few.
         mode: prune_grow, iht or merge.
         share: fixed (each layer grows what it dropped) or pooled (layers compete).
+        candidates: flow (sampled where gradients are expected to be large) or uniform.
         stop: share of the training after which the support is fixed.
         start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
     """
@@ -148,9 +149,10 @@ class CSST(Method):
     window: int = 10
     fraction: float = 0.1
     count: int | None = None
-    drop: float | None = None
+    drop: float | None = 0.5
     mode: str = "prune_grow"
     share: str = "fixed"
+    candidates: str = "flow"
     stop: float = 0.75
     start: float = 1.0
 
@@ -160,7 +162,7 @@ class CSST(Method):
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
         sensing = (self.every, self.last_every, self.window, self.fraction, self.count, self.drop, self.mode, self.share)
-        return topology.csst(_stop(self.stop, steps), *sensing, final=final, min_fan_in=min_fan_in)
+        return topology.csst(_stop(self.stop, steps), *sensing, candidates=self.candidates, final=final, min_fan_in=min_fan_in)
 
 
 METHODS: dict[str, type[Method]] = {

@@ -21,6 +21,7 @@ from .methods import METHODS
 
 Row = dict[str, Any]
 IGNORED = ("seed", "threads", *ELSEWHERE)
+SPARSE = ("density", "budget", "layout", "unit", "exclude", "min_fan_in", "density_exponent")  # settings that mean nothing to a dense model
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
 PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
 
@@ -46,11 +47,13 @@ def aggregate(runs: Sequence[Row]) -> list[Row]:
 
 def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
     settings = flat(group[0]["config"])
+    if not METHODS[settings["method.name"]].sparse:
+        settings = {key: value for key, value in settings.items() if key not in SPARSE}
     done = [run for run in group if run["status"] == "finished"]
     metrics = [name for name in (done[0]["metrics"] if done else {"accuracy"}) if name not in PROGRESS]
     return {
         "method": settings["method.name"],
-        "settings": {key: settings.get(key) for key in varied},
+        "settings": {key: settings[key] for key in varied if key in settings},
         "runs": len(done),
         "metrics": {name: _mean([run["metrics"][name] for run in done]) for name in metrics},
         "metrics_sd": {name: _sd([run["metrics"][name] for run in done]) for name in metrics},
@@ -92,13 +95,13 @@ def _order(group: Sequence[Row]) -> tuple:
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
     """(columns, cells, notes) of aggregated rows; a column of counts where rows have several runs or something went wrong."""
-    labels = [key for key in rows[0]["settings"] if key != "density"]
+    labels = [key for key in {key: None for row in rows for key in row["settings"]} if key != "density"]
     more = [name for name in {name: None for row in rows for name in row["metrics"]} if name != "accuracy"]
     counted = any(row["runs"] != 1 or row["diverged"] or row["unfinished"] for row in rows)
     columns = ["method", *labels, "accuracy", *more, "density", "parameters", "FLOPs", "memory", "seconds", "kernel"]
     cells = []
     for row in rows:
-        line = [row["method"], *["-" if row["settings"][key] is None else str(row["settings"][key]) for key in labels]]
+        line = [row["method"], *[_setting(row["settings"], key) for key in labels]]
         line += [_spread(row, "accuracy", 100.0, " %"), *[_spread(row, name, 1.0, "") for name in more]]
         line += [
             _number(row["density"], "{:.4f}"),
@@ -121,6 +124,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         )
     notes.append("Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted.")
     return notes
+
+
+def _setting(settings: Row, key: str) -> str:
+    return "-" if key not in settings else "null" if settings[key] is None else str(settings[key])
 
 
 def _number(value: float | None, form: str) -> str:

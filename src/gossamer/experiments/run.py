@@ -8,14 +8,16 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from .. import checkpoint
 from ..convert import sparsify
@@ -26,7 +28,9 @@ from . import extras
 from .config import Config, settings
 from .folder import Folder
 from .progress import Silent
-from .tasks import stream
+from .tasks import Data, stream
+
+ACCOUNTS = ("lr", "density", "flops", "dense_flops", "seconds")  # in every line of metrics, beside what the task measures
 
 
 @dataclass
@@ -39,12 +43,56 @@ class Position:
     seconds: float = 0.0  # of training so far, evaluation excluded
 
 
+class Trial(NamedTuple):
+    """All parts of a run, built and checked against each other."""
+
+    config: Config
+    data: Data
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    rewirer: Rewirer | None  # None for a dense model
+    ledger: Ledger
+    each: int  # optimizer steps per epoch
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """The parts besides the model that a checkpoint holds."""
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "rewirer": self.rewirer, "ledger": self.ledger}
+
+    def save(self, folder: Folder, at: Position) -> None:
+        """Writes the checkpoint."""
+        checkpoint.save(folder.checkpoint, self.model, **self.states, extra=asdict(at))
+
+    def load(self, folder: Folder) -> Position:
+        """Reads the checkpoint; returns where it was saved."""
+        return Position(**checkpoint.load(folder.checkpoint, self.model, **self.states))
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: the run was saved between two steps."""
 
-    def __init__(self, folder: Folder, epoch: int, step: int):
-        self.folder, self.epoch, self.step = folder, epoch, step
-        super().__init__(f"stopped at step {step} of epoch {epoch}")
+    def __init__(self, folder: Folder, at: Position):
+        self.folder, self.at = folder, at
+        super().__init__(f"stopped at step {at.step} of epoch {at.epoch + 1} of {folder.path.name}")
+
+
+def build(config: Config) -> Trial:
+    """Data, model, optimizer and all the rest, in the state before the first step. Raises Unfit where they do not go together."""
+    config = config.resolved()
+    if config.tensorboard:
+        extras.require("board", "tensorboard: true")
+    torch.set_num_threads(config.threads or 1)
+    torch.manual_seed(config.seed)
+    data = config.task.load()
+    model = config.model.build(data.shape, data.classes, stream(config.seed, "init"))
+    model, final = sparsified(model, config)
+    each = math.ceil(math.ceil(len(data.train_y) / config.batch) / config.accumulate)
+    optimizer = config.optimizer.build(model, config.density_exponent, final)
+    scheduler = LambdaLR(optimizer, step_size(config, each * config.epochs))
+    rewirer = rewiring(model, optimizer, config, each * config.epochs, final)
+    ledger = Ledger(model, data.inputs(data.train_x[:1]), optimizer=optimizer)
+    return Trial(config, data, model, optimizer, scheduler, rewirer, ledger, each)
 
 
 def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent | None = None) -> dict[str, Any]:
@@ -60,95 +108,72 @@ def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent
     Raises: Unfit, before any work; Stopped on Ctrl-C or SIGTERM, after saving.
     """
     config, folder, watch = config.resolved(), Folder(path), watch or Silent()
-    config.task.check()
-    if config.tensorboard:
-        extras.require("board", "tensorboard: true")
-    folder.begin(config, resume)
+    folder.check(config, resume)
     if folder.over:
         return folder.figures()
-
-    torch.set_num_threads(config.threads or 1)
-    torch.manual_seed(config.seed)
-    data = config.task.load()
-    each = math.ceil(math.ceil(len(data.train_y) / config.batch) / config.accumulate)  # optimizer steps per epoch
-    steps = each * config.epochs
-    model = config.model.build(data.shape, data.classes, stream(config.seed, "init"))
-    model, final = sparsified(model, config)
-    optimizer = config.optimizer.build(model, config.density_exponent, final)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, step_size(config, steps))
-    rewirer = rewiring(model, optimizer, config, steps, final)
-    ledger = Ledger(model, data.inputs(data.train_x[:1]), optimizer=optimizer)
-    parts: dict[str, Any] = {"optimizer": optimizer, "rewirer": rewirer, "scheduler": scheduler, "ledger": ledger}
-    at = Position()
-
-    def record(loss: float | None) -> None:
-        """One line of metrics, and the checkpoint that belongs to it."""
-        measured = config.task.metrics(model, data)
-        row = {"epoch": at.epoch, "step": at.epoch * each, "train_loss": loss, **measured, "density": density(ledger)}
-        row |= {"lr": optimizer.param_groups[-1]["lr"], "flops": ledger.flops.total, "dense_flops": ledger.dense_flops}
-        folder.append({**row, "seconds": round(at.seconds, 3)})
-        write_events(folder, config, row)
-        checkpoint.save(folder.checkpoint, model, **parts, extra=asdict(at))
-        watch.epoch(row)
-
+    trial = build(config)
+    folder.begin(config)
     with Interrupt() as interrupt:
-        if folder.checkpoint.is_file():
-            at = Position(**checkpoint.load(folder.checkpoint, model, **parts))
-            folder.cut(at.epoch)
-            watch.begin(folder.path.name, config.epochs, each, at.epoch * each + at.step)
-        else:
-            folder.cut(-1)
-            watch.begin(folder.path.name, config.epochs, each, 0)
-            record(None)
-        clock = time.perf_counter()
-
-        def on_step(step: Step) -> None:
-            nonlocal clock
-            now = time.perf_counter()
-            at.step, at.loss, at.seconds, clock = at.step + 1, at.loss + step.loss, at.seconds + now - clock, now
-            watch.step(step.loss)
-            if interrupt.wanted:
-                checkpoint.save(folder.checkpoint, model, **parts, extra=asdict(at))
-                raise Stopped(folder, at.epoch + 1, at.step)
-
-        while at.epoch < config.epochs:
-            if interrupt.wanted:
-                raise Stopped(folder, at.epoch + 1, 0)
-            batches = data.batches(config.batch, config.seed, at.epoch, at.step * config.accumulate)
-            clock = time.perf_counter()
-            try:
-                fit(
-                    model,
-                    batches,
-                    optimizer,
-                    rewirer=rewirer,
-                    scheduler=scheduler,
-                    clip=config.clip,
-                    accumulate=config.accumulate,
-                    autocast=torch.bfloat16 if config.autocast else None,
-                    ledger=ledger,
-                    on_step=on_step,
-                )
-            except Diverged as error:
-                result = {
-                    "status": "diverged",
-                    "step": at.epoch * each + at.step + 1,
-                    "loss": str(error.loss),
-                    "checkpoint_epoch": at.epoch,
-                }
-                result |= figures(config, model, ledger, rewirer, at)
-                folder.finish(result)
-                watch.end(folder.path.name, result)
-                return result
-            loss = at.loss / at.step
-            at = Position(at.epoch + 1, seconds=at.seconds)
-            record(loss)
-
-    last = {key: value for key, value in folder.rows()[-1].items() if key not in ("lr", "seconds", "density", "flops", "dense_flops")}
-    result = {"status": "finished", "metrics": last, **figures(config, model, ledger, rewirer, at)}
+        result = train(trial, folder, watch, interrupt)
     folder.finish(result)
     watch.end(folder.path.name, result)
     return result
+
+
+def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -> dict[str, Any]:
+    """From the folder's checkpoint, if there is one, to the end; returns the result. Raises Stopped."""
+    config, each = trial.config, trial.each
+    at, clock = Position(), time.perf_counter()
+
+    def record(loss: float | None) -> None:
+        """One line of metrics, and the checkpoint that belongs to it."""
+        row = measured(trial, at, loss)
+        folder.append(row)
+        write_events(folder, config, row)
+        trial.save(folder, at)
+        watch.epoch(row)
+
+    def on_step(step: Step) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        at.step, at.loss, at.seconds, clock = at.step + 1, at.loss + step.loss, at.seconds + now - clock, now
+        watch.step(step.loss)
+        if interrupt.wanted:
+            trial.save(folder, at)
+            raise Stopped(folder, at)
+
+    begun = folder.checkpoint.is_file()
+    if begun:
+        at = trial.load(folder)
+    folder.cut(at.epoch if begun else -1)
+    watch.begin(folder.path.name, config.epochs, each, at.epoch * each + at.step)
+    if not begun:
+        record(None)
+    while at.epoch < config.epochs:
+        if interrupt.wanted:
+            raise Stopped(folder, at)
+        clock = time.perf_counter()
+        try:
+            fit(
+                trial.model,
+                trial.data.batches(config.batch, config.seed, at.epoch, at.step * config.accumulate),
+                trial.optimizer,
+                rewirer=trial.rewirer,
+                scheduler=trial.scheduler,
+                clip=config.clip,
+                accumulate=config.accumulate,
+                autocast=torch.bfloat16 if config.autocast else None,
+                ledger=trial.ledger,
+                on_step=on_step,
+            )
+        except Diverged as error:
+            where = {"step": at.epoch * each + at.step + 1, "loss": str(error.loss), "checkpoint_epoch": at.epoch}
+            return {"status": "diverged", **where, **figures(trial, at)}
+        loss = at.loss / at.step
+        at = Position(at.epoch + 1, seconds=at.seconds)
+        record(loss)
+    last = {key: value for key, value in folder.rows()[-1].items() if key not in ACCOUNTS}
+    return {"status": "finished", "metrics": last, **figures(trial, at)}
 
 
 # -------------------------------------------------------------------- the parts
@@ -181,7 +206,7 @@ def rewiring(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config,
     return Rewirer(model, optimizer, topology, rng=stream(config.seed, "topology"))
 
 
-def step_size(config: Config, steps: int):
+def step_size(config: Config, steps: int) -> Callable[[int], float]:
     """The factor on the step size after t optimizer steps: linear warm-up, then (or times) half a cosine to 0 at the end."""
 
     def factor(t: int) -> float:
@@ -196,26 +221,33 @@ def density(ledger: Ledger) -> float:
     return sum(entry.n for entry in ledger.entries) / sum(entry.weights for entry in ledger.entries)
 
 
-def figures(config: Config, model: nn.Module, ledger: Ledger, rewirer: Rewirer | None, at: Position) -> dict[str, Any]:
+def measured(trial: Trial, at: Position, loss: float | None) -> dict[str, Any]:
+    """One line of metrics: the task's, measured now, and the accounts so far."""
+    metrics = trial.config.task.metrics(trial.model, trial.data)
+    step, ledger = at.epoch * trial.each, trial.ledger
+    accounts = (trial.optimizer.param_groups[-1]["lr"], density(ledger), ledger.flops.total, ledger.dense_flops, round(at.seconds, 3))
+    return {"epoch": at.epoch, "step": step, "train_loss": loss, **metrics, **dict(zip(ACCOUNTS, accounts, strict=True))}
+
+
+def figures(trial: Trial, at: Position) -> dict[str, Any]:
     """What a run cost and what it left."""
-    layers = sparse_layers(model)
-    kept = sum(p.numel() for p in model.parameters()) - sum(m.values.numel() - m.support.weights for m in layers.values())
-    whole = sum(p.numel() for p in model.parameters()) - sum(m.values.numel() - m.dense_shape.numel() for m in layers.values())
+    model, ledger, layers = trial.model, trial.ledger, sparse_layers(trial.model)
+    stored = sum(p.numel() for p in model.parameters())
     return {
         "epochs": at.epoch,
         "density": density(ledger),
-        "nonzero": kept,
-        "parameters": whole,
+        "nonzero": stored - sum(m.values.numel() - m.support.weights for m in layers.values()),
+        "parameters": stored - sum(m.values.numel() - m.dense_shape.numel() for m in layers.values()),
         "flops": {**dict(zip(PARTS, ledger.flops, strict=True)), "total": ledger.flops.total},
         "dense_flops": ledger.dense_flops,
         "flops_ratio": ledger.ratio if ledger.dense_flops else None,
         "simulated": ledger.simulated,
-        "bytes": ledger.bytes(rewirer),
+        "bytes": ledger.bytes(trial.rewirer),
         "peak_bytes": ledger.peak_bytes,
         "dense_bytes": ledger.dense_bytes(),
         "seconds": round(at.seconds, 3),
         "kernels": sorted({name for layer in layers.values() for name in layer.kernels.values()}) or ["torch"],
-        "config": settings(config),
+        "config": settings(trial.config),
     }
 
 

@@ -23,7 +23,7 @@ from .config import Config, Tree, differences, merged, parse, read_yaml, setting
 from .folder import Folder
 from .progress import watch_for
 from .report import report
-from .run import Interrupt, Stopped, run
+from .run import Interrupt, run
 
 KEYS = ("out", "base", "grid")
 
@@ -54,11 +54,10 @@ def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None 
     for task in {job.config.task for job in remaining}:
         task.check()
     print(f"{len(todo)} runs in {folder}: {len(todo) - len(remaining)} finished, {len(remaining)} to do", flush=True)
-    failed: list[str] = []
-    if jobs > 1 and len(remaining) > 1:
-        failed = _side_by_side(remaining, jobs)
-    else:
-        _one_by_one(remaining)
+    try:
+        failed = _side_by_side(remaining, jobs) if jobs > 1 else _one_by_one(remaining)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; everything is saved, and the same command continues") from stop
     report(str(folder))
     if failed:
         raise Unfit("gossamer sweep", "some runs failed; what they said is above", reasons=failed)
@@ -127,10 +126,11 @@ def _check_same(job: Job) -> None:
 # -------------------------------------------------------------------- doing it
 
 
-def _one_by_one(jobs: list[Job]) -> None:
+def _one_by_one(jobs: list[Job]) -> list[str]:
     with watch_for(len(jobs)) as watch:
         for job in jobs:
             run(job.config, job.folder.path, resume=True, watch=watch)
+    return []
 
 
 def _side_by_side(jobs: list[Job], at_once: int) -> list[str]:
@@ -162,7 +162,7 @@ def _side_by_side(jobs: list[Job], at_once: int) -> list[str]:
 def _child(config: Config, path: str) -> None:
     try:
         run(config, path, resume=True)
-    except Stopped:
+    except KeyboardInterrupt:
         sys.exit(130)
     except Unfit as error:
         sys.exit(f"{path}: {error}")

@@ -43,6 +43,12 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     raise Unfit("kernels", "no kernel can run on these arguments", reasons=[line for _, lines in why(kernels, *args) for line in lines])
 
 
+def run(kernels: Sequence[Kernel], *args: Any) -> Any:
+    """What the chosen kernel makes of these arguments, the first of them a tensor; autocast is off inside, where it would change dtypes."""
+    with torch.autocast(args[0].device.type, enabled=False):
+        return choose(kernels, *args).run(*args)
+
+
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
     """For each kernel its name and the reasons against it: what ``gossamer doctor`` prints."""
     return [(k.name, k.unfit(*args)) for k in kernels]

@@ -2,7 +2,9 @@
 Large-Scale Neural Networks" (Miller & Jenkins 2026), its gaps filled as docs/methods/csst.md argues point by point.
 
     events   t_1 = every, t_{j+1} = t_j + round(every (last_every / every)^(t_j / stop)), none from `stop` on
-    window   the W = `window` steps that end at an event: draw Omega, `fraction` of the zero units (or `count`), once;
+    window   the W = `window` steps that end at an event: draw Omega, `fraction` of the zero units (or `count`), once, with
+             probability proportional to E[dy_i^2] E[x_j^2], the expected squared gradient of independent factors, as randomised matrix
+             products sample (Drineas, Kannan & Mahoney 2006), measured on the step before (or uniformly); then
              m <- decay m + (1 - decay) g_Omega at each of them, scored as |m| / (1 - decay^W)
     amount   k = trunc(a_t n), a_t = a_0 / 2 (1 + cos(pi t / stop)); a_0 = drop, or min(0.3, selectivity |Omega| / n) if drop is None:
              growers must be few among the sensed, or growth is random
@@ -13,7 +15,7 @@ Large-Scale Neural Networks" (Miller & Jenkins 2026), its gaps filled as docs/me
     share    fixed: each layer grows what it dropped; pooled: candidates of all layers ranked by |m| / rms(g on the support), floors and caps
 
 State: the support; in a window Omega and m, O(|Omega|), freed after. Cost 3 f_S per step, in windows + fraction (f_D - f_S).
-Nothing of the dense size exists at any time; the draw takes O(|Omega| log n).
+Nothing of the dense size exists at any time; the draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).
 """
 
 import math
@@ -39,7 +41,7 @@ def csst(
     mode: str = "prune_grow",
     share: str = "fixed",
     *,
-    candidates: str = "uniform",
+    candidates: str = "flow",
     decay: float = 0.9,
     selectivity: float = 0.1,
     move: bool = True,
@@ -58,8 +60,8 @@ def csst(
         drop: share of units exchanged at the first event, cosine-annealed to 0; None chooses it by ``selectivity``.
         mode: ``"prune_grow"``, ``"iht"`` or ``"merge"``.
         share: ``"fixed"`` or ``"pooled"``.
-        candidates: how the sensed units are drawn: ``"uniform"``, or ``"flow"``: with probability proportional to the mean square of the
-            output gradient of their row times that of the input of their column, measured on the step before the window.
+        candidates: how the sensed units are drawn: ``"flow"``, with probability proportional to the mean square of the output gradient of
+            their row times that of the input of their column, measured on the step before the window; or ``"uniform"``.
         decay: of the moving average over the window.
         selectivity: with ``drop=None``, growers are at most this share of the sensed units.
         move: the optimizer steps on event iterations too.
@@ -69,8 +71,7 @@ def csst(
     """
     who = "csst"
     check_at_least(who, "window", window, 1)
-    least = min(every, last_every)
-    if window > least:
+    if window > (least := min(every, last_every)):
         what = f"the window of {window} steps does not fit between events {least} steps apart"
         raise Unfit(who, what, remedy="a window no longer than every and last_every")
     if not 0.0 < fraction <= 1.0:

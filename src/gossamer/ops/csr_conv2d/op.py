@@ -8,7 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...errors import Unfit
 from ...support import Support
-from ..kernels import Kernel, choose, full_precision
+from ..kernels import Kernel, full_precision, run
 from . import reference
 from .reference import Geometry
 
@@ -47,7 +47,7 @@ def _forward(
     rows: int, cols: int, h: int, w: int, geometry: Sequence[int],
 ) -> Tensor:  # fmt: skip
     s, g, x32 = Support((rows, cols), (h, w), crow, col, ccol, row, perm), _geometry(geometry), x.to(values.dtype)
-    return choose(FORWARD, x32, values, s, g).run(x32, values, s, g).to(x.dtype)
+    return run(FORWARD, x32, values, s, g).to(x.dtype)
 
 
 @torch.library.custom_op("gossamer::csr_conv2d_dx", mutates_args=())
@@ -57,7 +57,7 @@ def _dx(
 ) -> Tensor:  # fmt: skip
     s, g, dy32 = Support((rows, cols), (h, w), crow, col, ccol, row, perm), _geometry(geometry), dy.to(values.dtype)
     size = (height, width)
-    return choose(INPUT_GRADIENT, dy32, values, s, g, size).run(dy32, values, s, g, size).to(dy.dtype)
+    return run(INPUT_GRADIENT, dy32, values, s, g, size).to(dy.dtype)
 
 
 @torch.library.custom_op("gossamer::csr_conv2d_dw", mutates_args=())
@@ -67,7 +67,7 @@ def _dw(
 ) -> Tensor:  # fmt: skip
     s, g = Support((rows, cols), (h, w), crow, col, ccol, row, perm), _geometry(geometry)
     dy, x = dy.to(values.dtype), x.to(values.dtype)
-    return choose(WEIGHT_GRADIENT, dy, x, s, g).run(dy, x, s, g)
+    return run(WEIGHT_GRADIENT, dy, x, s, g)
 
 
 @_forward.register_fake

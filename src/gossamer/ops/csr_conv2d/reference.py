@@ -6,7 +6,6 @@ The kernel (out, in, kh, kw) is the matrix (out, in kh kw) = (rows, cols) of the
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
 

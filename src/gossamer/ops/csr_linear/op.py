@@ -6,7 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ...errors import Unfit
 from ...support import Support
-from ..kernels import Kernel, choose, full_precision
+from ..kernels import Kernel, full_precision, run
 from . import reference
 
 # An operator takes a support as the seven things it is made of.
@@ -43,7 +43,7 @@ def _forward(
 ) -> Tensor:
     s = Support((rows, cols), (h, w), crow, col, ccol, row, perm)
     x32 = x.to(values.dtype)
-    y = choose(FORWARD, x32, values, s).run(x32, values, s)
+    y = run(FORWARD, x32, values, s)
     return batch_last(y.to(x.dtype))
 
 
@@ -53,7 +53,7 @@ def _dx(
 ) -> Tensor:
     s = Support((rows, cols), (h, w), crow, col, ccol, row, perm)
     dy32 = dy.to(values.dtype)
-    return batch_last(choose(INPUT_GRADIENT, dy32, values, s).run(dy32, values, s).to(dy.dtype))
+    return batch_last(run(INPUT_GRADIENT, dy32, values, s).to(dy.dtype))
 
 
 @torch.library.custom_op("gossamer::csr_linear_dw", mutates_args=())
@@ -62,7 +62,7 @@ def _dw(
 ) -> Tensor:
     s = Support((rows, cols), (h, w), crow, col, ccol, row, perm)
     dy, x = dy.to(values.dtype), x.to(values.dtype)
-    return choose(WEIGHT_GRADIENT, dy, x, s).run(dy, x, s).contiguous()
+    return run(WEIGHT_GRADIENT, dy, x, s).contiguous()
 
 
 @_forward.register_fake

@@ -71,8 +71,9 @@ def top_k(score: Tensor, k: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=score.device)
     if k >= score.numel():
         return torch.arange(score.numel(), device=score.device)
-    score = score.nan_to_num(-math.inf, math.inf, -math.inf)
     threshold = torch.topk(score, k, sorted=False)[0].min()
+    if threshold.isnan():  # to torch NaN is the largest
+        return top_k(score.nan_to_num(-math.inf, math.inf, -math.inf), k)
     above = (score > threshold).nonzero().flatten()
     level = (score == threshold).nonzero().flatten()[: k - above.numel()]
     return torch.cat([above, level]).sort()[0]

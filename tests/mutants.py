@@ -1,0 +1,568 @@
+"""Objects broken on purpose. MUTANTS: law -> what is broken -> a call of the law on it, which must raise AssertionError."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+import gossamer as gs
+from cases import CONVS, STOP, SUPPORTS, TOPOLOGIES
+from gossamer import CSR, MASKED, checkpoint, laws
+from gossamer.layouts import Layout, gather, scatter
+from gossamer.ops.csr_conv2d import reference as conv2d
+from gossamer.ops.csr_linear import reference as linear
+from gossamer.ops.csr_sense import reference as sense
+from gossamer.ops.kernels import Kernel, always
+from gossamer.support import Support, distinct
+from gossamer.surgery import set_support_
+from gossamer.topology.topology import sensed, survivors
+
+# ---------------------------------------------------------------- supports
+
+
+def _twisted(name: str = "primes", **methods: Callable) -> Callable[[], None]:
+    """The law on a support with some of its methods exchanged."""
+    s = SUPPORTS[name]
+    twisted = type("Twisted", (Support,), methods)
+    return lambda: laws.check_support(twisted(s.shape, s.unit, s.crow, s.col, s.ccol, s.row, s.perm))
+
+
+def _bent(name: str = "primes", **fields: Callable[[Support], torch.Tensor]) -> Callable[[], None]:
+    """The law on a support with some of its tensors exchanged."""
+    s = SUPPORTS[name]
+    return lambda: laws.check_support(replace(s, **{key: make(s) for key, make in fields.items()}))
+
+
+def _zeros(s: Support) -> int:
+    return s.total - s.n
+
+
+SUPPORT = {
+    "columns not sorted": _bent(col=lambda s: s.col.flip(0)),
+    "int64 index": _bent(col=lambda s: s.col.long()),
+    "row order taken for column order": _bent(perm=lambda s: torch.arange(s.n, dtype=torch.int32)),
+    "rows not in column order": _bent(row=lambda s: s.rows()),
+    "column pointers shifted": _bent(ccol=lambda s: s.ccol.roll(1)),
+    "column pointers with an offset": _bent(ccol=lambda s: s.ccol + 1),
+    "samples with replacement": _twisted(
+        sample_outside=lambda s, m, rng=None: s.outside(torch.randint(max(1, _zeros(s)), (m,), generator=rng).sort()[0])
+    ),
+    "samples the lower half": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(max(m, _zeros(s) // 2), m, rng))),
+    "samples never hold the last zero": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(max(m, _zeros(s) - 1), m, rng))),
+    "samples hold kept units": _twisted(sample_outside=lambda s, m, rng=None: distinct(s.total, m, rng)),
+    "samples not sorted": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(_zeros(s), m, rng)).flip(0)),
+    "samples from torch's own generator": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(_zeros(s), m))),
+    "ranks count from the wrong side": _twisted(
+        outside=lambda s, rank: rank + torch.searchsorted(s.ids() - torch.arange(s.n), rank, right=False)
+    ),
+    "find gives the place to insert": _twisted(find=lambda s, ids: torch.searchsorted(s.ids(), ids)),
+    "weights count what hangs over the edge": _twisted("ragged tiles", weights=property(lambda s: s.n * s.unit[0] * s.unit[1])),
+    "weights forget the corner": _twisted(
+        "ragged corner only",
+        weights=property(lambda s: s.n * 9 - s.n * 3 - s.n * 3),  # one tile, short in both directions
+    ),
+}
+
+# ---------------------------------------------------------------- one event
+
+
+def _rewire_by(
+    tie: Callable[[torch.Tensor], torch.Tensor] = lambda score: score, fan_in: int | None = None, grow_more: int = 0, stay_all: bool = False
+):
+    """The real rewire, its scores bent before they are ranked."""
+
+    def rewire(s, drop_score, born, born_score, drop, grow, min_fan_in=0):
+        keep = survivors(s, tie(drop_score), 0 if stay_all else drop, min_fan_in if fan_in is None else fan_in)
+        order = torch.argsort(born)
+        grown = born[order][sense.top_k(tie(born_score[order]), grow + grow_more)]
+        return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
+
+    return rewire
+
+
+def _later_wins(score: torch.Tensor) -> torch.Tensor:
+    return score + 1e-6 * torch.arange(score.numel())
+
+
+def _grows_in_the_order_given(s, drop_score, born, born_score, drop, grow, min_fan_in=0):
+    keep = survivors(s, drop_score, drop, min_fan_in)
+    return Support.from_ids(torch.cat([s.ids()[keep], born[sense.top_k(born_score, grow)]]), s.shape, s.unit)
+
+
+def _takes_turns(s, drop_score, born, born_score, drop, grow, min_fan_in=0):
+    """Drops and grows on the whole set: what stayed may be drawn again."""
+    keep = s.ids()[survivors(s, drop_score, drop, min_fan_in)]
+    return Support.from_ids(torch.cat([keep, keep[:grow]]), s.shape, s.unit)
+
+
+REWIRE = {
+    name: (lambda rewire=rewire: laws.check_rewire(rewire))
+    for name, rewire in {
+        "the higher id wins": _rewire_by(_later_wins),
+        "candidates are ranked as they come": _grows_in_the_order_given,
+        "the strongest go": _rewire_by(torch.neg),
+        "a row loses its last unit": _rewire_by(fan_in=0),
+        "one too many grows": _rewire_by(grow_more=1),
+        "nothing is dropped": _rewire_by(stay_all=True),
+        "what was kept is grown": _takes_turns,
+    }.items()
+}
+
+# ---------------------------------------------------------------- kernels
+
+
+def _kernel(operation: str, run: Callable, case: str = "empty rows and columns", unfit: Callable = always) -> Callable[[], bool]:
+    s, g = (SUPPORTS[case], None) if case in SUPPORTS else (CONVS[case].support, CONVS[case].g)
+    size = CONVS[case].size if case in CONVS else (7, 6)
+    return lambda: laws.check_kernel(operation, Kernel("mutant", run, unfit), s, g, size=size)
+
+
+def _only_rows_with_units(x, values, s):
+    y = x.new_empty(x.shape[0], s.shape[0])
+    rows = s.rows().unique().long()
+    y[:, rows] = linear.forward(x, values, s)[:, rows]
+    return y
+
+
+def _scribbles(x, values, s):
+    y = linear.forward(x, values, s)
+    x.mul_(2)
+    return y
+
+
+class _Drifts:
+    """Another answer at every call, by rounding."""
+
+    calls = 0
+
+    def __call__(self, x, values, s):
+        self.calls += 1
+        return linear.forward(x, values, s) * (1 + self.calls * 2.0**-50)
+
+
+def _half_the_batch(dy, x, s, g):
+    return conv2d.weight_gradient(dy[: dy.shape[0] // 2], x[: x.shape[0] // 2], s, g)
+
+
+KERNEL = {
+    "output never written where a row is empty": _kernel("csr_linear.forward", _only_rows_with_units),
+    "computed in float32": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x.float(), v.float(), s).double()),
+    "returned in float32": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x, v, s).float()),
+    "reads memory as if it were contiguous": _kernel(
+        "csr_linear.forward", lambda x, v, s: linear.forward(x.as_strided(x.shape, (x.shape[1], 1)), v, s)
+    ),
+    "overwrites its input": _kernel("csr_linear.forward", _scribbles),
+    "other bits at every call": _kernel("csr_linear.forward", _Drifts()),
+    "output transposed": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x, v, s).t()),
+    "values in row order for columns": _kernel(
+        "csr_linear.input_gradient", lambda dy, v, s: linear.input_gradient(dy, v[torch.argsort(s.perm)], s), "primes"
+    ),
+    "weight gradient in column order": _kernel(
+        "csr_linear.weight_gradient", lambda dy, x, s: linear.weight_gradient(dy, x, s)[s.perm.long()], "primes"
+    ),
+    "tiles transposed": _kernel(
+        "csr_linear.weight_gradient", lambda dy, x, s: linear.weight_gradient(dy, x, s).transpose(1, 2).reshape(s.n, *s.unit), "tiles"
+    ),
+    "half of the batch": _kernel("csr_conv2d.weight_gradient", _half_the_batch, "padded"),
+    "stride ignored": _kernel("csr_conv2d.forward", lambda x, v, s, g: conv2d.forward(x, v, s, g._replace(stride=(1, 1))), "strided"),
+    "padding transposed": _kernel(
+        "csr_conv2d.forward", lambda x, v, s, g: conv2d.forward(x, v, s, g._replace(padding=g.padding[::-1])), "all unlike"
+    ),
+    "overlaps not added": _kernel(
+        "csr_conv2d.input_gradient", lambda dy, v, s, g, size: conv2d.input_gradient(dy, v, s, g, size).clamp(max=1.0), "3x3"
+    ),
+    "sensed in the order of columns": _kernel(
+        "csr_sense.sampled", lambda dy, x, ids, shape, unit, g: sense.sampled(dy, x, ids, shape, unit, g).flip(0)
+    ),
+    "the largest instead of the strongest": _kernel("csr_sense.strongest", lambda *a: _signed_strongest(*a), "primes"),
+    "strongest among the kept too": _kernel(
+        "csr_sense.strongest", lambda ops, s, k, g: sense.strongest(ops, Support.from_ids(s.ids()[:0], s.shape, s.unit), k, g), "primes"
+    ),
+    "strongest of the first micro-batch": _kernel("csr_sense.strongest", lambda ops, s, k, g: sense.strongest(ops[:1], s, k, g), "primes"),
+    "unfit says yes and no": _kernel("csr_linear.forward", linear.forward, unfit=lambda *_: [True]),
+}
+
+
+def _signed_strongest(operands, s, k, g):
+    ids = s.outside(torch.arange(_zeros(s)))
+    found = sum(sense.sampled(dy, x, ids, s.shape, s.unit, g) for dy, x in operands)
+    best = sense.top_k(found, k)
+    return ids[best], found[best]
+
+
+# ---------------------------------------------------------------- layouts
+
+
+class _WrongGradient(torch.autograd.Function):
+    """The identity, with the gradient of the values bent on its way back."""
+
+    @staticmethod
+    def forward(ctx, values, bend):
+        ctx.bend = bend
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.bend(grad), None
+
+
+def _bending(layout: Layout, bend: Callable) -> Layout:
+    return layout._replace(
+        linear=lambda x, v, s: layout.linear(x, _WrongGradient.apply(v, lambda g: bend(g, s)), s),
+        conv2d=lambda x, v, s, g: layout.conv2d(x, _WrongGradient.apply(v, lambda grad: bend(grad, s)), s, g),
+    )
+
+
+class _RowOrder(Layout):
+    def compact(self, stored, s):
+        return stored[s.perm.long()]
+
+
+class _Rounded(Layout):
+    def stored(self, compact, s, shape):
+        return super().stored(compact.float().double(), s, shape)
+
+
+def _straight_through(x, values, s):
+    masked = scatter(gather(values, s), s)
+    return F.linear(x, values + (masked - values).detach())
+
+
+LAYOUT = {
+    name: (lambda layout=layout: laws.check_layout(layout))
+    for name, layout in {
+        "gradient in column order": _bending(CSR, lambda g, s: g[s.perm.long()]),
+        "gradient halved": _bending(CSR, lambda g, s: g / 2),
+        "gradient leaks off the support": MASKED._replace(linear=_straight_through),
+        "what is off the support is read": MASKED._replace(linear=lambda x, v, s: F.linear(x, v)),
+        "weight transposed": MASKED._replace(linear=lambda x, v, s: F.linear(x, scatter(gather(v, s), s).reshape(s.shape[::-1]).t())),
+        "input gets no gradient through one row": CSR._replace(
+            linear=lambda x, v, s: torch.cat([CSR.linear(x[:1].detach(), v, s), CSR.linear(x[1:], v, s)])
+        ),
+        "stride and dilation exchanged": CSR._replace(
+            conv2d=lambda x, v, s, g: CSR.conv2d(x, v, s, g._replace(stride=g.dilation, dilation=g.stride))
+        ),
+        "padding transposed": CSR._replace(conv2d=lambda x, v, s, g: CSR.conv2d(x, v, s, g._replace(padding=g.padding[::-1]))),
+        "values come back in another order": _RowOrder(*CSR),
+        "values rounded when stored": _Rounded(*CSR),
+        "storage of its own": CSR._replace(storage="sparse"),
+    }.items()
+}
+
+# ---------------------------------------------------------------- surgery
+
+
+def _surgery(after: Callable | None = None, layout: str = "csr", **options: Callable) -> Callable[[], None]:
+    """The real surgery, and then something done to its result."""
+
+    def mutant(layer, new, optimizer=None):
+        before = copy.deepcopy((layer.values.detach(), dict(optimizer.state[layer.values]), layer.support))
+        grad = layer.values.grad
+        set_support_(layer, new, optimizer)
+        with torch.no_grad():
+            after(layer, new, optimizer, *before, grad)
+
+    return lambda: laws.check_surgery(mutant, layout=layout, **options)
+
+
+def _born(new: Support, old: Support) -> torch.Tensor:
+    return old.find(new.ids()) < 0
+
+
+def _state_not_zeroed(layer, new, optimizer, _values, _state, old, _grad):
+    optimizer.state[layer.values]["momentum_buffer"][_born(new, old)] += 0.5
+
+
+def _values_not_zeroed(layer, new, _optimizer, _values, _state, old, _grad):
+    layer.values[_born(new, old)] = 1e-3
+
+
+def _state_reset(layer, _new, optimizer, *_):
+    optimizer.state[layer.values]["momentum_buffer"].zero_()
+
+
+def _state_lost(layer, _new, optimizer, *_):
+    optimizer.state[layer.values].clear()
+
+
+def _by_position(layer, _new, _optimizer, values, _state, _old, _grad):
+    n = min(layer.values.shape[0], values.shape[0])
+    layer.values[:n] = values[:n]
+
+
+def _gradient_kept(layer, _new, _optimizer, _values, _state, _old, grad):
+    layer.values.grad = grad if grad is not None and grad.shape == layer.values.shape else None
+
+
+def _storage_swapped(layer, *_):
+    layer.values.data = layer.values.data.clone()
+
+
+def _parameter_swapped(layer, *_):
+    layer.values = torch.nn.Parameter(layer.values.detach().clone())
+
+
+def _index_forgotten(layer, _new, _optimizer, _values, _state, old, _grad):
+    for name, t in layer.index_of(old).items():
+        setattr(layer, name, t)
+
+
+def _bias_zeroed(layer, *_):
+    layer.bias.zero_()
+
+
+def _left_in_the_zeros(layer, new, optimizer, *_):
+    buffer = optimizer.state[layer.values]["momentum_buffer"]
+    buffer[~new.mask()] = 1.0
+
+
+def _index_overwritten(layer, new, optimizer=None):
+    held = layer.support
+    set_support_(layer, new, optimizer)
+    if held.n == new.n:
+        held.col.copy_(new.col), held.crow.copy_(new.crow)
+
+
+SURGERY = {
+    "born units inherit a momentum": _surgery(_state_not_zeroed),
+    "born units inherit a value": _surgery(_values_not_zeroed),
+    "momentum of all is reset": _surgery(_state_reset),
+    "state is lost": _surgery(_state_lost),
+    "values stay where they were in memory": _surgery(_by_position),
+    "the old gradient stays": _surgery(_gradient_kept),
+    "storage is swapped": _surgery(_storage_swapped),
+    "the parameter is swapped": _surgery(_parameter_swapped),
+    "the index is forgotten": _surgery(_index_forgotten),
+    "the bias is reset": _surgery(_bias_zeroed),
+    "dense momentum left where nothing is kept": _surgery(_left_in_the_zeros, layout="masked"),
+    "the index is overwritten in place": lambda: laws.check_surgery(_index_overwritten),
+}
+
+# ---------------------------------------------------------------- topologies and who trains by them
+
+
+def _topology(topology: gs.Topology, rewirer: Callable = gs.Rewirer, **options) -> Callable[[], None]:
+    return lambda: laws.check_topology(topology, rewirer, **options)
+
+
+def _one_candidate_less(site, dropped, change, limit, rng):
+    ids, score = sensed(site, dropped, change, limit, rng)
+    return ids[: limit - 1], score[: limit - 1]
+
+
+def _survivors_too(site, dropped, change, limit, rng):
+    return site.s.ids(), torch.ones(site.s.n)
+
+
+def _torchs_own_dice(site, dropped, change, limit, rng):
+    ids, score = sensed(site, dropped, change, limit, rng)
+    return ids, score + torch.rand(score.shape)
+
+
+class _Memory:
+    """A drop score that depends on how often it was asked: a topology with a state of its own."""
+
+    calls = 0
+
+    def __call__(self, site):
+        self.calls += 1
+        return site.w.abs() * (1 + torch.arange(site.s.n) * self.calls % 5)
+
+
+@dataclass(frozen=True)
+class _Overshoots(gs.Topology):
+    """Prunes to a little less than it should."""
+
+    def size(self, t, start, final):
+        return max(1, super().size(t, start, final) - 1)
+
+
+class _ForgetsProbe(gs.Rewirer):
+    def state_dict(self):
+        return {**super().state_dict(), "probes": {}}
+
+
+class _ForgetsMean(gs.Rewirer):
+    def state_dict(self):
+        state = copy.deepcopy(super().state_dict())
+        for probe in state["probes"].values():
+            probe["mean"], probe["steps"] = None, 0
+        return state
+
+
+class _ForgetsRng(gs.Rewirer):
+    def state_dict(self):
+        return {**super().state_dict(), "rng": torch.Generator().manual_seed(9).get_state()}
+
+
+class _ForgetsTime(gs.Rewirer):
+    def load_state_dict(self, state):
+        super().load_state_dict({**state, "t": 0})
+
+
+class _NoEvents(gs.Rewirer):
+    def _rewire(self, t, change, scale):
+        return None
+
+
+class _EventFirst(gs.Rewirer):
+    """Rewires, then lets the optimizer move."""
+
+    def step(self, closure=None, *, scaler=None):
+        moving, self.optimizer.step = self.optimizer.step, lambda closure=None: None
+        grads = {name: layer.values.grad for name, layer in self.layers.items()}
+        super().step()
+        self.optimizer.step = moving
+        for name, layer in self.layers.items():
+            layer.values.grad = grads[name]
+        moving()
+
+
+class _SensesTheSame(gs.Rewirer):
+    """Draws the coordinates of every window from the same ranks, among all units."""
+
+    def _drawn(self, s, asked, *_):
+        m = round(asked.fraction * (s.total - s.n)) if asked.count is None else asked.count
+        return distinct(s.total, m, torch.Generator().manual_seed(0))
+
+
+class _SensesHalf(gs.Rewirer):
+    def _drawn(self, s, asked, *before):
+        return super()._drawn(s, asked._replace(fraction=asked.fraction / 2), *before)
+
+
+class _Resets(gs.Rewirer):
+    """Momentum of all layers starts anew at every event."""
+
+    def _rewire(self, t, change, scale):
+        done = super()._rewire(t, change, scale)
+        for layer in self.layers.values():
+            self.optimizer.state[layer.values]["momentum_buffer"].zero_()
+        return done
+
+
+TOPOLOGY = {
+    "n drifts": _topology(replace(TOPOLOGIES["csst"], grow=_one_candidate_less)),
+    "the total drifts": _topology(
+        replace(TOPOLOGIES["csst pooled"], share=lambda sites, drops, grows, scores: [max(0, g - 1) for g in grows])
+    ),
+    "grows what it keeps": _topology(replace(TOPOLOGIES["csst"], grow=_survivors_too)),
+    "random by torch's own generator": _topology(replace(TOPOLOGIES["csst"], grow=_torchs_own_dice)),
+    "has a state of its own": _topology(replace(TOPOLOGIES["set"], drop=_Memory())),
+    "events after the stop": _topology(replace(TOPOLOGIES["rigl"], stop=5), steps=20),
+    "pruning overshoots": _topology(_Overshoots(**vars(TOPOLOGIES["gmp"]))),
+    "resume forgets the probe": _topology(TOPOLOGIES["csst"], _ForgetsProbe),
+    "resume forgets what was sensed": _topology(TOPOLOGIES["csst"], _ForgetsMean),
+    "resume forgets the generator": _topology(TOPOLOGIES["set"], _ForgetsRng),
+    "resume forgets the time": _topology(TOPOLOGIES["gmp"], _ForgetsTime),
+    "events do not take place": _topology(TOPOLOGIES["set"], _NoEvents),
+    "the optimizer moves after the event": _topology(TOPOLOGIES["set"], _EventFirst),
+    "senses what is kept": _topology(TOPOLOGIES["csst"], _SensesTheSame),
+    "senses half": _topology(TOPOLOGIES["csst"], _SensesHalf),
+    "momentum of all is reset": _topology(TOPOLOGIES["rigl"], _Resets),
+}
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def _checkpoint(**functions: Callable) -> Callable[[], None]:
+    return lambda: laws.check_checkpoint(gs.csst(STOP, 4, 8, window=3, fraction=0.5), gs.Rewirer, **functions)
+
+
+def _saves_no_rewirer(path, model, *, optimizer, rewirer, extra):
+    state = {**rewirer.state_dict(), "probes": {}}
+
+    class Emptied:
+        def state_dict(self):
+            return state
+
+    checkpoint.save(path, model, optimizer=optimizer, rewirer=Emptied(), extra=extra)
+
+
+def _keeps_random_state(path, model, **parts):
+    state = torch.get_rng_state()
+    extra = checkpoint.load(path, model, **parts)
+    torch.set_rng_state(state)
+    return extra
+
+
+def _not_atomic(path, model, **parts):
+    Path(path).write_bytes(b"here a checkpoint will be")
+    checkpoint.save(path, model, **parts)
+
+
+def _leaves_litter(path, model, **parts):
+    Path(path).with_suffix(".partial").write_bytes(b"")
+    checkpoint.save(path, model, **parts)
+
+
+def _drops_what_is_not_json(path, model, *, extra, **parts):
+    plain = {key: value for key, value in extra.items() if isinstance(value, (int, str))}
+    checkpoint.save(path, model, extra=plain, **parts)
+
+
+def _loads_without_a_look(path, model, *, optimizer, rewirer):
+    """What a user's own script does: no version, no index, no digest is looked at."""
+    meta, tensors = checkpoint._read(Path(path))
+    model.load_state_dict({key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}, strict=False)
+    for name, part in (("optimizer", optimizer), ("rewirer", rewirer)):
+        part.load_state_dict(checkpoint._unpacked(meta["states"][name], tensors))
+    checkpoint._set_rng_state(checkpoint._unpacked(meta["rng"], tensors))
+    return meta["extra"]
+
+
+def _looks_after_loading(path, model, **parts):
+    _, tensors = checkpoint._read(Path(path))
+    values = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+    with torch.no_grad():
+        for key, t in model.state_dict().items():
+            if key in values and values[key].shape == t.shape:
+                t.copy_(values[key])
+    return checkpoint.load(path, model, **parts)
+
+
+def _digest_ignored(path, model, **parts):
+    """Makes the file's own digests fit before it looks at them."""
+    meta, tensors = checkpoint._read(Path(path))
+    version = meta.pop("version")
+    for name, said in meta["supports"].items():
+        if f"model.{name}.col" in tensors:
+            said["sha256"] = checkpoint.digest(tensors[f"model.{name}.crow"], tensors[f"model.{name}.col"])
+    header = {"format": checkpoint.FORMAT, "version": str(version), "json": json.dumps(meta)}
+    save_file(tensors, str(path), metadata=header)
+    return checkpoint.load(path, model, **parts)
+
+
+def _other_exception(path, model, **parts):
+    try:
+        return checkpoint.load(path, model, **parts)
+    except gs.Unfit as refusal:
+        raise RuntimeError(str(refusal)) from refusal
+
+
+CHECKPOINT = {
+    "the window in progress is not saved": _checkpoint(save=_saves_no_rewirer),
+    "torch's random state does not come back": _checkpoint(load=_keeps_random_state),
+    "a failed save destroys the old file": _checkpoint(save=_not_atomic),
+    "a save leaves litter": _checkpoint(save=_leaves_litter),
+    "what is not JSON is dropped in silence": _checkpoint(save=_drops_what_is_not_json),
+    "nothing is verified": _checkpoint(load=_loads_without_a_look),
+    "verified after the model has changed": _checkpoint(load=_looks_after_loading),
+    "the digest is not compared": _checkpoint(load=_digest_ignored),
+    "refused with another exception": _checkpoint(load=_other_exception),
+}
+
+MUTANTS: dict[str, dict[str, Callable]] = {
+    "check_support": SUPPORT,
+    "check_rewire": REWIRE,
+    "check_kernel": KERNEL,
+    "check_layout": LAYOUT,
+    "check_surgery": SURGERY,
+    "check_topology": TOPOLOGY,
+    "check_checkpoint": CHECKPOINT,
+}

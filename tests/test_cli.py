@@ -1,0 +1,240 @@
+"""The command line: what it prints, what it refuses, its exit codes, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gossamer import __version__
+from gossamer.experiments import cli, extras, job, sweep
+from gossamer.experiments.config import KINDS, PLAIN, parse, read_yaml
+from gossamer.experiments.folder import Folder
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
+TINY += ["--density", "0.3", "--batch", "16", "--epochs", "2", "--method.every=4", "--method.window=2", "--threads", "1"]
+
+
+def command(*arguments: str, capsys) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command in this process."""
+    code = cli.main(arguments)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+# -------------------------------------------------------------------- without work
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_the_commands_are_listed_one_line_each(arguments, capsys):
+    code, out, err = command(*arguments, capsys=capsys)
+    assert code == 0 and err == ""
+    for name in cli.COMMANDS:
+        assert len([line for line in out.splitlines() if line.startswith(f"  {name} ")]) == 1
+
+
+def test_version(capsys):
+    assert command("--version", capsys=capsys) == (0, f"gossamer {__version__}\n", "")
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys):
+    code, out, err = command("rum", capsys=capsys)
+    assert code == 2 and out == "" and "unknown command 'rum'; did you mean 'run'?" in err
+
+
+def test_the_help_of_run_shows_the_settings_of_the_chosen_parts(capsys):
+    _, csst, _ = command("run", "--help", capsys=capsys)
+    code, rigl, _ = command("run", "--method", "rigl", "--task=planted", "-h", capsys=capsys)
+    assert code == 0
+    for option in (*PLAIN, *KINDS, "out", "resume"):
+        assert f"--{option} " in csst or f"--{option}\n" in csst, option
+    assert "--method.window" in csst and "--method.window" not in rigl
+    assert "--method.every" in rigl and "--task.noise" in rigl and "CONFIG.yaml" in rigl
+
+
+@pytest.mark.parametrize("name", ["sweep", "report"])
+def test_the_help_of_the_other_commands(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0 and f"gossamer {name}" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "tensorboard" else found(name))
+    code, out, _ = command("doctor", capsys=capsys)
+    assert code == 0
+    for word in (
+        __version__,
+        torch.__version__,
+        "threads",
+        "BLAS",
+        "sparse kernels",
+        "GPU",
+        "extra run",
+        "missing tensorboard",
+        "pip install tensorboard",
+    ):
+        assert word in out
+
+
+def test_a_missing_extra_is_one_message_with_the_command(capsys, monkeypatch):
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in ("rich", "jsonargparse") else found(name))
+    code, out, err = command("run", capsys=capsys)
+    assert code == 2 and out == ""
+    assert err.splitlines() == [
+        "gossamer run: needs packages that are not installed: jsonargparse[signatures], rich",
+        '  To fix it: pip install "jsonargparse[signatures]" rich',
+    ]
+
+
+def test_the_entry_point_and_doctor_need_the_core_alone():
+    code = "import sys; from gossamer.experiments.cli import main; main(['doctor']); main([]); main(['--version']);"
+    code += "sys.exit(', '.join({'jsonargparse', 'rich', 'yaml', 'sklearn'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# -------------------------------------------------------------------- refused before any work
+
+REFUSED = {
+    "unknown key 'densty'; did you mean 'density'": ["--densty", "0.1"],
+    "unknown key 'method.windw' of method csst; did you mean 'method.window'": ["--method.windw=3"],
+    "unknown key 'method.window' of method rigl": ["--method", "rigl", "--method.window=3"],
+    "unknown method 'cst'; did you mean 'csst'": ["--method", "cst"],
+    "unknown task 'digit'; did you mean 'digits'": ["--task=digit"],
+    "density: Expected a float. Got value: much": ["--density", "much"],
+    "model.widths: Expected a tuple": ["--model.widths", "64"],
+    "in (0, 1]": ["--density", "2"],
+    "--density needs a value": ["--density"],
+    "did you mean 'epochs'": ["--epoch"],
+    "one CONFIG.yaml at most": ["a.yaml", "b.yaml"],
+    "no such configuration file; did you mean 'mine.yaml'": ["mein.yaml"],
+    "4 of 4 data files are missing": ["--task", "fashion-mnist", "--task.data", "nowhere"],
+    "there is no run to resume": ["--resume"],
+    "needs images": ["--model", "lenet5"],
+    "mine.yaml: unknown key 'epoch'": ["mine.yaml"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_wrong_argument_is_refused_before_any_work(message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("epoch: 3\n")
+    code, out, err = command("run", *REFUSED[message], capsys=capsys)
+    assert code == 2 and message in err
+    assert not Path("runs").exists()
+
+
+def test_a_wrong_option_of_a_sweep_is_refused(tmp_path, capsys):
+    code, _, err = command("sweep", "x.yaml", "--job", "2", capsys=capsys)
+    assert code == 2 and "unknown option --job; did you mean '--jobs'" in err
+    code, _, err = command("sweep", str(tmp_path / "x.yaml"), "--jobs", "two", capsys=capsys)
+    assert code == 2 and "jobs: Expected a int" in err
+    code, _, err = command("sweep", str(tmp_path / "x.yaml"), capsys=capsys)
+    assert code == 2 and "no such configuration file" in err
+
+
+# -------------------------------------------------------------------- runs
+
+
+def test_the_main_job_stands_beside_its_null_models(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("run", "--epochs", "2", "--model.widths=[16]", capsys=capsys)
+    assert code == 0 and err == ""
+    folder = tmp_path / "runs" / "digits-mlp-csst-0.05-seed0"
+    assert all(Folder(folder / name).status == "finished" for name in ("dense", "static", "csst"))
+    settings = [Folder(folder / name).settings() for name in ("static", "csst")]
+    assert [s.pop("method")["name"] for s in settings] == ["static", "csst"] and settings[0] == settings[1]
+    lines = out[out.index("\nmethod") :].splitlines()[1:]
+    assert lines[0].split() == ["method", "accuracy", "density", "parameters", "FLOPs", "memory", "seconds", "kernel"]
+    assert [line.split()[0] for line in lines[2:5]] == ["dense", "static", "csst"]
+    assert "\x1b" not in out and out.rstrip().endswith(str(Path("runs") / folder.name))
+    code, again, _ = command("report", str(folder), capsys=capsys)
+    assert code == 0 and "\n".join(lines[2:5]) in again
+    command("run", "--epochs", "2", "--model.widths=[16]", capsys=capsys)  # nothing is overwritten
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}-2"]
+
+
+def test_a_configuration_overridden_by_flags_alone_in_its_folder(tmp_path, capsys):
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    file.write_text("task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\nmodel: {name: mlp, widths: [16]}\nepochs: 2\n")
+    code, said, _ = command(
+        "run", str(file), "--out", str(out), "--task.examples", "80", "--density=0.3", "--layout", "masked", capsys=capsys
+    )
+    settings = Folder(out).settings()
+    assert code == 0 and Folder(out).status == "finished" and "simulated" in said
+    assert settings["density"] == 0.3 and settings["method"]["window"] == 2 and settings["task"]["examples"] == 80
+    code, _, err = command("run", str(file), "--out", str(out), capsys=capsys)
+    assert code == 2 and "already holds a run" in err
+    code, _, err = command("run", "--out", str(out), "--resume", "--epochs", "3", capsys=capsys)
+    assert code == 2 and "epochs was 2, is 3" in err and "density" not in err
+
+
+def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
+    code, out, err = command("run", *TINY, "--optimizer.lr=1e4", "--epochs=5", "--out", str(tmp_path), "--null_models=false", capsys=capsys)
+    result = Folder(tmp_path).figures()
+    assert code == 1 and f"at step {result['step']}" in err and "checkpoint after epoch" in err and "--optimizer.lr" in err
+    assert "1 diverged" in out and load_file(tmp_path / "checkpoint.safetensors")
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gossamer.experiments", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_the_end_is_the_same(tmp_path, capsys):
+    long = ["run", *TINY, "--epochs=20", "--task.examples=240"]
+    process = start(*long, "--out", str(tmp_path / "parts"))
+    metrics, begun = Folder(tmp_path / "parts" / "static").metrics, time.monotonic()
+    while process.poll() is None and time.monotonic() < begun + 60 and not (metrics.is_file() and metrics.read_text().count("\n") > 1):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "of static" in err and f"gossamer run --out {tmp_path / 'parts'} --resume" in err
+    assert Folder(tmp_path / "parts" / "static").status == "stopped"
+
+    code, out, _ = command("run", "--out", str(tmp_path / "parts"), "--resume", capsys=capsys)
+    assert code == 0 and "csst: accuracy" in out and "from step" in out
+    command(*long, "--out", str(tmp_path / "whole"), capsys=capsys)
+    for name in ("dense", "static", "csst"):
+        ends = [load_file(tmp_path / place / name / "checkpoint.safetensors") for place in ("whole", "parts")]
+        assert [key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])] == []
+        rows = [[{**row, "seconds": 0} for row in Folder(tmp_path / place / name).rows()] for place in ("whole", "parts")]
+        assert rows[0] == rows[1] and len(rows[0]) == 21
+
+
+def test_a_sweep_from_the_command_line(tmp_path, capsys):
+    base = {"task": {"name": "planted", "examples": 40}, "model.widths": [8], "epochs": 1, "threads": 1}
+    (tmp_path / "s.yaml").write_text(json.dumps({"base": base, "grid": [{"method": ["dense", "static"]}]}))
+    code, out, _ = command("sweep", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), capsys=capsys)
+    assert code == 0 and "2 to do" in out and (tmp_path / "out" / "table.csv").is_file()
+    assert command("report", str(tmp_path / "out"), capsys=capsys)[0] == 0
+
+
+# -------------------------------------------------------------------- the committed experiments
+
+
+def test_the_committed_run_configurations_are_valid():
+    for file in ROOT.glob("experiments/*.yaml"):
+        tree = read_yaml(file)
+        if "grid" not in tree:
+            parse(tree, str(file))
+    main = parse(job.MAIN_JOB, "")
+    assert parse(read_yaml(ROOT / "experiments" / "digits.yaml"), "") == main and main.null_models
+
+
+def test_the_fashion_sweep_is_the_published_one():
+    jobs, _ = sweep.plan(ROOT / "experiments" / "fashion.yaml", None, 1)
+    assert len(jobs) == 3 + 4 * 3 * 3
+    assert {job.config.epochs for job in jobs} == {15} and {job.config.batch for job in jobs} == {128}

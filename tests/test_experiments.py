@@ -1,0 +1,535 @@
+"""Runs, sweeps and reports: complete folders, bit-equal resumption, divergence that keeps the last good checkpoint, honest tables."""
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from gossamer import Unfit, checkpoint, sparse_layers, topology
+from gossamer.experiments import sweep as sweeps
+from gossamer.experiments.config import Config, differences, flat, merged, parse, settings
+from gossamer.experiments.folder import Folder
+from gossamer.experiments.methods import METHODS
+from gossamer.experiments.models import MLP, MODELS
+from gossamer.experiments.optimizers import OPTIMIZERS
+from gossamer.experiments.progress import Silent
+from gossamer.experiments.report import aggregate, collect, report, table
+from gossamer.experiments.run import Stopped, run, sparsified, step_size
+from gossamer.experiments.tasks import stream
+
+TINY = {
+    "task": {"name": "planted", "features": 12, "relevant": 6, "hidden": 8, "fan_in": 3, "examples": 80},
+    "model.widths": [16, 16],
+    "density": 0.3,
+    "epochs": 3,
+    "batch": 16,
+    "threads": 1,
+}  # five steps per epoch
+EVENTS = {
+    "set": {"every": 2},
+    "rigl": {"every": 2},
+    "snfs": {"every": 3},
+    "gmp": {"every": 2},
+    "csst": {"every": 4, "last_every": 5, "window": 3},
+}
+
+
+def tiny(method: str = "csst", **more) -> Config:
+    return parse({**TINY, "method": {"name": method, **EVENTS.get(method, {})}, **more}, "test")
+
+
+def figures(folder) -> list[dict]:
+    """Metrics without the time they took."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in Folder(folder).rows()]
+
+
+def same_end(a, b) -> None:
+    """Asserts that two runs ended alike, bit for bit: all tensors of their checkpoints, metrics, accounts."""
+    left, right = load_file(a / "checkpoint.safetensors"), load_file(b / "checkpoint.safetensors")
+    assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
+    assert figures(a) == figures(b)
+    results = [{**Folder(f).figures(), "seconds": 0} for f in (a, b)]
+    assert results[0] == results[1]
+
+
+# -------------------------------------------------------------------- models, methods, optimizers
+
+SIZES = {"mlp": 85_002, "lenet5": 431_080, "resnet18": 11_173_962, "resnet20": 269_722, "vgg16-bn": 14_724_042}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_their_published_sizes(name):
+    shape = {"mlp": (1, 8, 8), "lenet5": (1, 28, 28)}.get(name, (3, 32, 32))
+    net = MODELS[name]().build(shape, 10, stream(0, "init"))
+    assert net(torch.zeros(2, *shape)).shape == (2, 10)
+    assert sum(p.numel() for p in net.parameters()) == SIZES[name]
+
+
+def test_initial_values_are_kaiming_and_follow_from_the_generator():
+    nets = [MLP((400,)).build((300,), 10, stream(seed, "init")) for seed in (0, 0, 1)]
+    weights = [net.fc1.weight.detach() for net in nets]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert float(weights[0].std()) == pytest.approx(math.sqrt(2 / 300), rel=0.02) and not nets[0].fc1.bias.any()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "mlp"])
+def test_models_refuse_inputs_they_cannot_take(name):
+    for shape in ((12,), (1, 3, 3)):
+        with pytest.raises(Unfit, match=f"model {name}.*needs images"):
+            MODELS[name]().build(shape, 10, stream(0, "init"))
+
+
+def test_a_shrinking_support_begins_at_a_multiple_of_its_end_capped_by_the_layer():
+    config = tiny("csst", **{"method.start": 3.0})
+    plain, _ = sparsified(config.model.build((12,), 4, stream(0, "init")), tiny("static"))
+    model, final = sparsified(config.model.build((12,), 4, stream(0, "init")), config)
+    ends = {name: layer.density for name, layer in sparse_layers(plain).items()}
+    begins = {name: layer.density for name, layer in sparse_layers(model).items()}
+    assert final == ends
+    for name, layer in sparse_layers(model).items():
+        assert begins[name] == pytest.approx(min(1.0, 3 * ends[name]), abs=1 / layer.support.total)
+
+
+@pytest.mark.parametrize("method, start", [("set", 3.0), ("rigl", 3.0), ("csst", 3.0), ("gmp", None)])
+def test_a_shrinking_support_ends_at_the_asked_size(tmp_path, method, start):
+    kept = run(tiny(method, **({"method.start": start} if start else {})), tmp_path / "a")
+    plain = run(tiny("static"), tmp_path / "b")
+    assert kept["nonzero"] == plain["nonzero"] and kept["flops"]["total"] > plain["flops"]["total"]
+
+
+@pytest.mark.parametrize("name", ["set", "rigl", "snfs", "gmp", "csst"])
+def test_the_defaults_of_a_method_are_those_of_its_topology(name):
+    function = {"set": topology.set_}.get(name, getattr(topology, name, None))
+    theirs = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+    mine = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if (name, f.name) != ("csst", "drop")}  # here chosen by experiment
+    assert {key: value for key, value in mine.items() if key in theirs} == {key: theirs[key] for key in mine if key in theirs}
+    assert set(theirs) - set(mine) <= {"drop", "move", "merge", "final", "min_fan_in", "signed", "decay", "selectivity", "reborn", "budget"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_step_size_follows_the_density_at_the_end(name):
+    config = tiny("csst", optimizer=name, **{"method.start": 3.0})
+    for shape in ((12,),):
+        model, final = sparsified(config.model.build(shape, 4, stream(0, "init")), config)
+        groups = config.optimizer.build(model, 0.5, final).param_groups
+        for group in groups:
+            scale = final[group["name"]] ** 0.5 if group["name"] in final else 1.0
+            assert group["lr"] == pytest.approx(config.optimizer.lr / scale)
+            if group["name"] in final:
+                assert group["lr"] * group["weight_decay"] == pytest.approx(config.optimizer.lr * config.optimizer.weight_decay)
+
+
+def test_step_sizes_warm_up_and_anneal():
+    cosine, warm = step_size(tiny(), 10), step_size(tiny(warm_up=4, schedule="constant"), 10)
+    assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [warm(t) for t in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "method, wrong",
+    [
+        ("csst", {"window": 5}),
+        ("csst", {"mode": "both"}),
+        ("set", {"drop": 1.5}),
+        ("rigl", {"every": 0}),
+        ("gmp", {"stop": 0.0}),
+        ("csst", {"start": 0.5}),
+    ],
+)
+def test_methods_refuse_impossible_settings_before_any_work(method, wrong):
+    with pytest.raises(Unfit):
+        tiny(method, **{f"method.{key}": value for key, value in wrong.items()})
+
+
+# -------------------------------------------------------------------- one run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_leaves_a_complete_folder(tmp_path, method):
+    config = tiny(method)
+    result = run(config, tmp_path)
+    folder = Folder(tmp_path)
+    assert result["status"] == folder.status == "finished" and result == folder.figures()
+    assert parse(folder.settings(), "config.yaml") == config.resolved()
+    assert {"gossamer", "commit", "python", "torch", "platform", "processor", "cores"} <= json.loads(folder.environment.read_text()).keys()
+    assert [row["epoch"] for row in folder.rows()] == [0, 1, 2, 3] and folder.rows()[-1]["step"] == 15
+    assert set(result["metrics"]) >= {"accuracy", "loss", "found", "train_loss"}
+    assert checkpoint.inspect(folder.checkpoint)["extra"]["epoch"] == 3
+    assert result["kernels"] == (["torch"] if method == "dense" else ["reference"])
+    if method == "dense":
+        assert result["flops_ratio"] == result["density"] == 1.0 and result["nonzero"] == result["parameters"]
+    else:
+        assert result["flops_ratio"] < 1.0 and result["density"] == pytest.approx(0.3, abs=0.01)
+        assert (result["flops"]["sensing"] > 0) == (method in ("rigl", "snfs", "csst"))
+
+
+def test_the_metrics_are_those_of_the_checkpoint(tmp_path):
+    config = tiny()
+    result = run(config, tmp_path)
+    data = config.task.load()
+    model, _ = sparsified(config.model.build(data.shape, data.classes, stream(5, "init")), config)
+    checkpoint.load(tmp_path / "checkpoint.safetensors", model)
+    measured = config.task.metrics(model, data)
+    assert measured == {key: result["metrics"][key] for key in measured}
+
+
+def test_the_seed_decides_everything_and_null_models_start_alike(tmp_path):
+    for name, config in {"a": tiny(), "b": tiny(), "c": tiny(seed=1), "static": tiny("static")}.items():
+        torch.rand(17)  # whatever happened to torch's own generator before
+        run(config, tmp_path / name)
+    same_end(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        same_end(tmp_path / "a", tmp_path / "c")
+    assert figures(tmp_path / "a")[0] == figures(tmp_path / "static")[0]  # the same support and values before the first event
+
+
+@pytest.mark.parametrize(
+    "more", [{"layout": "masked"}, {"optimizer": "adamw"}, {"autocast": True}, {"clip": 0.5}, {"unit": [2, 2]}, {"accumulate": 2}]
+)
+def test_options_of_a_run(tmp_path, more):
+    result = run(tiny(**more), tmp_path)
+    assert result["simulated"] == (more.get("layout") == "masked")
+    assert result["status"] == "finished" and Folder(tmp_path).rows()[-1]["step"] == (9 if "accumulate" in more else 15)
+
+
+def test_excluded_layers_stay_dense(tmp_path):
+    run(tiny(exclude=["fc3"]), tmp_path)
+    assert list(checkpoint.inspect(tmp_path / "checkpoint.safetensors")["supports"]) == ["fc1", "fc2"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_events_are_written_if_asked_for(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(tiny("dense", tensorboard=True, epochs=1), tmp_path)
+    assert list(tmp_path.glob("events*"))
+
+
+# -------------------------------------------------------------------- resumption
+
+
+class Presses(Silent):
+    """Sends this process a signal at the given step of the run."""
+
+    def __init__(self, at: int, number: int = signal.SIGINT):
+        self.left, self.number = at, number
+
+    def step(self, loss: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("method", ["csst", "rigl", "gmp", "dense"])
+@pytest.mark.parametrize("at", [3, 5, 9])  # inside csst's first window; at the end of an epoch; in the second epoch, after events
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, method, at):
+    config = tiny(method, optimizer="adamw" if at == 3 else "sgd")
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stopped) as stopped:
+        run(config, tmp_path / "parts", watch=Presses(at, signal.SIGTERM if at == 5 else signal.SIGINT))
+    assert Folder(tmp_path / "parts").status == "stopped"
+    assert stopped.value.at.epoch * 5 + stopped.value.at.step == at
+    torch.rand(3)
+    run(config, tmp_path / "parts", resume=True)
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_may_be_interrupted_again_and_again(tmp_path):
+    config = tiny(accumulate=2, warm_up=3, density_exponent=0.25)
+    run(config, tmp_path / "whole")
+    for _ in range(4):
+        with pytest.raises(Stopped):
+            run(config, tmp_path / "parts", resume=True, watch=Presses(2))
+    run(config, tmp_path / "parts", resume=True)
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_metrics_written_after_the_checkpoint_are_forgotten(tmp_path):
+    config = tiny()
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "parts", watch=Presses(7))
+    Folder(tmp_path / "parts").append({"epoch": 2, "accuracy": 1.0})  # killed between the line and its checkpoint
+    run(config, tmp_path / "parts", resume=True)
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_lost_position_would_be_noticed(tmp_path):
+    """The mutant of the law above: a resumed run that begins its epoch again does not end alike."""
+    config = tiny()
+    run(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "parts", watch=Presses(7))
+    path = tmp_path / "parts" / "checkpoint.safetensors"
+    tensors = load_file(path)
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(str(path), "pt") as file:
+        header = file.metadata()
+    meta = json.loads(header["json"])
+    meta["extra"]["step"] = 0
+    save_file(tensors, path, {**header, "json": json.dumps(meta)})
+    run(config, tmp_path / "parts", resume=True)
+    with pytest.raises(AssertionError):
+        same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_folder_is_not_used_twice_by_accident(tmp_path):
+    run(tiny(), tmp_path)
+    before = Folder(tmp_path).result.read_text()
+    with pytest.raises(Unfit, match="already holds a run, which has finished"):
+        run(tiny(), tmp_path)
+    with pytest.raises(Unfit, match="another configuration") as error:
+        run(tiny("rigl", density=0.2), tmp_path, resume=True)
+    assert "density was 0.3, is 0.2" in str(error.value) and "method.name was 'csst', is 'rigl'" in str(error.value)
+    assert run(tiny(), tmp_path, resume=True) == json.loads(before) and Folder(tmp_path).result.read_text() == before
+
+
+def test_where_the_data_lie_does_not_make_another_run():
+    a, b = (
+        settings(parse({"task": {"name": "mnist", "data": "here"}}, "")),
+        settings(parse({"task": {"name": "mnist", "data": "there"}}, "")),
+    )
+    assert differences(a, b) == [] and differences(a, {**b, "seed": 7}) == ["seed was 0, is 7"]
+
+
+# -------------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize("method", ["csst", "dense"])
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, method):
+    config = tiny(method, **{"optimizer.lr": 1e4}, epochs=5)
+    result = run(config, tmp_path)
+    folder = Folder(tmp_path)
+    assert result["status"] == folder.status == "diverged" and result["loss"] in ("nan", "inf")
+    assert 1 < result["step"] <= 25 and (result["step"] - 1) // 5 == result["checkpoint_epoch"]
+    assert checkpoint.inspect(folder.checkpoint)["extra"]["epoch"] == result["checkpoint_epoch"] == folder.rows()[-1]["epoch"]
+    assert run(config, tmp_path, resume=True) == result  # it would diverge again: nothing is tried
+    [row] = aggregate(collect(tmp_path))
+    columns, [cells], _ = table([row])
+    assert dict(zip(columns, cells, strict=True))["runs"] == f"1 diverged (step {result['step']})"
+    assert dict(zip(columns, cells, strict=True))["accuracy"] == "-"
+
+
+def test_the_checkpoint_kept_is_the_good_one(tmp_path):
+    """Diverges in the second epoch: the weights kept are those of the first, finite and as measured."""
+    config = tiny("dense", epochs=4)
+
+    class Poisons(Silent):
+        steps = 0
+
+        def step(self, loss: float) -> None:
+            self.steps += 1
+            if self.steps == 7:
+                next(layer for layer in LAYERS if isinstance(layer, nn.Linear)).weight.data.fill_(math.nan)
+
+    LAYERS: list[nn.Module] = []
+
+    class Seen(MLP):
+        def build(self, *arguments):
+            net = super().build(*arguments)
+            LAYERS.extend(net.modules())
+            return net
+
+    MODELS["seen"] = Seen
+    try:
+        result = run(Config(**{**vars(config), "model": Seen((16, 16))}), tmp_path, watch=Poisons())
+    finally:
+        del MODELS["seen"]
+    assert result["status"] == "diverged" and result["step"] == 8 and result["checkpoint_epoch"] == 1
+    data = config.task.load()
+    model = config.model.build(data.shape, data.classes, stream(0, "init"))
+    checkpoint.load(tmp_path / "checkpoint.safetensors", model)
+    assert config.task.metrics(model, data)["accuracy"] == Folder(tmp_path).rows()[-1]["accuracy"]
+
+
+# -------------------------------------------------------------------- configurations
+
+
+def test_settings_and_configurations_are_one_to_one():
+    for config in (
+        Config(),
+        tiny("rigl", clip=1, exclude=["fc1"], unit=[2, 1]),
+        parse({"task": "cifar10", "model": "resnet20", "method": "gmp"}, ""),
+    ):
+        assert parse(settings(config), "") == config
+
+
+def test_a_number_in_scientific_notation_is_a_number():
+    assert parse({"optimizer": {"lr": "5e-4"}, "density": "1e-2"}, "").optimizer.lr == 5e-4
+
+
+def test_no_value_is_a_value_where_the_signature_says_so():
+    assert parse({"method": {"name": "csst", "drop": None}, "clip": None}, "").method.drop is None
+
+
+def test_another_name_discards_the_settings_of_the_former_one():
+    below = {"method": {"name": "csst", "window": 5}, "density": 0.1}
+    assert merged(below, {"method": "rigl"}, "")["method"] == {"name": "rigl"}
+    assert merged(below, {"method.every": 50}, "")["method"] == {"name": "csst", "window": 5, "every": 50}
+    assert merged(below, {"method": {"name": "set", "drop": 0.1}, "seed": 1}, "")["method"] == {"name": "set", "drop": 0.1}
+
+
+WRONG = {
+    "unknown key 'densty'; did you mean 'density'": {"densty": 0.1},
+    "unknown key 'methd'; did you mean 'method'": {"methd": "csst"},
+    "unknown key 'method.windw' of method csst; did you mean 'method.window'": {"method": {"windw": 5}},
+    "unknown key 'model.width' of model mlp; did you mean 'model.widths'": {"model.width": [4]},
+    "unknown method 'cst'; did you mean 'csst'": {"method": "cst"},
+    "unknown task 'fashon-mnist'; did you mean 'fashion-mnist'": {"task": "fashon-mnist"},
+    "unknown model 'resnet19'; did you mean 'resnet1": {"model": {"name": "resnet19"}},
+    "unknown optimizer 'sdg'; did you mean 'sgd'": {"optimizer": "sdg"},
+    "unknown layout 'crs'; did you mean 'csr'": {"layout": "crs"},
+    "unknown budget 'erkk'; did you mean 'erk'": {"budget": "erkk"},
+    "density: Expected a float. Got value: much": {"density": "much"},
+    "epochs: Expected a int. Got value: 1.5": {"epochs": 1.5},
+    "model.widths: Expected a tuple": {"model": {"widths": 5}},
+    "method.every: a value is missing": {"method": {"every": None}},
+    r"in \(0, 1\]": {"density": 1.5},
+    "epochs must be at least 1": {"epochs": 0},
+    "clip": {"clip": -1.0},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_configuration_is_refused_with_its_key(message):
+    with pytest.raises(Unfit, match=message):
+        parse(WRONG[message], "config.yaml")
+
+
+# -------------------------------------------------------------------- sweeps and reports
+
+SWEEP = """
+out: {out}
+base: {base}
+grid:
+  - {{method: dense, seed: [0, 1]}}
+  - {{method: [static, {{name: csst, every: 4, window: 2}}], density: [0.3, 0.2], seed: [0, 1]}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(SWEEP.format(out=tmp_path / "out", base=json.dumps({**TINY, "epochs": 2})))
+    return path
+
+
+def test_a_sweep_plans_every_combination_once(file):
+    jobs, out = sweeps.plan(file, None, 1)
+    assert [job.label for job in jobs][:6] == [
+        "dense-seed0",
+        "dense-seed1",
+        "static-density0.3-seed0",
+        "static-density0.3-seed1",
+        "static-density0.2-seed0",
+        "static-density0.2-seed1",
+    ]
+    assert jobs[-1].label == "csst-every4-window2-density0.2-seed1" and len(jobs) == 10
+    assert jobs[-1].config == parse(
+        {**TINY, "epochs": 2, "method": {"name": "csst", "every": 4, "window": 2}, "density": 0.2, "seed": 1}, ""
+    )
+
+
+def test_a_sweep_runs_what_is_missing_resumes_and_reports(file, tmp_path, capsys, monkeypatch):
+    jobs, out = sweeps.plan(file, None, 1)
+    stopped = jobs[3]
+    with pytest.raises(Stopped):
+        run(stopped.config, stopped.folder.path, watch=Presses(7))
+    run(stopped.config, tmp_path / "whole")
+    sweeps.sweep(str(file), threads=1)
+    assert "10 runs" in capsys.readouterr().out and all(job.folder.status == "finished" for job in jobs)
+    same_end(stopped.folder.path, tmp_path / "whole")
+
+    monkeypatch.setattr(sweeps, "run", None)  # nothing may be run again
+    sweeps.sweep(str(file), threads=1)
+    said = capsys.readouterr().out
+    assert "10 finished, 0 to do" in said
+
+    rows = json.loads((out / "table.json").read_text())
+    assert [(row["method"], row["settings"].get("density")) for row in rows] == [
+        ("dense", None),
+        ("static", 0.3),
+        ("csst", 0.3),
+        ("static", 0.2),
+        ("csst", 0.2),
+    ]
+    pair = [job.folder.figures()["metrics"]["accuracy"] for job in jobs[:2]]
+    mean = sum(pair) / 2
+    assert rows[0]["metrics"]["accuracy"] == pytest.approx(mean) and rows[0]["runs"] == 2
+    assert rows[0]["metrics_sd"]["accuracy"] == pytest.approx(abs(pair[0] - pair[1]) / math.sqrt(2))
+    assert f"{100 * mean:.2f} ± " in (out / "table.md").read_text() and f"{100 * mean:.2f} ± " in said
+    assert len((out / "table.csv").read_text().splitlines()) == 6
+    before = (out / "table.md").read_text()
+    (out / "table.md").unlink()
+    report(str(out))
+    assert (out / "table.md").read_text() == before
+
+
+def test_jobs_side_by_side_give_the_same_runs(file, tmp_path):
+    file.write_text(file.read_text().replace("seed: [0, 1]", "seed: 0").split("  - {method: [static")[0] + "  - {method: csst, seed: 0}\n")
+    sweeps.sweep(str(file), out=str(tmp_path / "two"), jobs=2, threads=1)
+    sweeps.sweep(str(file), out=str(tmp_path / "one"), threads=1)
+    for name in ("dense-seed0", "csst-seed0"):
+        same_end(tmp_path / "one" / name, tmp_path / "two" / name)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("gird: []", "unknown key 'gird'; did you mean 'grid'"),
+        ("grid: [{methd: csst}]", "unknown key 'methd'; did you mean 'method'"),
+        ("base: {task: digts}", "unknown task 'digts'"),
+        ("grid: [{seed: [0, 0]}]", "asks for seed0 twice"),
+        ("grid: [3]", "grid a list of mappings"),
+        ("- 1", "a configuration is a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_any_run(tmp_path, text, message):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(Unfit, match=message):
+        sweeps.sweep(str(path), out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_does_not_mix_with_another_one(file, tmp_path):
+    file.write_text(file.read_text().split("  - {method: [static")[0])
+    sweeps.sweep(str(file), threads=1)
+    file.write_text(file.read_text().replace('"epochs": 2', '"epochs": 3'))
+    with pytest.raises(Unfit, match="epochs was 2, is 3"):
+        sweeps.sweep(str(file), threads=1)
+
+
+def test_unfinished_and_diverged_runs_stand_in_the_table(tmp_path):
+    run(tiny(), tmp_path / "a")
+    run(tiny(seed=1, **{"optimizer.lr": 0.1}), tmp_path / "b")
+    with pytest.raises(Stopped):
+        run(tiny(seed=2), tmp_path / "c", watch=Presses(2))
+    run(tiny(seed=3, **{"optimizer.lr": 1e4}), tmp_path / "d")
+    rows = aggregate(collect(tmp_path))
+    assert [row["runs"] for row in rows] == [2, 0] and rows[0]["unfinished"] == 1 and len(rows[1]["diverged"]) == 1
+    assert [row["settings"] for row in rows] == [{"optimizer.lr": 0.1}, {"optimizer.lr": 1e4}]
+
+
+def test_a_simulated_figure_is_called_so(tmp_path):
+    run(tiny(layout="masked"), tmp_path)
+    columns, [cells], notes = table(aggregate(collect(tmp_path)))
+    assert cells[columns.index("FLOPs")].endswith("simulated") and any("dense kernels" in note for note in notes)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(Unfit, match="no run in this folder"):
+        report(str(tmp_path))
+
+
+def test_flat_settings_have_one_key_per_value():
+    assert flat({"a": 1, "b": {"c": 2, "d": [3]}}) == {"a": 1, "b.c": 2, "b.d": [3]}

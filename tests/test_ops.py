@@ -1,0 +1,325 @@
+"""Operations: every kernel of every operation on every hard case, torch's own checks of the operators, and sensing."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import gossamer as gs
+from cases import CONVS, SUPPORTS, generator, table
+from gossamer import laws
+from gossamer.layouts import gather, scatter
+from gossamer.ops import kernels
+from gossamer.ops.csr_conv2d import op as csr_conv2d
+from gossamer.ops.csr_linear import op as csr_linear
+from gossamer.ops.csr_sense import op as csr_sense
+from gossamer.ops.csr_sense import reference as sense
+from gossamer.ops.kernels import Kernel, always, choose, full_precision, why
+from gossamer.support import Support
+
+LINEAR = {"forward": csr_linear.FORWARD, "input_gradient": csr_linear.INPUT_GRADIENT, "weight_gradient": csr_linear.WEIGHT_GRADIENT}
+CONV2D = {"forward": csr_conv2d.FORWARD, "input_gradient": csr_conv2d.INPUT_GRADIENT, "weight_gradient": csr_conv2d.WEIGHT_GRADIENT}
+SENSE = {"sampled": csr_sense.SAMPLED, "strongest": csr_sense.STRONGEST}
+
+
+def registered(operations: dict[str, list[Kernel]], family: str) -> list:
+    return [pytest.param(f"{family}.{name}", k, id=f"{name}-{k.name}") for name, found in operations.items() for k in found]
+
+
+@table(SUPPORTS)
+@pytest.mark.parametrize(("operation", "kernel"), registered(LINEAR, "csr_linear") + registered(SENSE, "csr_sense"))
+def test_linear_kernels(operation, kernel, case):
+    for batch in (1, 7):
+        laws.check_kernel(operation, kernel, case, batch=batch)
+    laws.check_kernel(operation, kernel, case, dtype=torch.float32)
+
+
+@table(CONVS)
+@pytest.mark.parametrize(("operation", "kernel"), registered(CONV2D, "csr_conv2d") + registered(SENSE, "csr_sense"))
+def test_convolution_kernels(operation, kernel, case):
+    for batch in (1, 3):
+        laws.check_kernel(operation, kernel, case.support, case.g, batch=batch, size=case.size)
+
+
+@pytest.mark.parametrize("layout", gs.LAYOUTS.values(), ids=gs.LAYOUTS.keys())
+@table(SUPPORTS)
+def test_layouts_on_linear_layers(layout, case):
+    for batch in (1, 7):
+        laws.check_layout(layout, case, batch=batch)
+
+
+@pytest.mark.parametrize("layout", gs.LAYOUTS.values(), ids=gs.LAYOUTS.keys())
+@table(CONVS)
+def test_layouts_on_convolutions(layout, case):
+    laws.check_layout(layout, case.support, case.g, size=case.size)
+
+
+def test_convolution_in_parts_of_the_batch(monkeypatch):
+    """The unfolded images are limited: a batch in several parts gives what it gives in one."""
+    from gossamer.ops.csr_conv2d import reference
+
+    monkeypatch.setattr(reference, "UNFOLDED_NUMBERS", 2000)
+    case = CONVS["padded"]
+    for name, found in CONV2D.items():
+        assert laws.check_kernel(f"csr_conv2d.{name}", found[-1], case.support, case.g, batch=7, size=case.size)
+
+
+def test_tiles_in_chunks(monkeypatch):
+    from gossamer.ops.csr_linear import reference
+
+    monkeypatch.setattr(reference, "TILE_NUMBERS", 64)
+    for name, found in LINEAR.items():
+        assert laws.check_kernel(f"csr_linear.{name}", found[-1], SUPPORTS["ragged tiles"])
+
+
+# ---------------------------------------------------------------- the operators
+
+
+def linear_arguments(name: str, batch: int = 4, dtype: torch.dtype = torch.float64):
+    s = SUPPORTS[name]
+    x = torch.randn(batch, s.shape[1], generator=generator(), dtype=torch.float64).to(dtype).requires_grad_()
+    values = gather(torch.randn(s.shape, generator=generator(1), dtype=torch.float64), s).to(dtype).requires_grad_()
+    return x, values, s
+
+
+def conv_arguments(name: str, batch: int = 2):
+    case, s = CONVS[name], CONVS[name].support
+    x = torch.randn(batch, case.channels, *case.size, generator=generator(), dtype=torch.float64, requires_grad=True)
+    values = gather(torch.randn(s.shape, generator=generator(1), dtype=torch.float64), s).requires_grad_()
+    return x, values, s, case.g
+
+
+def flat(s: Support) -> tuple:
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit
+
+
+@pytest.mark.parametrize("name", ["primes", "ragged tiles"])
+def test_opcheck_linear(name):
+    x, values, s = linear_arguments(name)
+    torch.library.opcheck(torch.ops.gossamer.csr_linear.default, (x, values, *flat(s)))
+    dy = torch.randn(4, s.shape[0], dtype=torch.float64)
+    for op, arguments in ((torch.ops.gossamer.csr_linear_dx, (dy, values)), (torch.ops.gossamer.csr_linear_dw, (dy, x, values))):
+        torch.library.opcheck(op.default, (*(t.detach() for t in arguments), *flat(s)), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", ["all unlike", "ragged tiles"])
+def test_opcheck_conv2d(name):
+    x, values, s, g = conv_arguments(name)
+    geometry = [v for pair in g for v in pair]
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d.default, (x, values, *flat(s), geometry))
+    dy = torch.randn(2, s.shape[0], *g.out(*x.shape[2:]), dtype=torch.float64)
+    tests = ("test_schema", "test_faketensor")
+    dx = (dy, values.detach(), *flat(s), geometry, *x.shape[2:])
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dx.default, dx, test_utils=tests)
+    dw = (dy, x.detach(), values.detach(), *flat(s), geometry)
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dw.default, dw, test_utils=tests)
+
+
+@pytest.mark.parametrize("name", ["primes", "empty rows and columns", "tiles", "ragged corner only"])
+def test_gradcheck_linear(name):
+    x, values, s = linear_arguments(name, batch=3)
+    inside = values if s.unit == (1, 1) else gather(torch.ones(s.shape, dtype=torch.float64), s) * values  # the overhang has no meaning
+    assert torch.autograd.gradcheck(lambda x, v: csr_linear.csr_linear(x, v, s), (x, inside.detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("name", ["all unlike", "strided", "ragged tiles"])
+def test_gradcheck_conv2d(name):
+    x, values, s, g = conv_arguments(name, batch=1)
+    assert torch.autograd.gradcheck(lambda x, v: csr_conv2d.csr_conv2d(x, v, s, g), (x, values))
+
+
+@pytest.mark.parametrize("name", ["primes", "ragged tiles"])
+def test_leading_dimensions_are_a_batch(name):
+    """(..., cols) -> (..., rows): none, one, two leading dimensions, an empty batch, and inputs that are not contiguous."""
+    _, values, s = linear_arguments(name)
+    dense = scatter(values, s)
+    for shape in ((s.shape[1],), (4, s.shape[1]), (2, 3, s.shape[1]), (0, s.shape[1])):
+        x = torch.randn(shape, generator=generator(), dtype=torch.float64)
+        y = csr_linear.csr_linear(x, values, s)
+        assert y.shape == (*shape[:-1], s.shape[0]) and torch.allclose(y, F.linear(x, dense))
+    x = torch.randn(s.shape[1], 5, generator=generator(), dtype=torch.float64)
+    assert torch.allclose(csr_linear.csr_linear(x.t(), values, s), F.linear(x.t(), dense))
+
+
+def test_outputs_have_the_batch_innermost():
+    x, values, s = linear_arguments("primes")
+    y = csr_linear.csr_linear(x, values, s)
+    assert y.stride() == (1, x.shape[0])
+    assert torch.autograd.grad(y.sum(), x)[0].stride() == (1, x.shape[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_are_computed_in_the_dtype_of_the_values(dtype):
+    """Output and input gradient in the input's dtype, the weight gradient in float32, as if the input had been rounded first."""
+    x, values, s = linear_arguments("primes", dtype=torch.float32)
+    half = x.detach().to(dtype).requires_grad_()
+    y = csr_linear.csr_linear(half, values, s)
+    dx, dw = torch.autograd.grad(y.float().sum(), (half, values))
+    assert y.dtype == dx.dtype == dtype and dw.dtype == torch.float32
+    exact = csr_linear.csr_linear(half.detach().float(), values, s)
+    assert torch.equal(y, exact.to(dtype))
+
+
+REFUSALS = {
+    "long input": (lambda: csr_linear.csr_linear(torch.zeros(2, 7, dtype=torch.int64), torch.zeros(31), SUPPORTS["primes"]), "floating"),
+    "half values": (lambda: csr_linear.csr_linear(torch.zeros(2, 7), torch.zeros(31).half(), SUPPORTS["primes"]), "float32 or float64"),
+    "long image": (
+        lambda: csr_conv2d.csr_conv2d(torch.zeros(1, 3, 5, 5, dtype=torch.int64), torch.zeros(40), CONVS["padded"].support, CONVS["padded"].g),
+        "floating",
+    ),
+    "channels": (lambda: csr_conv2d.csr_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(40), CONVS["padded"].support, CONVS["padded"].g), r"\(batch, 3,"),
+    "no image": (lambda: csr_conv2d.csr_conv2d(torch.zeros(3, 5, 5), torch.zeros(40), CONVS["padded"].support, CONVS["padded"].g), r"\(batch, 3,"),
+}  # fmt: skip
+
+
+@table(REFUSALS)
+def test_bad_operands_are_refused(case):
+    call, reason = case
+    with pytest.raises(gs.Unfit, match=reason):
+        call()
+
+
+# ---------------------------------------------------------------- dispatch
+
+PICKY = Kernel("picky", lambda x: "picky", lambda x: [] if x > 0 else ["x is not positive"])
+PLAIN = Kernel("plain", lambda x: "plain", always)
+
+
+def test_the_first_kernel_without_objection_runs(monkeypatch):
+    monkeypatch.delenv(kernels.ENVIRONMENT, raising=False)
+    assert choose([PICKY, PLAIN], 1).name == "picky" and choose([PICKY, PLAIN], -1).name == "plain"
+    assert why([PICKY, PLAIN], -1) == [("picky", ["x is not positive"]), ("plain", [])]
+
+
+def test_no_kernel_left_says_why(monkeypatch):
+    monkeypatch.delenv(kernels.ENVIRONMENT, raising=False)
+    with pytest.raises(gs.Unfit, match="x is not positive"):
+        choose([PICKY], -1)
+
+
+def test_the_environment_forces_a_kernel(monkeypatch):
+    """By name; a forced kernel that cannot run is refused with its reasons, an unknown name with the nearest."""
+    monkeypatch.setenv(kernels.ENVIRONMENT, "plain")
+    assert choose([PICKY, PLAIN], 1).name == "plain"
+    monkeypatch.setenv(kernels.ENVIRONMENT, "picky")
+    with pytest.raises(gs.Unfit, match="x is not positive"):
+        choose([PICKY, PLAIN], -1)
+    monkeypatch.setenv(kernels.ENVIRONMENT, "pickx")
+    with pytest.raises(gs.Unfit, match="did you mean 'picky'"):
+        choose([PICKY, PLAIN], 1)
+
+
+def test_full_precision_objects_to_half():
+    assert full_precision(torch.zeros(1)) == full_precision(torch.zeros(1).double()) == []
+    assert "torch.float16" in full_precision(torch.zeros(1).half())[0]
+
+
+# ---------------------------------------------------------------- sensing
+
+
+def operands(case, batch: int = 6):
+    """(dy, x), support, geometry of a linear or convolutional case."""
+    s, g, size = (case, None, (0, 0)) if isinstance(case, Support) else (case.support, case.g, case.size)
+    rng = generator(4)
+    if g is None:
+        shapes = (batch, s.shape[0]), (batch, s.shape[1])
+    else:
+        shapes = (batch, s.shape[0], *g.out(*size)), (batch, case.channels, *size)
+    dy, x = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes)
+    return (dy, x), s, g
+
+
+SENSED = {"linear": SUPPORTS["primes"], "tiles": SUPPORTS["ragged tiles"], "conv": CONVS["all unlike"], "conv tiles": CONVS["ragged tiles"]}
+
+
+@table(SENSED)
+@pytest.mark.parametrize("block", [1, 40, 1 << 22])
+def test_streamed_strongest_is_the_dense_top_k(case, block, monkeypatch):
+    """However small the row blocks, and for two micro-batches as for one."""
+    monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
+    (dy, x), s, g = operands(case)
+    zeros = s.outside(torch.arange(s.total - s.n))
+    everything = sense.sampled(dy, x, zeros, s.shape, s.unit, g)
+    norms = everything.abs() if s.unit == (1, 1) else everything.flatten(1).norm(dim=1)
+    for k in (0, 1, zeros.numel() // 2, zeros.numel()):
+        best = torch.tensor(sorted(sorted(range(zeros.numel()), key=lambda i: (-float(norms[i]), i))[:k]), dtype=torch.int64)
+        ids, tiles = sense.strongest([(dy, x)], s, k, g)
+        assert torch.equal(ids, zeros[best]) and torch.allclose(tiles, everything[best])
+        halves = sense.strongest([(dy[:3], x[:3]), (dy[3:], x[3:])], s, k, g)
+        assert torch.equal(halves[0], ids) and torch.allclose(halves[1], tiles)
+
+
+@pytest.mark.parametrize("block", [1, 30, 1 << 22])
+def test_streamed_ties_go_to_the_lower_id(block, monkeypatch):
+    """Gradients of few levels, across block borders: dense top-k by (-score, id)."""
+    monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
+    s = SUPPORTS["primes"]
+    dy, x = torch.randint(0, 2, (1, 13), generator=generator()).double(), torch.randint(-1, 2, (1, 7), generator=generator(1)).double()
+    score = (dy.t() @ x).abs().flatten()
+    zeros = s.outside(torch.arange(s.total - s.n)).tolist()
+    for k in range(len(zeros) + 1):
+        expected = sorted(sorted(zeros, key=lambda i: (-float(score[i]), i))[:k])
+        assert sense.strongest([(dy, x)], s, k)[0].tolist() == expected
+
+
+def test_strongest_reduces_every_block(monkeypatch):
+    """``reduce`` sees each block of the dense gradient once, in place: how the mean over ranks is taken."""
+    monkeypatch.setattr(sense, "BLOCK_NUMBERS", 14)
+    (dy, x), s, _ = operands(SUPPORTS["primes"])
+    seen = []
+
+    def halve(block):
+        seen.append(block.shape)
+        block.div_(2)
+
+    ids, g = sense.strongest([(dy, x)], s, 5, reduce=halve)
+    plain_ids, plain = sense.strongest([(dy, x)], s, 5)
+    assert sum(rows for rows, _ in seen) == 13 and torch.equal(ids, plain_ids) and torch.allclose(2 * g, plain)
+
+
+def test_top_k_by_hand():
+    score = torch.tensor([1.0, 3.0, 1.0, 3.0, 2.0, 3.0])
+    assert [sense.top_k(score, k).tolist() for k in range(7)] == [
+        [], [1], [1, 3], [1, 3, 5], [1, 3, 4, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5],
+    ]  # fmt: skip
+
+
+def test_top_k_takes_nan_last_and_never_fewer():
+    score = torch.tensor([float("nan"), 1.0, float("-inf"), float("inf"), float("nan")])
+    assert sense.top_k(score, 2).tolist() == [1, 3]
+    assert all(sense.top_k(score, k).numel() == k for k in range(6))
+
+
+def test_a_column_of_nan_is_never_preferred():
+    """An input feature that is NaN spoils the gradient of its column; the strongest others win, and as many as asked for."""
+    (dy, x), s, _ = operands(SUPPORTS["primes"])
+    x = x.clone()
+    x[:, 2] = float("nan")
+    ids, g = sense.strongest([(dy, x)], s, 5)
+    assert ids.numel() == 5 and not (ids % 7 == 2).any() and g.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["linear", "tiles", "conv", "conv tiles"])
+def test_sensed_gradient_by_finite_differences(name):
+    """The gradient at a unit off the support is what the loss does when that weight moves away from 0."""
+    case = SENSED[name]
+    (_, x), s, g = operands(case, batch=2)
+    target = torch.randn(s.shape, generator=generator(8), dtype=torch.float64)
+
+    def loss(dense):
+        if g is None:
+            y = F.linear(x, dense)
+        else:
+            y = F.conv2d(x, dense.view(s.shape[0], x.shape[1], *g.kernel), None, g.stride, g.padding, g.dilation)
+        return y.sin().sum(), y
+
+    dense = scatter(gather(target, s), s)
+    dy = loss(dense)[1].cos()
+    ids = s.sample_outside(min(4, s.total - s.n), generator())
+    sensed = sense.sampled(dy, x, ids, s.shape, s.unit, g)
+    spots, h = Support.from_ids(ids, s.shape, s.unit), 1e-6
+    for k in range(sensed.numel()):
+        direction = torch.zeros(sensed.numel(), dtype=torch.float64)
+        direction[k] = h
+        step = scatter(direction.view(sensed.shape), spots)
+        slope = (loss(dense + step)[0] - loss(dense - step)[0]) / (2 * h)
+        assert float(sensed.flatten()[k]) == pytest.approx(float(slope), rel=1e-5, abs=1e-6)
