@@ -1,5 +1,7 @@
 """Operations: every kernel of every operation on every hard case, torch's own checks of the operators, and sensing."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -159,16 +161,22 @@ def test_half_inputs_are_computed_in_the_dtype_of_the_values(dtype):
     assert torch.equal(y, exact.to(dtype))
 
 
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
+    case = CONVS["padded"]
+    return lambda: csr_conv2d.csr_conv2d(torch.zeros(shape, dtype=dtype), torch.zeros(case.n), case.support, case.g)
+
+
+def vectors(*shape: int, dtype: torch.dtype = torch.float32, values: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
+    return lambda: csr_linear.csr_linear(torch.zeros(shape, dtype=dtype), torch.zeros(31, dtype=values), SUPPORTS["primes"])
+
+
 REFUSALS = {
-    "long input": (lambda: csr_linear.csr_linear(torch.zeros(2, 7, dtype=torch.int64), torch.zeros(31), SUPPORTS["primes"]), "floating"),
-    "half values": (lambda: csr_linear.csr_linear(torch.zeros(2, 7), torch.zeros(31).half(), SUPPORTS["primes"]), "float32 or float64"),
-    "long image": (
-        lambda: csr_conv2d.csr_conv2d(torch.zeros(1, 3, 5, 5, dtype=torch.int64), torch.zeros(40), CONVS["padded"].support, CONVS["padded"].g),
-        "floating",
-    ),
-    "channels": (lambda: csr_conv2d.csr_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(40), CONVS["padded"].support, CONVS["padded"].g), r"\(batch, 3,"),
-    "no image": (lambda: csr_conv2d.csr_conv2d(torch.zeros(3, 5, 5), torch.zeros(40), CONVS["padded"].support, CONVS["padded"].g), r"\(batch, 3,"),
-}  # fmt: skip
+    "long input": (vectors(2, 7, dtype=torch.int64), "floating"),
+    "half values": (vectors(2, 7, values=torch.float16), "float32 or float64"),
+    "long image": (image(1, 3, 5, 5, dtype=torch.int64), "floating"),
+    "channels": (image(1, 2, 5, 5), r"\(batch, 3,"),
+    "no batch": (image(3, 5, 5), r"\(batch, 3,"),
+}
 
 
 @table(REFUSALS)

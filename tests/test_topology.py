@@ -434,7 +434,7 @@ def some_site(seed: int, n: int = 20, m: int = 12, levels: int | None = None, sc
 
 @pytest.mark.parametrize("levels", [None, 4])
 def test_iht_is_the_projection_on_the_n_sparse_set(levels):
-    """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the lower id among equals, where the cap is loose."""
+    """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the lower id among equals (a loose cap)."""
     topology, swaps = gs.csst(10, 1, 1, window=1, mode="iht"), 0
     for seed in range(60):
         site = some_site(seed, levels=levels)
@@ -597,6 +597,7 @@ REFUSALS = {
     "gmp final": (lambda: gs.gmp(100, 0.0), "share of weights"),
     "gmp budget": (lambda: sparse_run(gs.gmp(100, 0.1, budget="erl")), "did you mean 'er"),
     "gmp budget of an unknown layer": (lambda: sparse_run(gs.gmp(100, 0.1, budget={"1": 0.1})), "names a layer that is not among"),
+    "gmp that would have to grow": (lambda: sparse_run(gs.gmp(100, 0.29), budget="pooled"), "(?s)only prunes.*4: 17 units now"),
     "fan-in that is not there": (lambda: sparse_run(gs.csst(100, min_fan_in=9)), "asks that every output unit keeps 9"),
     "fan-in that will not be there": (lambda: sparse_run(gs.gmp(100, 0.02, min_fan_in=1), density=1.0), "they must have them"),
 }

@@ -334,7 +334,7 @@ def check_surgery(
         leaf = layer.values is parameter and parameter.is_leaf and parameter.requires_grad
         _demand(leaf, f"{where}: the parameter must stay the same leaf")
         _demand(layer.values.grad is None, f"{where}: the gradient of the old support must go")
-        _demand(bias is None or torch.equal(bias, layer.bias), f"{where}: the bias must not change")
+        _demand(_same(bias, layer.bias), f"{where}: the bias must not change")
         after = _state(layer, opt)
         _demand(after.keys() == before.keys(), f"{where}, {change} n: the optimizer's state must keep its entries")
         both = s.mask() & new.mask()

@@ -24,7 +24,7 @@ from .layers import SparseLayer, sparse_layers
 from .ops.csr_sense import reference as csr_sense
 from .support import Support
 from .surgery import set_support_
-from .topology.topology import Change, Sense, Site, Topology, event
+from .topology.topology import Change, Sense, Site, Topology, chance, event, never
 
 
 class Event(NamedTuple):
@@ -150,13 +150,14 @@ class Rewirer:
         self.start = {name: layer.support.n for name, layer in self.layers.items()}
         self.final = self._final()
         self._check_fan_in()
+        self._check_growth()
         self._probes: dict[str, Probe] = {}
         self._arm()
 
     @property
     def sensing(self) -> dict[str, int]:
         """Units off the support that the step in progress measures, per layer; empty on plain steps."""
-        return {name: probe.units for name, probe in self._probes.items()}
+        return {name: probe.units for name, probe in self._probes.items() if probe.units}
 
     @property
     def sensing_bytes(self) -> int:
@@ -287,6 +288,14 @@ class Rewirer:
         if bad:
             what = f"min_fan_in={least} asks that every output unit keeps {least} incoming units, and they must have them"
             raise Unfit("Rewirer", what, reasons=bad, remedy=f"sparsify(..., min_fan_in={least}), or a larger density")
+
+    def _check_growth(self) -> None:
+        if self.topology.sense is not never or self.topology.grow is chance:
+            return
+        bad = [f"{name}: {self.start[name]} units now, {n} at the end" for name, n in self.final.items() if n > self.start[name]]
+        if bad:
+            what = f"{self.topology.name} only prunes, and its final budget gives layers more than they hold"
+            raise Unfit("Rewirer", what, reasons=bad, remedy="a larger density to start from, or budgets that agree")
 
 
 def _unscale(scaler: "torch.amp.GradScaler", optimizer: torch.optim.Optimizer) -> None:
