@@ -1,13 +1,15 @@
-"""The README's results table, from the ``table.json`` that ``gossamer sweep`` and ``gossamer report`` leave in a folder of runs.
+"""A results table for the README or a page, from the ``table.json`` that ``gossamer sweep`` and ``gossamer report`` leave in a folder of runs.
 
     python benchmarks/readme_table.py runs/fashion                      print it
     python benchmarks/readme_table.py runs/fashion --write README.md    put it between the marks <!-- results --> and <!-- /results -->
+    python benchmarks/readme_table.py runs/csst --write docs/methods/csst.md --mark csst
 
 Rows are methods, columns densities; a cell holds mean ± standard deviation of the test accuracy after the last epoch over the seeds, and
 below it the training FLOPs over dense. What diverged or is missing is said in its cell.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+from gossamer.experiments.methods import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder written by gossamer sweep")
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace what stands between the marks in this file")
+    parser.add_argument(
+        "--mark", default="results", metavar="NAME", help="the marks are <!-- NAME --> and <!-- /NAME --> (default: results)"
+    )
     args = parser.parse_args(argv)
     source = args.folder / "table.json"
     if not source.is_file():
@@ -33,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)
         return 0
     page = args.write.read_text()
-    if len(MARKED.findall(page)) != 1:
-        print(f"{args.write} must hold the marks <!-- results --> and <!-- /results --> once", file=sys.stderr)
+    between = re.compile(rf"(<!-- {re.escape(args.mark)} -->\n).*?(<!-- /{re.escape(args.mark)} -->)", re.DOTALL)
+    if len(between.findall(page)) != 1:
+        print(f"{args.write} must hold the marks <!-- {args.mark} --> and <!-- /{args.mark} --> once", file=sys.stderr)
         return 2
-    args.write.write_text(MARKED.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page))
+    args.write.write_text(between.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page))
     return 0
 
 
@@ -57,9 +63,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def label(row: dict[str, Any]) -> str:
-    """A row's method, with the settings that set it apart but for the density."""
-    others = [f"{key.removeprefix('method.')} {value}" for key, value in row["settings"].items() if key != "density" and value is not None]
-    return ", ".join([row["method"], *others]) if row["method"] != "dense" else "dense"
+    """A row's method, with those of its settings that are not the method's defaults, the density apart."""
+    defaults = {f"method.{field.name}": field.default for field in dataclasses.fields(METHODS[row["method"]])}
+    others = {key: value for key, value in row["settings"].items() if key != "density" and row["method"] != "dense"}
+    named = [(key.removeprefix("method."), value) for key, value in others.items() if defaults.get(key) != value]
+    return ", ".join([row["method"], *(f"{key} {'null' if value is None else value}" for key, value in named)])
 
 
 def cell(row: dict[str, Any]) -> str:

@@ -213,8 +213,8 @@ class _WrongGradient(torch.autograd.Function):
 
 def _bending(layout: Layout, bend: Callable) -> Layout:
     return layout._replace(
-        linear=lambda x, v, s: layout.linear(x, _WrongGradient.apply(v, lambda g: bend(g, s)), s),
-        conv2d=lambda x, v, s, g: layout.conv2d(x, _WrongGradient.apply(v, lambda grad: bend(grad, s)), s, g),
+        linear=lambda x, v, s, b=None: layout.linear(x, _WrongGradient.apply(v, lambda g: bend(g, s)), s, b),
+        conv2d=lambda x, v, s, g, b=None: layout.conv2d(x, _WrongGradient.apply(v, lambda grad: bend(grad, s)), s, g, b),
     )
 
 

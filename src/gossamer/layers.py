@@ -202,8 +202,7 @@ class SparseLinear(SparseLayer):
         if x.shape[-1] != self.in_features:
             raise Unfit("SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape))
         x = _cast(x)
-        y = self._watched(self.layout.linear(x, self.values, self.support), x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return self._watched(self.layout.linear(x, self.values, self.support, self.bias), x)
 
 
 class SparseConv2d(SparseLayer):
@@ -245,8 +244,7 @@ class SparseConv2d(SparseLayer):
             raise Unfit("SparseConv2d", f"the input must be (batch, {self.in_channels}, height, width)", got=tuple(x.shape))
         assert self.geometry is not None
         x = _cast(x)
-        y = self._watched(self.layout.conv2d(x, self.values, self.support, self.geometry), x)
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(1, -1, 1, 1)
+        return self._watched(self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias), x)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:

@@ -27,8 +27,8 @@ class Layout(NamedTuple):
 
     name: str
     storage: Literal["dense", "compact"]
-    linear: Callable[[Tensor, Tensor, Support], Tensor]  # (..., cols) -> (..., rows)
-    conv2d: Callable[[Tensor, Tensor, Support, Geometry], Tensor]  # (B, in, H, W) -> (B, out, H', W')
+    linear: Callable[..., Tensor]  # (x, values, s, bias=None): (..., cols) -> (..., rows)
+    conv2d: Callable[..., Tensor]  # (x, values, s, geometry, bias=None): (B, in, H, W) -> (B, out, H', W')
 
     def stored(self, compact: Tensor, s: Support, shape: torch.Size) -> Tensor:
         """The parameter (of the dense ``shape``, or compact) that holds these compact values."""
@@ -60,16 +60,26 @@ def _masked_weight(values: Tensor, s: Support) -> Tensor:
     return scatter(gather(values, s), s).view(values.shape)
 
 
-def _masked_linear(x: Tensor, values: Tensor, s: Support) -> Tensor:
-    return F.linear(x, _masked_weight(values, s))
+def _masked_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, _masked_weight(values, s), bias)
 
 
-def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry) -> Tensor:
-    return F.conv2d(x, _masked_weight(values, s), None, g.stride, g.padding, g.dilation)
+def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(x, _masked_weight(values, s), bias, g.stride, g.padding, g.dilation)
+
+
+def _csr_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
+    y = csr_linear(x, values, s)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def _csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
+    y = csr_conv2d(x, values, s, g)
+    return y if bias is None else y + bias.to(y.dtype).view(1, -1, 1, 1)
 
 
 MASKED = Layout("masked", "dense", _masked_linear, _masked_conv2d)
-CSR = Layout("csr", "compact", csr_linear, csr_conv2d)
+CSR = Layout("csr", "compact", _csr_linear, _csr_conv2d)
 LAYOUTS = {layout.name: layout for layout in (MASKED, CSR)}
 
 

@@ -24,7 +24,7 @@ from .layers import SparseLayer, sparse_layers
 from .ops.csr_sense import reference as csr_sense
 from .support import Support
 from .surgery import set_support_
-from .topology.topology import Change, Sense, Site, Topology, chance, event, never
+from .topology.topology import Change, Sense, Site, Topology, chance, event, fixed, never
 
 
 class Event(NamedTuple):
@@ -47,6 +47,8 @@ class Probe:
     mean: Tensor | None = None  # of the gradient at ids
     active_mean: Tensor | None = None  # of the gradient on the support
     now: Tensor | None = None  # this step's gradient at ids, summed over micro-batches
+    active_now: Tensor | None = None  # ... and of the stored values, before anybody clips it
+    handle: Any = None  # of the hook on the values that fills it
     flow: list[Tensor] | None = None  # this step's sums of squares of dy and x per unit row and unit column
     flow_now: list[Tensor] | None = None  # ... so far
     operands: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # this step's (dy, x), when streaming
@@ -63,6 +65,22 @@ class Probe:
             flow = self.layer.flow(dy, x)
             self.flow_now = flow if self.flow_now is None else [a + b for a, b in zip(self.flow_now, flow, strict=True)]
 
+    def attach(self) -> "Probe":
+        """From now on the layer's backward pass reports here."""
+        self.layer.sense = self
+        if self.sense.active:
+            self.handle = self.layer.values.register_hook(self._on_support)
+        return self
+
+    def release(self) -> None:
+        """No more."""
+        self.layer.sense = None
+        if self.handle is not None:
+            self.handle.remove()
+
+    def _on_support(self, grad: Tensor) -> None:
+        self.active_now = grad.detach().clone() if self.active_now is None else self.active_now.add_(grad.detach())
+
     @property
     def units(self) -> int:
         """Units off the support that a step measures."""
@@ -72,13 +90,13 @@ class Probe:
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        held = [t for t in (self.ids, self.mean, self.active_mean, self.now) if t is not None] + [t for pair in self.operands for t in pair]
+        held = [t for t in (self.ids, self.mean, self.active_mean, self.now, self.active_now) if t is not None] + [t for pair in self.operands for t in pair]
         block = min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size() if self.sense.stream else 0
         return sum(t.numel() * t.element_size() for t in held) + block
 
     def discard(self) -> None:
         """Forgets what the step in progress has measured so far."""
-        self.now, self.flow_now, self.operands = None, None, []
+        self.now, self.active_now, self.flow_now, self.operands = None, None, None, []
 
     def finish(self, scale: float, finite: bool = True) -> None:
         """Ends a step: its gradients, unscaled, enter the moving averages; those of a step that overflowed do not."""
@@ -92,12 +110,12 @@ class Probe:
                 now.zero_()
             self.mean = _moved(self.mean, _mean_over_ranks(now), self.sense.decay)
         if self.sense.active:
-            grad = self.layer.values.grad
-            on = torch.zeros_like(self.layer.values) if grad is None else grad
-            self.active_mean = _moved(self.active_mean, self.layer.layout.compact(on, self.layer.support), self.sense.decay)
+            stored = torch.zeros_like(self.layer.values) if self.active_now is None else self.active_now.div_(scale)
+            on = self.layer.layout.compact(stored, self.layer.support)
+            self.active_mean = _moved(self.active_mean, _mean_over_ranks(on), self.sense.decay)
         if self.flow_now is not None:
             self.flow = [_mean_over_ranks(t) for t in self.flow_now]
-        self.now = self.flow_now = None
+        self.now = self.active_now = self.flow_now = None
 
     def site(self, size: int, start: int, lookahead: float, scale: float) -> Site:
         """What an event may know of this layer."""
@@ -142,6 +160,8 @@ class Rewirer:
         if strangers:
             reasons = [f"{name}.values" for name in strangers]
             raise Unfit("Rewirer", "the optimizer does not hold all sparse values", reasons=reasons, remedy="make the optimizer after sparsify")
+        if topology.final is not None or topology.merge or topology.share is not fixed:
+            self._check_not_bucketed(model)
         if rng is None:
             rng = torch.Generator().manual_seed(torch.initial_seed())
         self.rng = rng
@@ -213,7 +233,7 @@ class Rewirer:
         for name, saved in state["probes"].items():
             assert asked is not None  # a state with probes was saved in a sensing window of the same topology
             probe = Probe(self.layers[name], asked, saved["ids"], int(saved["steps"]), saved["mean"], saved["active_mean"], flow=saved["flow"])
-            self._probes[name] = self.layers[name].sense = probe
+            self._probes[name] = probe.attach()
 
     # ---------------------------------------------------------------- details
 
@@ -227,14 +247,15 @@ class Rewirer:
             self._disarm()
             for name, layer in self.layers.items():
                 if (s := layer.support).n < s.total and layer.values.requires_grad:  # nothing to sense in a full layer
-                    self._probes[name] = layer.sense = Probe(layer, asked, self._drawn(s, asked, before.get(name)))
+                    self._probes[name] = Probe(layer, asked, self._drawn(s, asked, before.get(name))).attach()
         else:
             for probe in self._probes.values():
                 probe.sense = asked
 
     def _disarm(self) -> None:
-        for layer in self.layers.values():
-            layer.sense = None
+        for layer in self.layers.values():  # what an earlier Rewirer left attached goes too
+            if isinstance(layer.sense, Probe):
+                layer.sense.release()
         self._probes = {}
 
     def _drawn(self, s: Support, asked: Sense, before: Probe | None) -> Tensor:
@@ -288,6 +309,13 @@ class Rewirer:
         if bad:
             what = f"min_fan_in={least} asks that every output unit keeps {least} incoming units, and they must have them"
             raise Unfit("Rewirer", what, reasons=bad, remedy=f"sparsify(..., min_fan_in={least}), or a larger density")
+
+    def _check_not_bucketed(self, model: nn.Module) -> None:
+        wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+        if wrapped and any(layer.layout.storage == "compact" for layer in self.layers.values()):
+            what = f"{self.topology.name} as set changes the number of values of a layer, and DistributedDataParallel holds them in fixed buckets"
+            remedy = "a topology of constant size; or leave the wrapper out and all_reduce the gradients before step()"
+            raise Unfit("Rewirer", what, remedy=remedy)
 
     def _check_growth(self) -> None:
         if self.topology.sense is not never or self.topology.grow is chance:

@@ -270,7 +270,7 @@ def _plan(topology: Topology, change: Change, site: Site, k: int) -> tuple[int, 
     droppable = n - _protected_count(site.s, topology.min_fan_in)
     if topology.share is not fixed:
         droppable = min(droppable, max(0, n - floor(site)))
-    anywhere = topology.grow is chance or site.strongest is not None
+    anywhere = topology.sense is never or site.strongest is not None  # what is not sensed may grow wherever its rule likes
     candidates = site.s.total - n if anywhere else site.ids.numel()
     shrink = min(max(0, n - size), droppable)
     if topology.merge:
