@@ -1,4 +1,4 @@
-"""A results table for the README or a page, from the ``table.json`` that ``gossamer sweep`` and ``gossamer report`` leave in a folder of runs.
+"""A results table for the README or a page, from the ``table.json`` that ``gossamer sweep`` and ``gossamer report`` leave in a folder.
 
     python benchmarks/readme_table.py runs/fashion                      print it
     python benchmarks/readme_table.py runs/fashion --write README.md    put it between the marks <!-- results --> and <!-- /results -->
