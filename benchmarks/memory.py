@@ -110,7 +110,13 @@ def main() -> None:
     }
     print("| what | value |\n|---|---|")
     for key, value in result.items():
-        print(f"| {key} | {value:,} |" if isinstance(value, int) else f"| {key} | {value:,.2f} |" if isinstance(value, float) else f"| {key} | {value} |")
+        print(
+            f"| {key} | {value:,} |"
+            if isinstance(value, int)
+            else f"| {key} | {value:,.2f} |"
+            if isinstance(value, float)
+            else f"| {key} | {value} |"
+        )
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "support", "schedules", "budgets"},
     {"ops"},
     {"layouts", "topology"},
-    {"layers", "convert", "surgery", "checkpoint", "ledger", "laws"},
+    {"layers", "convert", "surgery", "sensing", "checkpoint", "ledger", "laws"},
     {"train"},
     {"experiments"},
 ]

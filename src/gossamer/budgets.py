@@ -77,7 +77,7 @@ def resolve(budget: str | Budget | Mapping[str, float], names: Sequence[str], sh
 
 
 def units(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
-    """Whole units per layer, at least 1 each, at most the layer's total, and in sum the rounded total (largest remainder, lower index first)."""
+    """Whole units per layer, at least 1 each, at most the layer's total, in sum the rounded total (largest remainder, lower index)."""
     exact = [d * n for d, n in zip(densities, totals, strict=True)]
     whole = [min(max(1, math.floor(e + 1e-9)), n) for e, n in zip(exact, totals, strict=True)]
     spare = round(sum(exact)) - sum(whole)

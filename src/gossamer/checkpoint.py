@@ -95,7 +95,9 @@ def load(
         unpacked = {name: _unpacked(meta["states"][name], tensors) for name in states}
         random = _unpacked(meta["rng"], tensors)
     except KeyError as missing:
-        raise Unfit(str(path), f"it is damaged: it holds no tensor {missing}, which its header names", remedy="an older checkpoint") from missing
+        raise Unfit(
+            str(path), f"it is damaged: it holds no tensor {missing}, which its header names", remedy="an older checkpoint"
+        ) from missing
     if optimizer is not None:
         _verify_optimizer(path, model, optimizer, unpacked["optimizer"], mine)
     if rewirer is not None and unpacked["rewirer"]["topology"] != rewirer.topology.name:
@@ -120,9 +122,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(str(path), "pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise Unfit(str(path), "this is a safetensors file, but not a gossamer checkpoint", remedy="a file written by checkpoint.save")
+                raise Unfit(
+                    str(path), "this is a safetensors file, but not a gossamer checkpoint", remedy="a file written by checkpoint.save"
+                )
             if int(header["version"]) > VERSION:
-                raise Unfit(str(path), f"format version {header['version']}, newer than the {VERSION} known here", remedy="a newer gossamer")
+                raise Unfit(
+                    str(path), f"format version {header['version']}, newer than the {VERSION} known here", remedy="a newer gossamer"
+                )
             meta = {"version": int(header["version"]), **json.loads(header["json"])}
             if absent := [key for key in ("supports", "states", "rng", "extra") if key not in meta]:
                 raise KeyError(*absent)
@@ -187,10 +193,14 @@ def _verify(path: Path, model: nn.Module, saved: dict[str, Tensor], supports: di
         if key not in indexed and (t.shape != saved[key].shape or t.dtype != saved[key].dtype):
             reasons.append(f"{key}: {tuple(saved[key].shape)} of {saved[key].dtype} in the file, {tuple(t.shape)} of {t.dtype} here")
     if reasons:
-        raise Unfit(str(path), "this checkpoint does not fit the model", reasons=reasons[:10], remedy="build the model as it was when saved")
+        raise Unfit(
+            str(path), "this checkpoint does not fit the model", reasons=reasons[:10], remedy="build the model as it was when saved"
+        )
 
 
-def _verify_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], saved: dict[str, Tensor]) -> None:
+def _verify_optimizer(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], saved: dict[str, Tensor]
+) -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     mine, theirs = [group["params"] for group in optimizer.param_groups], [group["params"] for group in state["param_groups"]]
     if [len(g) for g in mine] != [len(g) for g in theirs]:
@@ -224,7 +234,11 @@ def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {"items": [[key, _packed(v, f"{name}.{key}", tensors)] for key, v in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {type(value).__name__ if type(value) in (list, tuple) else "list": [_packed(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+        return {
+            type(value).__name__ if type(value) in (list, tuple) else "list": [
+                _packed(v, f"{name}.{i}", tensors) for i, v in enumerate(value)
+            ]
+        }
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise Unfit("checkpoint.save", f"{name} is a {type(value).__name__}, neither a tensor nor JSON", got=value)

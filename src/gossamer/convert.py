@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from . import budgets
 from .errors import Unfit, check_density, nearest
@@ -49,9 +49,20 @@ class Report(NamedTuple):
         lines = [("layer", "kind", "shape", "density", "non-zero", "")]
         for r in self.rows:
             shape = " x ".join(str(v) for v in r.shape) or "-"
-            lines.append((r.name or "(root)", r.kind, shape, f"{r.density:.4f}", f"{r.nonzeros:,}", "sparse" if r.sparse else f"dense: {r.reason}"))
+            lines.append(
+                (r.name or "(root)", r.kind, shape, f"{r.density:.4f}", f"{r.nonzeros:,}", "sparse" if r.sparse else f"dense: {r.reason}")
+            )
         weights = sum(math.prod(r.shape) for r in self.rows if r.sparse)
-        lines.append(("sparse layers", "", f"{weights:,} weights", f"{self.density:.4f}", f"{round(self.density * weights):,}", f"asked {self.asked:g}"))
+        lines.append(
+            (
+                "sparse layers",
+                "",
+                f"{weights:,} weights",
+                f"{self.density:.4f}",
+                f"{round(self.density * weights):,}",
+                f"asked {self.asked:g}",
+            )
+        )
         widths = [max(len(line[i]) for line in lines) for i in range(6)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
@@ -143,8 +154,10 @@ def densify(model: nn.Module) -> nn.Module:
     return model
 
 
-def parameter_groups(model: nn.Module, *, lr: float | None = None, weight_decay: float = 0.0, density_exponent: float = 0.0) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimizer: each sparse layer's step size follows its density; biases and normalisation are not decayed.
+def parameter_groups(
+    model: nn.Module, *, lr: float | None = None, weight_decay: float = 0.0, density_exponent: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer: each sparse layer's step follows its density; biases and normalisation are not decayed.
 
     A sparse unit's pre-activation moves by lr sum_{j in S} x_j^2 per unit of output gradient: it shrinks with the density. So layer l of
     density d_l gets the step lr d_l^-a and the weight decay wd d_l^a (their product, the decay per step, is unchanged), a =
@@ -256,7 +269,14 @@ def _sparse_twin(
         support = _largest(matrix, n, unit, min_fan_in)
     else:
         support = Support.random(shape, n, unit, rng, min_fan_in)
-    common = {"support": support, "bias": m.bias is not None, "layout": layout, "rng": rng, "dtype": m.weight.dtype, "device": m.weight.device}
+    common = {
+        "support": support,
+        "bias": m.bias is not None,
+        "layout": layout,
+        "rng": rng,
+        "dtype": m.weight.dtype,
+        "device": m.weight.device,
+    }
     if isinstance(m, nn.Linear):
         twin: SparseLayer = SparseLinear(m.in_features, m.out_features, **common)
     else:

@@ -119,15 +119,15 @@ class SparseLayer(nn.Module):
         dtype, s = self.values.dtype, self.support
         return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.unit, self.geometry)
 
-    def flow(self, dy: Tensor, x: Tensor) -> list[Tensor]:
+    def flow(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of squares of the output gradient per unit row, (grid_rows,), and of the input per unit column, (grid_cols,)."""
-        s, sums = self.support, []
-        for t, axis, size, taps in ((dy, -1, s.unit[0], 1), (x, -1, s.unit[1], 1)):
-            if self.geometry is not None:
-                axis, taps = 1, math.prod(self.geometry.kernel) if t is x else 1
-            squares = t.to(self.values.dtype).square().transpose(axis, -1).flatten(0, -2).sum(0).repeat_interleave(taps)
-            sums.append(nn.functional.pad(squares, (0, -squares.numel() % size)).view(-1, size).sum(1))
-        return sums
+        (h, w), conv = self.unit, self.geometry is not None
+
+        def sums(t: Tensor, size: int, taps: int) -> Tensor:
+            squares = t.to(self.values.dtype).square().transpose(1 if conv else -1, -1).flatten(0, -2).sum(0).repeat_interleave(taps)
+            return nn.functional.pad(squares, (0, -squares.numel() % size)).view(-1, size).sum(1)
+
+        return sums(dy, h, 1), sums(x, w, math.prod(self.geometry.kernel) if self.geometry is not None else 1)
 
     def _watched(self, y: Tensor, x: Tensor) -> Tensor:
         if self.sense is not None and y.requires_grad:
@@ -269,7 +269,9 @@ def _pair(value: int | Iterable[int]) -> tuple[int, int]:
     return pair
 
 
-def _padding(padding: int | tuple[int, int] | str, kernel: tuple[int, int], dilation: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+def _padding(
+    padding: int | tuple[int, int] | str, kernel: tuple[int, int], dilation: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
     if padding == "valid":
         return 0, 0
     if isinstance(padding, str):

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
 
 
 def gather(dense: Tensor, s: Support) -> Tensor:
-    """The values on the support of a dense tensor: (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w); 0 where a tile hangs over the edge."""
+    """The values on the support of a dense tensor: (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w); 0 where a tile hangs over."""
     at, where = s.scalars()
     if at is None:
         return dense.reshape(-1)[where]

@@ -7,7 +7,7 @@ For one layer with n of N weights kept, P output positions per example (H' W' of
     dense                                         n = N, no sensing
 
 The input gradient of a layer whose input needs none (the first) is not computed and not counted. Linear and Conv2d layers, sparse or
-dense, are counted; normalisation, losses, activations and the bookkeeping of events are not (the convention of Evci et al. 2020, appendix H).
+dense, are counted; normalisation, losses, activations and the bookkeeping of events are not (as in Evci et al. 2020, appendix H).
 Under the masked layout the arithmetic that runs is dense: the count is then what a sparse kernel would do, "simulated".
 """
 
@@ -132,7 +132,12 @@ class Ledger:
             "values": sum(_size(p) for p in self.model.parameters()),
             "indices": sum(layer.support.bytes for layer in layers),
             "gradients": sum(_size(p) for p in self.model.parameters() if p.requires_grad),
-            "optimizer": sum(_size(t) for state in (self.optimizer.state.values() if self.optimizer else ()) for t in state.values() if torch.is_tensor(t)),
+            "optimizer": sum(
+                _size(t)
+                for state in (self.optimizer.state.values() if self.optimizer else ())
+                for t in state.values()
+                if torch.is_tensor(t)
+            ),
             "sensing": rewirer.sensing_bytes if rewirer is not None else 0,
         }
         return {**parts, "total": sum(parts.values())}
@@ -169,11 +174,17 @@ class Ledger:
             cost = self.by_layer[e.name]
             dense = e.cost(self.examples, e.weights).total
             parts = [f"{part:.3g}" for part in cost]
-            lines.append((e.name, f"{e.n:,}", f"{e.weights:,}", f"{e.n / e.weights:.4f}", *parts, f"{cost.total / dense:.4f}" if dense else "-"))
+            lines.append(
+                (e.name, f"{e.n:,}", f"{e.weights:,}", f"{e.n / e.weights:.4f}", *parts, f"{cost.total / dense:.4f}" if dense else "-")
+            )
         kept, all_ = sum(e.n for e in self.entries), sum(e.weights for e in self.entries)
-        lines.append(("total", f"{kept:,}", f"{all_:,}", f"{kept / all_:.4f}", *[f"{part:.3g}" for part in self.flops], f"{self.ratio:.4f}"))
+        lines.append(
+            ("total", f"{kept:,}", f"{all_:,}", f"{kept / all_:.4f}", *[f"{part:.3g}" for part in self.flops], f"{self.ratio:.4f}")
+        )
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        rows = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+        rows = [
+            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines
+        ]
         note = ["FLOPs are simulated: masked layers run dense kernels"] if self.simulated else []
         return "\n".join(rows + note)
 

@@ -85,7 +85,7 @@ class Events:
 
 
 def growing(every: int, last_every: int, stop: int) -> Events:
-    """Events from step ``every`` on, at intervals that grow exponentially from ``every`` to ``last_every`` at ``stop``; none at or after ``stop``."""
+    """Events from step ``every`` on, at intervals that grow exponentially to ``last_every`` at ``stop``; none at or after ``stop``."""
     for name, value in (("every", every), ("last_every", last_every), ("stop", stop)):
         if value != int(value) or value < 1:
             raise Unfit("growing", f"{name} counts optimizer steps, a whole number of at least 1", got=value)

@@ -10,8 +10,6 @@ One step t = 1, 2, ...:
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +18,11 @@ from torch.nn import functional as F
 
 from . import budgets
 from .errors import Unfit
-from .layers import SparseLayer, sparse_layers
-from .ops.csr_sense import reference as csr_sense
+from .layers import sparse_layers
+from .sensing import Probe
 from .support import Support
 from .surgery import set_support_
-from .topology.topology import Change, Sense, Site, Topology, chance, event, fixed, never
+from .topology.topology import Change, Sense, Topology, chance, event, fixed, never
 
 
 class Event(NamedTuple):
@@ -34,105 +32,6 @@ class Event(NamedTuple):
     dropped: dict[str, int]
     grown: dict[str, int]
     n: dict[str, int]
-
-
-@dataclass
-class Probe:
-    """What is measured of one layer over a window of steps: called as ``layer.sense`` with (dy, x) by every backward pass."""
-
-    layer: SparseLayer
-    sense: Sense
-    ids: Tensor  # sensed unit ids, sorted, (m,) int64
-    steps: int = 0  # in the moving average so far
-    mean: Tensor | None = None  # of the gradient at ids
-    active_mean: Tensor | None = None  # of the gradient on the support
-    now: Tensor | None = None  # this step's gradient at ids, summed over micro-batches
-    active_now: Tensor | None = None  # ... and of the stored values, before anybody clips it
-    handle: Any = None  # of the hook on the values that fills it
-    flow: list[Tensor] | None = None  # this step's sums of squares of dy and x per unit row and unit column
-    flow_now: list[Tensor] | None = None  # ... so far
-    operands: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # this step's (dy, x), when streaming
-
-    def __call__(self, dy: Tensor, x: Tensor) -> None:
-        if self.sense.stream:
-            dtype = self.layer.values.dtype
-            self.operands.append((dy.to(dtype), x.to(dtype)))
-            return
-        if self.ids.numel():
-            measured = self.layer.sensed(dy, x, self.ids)
-            self.now = measured if self.now is None else self.now.add_(measured)
-        if self.sense.flow:
-            flow = self.layer.flow(dy, x)
-            self.flow_now = flow if self.flow_now is None else [a + b for a, b in zip(self.flow_now, flow, strict=True)]
-
-    def attach(self) -> "Probe":
-        """From now on the layer's backward pass reports here."""
-        self.layer.sense = self
-        if self.sense.active:
-            self.handle = self.layer.values.register_hook(self._on_support)
-        return self
-
-    def release(self) -> None:
-        """No more."""
-        self.layer.sense = None
-        if self.handle is not None:
-            self.handle.remove()
-
-    def _on_support(self, grad: Tensor) -> None:
-        self.active_now = grad.detach().clone() if self.active_now is None else self.active_now.add_(grad.detach())
-
-    @property
-    def units(self) -> int:
-        """Units off the support that a step measures."""
-        s = self.layer.support
-        return s.total - s.n if self.sense.stream else self.ids.numel()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held."""
-        held = [t for t in (self.ids, self.mean, self.active_mean, self.now, self.active_now) if t is not None] + [t for pair in self.operands for t in pair]
-        block = min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size() if self.sense.stream else 0
-        return sum(t.numel() * t.element_size() for t in held) + block
-
-    def discard(self) -> None:
-        """Forgets what the step in progress has measured so far."""
-        self.now, self.active_now, self.flow_now, self.operands = None, None, None, []
-
-    def finish(self, scale: float, finite: bool = True) -> None:
-        """Ends a step: its gradients, unscaled, enter the moving averages; those of a step that overflowed do not."""
-        if not finite:
-            return self.discard()
-        self.steps += 1
-        if not self.sense.stream:
-            shape = (self.ids.numel(), *(() if self.layer.unit == (1, 1) else self.layer.unit))
-            now = self.layer.values.new_zeros(shape) if self.now is None else self.now.div_(scale)
-            if scale != 1.0 and not bool(now.isfinite().all()):  # a step that the GradScaler skips measures nothing
-                now.zero_()
-            self.mean = _moved(self.mean, _mean_over_ranks(now), self.sense.decay)
-        if self.sense.active:
-            stored = torch.zeros_like(self.layer.values) if self.active_now is None else self.active_now.div_(scale)
-            on = self.layer.layout.compact(stored, self.layer.support)
-            self.active_mean = _moved(self.active_mean, _mean_over_ranks(on), self.sense.decay)
-        if self.flow_now is not None:
-            self.flow = [_mean_over_ranks(t) for t in self.flow_now]
-        self.now = self.active_now = self.flow_now = None
-
-    def site(self, size: int, start: int, lookahead: float, scale: float) -> Site:
-        """What an event may know of this layer."""
-        layer, s = self.layer, self.layer.support
-        unbias = 1 - self.sense.decay**self.steps
-        w = layer.layout.compact(layer.values.detach(), s)
-        ids = self.ids if self.steps else self.ids[:0]  # every step of the window overflowed: nothing is known, nothing can grow
-        g = None if self.active_mean is None else self.active_mean / unbias
-        h = w[:0] if self.mean is None else self.mean / unbias
-        strongest = partial(self.strongest, scale=scale) if self.sense.stream and self.operands else None
-        return Site(s, w, g, ids, h, size, start, lookahead, strongest)
-
-    def strongest(self, k: int, scale: float) -> tuple[Tensor, Tensor]:
-        """The k strongest units off the support by this step's gradient, streamed: ids and gradients."""
-        with torch.autocast(self.layer.values.device.type, enabled=False):
-            ids, tiles = csr_sense.strongest(self.operands, self.layer.support, k, self.layer.geometry, _mean_over_ranks)
-        return ids, tiles / scale
 
 
 class Rewirer:
@@ -159,7 +58,9 @@ class Rewirer:
         strangers = [name for name, layer in self.layers.items() if layer.values.requires_grad and id(layer.values) not in known]
         if strangers:
             reasons = [f"{name}.values" for name in strangers]
-            raise Unfit("Rewirer", "the optimizer does not hold all sparse values", reasons=reasons, remedy="make the optimizer after sparsify")
+            raise Unfit(
+                "Rewirer", "the optimizer does not hold all sparse values", reasons=reasons, remedy="make the optimizer after sparsify"
+            )
         if topology.final is not None or topology.merge or topology.share is not fixed:
             self._check_not_bucketed(model)
         if rng is None:
@@ -190,7 +91,9 @@ class Rewirer:
         change = self.topology.when(t)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         if closure is not None and (change is not None or self._probes):
-            raise Unfit("Rewirer.step", "an optimizer that evaluates a closure has no single gradient to rewire by", remedy="SGD, Adam, ...")
+            raise Unfit(
+                "Rewirer.step", "an optimizer that evaluates a closure has no single gradient to rewire by", remedy="SGD, Adam, ..."
+            )
         if scaler is not None and (self._probes or (change is not None and not change.move)):
             _unscale(scaler, self.optimizer)
         if self._probes:
@@ -232,7 +135,9 @@ class Rewirer:
         asked = self.topology.sense(self.t + 1)
         for name, saved in state["probes"].items():
             assert asked is not None  # a state with probes was saved in a sensing window of the same topology
-            probe = Probe(self.layers[name], asked, saved["ids"], int(saved["steps"]), saved["mean"], saved["active_mean"], flow=saved["flow"])
+            probe = Probe(
+                self.layers[name], asked, saved["ids"], int(saved["steps"]), saved["mean"], saved["active_mean"], flow=saved["flow"]
+            )
             self._probes[name] = probe.attach()
 
     # ---------------------------------------------------------------- details
@@ -275,7 +180,7 @@ class Rewirer:
         for name, layer in layers.items():
             group = groups[id(layer.values)]
             lookahead = float(group["lr"]) / (1 - float(group.get("momentum", 0.0))) * change.interval
-            probe = self._probes.get(name) or Probe(layer, Sense(), layer.col.new_empty(0, dtype=torch.int64), steps=1)
+            probe = self._probes.get(name) or Probe(layer, Sense(), torch.empty(0, dtype=torch.int64, device=layer.values.device), steps=1)
             sites.append(probe.site(self.topology.size(t, self.start[name], self.final[name]), self.start[name], lookahead, scale))
         outcomes = event(self.topology, change, sites, self.rng)
         for layer, outcome in zip(layers.values(), outcomes, strict=True):
@@ -313,7 +218,7 @@ class Rewirer:
     def _check_not_bucketed(self, model: nn.Module) -> None:
         wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
         if wrapped and any(layer.layout.storage == "compact" for layer in self.layers.values()):
-            what = f"{self.topology.name} as set changes the number of values of a layer, and DistributedDataParallel holds them in fixed buckets"
+            what = f"{self.topology.name} as set changes the number of values, and DistributedDataParallel holds them in fixed buckets"
             remedy = "a topology of constant size; or leave the wrapper out and all_reduce the gradients before step()"
             raise Unfit("Rewirer", what, remedy=remedy)
 
@@ -337,18 +242,6 @@ def _unscale(scaler: "torch.amp.GradScaler", optimizer: torch.optim.Optimizer) -
 
 def _finite(grad: Tensor | None) -> bool:
     return grad is None or bool(grad.isfinite().all())
-
-
-def _moved(mean: Tensor | None, now: Tensor, decay: float) -> Tensor:
-    return now.mul(1 - decay) if mean is None else mean.mul_(decay).add_(now, alpha=1 - decay)
-
-
-def _mean_over_ranks(g: Tensor) -> Tensor:
-    """In place; all ranks then rank the same numbers."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(g)
-        g.div_(torch.distributed.get_world_size())
-    return g
 
 
 # -------------------------------------------------------------------- the plain loop

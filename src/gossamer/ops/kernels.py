@@ -36,7 +36,9 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     asked = os.environ.get(ENVIRONMENT)
     names = [k.name for k in kernels]
     if asked and asked not in names:
-        raise Unfit(ENVIRONMENT, f"there is no kernel {asked!r} for this operation{nearest(asked, names)}", remedy=f"one of {', '.join(names)}")
+        raise Unfit(
+            ENVIRONMENT, f"there is no kernel {asked!r} for this operation{nearest(asked, names)}", remedy=f"one of {', '.join(names)}"
+        )
     for kernel in kernels:
         if (not asked or kernel.name == asked) and not kernel.unfit(*args):
             return kernel

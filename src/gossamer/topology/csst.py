@@ -12,7 +12,7 @@ Large-Scale Neural Networks" (Miller & Jenkins 2026), its gaps filled as docs/me
              iht          z = w on the support, eta m on Omega (eta = lr / (1 - momentum) * interval, the look-ahead step):
                           keep the n largest |z|, at most k swaps
              merge        grow k first, prune back to n at the next event (identify, merge, estimate, prune: CoSaMP's order)
-    share    fixed: each layer grows what it dropped; pooled: candidates of all layers ranked by |m| / rms(g on the support), floors and caps
+    share    fixed: each layer grows what it dropped; pooled: candidates of all layers ranked by |m| / rms(g on support), floors and caps
 
 State: the support; in a window Omega and m, O(|Omega|), freed after. Cost 3 f_S per step, in windows + fraction (f_D - f_S).
 Nothing of the dense size exists at any time; the draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).

@@ -16,7 +16,14 @@ from .topology import Annealed, Sense, Topology
 
 
 def rigl(
-    stop: int, every: int = 100, drop: float = 0.3, *, move: bool = False, final: float | None = None, merge: bool = False, min_fan_in: int = 0
+    stop: int,
+    every: int = 100,
+    drop: float = 0.3,
+    *,
+    move: bool = False,
+    final: float | None = None,
+    merge: bool = False,
+    min_fan_in: int = 0,
 ) -> Topology:
     """RigL.
 

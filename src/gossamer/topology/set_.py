@@ -13,7 +13,14 @@ from .topology import Annealed, Topology, by_sign, chance, magnitude
 
 
 def set_(
-    stop: int, every: int = 100, drop: float = 0.3, *, signed: bool = False, move: bool = True, final: float | None = None, min_fan_in: int = 0
+    stop: int,
+    every: int = 100,
+    drop: float = 0.3,
+    *,
+    signed: bool = False,
+    move: bool = True,
+    final: float | None = None,
+    min_fan_in: int = 0,
 ) -> Topology:
     """SET.
 

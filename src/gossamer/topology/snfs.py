@@ -93,5 +93,3 @@ def by_momentum(sites: Sequence[Site], drops: Sequence[int], grows: Sequence[int
             more = min(each, room[i] - given[i], total - sum(given))
             given[i] += more
     return given
-
-

@@ -58,7 +58,18 @@ def _dx(
 
 @torch.library.custom_op("gossamer::csr_linear_dw", mutates_args=())
 def _dw(
-    dy: Tensor, x: Tensor, values: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor, rows: int, cols: int, h: int, w: int
+    dy: Tensor,
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    ccol: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    rows: int,
+    cols: int,
+    h: int,
+    w: int,
 ) -> Tensor:
     s = Support((rows, cols), (h, w), crow, col, ccol, row, perm)
     dy, x = dy.to(values.dtype), x.to(values.dtype)

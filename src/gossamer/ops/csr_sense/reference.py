@@ -33,7 +33,11 @@ def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tu
 
 
 def strongest(
-    operands: Sequence[tuple[Tensor, Tensor]], s: Support, k: int, g: Geometry | None = None, reduce: Callable[[Tensor], object] | None = None
+    operands: Sequence[tuple[Tensor, Tensor]],
+    s: Support,
+    k: int,
+    g: Geometry | None = None,
+    reduce: Callable[[Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k strongest units off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
 
@@ -55,7 +59,9 @@ def strongest(
         block = block.view(high, h, unit_cols, w).transpose(1, 2).reshape(-1, h, w)
         score = (block.abs().flatten() if (h, w) == (1, 1) else block.flatten(1).norm(dim=1)).nan_to_num_(0.0, math.inf)
         first, last = int(s.crow[top]), int(s.crow[top + high])
-        kept = torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
+        kept = (
+            torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
+        )
         score[kept] = -1.0
         ids = top_k(score, min(k, score.numel() - kept.numel()))
         scores, tiles = torch.cat([best[1], score[ids]]), torch.cat([tiles, block[ids]])
