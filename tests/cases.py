@@ -119,7 +119,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
         "csst iht": gs.csst(**{**half, "drop": 0.5}, mode="iht"),
         "csst merging": gs.csst(**half, mode="merge"),
         "csst pooled": gs.csst(**half, share="pooled"),
-        "csst uniform": gs.csst(**{**half, "fraction": 0.3}, candidates="uniform"),
+        "csst by flow": gs.csst(**{**half, "fraction": 0.3}, candidates="flow"),
         "csst reborn": gs.csst(**half, move=False, reborn=True),
         "csst shrinking": gs.csst(**half, final=0.2),
     }
@@ -128,7 +128,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
 STOP = 23
 TOPOLOGIES = topologies(STOP, 4, 3)
 LAYOUT_NAMES = tuple(gs.LAYOUTS)
-MAIN = ("static", "set", "rigl", "snfs", "gmp", "csst", "csst iht", "csst merging", "csst pooled", "csst uniform")
+MAIN = ("static", "set", "rigl", "snfs", "gmp", "csst", "csst iht", "csst merging", "csst pooled", "csst by flow")
 
 # ---------------------------------------------------------------- models and data
 

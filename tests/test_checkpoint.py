@@ -69,7 +69,7 @@ def test_with_every_optimizer_and_in_tiles(name):
     laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer, optimizer=OPTIMIZERS[name], unit=(2, 3))
 
 
-CUT = ("set", "rigl", "snfs", "gmp", "csst", "csst uniform", "csst iht", "csst merging", "csst pooled", "csst shrinking")
+CUT = ("set", "rigl", "snfs", "gmp", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst shrinking")
 
 
 @pytest.mark.parametrize("name", CUT)

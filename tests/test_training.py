@@ -169,7 +169,7 @@ def test_sensing_is_told_per_step():
         assert told == [None, 5, 5, 5, None, None, 5, 5, 5, None, None, 5]
 
 
-@table({name: EVERY_FOUR[name] for name in ("csst", "rigl", "snfs", "csst uniform")})
+@table({name: EVERY_FOUR[name] for name in ("csst", "rigl", "snfs", "csst by flow")})
 def test_sensing_buffers_are_freed_after_the_event(case):
     model, opt, rewirer = run(case)
     train(model, opt, rewirer, FLAT.batches(30))
@@ -193,7 +193,7 @@ def test_growing_does_not_change_the_output(layout):
 # ---------------------------------------------------------------- accumulation, scaling, autocast, clipping, schedules
 
 
-@pytest.mark.parametrize("name", ["rigl", "csst", "csst pooled", "snfs", "csst uniform"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "csst pooled", "snfs", "csst by flow"])
 def test_accumulated_gradients_decide_as_the_whole_batch(name):
     """2 x B/2 and B: the same supports and, to rounding, the same losses."""
     whole, halves = run(EVERY_FOUR[name]), run(EVERY_FOUR[name])
@@ -358,7 +358,7 @@ class Branching(nn.Module):
         return self.c(x)
 
 
-@pytest.mark.parametrize("name", ["rigl", "csst", "snfs", "csst pooled", "csst reborn", "csst uniform"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "snfs", "csst pooled", "csst reborn", "csst by flow"])
 def test_layers_without_a_gradient(name):
     """A layer that no loss reaches has gradient 0 everywhere: it exchanges by id or not at all, and nothing fails."""
     model = gs.sparsify(Branching().double(), 0.3, rng=generator(3))
@@ -425,7 +425,7 @@ def test_a_closure_is_refused_where_there_is_no_single_gradient():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("name", ["rigl", "csst", "csst uniform"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "csst by flow"])
 def test_a_loss_that_is_not_a_number_stops_before_anything_changes(name, accumulate, bad):
     """Weights, optimizer state, supports and sensing are as after the last good step: going on is as if the bad batch had never been."""
     mine, theirs = run(EVERY_FOUR[name]), run(EVERY_FOUR[name])

@@ -139,7 +139,7 @@ class CSST(Method):
         drop: share of each layer's weights exchanged at the first change, annealed to 0; null: at most 0.3, and so that growers are few.
         mode: prune_grow, iht or merge.
         share: fixed (each layer grows what it dropped) or pooled (layers compete).
-        candidates: flow (sampled where gradients are expected to be large) or uniform.
+        candidates: uniform, or flow (sampled where gradients are expected to be large).
         stop: share of the training after which the support is fixed.
         start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
     """
@@ -152,7 +152,7 @@ class CSST(Method):
     drop: float | None = 0.5
     mode: str = "prune_grow"
     share: str = "fixed"
-    candidates: str = "flow"
+    candidates: str = "uniform"
     stop: float = 0.75
     start: float = 1.0
 

@@ -2,9 +2,9 @@
 Large-Scale Neural Networks" (Miller & Jenkins 2026), its gaps filled as docs/methods/csst.md argues point by point.
 
     events   t_1 = every, t_{j+1} = t_j + round(every (last_every / every)^(t_j / stop)), none from `stop` on
-    window   the W = `window` steps that end at an event: draw Omega, `fraction` of the zero units (or `count`), once, with
-             probability proportional to E[dy_i^2] E[x_j^2], the expected squared gradient of independent factors, as randomised matrix
-             products sample (Drineas, Kannan & Mahoney 2006), measured on the step before (or uniformly); then
+    window   the W = `window` steps that end at an event: draw Omega, `fraction` of the zero units (or `count`), once, uniformly or by
+             "flow", with probability proportional to E[dy_i^2] E[x_j^2], the expected squared gradient of independent factors, measured
+             on the step before, as randomised matrix products sample (Drineas, Kannan & Mahoney 2006); then
              m <- decay m + (1 - decay) g_Omega at each of them, scored as |m| / (1 - decay^W)
     amount   k = trunc(a_t n), a_t = a_0 / 2 (1 + cos(pi t / stop)); a_0 = drop, or min(0.3, selectivity |Omega| / n) if drop is None:
              growers must be few among the sensed, or growth is random
@@ -41,7 +41,7 @@ def csst(
     mode: str = "prune_grow",
     share: str = "fixed",
     *,
-    candidates: str = "flow",
+    candidates: str = "uniform",
     decay: float = 0.9,
     selectivity: float = 0.1,
     move: bool = True,
@@ -60,8 +60,8 @@ def csst(
         drop: share of units exchanged at the first event, cosine-annealed to 0; None chooses it by ``selectivity``.
         mode: ``"prune_grow"``, ``"iht"`` or ``"merge"``.
         share: ``"fixed"`` or ``"pooled"``.
-        candidates: how the sensed units are drawn: ``"flow"``, with probability proportional to the mean square of the output gradient of
-            their row times that of the input of their column, measured on the step before the window; or ``"uniform"``.
+        candidates: how the sensed units are drawn: ``"uniform"``; or ``"flow"``, with probability proportional to the mean square of the
+            output gradient of their row times that of the input of their column, measured on the step before the window.
         decay: of the moving average over the window.
         selectivity: with ``drop=None``, growers are at most this share of the sensed units.
         move: the optimizer steps on event iterations too.
