@@ -150,7 +150,8 @@ class Support:
 
     def rows(self) -> Tensor:
         """Unit row of each kept unit, row order, (n,) int32."""
-        return torch.repeat_interleave(torch.arange(self.grid[0], dtype=INT, device=self.crow.device), self.crow.diff())
+        rows = torch.arange(self.grid[0], dtype=INT, device=self.crow.device)
+        return torch.repeat_interleave(rows, self.crow.diff(), output_size=self.n)
 
     def ids(self) -> Tensor:
         """Ids of the kept units, sorted, (n,) int64."""

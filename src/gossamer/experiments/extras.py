@@ -24,7 +24,6 @@ EXTRAS = {
             "sklearn": "scikit-learn",
         },
     ),
-    "plot": Extra("figures", {"matplotlib": "matplotlib"}),
     "board": Extra("TensorBoard events of a run", {"tensorboard": "tensorboard"}),
 }
 
