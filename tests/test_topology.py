@@ -593,7 +593,7 @@ REFUSALS = {
     "rigl every": (lambda: gs.rigl(100, every=0), "every counts optimizer steps"),
     "set drop": (lambda: gs.set_(100, drop=30), "drop is a share"),
     "snfs drop": (lambda: gs.snfs(100, 10, drop=2), "drop is a share"),
-    "snfs decay": (lambda: gs.snfs(100, 10, decay=-1.0), "decay is a share"),
+    "snfs decay": (lambda: gs.snfs(100, 10, decay=-1.0), r"lies in \[0, 1\)"),
     "gmp final": (lambda: gs.gmp(100, 0.0), "share of weights"),
     "gmp budget": (lambda: sparse_run(gs.gmp(100, 0.1, budget="erl")), "did you mean 'er"),
     "gmp budget of an unknown layer": (lambda: sparse_run(gs.gmp(100, 0.1, budget={"1": 0.1})), "names a layer that is not among"),

@@ -102,6 +102,9 @@ def load(
         _verify_optimizer(path, model, optimizer, unpacked["optimizer"], mine)
     if rewirer is not None and unpacked["rewirer"]["topology"] != rewirer.topology.name:
         raise Unfit(str(path), f"saved with topology {unpacked['rewirer']['topology']!r}, not {rewirer.topology.name!r}")
+    if rewirer is not None and (problems := rewirer.problems(unpacked["rewirer"])):
+        remedy = "the same topology as when it was saved, or load the model alone"
+        raise Unfit(str(path), "saved under other rules of the topology", reasons=problems, remedy=remedy)
     if ledger is not None and unpacked["ledger"]["by_layer"].keys() != ledger.by_layer.keys():
         raise Unfit(str(path), f"its ledger is of layers {list(unpacked['ledger']['by_layer'])}, not {list(ledger.by_layer)}")
     model.load_state_dict(mine)
@@ -205,6 +208,10 @@ def _verify_optimizer(
     mine, theirs = [group["params"] for group in optimizer.param_groups], [group["params"] for group in state["param_groups"]]
     if [len(g) for g in mine] != [len(g) for g in theirs]:
         raise Unfit(str(path), f"saved with parameter groups of sizes {[len(g) for g in theirs]}, not {[len(g) for g in mine]}")
+    unknown = sorted({key for key in optimizer.defaults for group in state["param_groups"] if key not in group})
+    if unknown:
+        what = f"saved with another kind of optimizer: its groups have no {', '.join(unknown)}"
+        raise Unfit(str(path), what, remedy=f"the optimizer it was saved with, not {type(optimizer).__name__}")
     for p, index in zip((p for g in mine for p in g), (i for g in theirs for i in g), strict=True):
         name = names.get(id(p), "")
         shape = saved[name].shape if name in saved else p.shape

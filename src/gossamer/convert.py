@@ -78,7 +78,7 @@ def sparsify(
     layout: str | Layout = "csr",
     unit: tuple[int, int] = (1, 1),
     include: Pick | Iterable[Pick] | None = None,
-    exclude: Pick | Iterable[Pick] = (),
+    exclude: Pick | Iterable[Pick] | None = None,
     init: str = "kaiming",
     min_fan_in: int = 0,
     rng: torch.Generator | None = None,
@@ -109,7 +109,7 @@ def sparsify(
         raise Unfit(who, f"unknown init {init!r}{nearest(init, ('kaiming', 'keep', 'magnitude'))}", remedy="kaiming, keep or magnitude")
     owners = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     chosen = None if include is None else _picked(include, model, "include")
-    excluded = _picked(exclude, model, "exclude")
+    excluded = _picked(() if exclude is None else exclude, model, "exclude")
     shared = _shared(owners)
     reasons = {name: _dense_reason(name, m, chosen, excluded, shared) for name, m in owners.items()}
     names = [name for name, why in reasons.items() if not why]

@@ -55,6 +55,12 @@ def check_at_least(who: str, name: str, value: float, least: float) -> None:
         raise Unfit(who, f"{name} must be at least {least}", got=value)
 
 
+def check_count(who: str, name: str, value: object, least: int) -> None:
+    """Refuses what is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or not value >= least:
+        raise Unfit(who, f"{name} must be at least {least}, a whole number", got=value)
+
+
 def check_share(who: str, name: str, value: float) -> None:
     """Refuses a share outside [0, 1]."""
     if not 0.0 <= value <= 1.0:

@@ -176,7 +176,8 @@ class SparseLinear(SparseLayer):
         support: a given support instead of a density.
         min_fan_in: incoming units that every output unit gets at least.
 
-    Input (..., in_features), output (..., out_features), in the input's dtype; ``values`` are float32 or float64.
+    Input (..., in_features), output (..., out_features), in the input's dtype; ``values`` are float32 or float64. Under ``csr``
+    the output has the batch innermost in memory, as sparse products make and want it: ``reshape``, not ``view``, merges dimensions.
     """
 
     def __init__(
@@ -233,6 +234,8 @@ class SparseConv2d(SparseLayer):
     ):
         kernel, dilated = _pair(kernel_size), _pair(dilation)
         geometry = Geometry(kernel, _pair(stride), _padding(padding, kernel, dilated, _pair(stride)), dilated)
+        if min(geometry.kernel + geometry.stride + geometry.dilation) < 1 or min(geometry.padding) < 0:
+            raise Unfit("SparseConv2d", "kernel, stride and dilation must be at least 1, padding at least 0", got=tuple(geometry))
         shape = (out_channels, in_channels, *kernel)
         super().__init__(shape, geometry, density, support, bias, layout, unit, min_fan_in, rng, dtype, device)
         self.in_channels, self.out_channels = in_channels, out_channels

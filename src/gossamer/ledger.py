@@ -7,7 +7,9 @@ For one layer with n of N weights kept, P output positions per example (H' W' of
     dense                                         n = N, no sensing
 
 The input gradient of a layer whose input needs none (the first) is not computed and not counted. Linear and Conv2d layers, sparse or
-dense, are counted; normalisation, losses, activations and the bookkeeping of events are not (as in Evci et al. 2020, appendix H).
+dense, are counted one by one; what else torch's FlopCounterMode finds in a forward pass (attention, functional and transposed products)
+is one entry more, the same for the sparse and the dense model, its backward pass twice its forward pass. Normalisation, losses,
+activations and the bookkeeping of events are not counted (as in Evci et al. 2020, appendix H).
 Under the masked layout the arithmetic that runs is dense: the count is then what a sparse kernel would do, "simulated".
 """
 
@@ -15,10 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import Unfit, nearest
 from .layers import SparseLayer
 
+OTHER = "(other arithmetic)"
 PARTS = ("forward", "backward_input", "backward_weight", "sensing")
 
 
@@ -226,7 +230,7 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         model.eval()
-        with torch.enable_grad():
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(*(t.to(device) for t in example))
     finally:
         for handle in handles:
@@ -239,6 +243,11 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
             weight = m.values if isinstance(m, SparseLayer) else m.weight
             numel = m.dense_shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()  # type: ignore[operator,union-attr]
             entries.append(Entry(name, m, used[m][0], numel, used[m][1], weight.requires_grad))  # type: ignore[arg-type,union-attr]
+    ran = [e.module.values.numel() if isinstance(e.module, SparseLayer) else e.weights for e in entries]  # tiles whole, masked layers dense
+    executed = sum(2 * e.positions * n for e, n in zip(entries, ran, strict=True))
+    other = counter.get_total_flops() / example[0].shape[0] - executed
+    if other >= 1:
+        entries.append(Entry(OTHER, nn.Identity(), 1.0, round(other / 2), True, True))
     return entries
 
 

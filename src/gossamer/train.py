@@ -52,6 +52,8 @@ class Rewirer:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology, *, rng: torch.Generator | None = None):
         self.layers = sparse_layers(model)
         self.optimizer, self.topology = optimizer, topology
+        if not isinstance(topology, Topology):
+            raise Unfit("Rewirer", "topology must be a Topology", got=topology, remedy="what gs.csst(stop=...), gs.rigl(stop=...) return")
         if not self.layers:
             raise Unfit("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -120,14 +122,30 @@ class Rewirer:
             name: {"ids": p.ids, "steps": p.steps, "mean": p.mean, "active_mean": p.active_mean, "flow": p.flow}
             for name, p in self._probes.items()
         }
-        state = {"t": self.t, "topology": self.topology.name, "start": dict(self.start), "final": dict(self.final)}
+        state = {
+            "t": self.t,
+            "topology": self.topology.name,
+            "settings": self.topology.settings(),
+            "start": dict(self.start),
+            "final": dict(self.final),
+        }
         return {**state, "rng": self.rng.get_state(), "probes": probes}
+
+    def problems(self, state: dict[str, Any]) -> list[str]:
+        """In which settings the topology of a saved state differs from this one, in sentences; [] if it may go on."""
+        here, there = self.topology.settings(), state["settings"]
+        return [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state; refuses one of another topology or other layers."""
         if state["topology"] != self.topology.name or set(state["start"]) != set(self.layers):
             got = (state["topology"], list(state["start"]))
             raise Unfit("Rewirer", f"this state does not belong to topology {self.topology.name!r} on layers {list(self.layers)}", got=got)
+        problems = self.problems(state)
+        if problems:
+            raise Unfit(
+                "Rewirer", "this state was saved under other rules", reasons=problems, remedy="the same topology as when it was saved"
+            )
         self.t = int(state["t"])
         self.start, self.final = dict(state["start"]), dict(state["final"])
         self.rng.set_state(state["rng"].cpu())

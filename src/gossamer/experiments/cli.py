@@ -36,6 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has had enough
+        sys.stderr.close()
+        return 0
+    except (OSError, UnicodeDecodeError) as error:
+        print(
+            f"gossamer: {error}\n  To fix it: check that the file or folder can be read and written, and is what it should be",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def dispatch(argv: list[str]) -> int:

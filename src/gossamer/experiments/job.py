@@ -56,7 +56,10 @@ def job(argv: Sequence[str]) -> int:
             results = {path: run(variant, path, resume=given.resume or len(runs) > 1, watch=watch) for path, variant in runs.items()}
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped between two runs"
-        print(f"{said}; everything is saved. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
+        if Folder(out).status == "new":
+            print("stopped before anything had begun", file=sys.stderr)
+        else:
+            print(f"{said}; everything is saved. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
         return 130
     if len(runs) > 1:
         Folder(out).finish({"status": "finished", "config": settings(config)})

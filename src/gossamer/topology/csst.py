@@ -21,7 +21,7 @@ Nothing of the dense size exists at any time; the draw takes O(|Omega| log n), t
 import math
 from dataclasses import dataclass
 
-from ..errors import Unfit, check_at_least, check_share, nearest
+from ..errors import Unfit, check_at_least, check_count, check_density, check_share, nearest
 from ..schedules import Events, cosine, growing
 from .topology import Annealed, Sense, Topology, exchanged, fixed, pooled, projected
 
@@ -70,14 +70,17 @@ def csst(
         min_fan_in: incoming units that every output unit keeps.
     """
     who = "csst"
-    check_at_least(who, "window", window, 1)
+    check_count(who, "window", window, 1)
+    check_count(who, "min_fan_in", min_fan_in, 0)
+    if final is not None:
+        check_density(who, final)
     if window > (least := min(every, last_every)):
         what = f"the window of {window} steps does not fit between events {least} steps apart"
         raise Unfit(who, what, remedy="a window no longer than every and last_every")
     if not 0.0 < fraction <= 1.0:
         raise Unfit(who, "fraction is the share of the zero units that is sensed, in (0, 1]", got=fraction)
     if count is not None:
-        check_at_least(who, "count", count, 1)
+        check_count(who, "count", count, 1)
     if drop is not None:
         check_share(who, "drop", drop)
     check_at_least(who, "selectivity", selectivity, 0.0)

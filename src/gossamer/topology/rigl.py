@@ -10,7 +10,7 @@ the authors' code; theirs breaks drop ties by noise of 1e-5, ours by id.
 
 from dataclasses import dataclass
 
-from ..errors import check_share
+from ..errors import check_count, check_density, check_share
 from ..schedules import Events, cosine, regular
 from .topology import Annealed, Sense, Topology
 
@@ -37,6 +37,9 @@ def rigl(
         min_fan_in: incoming units that every output unit keeps.
     """
     check_share("rigl", "drop", drop)
+    check_count("rigl", "min_fan_in", min_fan_in, 0)
+    if final is not None:
+        check_density("rigl", final)
     events = regular(every, stop)
     when = Annealed(events, cosine(drop, stop), move, reborn=True, last=stop if merge or final is not None else None)
     return Topology("rigl", when, Everything(events), stop=stop, final=final, merge=merge, min_fan_in=min_fan_in)

@@ -7,7 +7,7 @@ State: none besides the support. Cost per step 3 f_S; nothing is sensed. Differs
 positive and the largest negative weights instead. New weights start at 0.
 """
 
-from ..errors import check_share
+from ..errors import check_count, check_density, check_share
 from ..schedules import cosine, regular
 from .topology import Annealed, Topology, by_sign, chance, magnitude
 
@@ -34,5 +34,8 @@ def set_(
         min_fan_in: incoming units that every output unit keeps.
     """
     check_share("set_", "drop", drop)
+    check_count("set_", "min_fan_in", min_fan_in, 0)
+    if final is not None:
+        check_density("set_", final)
     when = Annealed(regular(every, stop), cosine(drop, stop), move=move, reborn=False, last=stop if final is not None else None)
     return Topology("set", when, drop=by_sign if signed else magnitude, grow=chance, stop=stop, final=final, min_fan_in=min_fan_in)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import check_share
+from ..errors import Unfit, check_count, check_share
 from ..schedules import Events, cosine, regular
 from .topology import Change, Sense, Site, Topology, norm
 
@@ -35,7 +35,9 @@ def snfs(stop: int, every: int, drop: float = 0.5, *, decay: float = 0.9, min_fa
         min_fan_in: incoming units that every output unit keeps.
     """
     check_share("snfs", "drop", drop)
-    check_share("snfs", "decay", decay)
+    check_count("snfs", "min_fan_in", min_fan_in, 0)
+    if not 0.0 <= decay < 1.0:
+        raise Unfit("snfs", "decay of a moving average lies in [0, 1)", got=decay)
     events = regular(every, stop)
     when = Rate(events, cosine(max(drop - LEAST, 0.0), stop))
     return Topology("snfs", when, Always(events, decay), amount=rate, share=by_momentum, stop=stop, min_fan_in=min_fan_in)

@@ -12,7 +12,7 @@ and m sensed units; nothing knows a module or an optimizer.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -200,6 +200,12 @@ class Topology:
     budget: str | Budget | Mapping[str, float] = "erk"
     merge: bool = False  # grow first, prune back at the next event: between events a layer holds k units more
     min_fan_in: int = 0  # incoming units that every output unit keeps
+
+    def settings(self) -> dict[str, str]:
+        """What it is made of, as strings to compare: a saved run must not go on under other rules."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = {name: getattr(v, "__qualname__", None) or repr(v) for name, v in values.items()}
+        return {name: type(values[name]).__qualname__ if " at 0x" in text else text for name, text in shown.items()}
 
     def size(self, t: int, start: int, final: int) -> int:
         """Units of a layer after step t."""
