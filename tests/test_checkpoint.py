@@ -389,3 +389,32 @@ def test_the_format_page_matches():
     """The constants that the documentation of the format names."""
     assert (checkpoint.FORMAT, checkpoint.VERSION) == ("gossamer-checkpoint", 1)
     assert re.fullmatch(r"[0-9a-f]{64}", checkpoint.digest(torch.zeros(1), torch.zeros(0)))
+
+
+def test_other_rules_or_another_optimizer_are_refused_before_anything_changes(tmp_path):
+    def parts(topology, kind=torch.optim.SGD):
+        layer = gs.SparseLinear(9, 7, density=0.3, rng=torch.Generator().manual_seed(3))
+        opt = kind(layer.parameters(), lr=0.1)
+        return layer, opt, gs.Rewirer(layer, opt, topology, rng=torch.Generator().manual_seed(4))
+
+    layer, opt, rewirer = parts(gs.csst(40, 10, 20, 4))
+    for _ in range(8):  # into a sensing window
+        layer(torch.randn(3, 9)).sum().backward()
+        rewirer.step()
+        opt.zero_grad()
+    path = tmp_path / "c.safetensors"
+    gs.checkpoint.save(path, layer, optimizer=opt, rewirer=rewirer)
+    same = gs.csst(40, 10, 20, 4)
+    for topology, kind, what in (
+        (gs.csst(40, 5, 20, 4), torch.optim.SGD, "other rules of the topology"),
+        (gs.csst(40, 10, 20, 4, mode="merge"), torch.optim.SGD, "other rules of the topology"),
+        (same, torch.optim.AdamW, "another kind of optimizer"),
+    ):
+        other, other_opt, other_rewirer = parts(topology, kind)
+        before = other.to_dense()
+        with pytest.raises(gs.Unfit, match=what):
+            gs.checkpoint.load(path, other, optimizer=other_opt, rewirer=other_rewirer)
+        assert torch.equal(other.to_dense(), before)
+    other, other_opt, other_rewirer = parts(same)
+    gs.checkpoint.load(path, other, optimizer=other_opt, rewirer=other_rewirer)
+    assert torch.equal(other.to_dense(), layer.to_dense())

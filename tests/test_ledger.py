@@ -300,3 +300,14 @@ def test_dense_layers_are_in_the_account():
     ledger = gs.Ledger(model, FLAT.batch(0)[0])
     ledger.step(8)
     assert ledger.by_layer["4"] == Cost(2 * 8 * 55, 2 * 8 * 55, 2 * 8 * 55, 0)
+
+
+def test_what_is_neither_linear_nor_conv2d_is_one_entry():
+    """Attention's projections are plain parameters: without the entry the ratio would be that of the two sparse layers alone."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    gs.sparsify(model, 0.1)
+    ledger = gs.Ledger(model, torch.randn(1, 5, 8))
+    ledger.step(4)
+    assert [e.name for e in ledger.entries] == ["linear1", "linear2", "(other arithmetic)"]
+    projections = 2 * 5 * (3 * 8 * 8 + 8 * 8)  # forward, one example; attention itself comes on top
+    assert ledger.by_layer["(other arithmetic)"].forward >= 4 * projections and ledger.ratio > 0.3
