@@ -238,3 +238,13 @@ def test_the_fashion_sweep_is_the_published_one():
     jobs, _ = sweep.plan(ROOT / "experiments" / "fashion.yaml", None, 1)
     assert len(jobs) == 3 + 4 * 3 * 3
     assert {job.config.epochs for job in jobs} == {15} and {job.config.batch for job in jobs} == {128}
+
+
+def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
+    """Forty-odd steps hold no event a hundred steps apart: the row is static's under another name, and the table must not hide it."""
+    monkeypatch.chdir(tmp_path)
+    short = ["run", "--epochs", "1", "--threads", "1", "--null_models", "false"]
+    assert cli.main(short) == 0
+    assert "No change of the support took place in a run of csst" in capsys.readouterr().out
+    assert cli.main([*short, "--method.every", "10", "--method.last_every", "10"]) == 0
+    assert "No change of the support" not in capsys.readouterr().out

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .layers import SparseLayer
 from .ops.csr_sense import reference as csr_sense
+from .ops.csr_sense.op import STRONGEST
+from .ops.kernels import choose
 from .topology.topology import Sense, Site
 
 
@@ -112,8 +114,9 @@ class Probe:
 
     def strongest(self, k: int, scale: float) -> tuple[Tensor, Tensor]:
         """The k strongest units off the support by this step's gradient, streamed: ids and gradients."""
+        asked = (self.operands, self.layer.support, k, self.layer.geometry, mean_over_ranks)
         with torch.autocast(self.layer.values.device.type, enabled=False):
-            ids, tiles = csr_sense.strongest(self.operands, self.layer.support, k, self.layer.geometry, mean_over_ranks)
+            ids, tiles = choose(STRONGEST, *asked).run(*asked)
         return ids, tiles / scale
 
 

@@ -150,7 +150,7 @@ def read_yaml(path: Path) -> Tree:
 
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise Unfit(str(path), f"there is no such configuration file{nearest(path.name, siblings)}")
+        raise Unfit(str(path), f"there is no such configuration file{nearest(path.name, siblings)}", remedy="settings are --key value")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -170,7 +170,8 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
     try:
         typed = parser.parse_object(tree)
     except ArgumentError as error:
-        raise Unfit(where, expected(str(error))) from error
+        remedy = "gossamer run --help lists the keys and their types; a list is written '[64, 32]'"
+        raise Unfit(where, expected(str(error)), remedy=remedy) from error
     parts = {kind: registry[tree[kind]["name"]](**_dict(typed.get(kind))) for kind, registry in KINDS.items()}
     return Config(**parts, **{key: typed[key] for key in PLAIN})
 

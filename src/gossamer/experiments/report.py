@@ -60,6 +60,7 @@ def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
         **{name: _mean([run[name] for run in done]) for name in FIGURES},
         "kernels": sorted({kernel for run in done for kernel in run["kernels"]}),
         "simulated": any(run["simulated"] for run in done),
+        "unchanged": any(run.get("events") == 0 for run in done),
         "diverged": [run["step"] for run in group if run["status"] == "diverged"],
         "unfinished": sum(run["status"] == "stopped" for run in group),
     }
@@ -121,6 +122,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if any(row["simulated"] for row in rows):
         notes.append(
             "Simulated: the masked layout runs dense kernels; sparse ones would need these FLOPs. Memory and seconds are the dense ones'."
+        )
+    idle = sorted({row["method"] for row in rows if row["unchanged"] and row["method"] not in ("dense", "static")})
+    if idle:
+        notes.append(
+            f"No change of the support took place in a run of {', '.join(idle)}: too few steps for method.every, so it was static in fact."
         )
     notes.append("Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted.")
     return notes

@@ -242,6 +242,7 @@ def figures(trial: Trial, at: Position) -> dict[str, Any]:
         "dense_flops": ledger.dense_flops,
         "flops_ratio": ledger.ratio if ledger.dense_flops else None,
         "simulated": ledger.simulated,
+        "events": sum(r.topology.when(t) is not None for t in range(1, r.t + 1)) if (r := trial.rewirer) is not None else 0,
         "bytes": ledger.bytes(trial.rewirer),
         "peak_bytes": ledger.peak_bytes,
         "dense_bytes": ledger.dense_bytes(),

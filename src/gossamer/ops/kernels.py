@@ -52,5 +52,5 @@ def run(kernels: Sequence[Kernel], *args: Any) -> Any:
 
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
-    """For each kernel its name and the reasons against it: what ``gossamer doctor`` prints."""
+    """For each kernel its name and the reasons against it, [] if it can run."""
     return [(k.name, k.unfit(*args)) for k in kernels]
