@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "support", "schedules", "budgets"},
     {"ops"},
     {"layouts", "topology"},
-    {"layers", "convert", "surgery", "sensing", "checkpoint", "ledger", "laws"},
+    {"layers", "batch_last", "allotment", "timing", "plan", "convert", "surgery", "sensing", "checkpoint", "ledger", "laws"},
     {"train"},
     {"experiments"},
 ]

@@ -96,8 +96,8 @@ def test_to_another_dtype():
 
 
 def test_values_in_half_precision_are_refused_with_a_reason():
-    with pytest.raises(gs.Unfit, match="must be float32 or float64, not torch.bfloat16"):
-        gs.SparseLinear(11, 7, density=0.3).to(torch.bfloat16)(torch.zeros(2, 11, dtype=torch.bfloat16))
+    with pytest.raises(gs.Unfit, match="must be float32 or float64, not torch.float16"):
+        gs.SparseLinear(11, 7, density=0.3).to(torch.float16)(torch.zeros(2, 11, dtype=torch.float16))
 
 
 def test_repr_says_what_the_layer_is():

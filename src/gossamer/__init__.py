@@ -25,6 +25,8 @@ from .layouts import MASKED as MASKED
 from .layouts import Layout as Layout
 from .ledger import Ledger as Ledger
 from .ledger import cost_model as cost_model
+from .plan import Plan as Plan
+from .plan import plan as plan
 from .support import Support as Support
 from .surgery import set_support_ as set_support_
 from .topology import Change as Change

@@ -4,21 +4,24 @@ Everything is checked and built before the model is touched; what stays dense st
 """
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from . import budgets
+from .allotment import Allotment, Pick, allot
+from .batch_last import keep_batch_last, plain_modules
 from .errors import Unfit, check_density, nearest
 from .layers import SparseConv2d, SparseLayer, SparseLinear, sparse_layers
-from .layouts import Layout, gather, layout_named
+from .layouts import CSR, LAYOUTS, Layout, gather, layout_named
 from .ops.csr_sense.reference import top_k
-from .support import Support, checked, grid_of
+from .plan import Plan, plan
+from .support import Support, grid_of
+
+AUTO = "auto"  # the layouts of a plan made on the spot
 
 
 class Row(NamedTuple):
@@ -31,6 +34,14 @@ class Row(NamedTuple):
     density: float
     nonzeros: int
     reason: str  # why it was left dense, "" if it was replaced
+    layout: str = ""  # of a sparse layer
+    break_even: float | None = None  # density below which csr is faster than dense, if it was planned and found
+    wins: str = ""  # the same in words, if it was planned
+
+    @property
+    def outcome(self) -> str:
+        """What became of the module, in words."""
+        return f"sparse ({self.layout}{', ' if self.wins else ''}{self.wins})" if self.sparse else f"dense: {self.reason}"
 
 
 class Report(NamedTuple):
@@ -38,6 +49,7 @@ class Report(NamedTuple):
 
     rows: tuple[Row, ...]
     asked: float
+    plan: Plan | None = None  # the measurement that layouts follow, if there was one
 
     @property
     def density(self) -> float:
@@ -49,9 +61,7 @@ class Report(NamedTuple):
         lines = [("layer", "kind", "shape", "density", "non-zero", "")]
         for r in self.rows:
             shape = " x ".join(str(v) for v in r.shape) or "-"
-            lines.append(
-                (r.name or "(root)", r.kind, shape, f"{r.density:.4f}", f"{r.nonzeros:,}", "sparse" if r.sparse else f"dense: {r.reason}")
-            )
+            lines.append((r.name or "(root)", r.kind, shape, f"{r.density:.4f}", f"{r.nonzeros:,}", r.outcome))
         weights = sum(math.prod(r.shape) for r in self.rows if r.sparse)
         lines.append(
             (
@@ -67,15 +77,14 @@ class Report(NamedTuple):
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-Pick = str | re.Pattern | type
-
-
 def sparsify(
     model: nn.Module,
     density: float,
     *,
     budget: str | budgets.Budget | Mapping[str, float] = "erk",
-    layout: str | Layout = "csr",
+    layout: str | Layout | Plan = "csr",
+    input_shape: Sequence[int] | Tensor | tuple[Tensor, ...] | None = None,
+    batch_last: bool | None = None,
     unit: tuple[int, int] = (1, 1),
     include: Pick | Iterable[Pick] | None = None,
     exclude: Pick | Iterable[Pick] | None = None,
@@ -91,42 +100,42 @@ def sparsify(
         budget: how layers share it: ``"erk"``, ``"er"``, ``"uniform"`` (first layer dense), ``"pooled"``, a function
             (shapes, density) -> densities, or a mapping layer name -> density. A layer that is given density 1 is left dense, unless
             ``density`` itself is 1 (the start of a pruning run).
+        layout: ``"csr"`` (compact, O(n)); ``"masked"`` (dense storage and kernels: a simulation); ``"auto"``: for each layer the
+            faster of them on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and values do not depend
+            on it.
+        input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
+        batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr wants them: modules
+            between the layers become twins with the same parameters and results. None: on the CPU, if a layer is csr.
         include, exclude: which layers: names (a container's name stands for all below it), ``"re:PATTERN"`` or compiled patterns
             (searched in the qualified name), or module types.
         init: ``"kaiming"`` draws new values; ``"keep"`` keeps the model's weights on a random support; ``"magnitude"`` keeps its
             largest weights.
         verbose: print the report.
 
-    Returns: the model (a new module if the model is itself a single layer); ``model.sparsity_report`` says what was replaced, what was
-    left dense, and why.
+    Returns: the model (a new module if the model is itself a single layer); ``model.sparsity_report`` says what was replaced, by which
+    layout, what was left dense, and why.
 
     Raises: Unfit, before anything is changed.
     """
     who = "sparsify"
     check_density(who, density)
-    layout = layout_named(layout, who)
+    _check_layout(layout, input_shape)
     if init not in ("kaiming", "keep", "magnitude"):
         raise Unfit(who, f"unknown init {init!r}{nearest(init, ('kaiming', 'keep', 'magnitude'))}", remedy="kaiming, keep or magnitude")
-    owners = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    chosen = None if include is None else _picked(include, model, "include")
-    excluded = _picked(() if exclude is None else exclude, model, "exclude")
-    shared = _shared(owners)
-    reasons = {name: _dense_reason(name, m, chosen, excluded, shared) for name, m in owners.items()}
-    names = [name for name, why in reasons.items() if not why]
-    if not names:
-        detail = [f"{name or '(root)'}: {why}" for name, why in reasons.items()] or ["the model has no parameters"]
-        raise Unfit(who, "no layer of this model can be made sparse", reasons=detail)
-    shapes = [tuple(owners[name].weight.shape) for name in names]  # type: ignore[union-attr]
-    densities = budgets.resolve(budget, names, shapes, density, who)
-    totals = [math.prod(grid_of(*checked(who, (s[0], math.prod(s[1:])), unit))) for s in shapes]
-    counts = dict(zip(names, budgets.units(densities, totals), strict=True))
-    for name, count, total in zip(names, counts.values(), totals, strict=True):
-        if count == total and density < 1.0:
-            reasons[name] = "its budget is density 1"
-    twins = {name: _sparse_twin(owners[name], counts[name], layout, unit, init, min_fan_in, rng) for name in names if not reasons[name]}
-    rows = [_row(name, twins.get(name, m), reasons.get(name, "")) for name, m in owners.items()]
-    model = _replaced(model, {owners[name]: twin for name, twin in twins.items()})
-    model.sparsity_report = Report(tuple(rows), density)  # type: ignore[assignment]
+    given = allot(who, model, density, budget, unit, include, exclude)
+    if layout == AUTO and given.units:
+        picked = {"budget": budget, "unit": unit, "include": include, "exclude": exclude}
+        layout = plan(model, input_shape, density=density, units=(), batch_last=batch_last, **picked)  # type: ignore[arg-type]
+    layouts = _layouts(given, layout, unit)
+    twins = {name: _sparse_twin(given.owners[name], n, layouts[name], unit, init, min_fan_in, rng) for name, n in given.units.items()}
+    planned = layout if isinstance(layout, Plan) else None
+    rows = [_row(name, twins.get(name, m), given.reasons[name], planned) for name, m in given.owners.items()]
+    if batch_last is None:
+        here = planned.batch_last if planned else all(m.values.device.type == "cpu" for m in twins.values())
+        batch_last = here and CSR in layouts.values()
+    model = _replaced(model, {given.owners[name]: twin for name, twin in twins.items()})
+    model = keep_batch_last(model) if batch_last else model
+    model.sparsity_report = Report(tuple(rows), density, planned)  # type: ignore[assignment]
     if verbose:
         print(model.sparsity_report)
     return model
@@ -148,7 +157,7 @@ def densify(model: nn.Module) -> nn.Module:
         if bias:
             twin.register_parameter("bias", layer.bias)
         twins[layer] = twin.train(layer.training)
-    model = _replaced(model, twins)
+    model = plain_modules(_replaced(model, twins))
     if "sparsity_report" in vars(model):
         del model.sparsity_report
     return model
@@ -192,71 +201,28 @@ def parameter_groups(
 # -------------------------------------------------------------------- details
 
 
-def _picked(picks: Pick | Iterable[Pick], model: nn.Module, argument: str) -> set[str]:
-    """Names of the modules that an ``include`` or ``exclude`` argument stands for; a pick that matches nothing is refused."""
-    modules = dict(model.named_modules())
-    found: set[str] = set()
-    for pick in [picks] if isinstance(picks, (str, re.Pattern, type)) else list(picks):
-        if isinstance(pick, type):
-            hits = {name for name, m in modules.items() if isinstance(m, pick)}
-        elif isinstance(pick, re.Pattern) or pick.startswith("re:"):
-            try:
-                pattern = re.compile(pick[3:]) if isinstance(pick, str) else pick
-            except re.error as error:
-                raise Unfit("sparsify", f"{argument}={pick!r} is not a regular expression: {error}") from error
-            hits = {name for name in modules if pattern.search(name)}
-        else:
-            hits = {name for name in modules if name == pick or name.startswith(pick + ".")}
-        if not hits:
-            label = pick.__name__ if isinstance(pick, type) else pick
-            names = [name for name in modules if name]
-            raise Unfit(
-                "sparsify",
-                f"{argument}={label!r} matches no module of the model{nearest(label, names) if isinstance(label, str) else ''}",
-                remedy=f"names: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}; or 're:PATTERN'; or a module type",
-            )
-        found |= hits
-    return found
+def _check_layout(layout: str | Layout | Plan, input_shape: object) -> None:
+    """Refuses an unknown layout, and an input shape without need or a need without input shape."""
+    who, names = "sparsify", (*LAYOUTS, AUTO)
+    if not isinstance(layout, (Layout, Plan)) and layout not in names:
+        raise Unfit(who, f"unknown layout {layout!r}{nearest(str(layout), names)}", remedy=f"one of {', '.join(names)}, or a Plan")
+    if layout == AUTO and input_shape is None:
+        remedy = "input_shape=(128, 3, 32, 32), say: the shape of a batch, or a batch itself"
+        raise Unfit(who, 'layout="auto" measures the layers, and for that it must know their inputs', remedy=remedy)
+    if layout != AUTO and input_shape is not None:
+        raise Unfit(who, 'input_shape is for layout="auto" alone', got=input_shape, remedy='leave it out, or layout="auto"')
 
 
-def _shared(owners: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Modules whose weight is also a parameter of another module: name -> the other's name."""
-    first: dict[int, str] = {}
-    shared: dict[str, str] = {}
-    for name, m in owners.items():
-        for p in m.parameters(recurse=False):
-            other = first.setdefault(id(p), name)
-            if other != name:
-                shared[name], shared[other] = other, name
-    return shared
-
-
-def _dense_reason(name: str, m: nn.Module, chosen: set[str] | None, excluded: set[str], shared: Mapping[str, str]) -> str:
-    """Why a module that owns parameters stays as it is, or ""."""
-    if isinstance(m, SparseLayer):
-        return "it is sparse already"
-    if type(m) not in (nn.Linear, nn.Conv2d):
-        if isinstance(m, LazyModuleMixin):
-            return "it is lazy: run one batch through the model first"
-        if isinstance(m, (nn.Linear, nn.Conv2d)):
-            return f"{type(m).__name__} is a subclass or a parametrisation of a layer, whose meaning is not known here"
-        return f"{type(m).__name__} is neither Linear nor Conv2d"
-    if name in excluded:
-        return "excluded"
-    if chosen is not None and name not in chosen:
-        return "not included"
-    if name in shared:
-        return f"its weight is shared with {shared[name]}"
-    if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-        return "it has hooks, which would be lost"
-    if isinstance(m, nn.Conv2d):
-        if m.groups > 1:
-            return f"groups={m.groups}: a grouped kernel is already block-diagonal and small"
-        if m.padding_mode != "zeros":
-            return f"padding_mode={m.padding_mode!r}: only zero padding has sparse kernels"
-        if m.padding == "same" and any(d * (k - 1) % 2 for k, d in zip(m.kernel_size, m.dilation, strict=True)):
-            return "padding='same' with an odd total is not symmetric"
-    return ""
+def _layouts(given: Allotment, layout: str | Layout | Plan, unit: tuple[int, int]) -> dict[str, Layout]:
+    """The layout of each layer that is made sparse."""
+    if isinstance(layout, Plan):
+        shapes = {name: tuple(given.owners[name].weight.shape) for name in given.units}  # type: ignore[union-attr, arg-type]
+        problems = layout.problems(shapes, unit)
+        if problems:
+            remedy = "a plan of this model: plan(model, input_shape, density=..., and unit, include, exclude as for sparsify)"
+            raise Unfit("sparsify", "the plan is not of these layers", reasons=problems, remedy=remedy)
+        return {name: LAYOUTS[layout.choice(name)] for name in given.units}
+    return {name: layout_named(layout, "sparsify") for name in given.units}
 
 
 def _sparse_twin(
@@ -303,9 +269,11 @@ def _largest(matrix: Tensor, n: int, unit: tuple[int, int], min_fan_in: int) -> 
     return Support.from_ids(top_k(norm.flatten(), n), shape, unit)
 
 
-def _row(name: str, m: nn.Module, reason: str) -> Row:
+def _row(name: str, m: nn.Module, reason: str, planned: Plan | None) -> Row:
     if isinstance(m, SparseLayer):
-        return Row(name, type(m).__name__, tuple(m.dense_shape), not reason, m.density, m.support.weights, reason)
+        row = Row(name, type(m).__name__, tuple(m.dense_shape), not reason, m.density, m.support.weights, reason, m.layout.name)
+        measured = planned.row(name) if planned and not reason else None
+        return row._replace(break_even=measured.break_even, wins=measured.wins) if measured else row
     weight = getattr(m, "weight", None)
     shape = tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else ()
     count = sum(p.numel() for p in m.parameters(recurse=False) if not is_lazy(p))

@@ -20,7 +20,7 @@ from .ops.csr_conv2d import op as conv2d_op
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear import op as linear_op
 from .ops.csr_sense.op import SAMPLED
-from .ops.kernels import choose, run
+from .ops.kernels import choose, device_type, run
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
 
@@ -59,6 +59,7 @@ class SparseLayer(nn.Module):
         self.dense_shape = torch.Size(dense_shape)
         self.geometry = geometry
         self.unit = support.unit
+        self._support: Support | None = None  # the one made last, good as long as its five tensors are the layer's
         self.layout = layout_named(layout, who)
         self.sense: Callable[[Tensor, Tensor], None] | None = None  # called with (dy, x) in the backward pass, set by a Rewirer
         dtype = dtype or torch.get_default_dtype()
@@ -77,8 +78,11 @@ class SparseLayer(nn.Module):
     @property
     def support(self) -> Support:
         """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero."""
-        shape = (self.dense_shape[0], math.prod(self.dense_shape[1:]))
-        return Support(shape, self.unit, *(getattr(self, name) for name in INDEX))
+        index, known = self._buffers, self._support
+        if known is None or any(index[name] is not getattr(known, name) for name in INDEX):
+            shape = (self.dense_shape[0], math.prod(self.dense_shape[1:]))
+            self._support = known = Support(shape, self.unit, *(getattr(self, name) for name in INDEX))
+        return known
 
     @property
     def density(self) -> float:
@@ -203,7 +207,8 @@ class SparseLinear(SparseLayer):
         if x.shape[-1] != self.in_features:
             raise Unfit("SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape))
         x = _cast(x)
-        return self._watched(self.layout.linear(x, self.values, self.support, self.bias), x)
+        y = self.layout.linear(x, self.values, self.support, self.bias)
+        return y if self.sense is None else self._watched(y, x)
 
 
 class SparseConv2d(SparseLayer):
@@ -247,7 +252,8 @@ class SparseConv2d(SparseLayer):
             raise Unfit("SparseConv2d", f"the input must be (batch, {self.in_channels}, height, width)", got=tuple(x.shape))
         assert self.geometry is not None
         x = _cast(x)
-        return self._watched(self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias), x)
+        y = self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias)
+        return y if self.sense is None else self._watched(y, x)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
@@ -261,7 +267,7 @@ def _tell(sense: Callable[[Tensor, Tensor], None], x: Tensor, dy: Tensor) -> Non
 
 def _cast(x: Tensor) -> Tensor:
     """The input in autocast's dtype where autocast is on, as torch's own layers see it."""
-    kind = x.device.type
+    kind = device_type(x)
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 

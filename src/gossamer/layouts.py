@@ -68,18 +68,8 @@ def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Ten
     return F.conv2d(x, _masked_weight(values, s), bias, g.stride, g.padding, g.dilation)
 
 
-def _csr_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
-    y = csr_linear(x, values, s)
-    return y if bias is None else y + bias.to(y.dtype)
-
-
-def _csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
-    y = csr_conv2d(x, values, s, g)
-    return y if bias is None else y + bias.to(y.dtype).view(1, -1, 1, 1)
-
-
 MASKED = Layout("masked", "dense", _masked_linear, _masked_conv2d)
-CSR = Layout("csr", "compact", _csr_linear, _csr_conv2d)
+CSR = Layout("csr", "compact", csr_linear, csr_conv2d)
 LAYOUTS = {layout.name: layout for layout in (MASKED, CSR)}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from ..budgets import BUDGETS
+from ..convert import AUTO
 from ..errors import Unfit, check_at_least, check_density, nearest
 from ..layouts import LAYOUTS
 from .methods import CSST, METHODS, Method
@@ -40,7 +41,7 @@ class Config:
         optimizer: how the values move.
         density: share of the weights of the sparse layers that may be non-zero, in (0, 1].
         budget: how layers share it: erk, er, uniform or pooled.
-        layout: csr (sparse storage and kernels) or masked (dense ones: a simulation).
+        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one, measured here.
         unit: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
         exclude: names or 're:PATTERN' of layers that stay dense.
         min_fan_in: incoming weights that every output unit keeps.
@@ -83,7 +84,7 @@ class Config:
 
     def __post_init__(self):
         check_density("density", self.density)
-        for name, choices in (("budget", BUDGETS), ("layout", LAYOUTS), ("schedule", SCHEDULES)):
+        for name, choices in (("budget", BUDGETS), ("layout", (*LAYOUTS, AUTO)), ("schedule", SCHEDULES)):
             _check_choice(name, getattr(self, name), choices)
         least = {"min_fan_in": 0, "epochs": 1, "batch": 1, "accumulate": 1, "warm_up": 0, "seed": 0}
         for name, value in least.items():

@@ -2,6 +2,7 @@
 
 config.yaml              the resolved configuration
 environment.json         where it began: versions, machine, commit
+plan.json                with layout auto: what was measured, and the layout of each layer
 metrics.jsonl            one line per epoch
 checkpoint.safetensors   the last good state: after every epoch, and where it was interrupted
 result.json              the figures, once the run has finished or diverged
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from ..errors import Unfit
+from ..plan import Plan
 from .config import Config, Tree, differences, settings
 from .environment import environment
 
@@ -26,6 +28,7 @@ class Folder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
+        self.planned = self.path / "plan.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.result = self.path / "result.json"
@@ -58,11 +61,17 @@ class Folder:
             remedy = "the same settings (none at all takes them from the folder), or another --out"
             raise Unfit(str(self.path), "the run in this folder has another configuration", reasons=different, remedy=remedy)
 
-    def begin(self, config: Config) -> None:
+    def plan(self) -> Plan | None:
+        """The plan that the run in this folder follows, if it follows one."""
+        return Plan.from_json(self.planned.read_text()) if self.planned.is_file() else None
+
+    def begin(self, config: Config, plan: Plan | None = None) -> None:
         """Makes the folder, unless it is there."""
         if self.status == "new":
             self.path.mkdir(parents=True, exist_ok=True)
             write(self.environment, json.dumps(environment(), indent=2) + "\n")
+            if plan is not None:
+                write(self.planned, plan.to_json())
             write(self.config, yaml.safe_dump(settings(config), sort_keys=False))
 
     def append(self, row: dict[str, Any]) -> None:

@@ -120,21 +120,24 @@ class Block(nn.Module):
     def __init__(self, before: int, width: int, stride: int, projection: bool):
         super().__init__()
         self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.stride, self.more = stride, width - before
+        self.more = width - before
+        self.subsample = nn.AvgPool2d(1, stride)  # the mean of one: every stride-th pixel
         self.projection = None
         if projection and (stride != 1 or self.more):
             self.projection = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, before, h, w) -> (b, width, h / stride, w / stride)."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         if self.projection is not None:
             return F.relu(y + self.projection(x))
-        short = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(short, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)))
+        if self.subsample.stride != 1 or self.more:
+            short = self.subsample(x).transpose(0, 1)  # (channels, b, ...): padded so, it keeps a format of either kind
+            x = F.pad(short, (0, 0, 0, 0, 0, 0, self.more // 2, self.more - self.more // 2)).transpose(0, 1)
+        return F.relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -143,19 +146,20 @@ class ResNet(nn.Module):
     def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, classes: int, projection: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
-        self.bn = nn.BatchNorm2d(widths[0])
+        self.bn = nn.Sequential(nn.BatchNorm2d(widths[0]), nn.ReLU())
         stages, before = [], widths[0]
         for i, width in enumerate(widths):
             for j in range(blocks):
                 stages.append(Block(before, width, 2 if i > 0 and j == 0 else 1, projection))
                 before = width
         self.blocks = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, channels, h, w) -> (b, classes)."""
-        y = self.blocks(F.relu(self.bn(self.conv(x))))
-        return self.fc(y.mean((2, 3)))
+        y = self.blocks(self.bn(self.conv(x)))
+        return self.fc(self.pool(y).flatten(1))
 
 
 def _image(who: str, shape: tuple[int, ...], least: int) -> tuple[int, ...]:

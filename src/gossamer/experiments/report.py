@@ -59,11 +59,17 @@ def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
         "metrics_sd": {name: _sd([run["metrics"][name] for run in done]) for name in metrics},
         **{name: _mean([run[name] for run in done]) for name in FIGURES},
         "kernels": sorted({kernel for run in done for kernel in run["kernels"]}),
+        "planned": _planned(done[0]) if done else [],
         "simulated": any(run["simulated"] for run in done),
         "unchanged": any(run.get("events") == 0 for run in done),
         "diverged": [run["step"] for run in group if run["status"] == "diverged"],
         "unfinished": sum(run["status"] == "stopped" for run in group),
     }
+
+
+def _planned(run: Row) -> list[str]:
+    """Layout and break-even density of each layer of a run with layout auto."""
+    return [f"{name} {run['layouts'][name]} ({wins or 'not measured'})" for name, wins in run.get("planned", {}).items()]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -128,6 +134,9 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"No change of the support took place in a run of {', '.join(idle)}: too few steps for method.every, so it was static in fact."
         )
+    for plan in dict.fromkeys(tuple(row.get("planned", ())) for row in rows):
+        if plan:
+            notes.append(f"Layouts measured on this machine: {'; '.join(plan)}.")
     notes.append("Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted.")
     return notes
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,13 +21,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from .. import checkpoint
-from ..convert import sparsify
+from ..convert import AUTO, sparsify
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
+from ..plan import Plan, plan
 from ..train import Diverged, Rewirer, Step, fit
 from . import extras
 from .config import Config, settings
 from .folder import Folder
+from .models import Model
 from .progress import Silent
 from .tasks import Data, stream
 
@@ -54,6 +57,7 @@ class Trial(NamedTuple):
     rewirer: Rewirer | None  # None for a dense model
     ledger: Ledger
     each: int  # optimizer steps per epoch
+    plan: Plan | None  # of the layouts, where they were measured
 
     @property
     def states(self) -> dict[str, Any]:
@@ -77,8 +81,11 @@ class Stopped(KeyboardInterrupt):
         super().__init__(f"stopped at step {at.step} of epoch {at.epoch + 1} of {folder.path.name}")
 
 
-def build(config: Config) -> Trial:
-    """Data, model, optimizer and all the rest, in the state before the first step. Raises Unfit where they do not go together."""
+def build(config: Config, planned: Plan | None = None) -> Trial:
+    """Data, model, optimizer and all the rest, in the state before the first step. Raises Unfit where they do not go together.
+
+    ``planned`` is the plan of a run that is resumed under the layout ``auto``; without one the layers are measured.
+    """
     config = config.resolved()
     if config.tensorboard:
         extras.require("board", "tensorboard: true")
@@ -86,13 +93,14 @@ def build(config: Config) -> Trial:
     torch.manual_seed(config.seed)
     data = config.task.load()
     model = config.model.build(data.shape, data.classes, stream(config.seed, "init"))
-    model, final = sparsified(model, config)
+    planned = (planned or measured_plan(*planning(config, data))) if config.layout == AUTO and config.method.sparse else None
+    model, final = sparsified(model, config, planned)
     each = math.ceil(math.ceil(len(data.train_y) / config.batch) / config.accumulate)
     optimizer = config.optimizer.build(model, config.density_exponent, final)
     scheduler = LambdaLR(optimizer, step_size(config, each * config.epochs))
     rewirer = rewiring(model, optimizer, config, each * config.epochs, final)
     ledger = Ledger(model, data.inputs(data.train_x[:1]), optimizer=optimizer)
-    return Trial(config, data, model, optimizer, scheduler, rewirer, ledger, each)
+    return Trial(config, data, model, optimizer, scheduler, rewirer, ledger, each, planned)
 
 
 def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent | None = None) -> dict[str, Any]:
@@ -111,8 +119,8 @@ def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent
     folder.check(config, resume)
     if folder.over:
         return folder.figures()
-    trial = build(config)
-    folder.begin(config)
+    trial = build(config, folder.plan())
+    folder.begin(config, trial.plan)
     with Interrupt() as interrupt:
         result = train(trial, folder, watch, interrupt)
     folder.finish(result)
@@ -179,19 +187,43 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
 # -------------------------------------------------------------------- the parts
 
 
-def sparsified(model: nn.Module, config: Config) -> tuple[nn.Module, dict[str, float]]:
+def planning(config: Config, data: Data) -> tuple[Any, ...]:
+    """What a plan of this run depends on: the arguments of :func:`measured_plan`."""
+    picked = config.density, config.budget, config.unit, config.exclude
+    return config.model, (config.batch, *data.shape), data.classes, *picked, config.autocast, torch.get_num_threads()
+
+
+@lru_cache(maxsize=8)
+def measured_plan(
+    model: Model,
+    batch: tuple[int, ...],
+    classes: int,
+    density: float,
+    budget: str,
+    unit: tuple[int, int],
+    exclude: tuple[str, ...],
+    autocast: bool,
+    threads: int,
+) -> Plan:
+    """The plan of a model at its final density; measured once in a process, so that a method and its null models follow the same."""
+    net = model.build(batch[1:], classes, stream(0, "init"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return plan(net, batch, density=density, budget=budget, unit=unit, units=(), exclude=exclude, threads=threads)
+
+
+def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) -> tuple[nn.Module, dict[str, float]]:
     """The model, sparse if the method is, at its first size; and, if the support shrinks later, each layer's density at the end.
 
     A layer that the budget makes dense stays so; the others begin ``method.start`` times as large as they end, or full.
     """
     if not config.method.sparse:
         return model, {}
-    options: dict[str, Any] = {"layout": config.layout, "unit": config.unit, "min_fan_in": config.min_fan_in}
+    options: dict[str, Any] = {"layout": planned or config.layout, "unit": config.unit, "min_fan_in": config.min_fan_in}
     options["rng"] = stream(config.seed, "support")
     if config.method.start == 1.0:
         return sparsify(model, config.density, budget=config.budget, exclude=config.exclude, **options), {}
-    plan = sparsify(deepcopy(model), config.density, budget=config.budget, exclude=config.exclude, layout="csr", unit=config.unit)
-    final = {row.name: row.density for row in plan.sparsity_report.rows if row.sparse}  # type: ignore[union-attr]
+    last = sparsify(deepcopy(model), config.density, budget=config.budget, exclude=config.exclude, layout="csr", unit=config.unit)
+    final = {row.name: row.density for row in last.sparsity_report.rows if row.sparse}  # type: ignore[union-attr]
     first = {name: min(1.0, config.method.start * density) for name, density in final.items()}
     return sparsify(model, 1.0, budget=first, include=[f"re:^{name}$" for name in final], **options), final
 
@@ -247,6 +279,8 @@ def figures(trial: Trial, at: Position) -> dict[str, Any]:
         "peak_bytes": ledger.peak_bytes,
         "dense_bytes": ledger.dense_bytes(),
         "seconds": round(at.seconds, 3),
+        "layouts": {name: layer.layout.name for name, layer in layers.items()},
+        "planned": {row.name: row.wins for row in trial.plan.rows} if trial.plan else {},
         "kernels": sorted({name for layer in layers.values() for name in layer.kernels.values()}) or ["torch"],
         "config": settings(trial.config),
     }

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd.function import once_differentiable
 
 from ..errors import Unfit, nearest
 
 ENVIRONMENT = "GOSSAMER_BACKEND"
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Kernel(NamedTuple):
@@ -20,20 +23,39 @@ class Kernel(NamedTuple):
     unfit: Callable[..., list[str]]  # sentences; [] = can run
 
 
+_environment: Any = getattr(os.environ, "_data", os.environ)  # what os.environ wraps: a miss there costs 2 us, at every call of a layer
+_key: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
+
+
+def _asked() -> str | None:
+    """The kernel that the environment asks for by name, as of now."""
+    return (os.environ.get(ENVIRONMENT) or None) if _key in _environment else None
+
+
+def device_type(x: Tensor) -> str:
+    """The type of the device that holds a tensor."""
+    return "cpu" if x.is_cpu else x.device.type
+
+
 def always(*_args: Any) -> list[str]:
     """No objection."""
     return []
 
 
-def full_precision(first: Tensor, *_args: Any) -> list[str]:
-    """The objection of kernels that know float32 and float64 only (operators cast their inputs to the dtype of the values)."""
-    known = first.dtype in (torch.float32, torch.float64)
-    return [] if known else [f"values must be float32 or float64, not {first.dtype} (under autocast they stay float32)"]
+def full_precision(*args: Any) -> list[str]:
+    """The objection of kernels that know float32 and float64 only, one of them at a time."""
+    dtypes = {a.dtype: None for a in args if isinstance(a, Tensor)}
+    unknown = [str(d) for d in dtypes if d not in (torch.float32, torch.float64)]
+    if unknown:
+        return [f"values must be float32 or float64, not {' and '.join(unknown)} (under autocast they stay float32)"]
+    return ["activations and values must have the same dtype"] if len(dtypes) > 1 else []
 
 
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     """The first kernel, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name."""
-    asked = os.environ.get(ENVIRONMENT)
+    asked = _asked()
+    if asked is None and not kernels[0].unfit(*args):
+        return kernels[0]
     names = [k.name for k in kernels]
     if asked and asked not in names:
         raise Unfit(
@@ -47,8 +69,34 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
 
 def run(kernels: Sequence[Kernel], *args: Any) -> Any:
     """What the chosen kernel makes of these arguments, the first of them a tensor; autocast is off inside, where it would change dtypes."""
-    with torch.autocast(args[0].device.type, enabled=False):
+    kind = device_type(args[0])
+    if not torch.is_autocast_enabled(kind):
         return choose(kernels, *args).run(*args)
+    with torch.autocast(kind, enabled=False):
+        return choose(kernels, *args).run(*args)
+
+
+def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
+    """:func:`run`, where activations of another dtype than the values' are cast if no kernel takes them as they are."""
+    if args[0].dtype is not dtype and all(k.unfit(*args) for k in kernels if _asked() in (None, k.name)):
+        args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    return run(kernels, *args)
+
+
+def once(backward: Callable[..., Any], ctx: Any, dy: Tensor) -> Any:
+    """A backward pass that has no gradient of its own, and says so if it is asked for; free where no one can ask."""
+    return once_differentiable(backward)(ctx, dy) if torch.is_grad_enabled() else backward(ctx, dy)
+
+
+def traced(*tensors: Tensor | None) -> bool:
+    """True where a call must be seen as an operator: under ``torch.compile``, a dispatch mode (FLOP counting), ``torch.func``, or a
+    tensor subclass. Everywhere else an ``autograd.Function`` calls the kernels: a layer's two passes cost some 100 us less."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        return True
+    for t in tensors:
+        if t is not None and type(t) not in PLAIN:
+            return True
+    return False
 
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:

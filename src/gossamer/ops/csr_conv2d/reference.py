@@ -30,13 +30,18 @@ class Geometry(NamedTuple):
         return high, wide
 
 
-def forward(x: Tensor, values: Tensor, s: Support, g: Geometry) -> Tensor:
-    """(B, in, H, W) -> (B, out, H', W')."""
+def forward(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
+    """(B, in, H, W), (n,) or (n, h, w), (out,) -> (B, out, H', W')."""
     high, wide = g.out(*x.shape[2:])
     y = x.new_empty(x.shape[0], s.shape[0], high, wide)
     for part, columns in unfolded(x, g):
         y[part] = linear.forward(columns, values, s).t().reshape(s.shape[0], -1, high, wide).transpose(0, 1)
-    return y
+    return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+
+def backward(dy: Tensor, x: Tensor, values: Tensor, s: Support, g: Geometry) -> tuple[Tensor, Tensor]:
+    """Both gradients: of the input, (B, in, H, W), and of the values."""
+    return input_gradient(dy, values, s, g, (x.shape[2], x.shape[3])), weight_gradient(dy, x, s, g)
 
 
 def input_gradient(dy: Tensor, values: Tensor, s: Support, g: Geometry, size: tuple[int, int]) -> Tensor:

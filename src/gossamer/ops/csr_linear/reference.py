@@ -22,11 +22,18 @@ with warnings.catch_warnings():  # torch announces once per process that CSR ten
 TILE_NUMBERS = 1 << 22  # numbers gathered at a time by the block kernels
 
 
-def forward(x: Tensor, values: Tensor, s: Support) -> Tensor:
-    """(B, cols), (n,) or (n, h, w) -> (B, rows)."""
+def forward(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
+    """(B, cols), (n,) or (n, h, w), (rows,) -> (B, rows)."""
     if s.unit == (1, 1):
-        return (_csr(s.crow, s.col, values, s.shape) @ x.t()).t()
-    return _tiles(x, values, s.rows(), s.col, s.grid)[:, : s.shape[0]]
+        y = (_csr(s.crow, s.col, values, s.shape) @ x.t()).t()
+    else:
+        y = _tiles(x, values, s.rows(), s.col, s.grid)[:, : s.shape[0]]
+    return y if bias is None else y + bias
+
+
+def backward(dy: Tensor, x: Tensor, values: Tensor, s: Support) -> tuple[Tensor, Tensor]:
+    """Both gradients: (B, rows), (B, cols), (n,) or (n, h, w) -> (B, cols), (n,) or (n, h, w)."""
+    return input_gradient(dy, values, s), weight_gradient(dy, x, s)
 
 
 def input_gradient(dy: Tensor, values: Tensor, s: Support) -> Tensor:

@@ -1,10 +1,10 @@
 """Sensing, the kernel chosen here. No autograd: a measured gradient is not differentiated."""
 
 from ..kernels import Kernel, always
-from . import reference
+from . import native, reference
 from .reference import top_k
 
-SAMPLED = [Kernel("reference", reference.sampled, always)]
+SAMPLED = [native.KERNELS["sampled"], Kernel("reference", reference.sampled, always)]
 STRONGEST = [Kernel("reference", reference.strongest, always)]
 
 __all__ = ["SAMPLED", "STRONGEST", "top_k"]

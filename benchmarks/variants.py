@@ -1,0 +1,137 @@
+"""One product, forward and backward, by everybody who can compute it: dense torch, gossamer, torch.sparse, peers that are installed.
+
+Each gets its input and its output's gradient in the memory order it likes best, computes the output and the gradients of input and weight,
+and hands none of them on: what it allocates is freed within the call, as in the middle of a network.
+
+    dense        nn.Linear, batch first and batch last; nn.Conv2d, NCHW and channels last
+    gossamer     SparseLinear, SparseConv2d, batch last
+    torch.sparse a CSR matrix times a dense one, by torch's own autograd (the weight's gradient comes out dense); no convolution
+    sparseprop   its modules; the convolution over the batch and over the output's width (its own choice is the faster of the two)
+    sparselab    its SparseLinear; no convolution
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import gossamer as gs
+from gossamer.layouts import scatter
+from timing import batch_last
+
+
+class Variant(NamedTuple):
+    """One way to compute the product."""
+
+    family: str
+    form: str  # of several ways of the family, which
+    forward: Callable[[Tensor], Tensor]
+    weight: Tensor  # what is trained
+    x: Tensor
+    dy: Tensor
+    flat: Callable[[Tensor], Tensor]  # gradient of `weight` -> that of the dense weight's non-zeros, row by row
+
+    @property
+    def name(self) -> str:
+        """Family and form."""
+        return f"{self.family} {self.form}".strip()
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, input gradient, weight gradient."""
+        y = self.forward(self.x)
+        dx, dw = torch.autograd.grad(y, (self.x, self.weight), self.dy)
+        return y, dx, dw
+
+
+def dense(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
+    """The dense layer with the same weight, the first of them in the order that torch's layers expect."""
+    weight = layer.to_dense()
+    for form, order in _orders(layer).items():
+        twin = _dense_twin(layer)
+        if form == "channels last":
+            twin = twin.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        with torch.no_grad():
+            twin.weight.copy_(weight)
+        yield Variant("dense", form, twin, twin.weight, _leaf(order(x)), order(dy), lambda g: g[weight != 0])
+
+
+def gossamer(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
+    """The sparse layer itself."""
+    weight = layer.to_dense()
+
+    def flat(g: Tensor) -> Tensor:
+        return scatter(g, layer.support).view(weight.shape)[weight != 0]
+
+    return Variant("gossamer", "", layer, layer.values, _leaf(batch_last(x)), batch_last(dy), flat)
+
+
+def peers(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
+    """Everybody else who is here and computes such a layer, in float32."""
+    if layer.values.dtype != torch.float32:
+        return
+    if layer.geometry is None:
+        yield _torch_sparse(layer, x, dy)
+        if find_spec("sparselab"):
+            yield _sparselab(import_module("sparselab"), layer, x, dy)
+    if find_spec("sparseprop"):
+        yield from _sparseprop(import_module("sparseprop.modules"), layer, x, dy)
+
+
+# -------------------------------------------------------------------- details
+
+
+def _orders(layer: gs.SparseLayer) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Memory orders of the dense layer's input and output gradient."""
+    if layer.geometry is None:
+        return {"batch first": torch.Tensor.contiguous, "batch last": batch_last}
+    return {"NCHW": torch.Tensor.contiguous, "channels last": lambda t: t.contiguous(memory_format=torch.channels_last)}
+
+
+def _dense_twin(layer: gs.SparseLayer) -> nn.Linear | nn.Conv2d:
+    place: dict[str, Any] = {"bias": False, "dtype": layer.values.dtype}
+    if layer.geometry is None:
+        return nn.Linear(layer.dense_shape[1], layer.dense_shape[0], **place)
+    return nn.Conv2d(layer.dense_shape[1], layer.dense_shape[0], *layer.geometry, **place)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def _torch_sparse(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
+    weight = layer.to_dense()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CSR tensors are in beta
+        csr = weight.to_sparse_csr().requires_grad_()
+
+    def flat(g: Tensor) -> Tensor:
+        return (g if g.layout == torch.strided else g.to_dense())[weight != 0]
+
+    return Variant("torch.sparse", "", lambda x: (csr @ x.t()).t(), csr, _leaf(batch_last(x)), batch_last(dy), flat)
+
+
+def _sparseprop(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
+    twin = _dense_twin(layer)
+    with torch.no_grad():
+        twin.weight.copy_(layer.to_dense())
+    if layer.geometry is None:
+        peer = module.SparseLinear.from_dense(twin)
+        yield Variant("sparseprop", "", peer, peer.W_val, _leaf(x.contiguous()), dy.contiguous(), lambda g: g)
+        return
+    for form, over_width, order in (("over batch", False, batch_last), ("over width", True, torch.Tensor.contiguous)):
+        peer = module.SparseConv2d.from_dense(twin, vectorizing_over_on=over_width)
+        yield Variant("sparseprop", form, peer, peer.W_val, _leaf(order(x)), order(dy), lambda g: g)
+
+
+def _sparselab(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
+    rows, cols = layer.dense_shape
+    peer = module.SparseLinear(cols, rows, bias=False, sparsity=1 - layer.density)  # draws weights of its own: give it these
+    peer._csr = module.PaddedCSR.from_dense(layer.to_dense())
+    peer._values = nn.Parameter(torch.from_numpy(peer._csr.values))
+    import_module("sparselab.ops")._clear_transpose_cache()  # it goes by id(), which an earlier matrix may have had
+    live = torch.cat([torch.arange(a, a + n) for a, n in zip(peer._csr.row_start.tolist(), peer._csr.row_nnz.tolist(), strict=True)])
+    return Variant("sparselab", "", peer, peer._values, _leaf(x.contiguous()), dy.contiguous(), lambda g: g[live])

@@ -1,0 +1,194 @@
+"""The batch-last memory format through a whole network: twins of torch's modules that keep it, and would otherwise lose or waste it.
+
+Sparse kernels want the batch innermost in memory, (C, H, W, N) behind an ordinary (N, C, H, W) tensor. A sparse layer converts its input
+if need be and returns this format; ReLU and all that works element by element, dropout, sums of branches and ``Flatten`` keep it by
+themselves. Batch normalisation and pooling do not, so :func:`keep_batch_last` gives them twins:
+
+    BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; with the ReLU that follows, where one does
+    pooling                      over the channels-last image (C, N, H, W) that it is in memory: the batch takes the channels' place
+
+A twin is a subclass of torch's module with the same parameters, the same keys in ``state_dict``, the same results. Inputs in any other
+memory format, and models under ``torch.compile``, go torch's own way.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .ops.batch_norm.op import Running, batch_norm
+from .ops.memory import batch_last as to_batch_last
+from .ops.memory import from_rows, is_batch_last, rows
+
+__all__ = ["is_batch_last", "keep_batch_last", "plain_modules", "to_batch_last"]
+
+
+def keep_batch_last(model: nn.Module) -> nn.Module:
+    """Lets a model keep the batch-last format: its normalisation and pooling modules become their twins, in place.
+
+    A module stays the object it was, with its parameters, buffers, hooks and places in the model: only its class changes (as that of a
+    lazy module of torch's does). Modules of exactly torch's types only, never of subclasses, whose meaning is not known here.
+
+    A batch normalisation directly before an ``nn.ReLU`` in an ``nn.Sequential`` does the ReLU's work in the same pass, and the ReLU hands
+    its input on, if neither has hooks and the normalisation stands nowhere else: so change the model before, or after
+    :func:`plain_modules`, which is the way back. Calling it twice does no more than once.
+
+    Returns: the model.
+    """
+    for m in model.modules():
+        if type(m) in TWINS:
+            _become(m, TWINS[type(m)])
+    places = Counter(child for parent in model.modules() for child in parent._modules.values())
+    for parent in model.modules():
+        if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
+            for (_, norm), (name, act) in pairwise(parent._modules.items()):
+                if isinstance(norm, _Normalisation) and type(act) is nn.ReLU and places[norm] == 1 and not _hooked(norm, act):
+                    norm.relu = True
+                    if places[act] > 1:  # elsewhere it is still wanted
+                        act = parent._modules[name] = nn.ReLU(act.inplace).train(act.training)
+                    _become(act, ReLU)
+    return model
+
+
+def plain_modules(model: nn.Module) -> nn.Module:
+    """Undoes :func:`keep_batch_last`, in place: twins become torch's modules again. Returns the model."""
+    for m in model.modules():
+        if type(m) in PLAIN:
+            vars(m).pop("relu", None)
+            _become(m, PLAIN[type(m)])
+    return model
+
+
+def _become(m: nn.Module, kind: type[nn.Module]) -> None:
+    m.__class__ = kind
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
+def _lies_batch_last(x: Tensor) -> bool:
+    """Whether there is something to gain; a compiler or a tracer records torch's own operations."""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and is_batch_last(x) and x.numel() > 0
+
+
+# -------------------------------------------------------------------- normalisation
+
+
+class _Normalisation(_BatchNorm):
+    relu: bool = False  # whether it does the work of the ReLU that follows
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, ...) -> the same shape, in the same memory format if that is batch-last."""
+        if not self._takes(input):
+            return self._activated(super().forward(input))
+        if self.training or self.running_mean is None:
+            return batch_norm(input, self.weight, self.bias, self.eps, self.relu, self._running())
+        y = F.batch_norm(rows(input)[None], self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return from_rows(self._activated(y)[0], input.shape)
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the input is one that torch takes, and batch-last, and all is of one full precision."""
+        if x.dtype not in (torch.float32, torch.float64) or not _lies_batch_last(x):
+            return False
+        self._check_input_dim(x)
+        for t in (self.weight, self.bias, self.running_mean):
+            if t is not None and t.dtype != x.dtype:
+                return False
+        return x.is_cpu and self.eps > 0 and x.shape[1] == self.num_features and x.numel() > x.shape[1]
+
+    def _activated(self, y: Tensor) -> Tensor:
+        return F.relu(y, inplace=True) if self.relu else y
+
+    def _running(self) -> Running | None:
+        """What this step moves, and how far, by torch's rules."""
+        mean, var, batches, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+        if not self.training or not self.track_running_stats or mean is None or var is None:
+            return None
+        if batches is not None:
+            batches.add_(1)
+            if momentum is None:  # the mean of all batches
+                momentum = 1.0 / float(batches)
+        return Running(mean, var, momentum or 0.0)
+
+    def extra_repr(self) -> str:
+        """Torch's, and whether the ReLU that follows is done here."""
+        return super().extra_repr() + (", relu=True" if self.relu else "")
+
+
+class BatchNorm1d(_Normalisation, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` that keeps the batch-last format: (N, C) or (N, C, L)."""
+
+
+class BatchNorm2d(_Normalisation, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` that keeps the batch-last format: (N, C, H, W)."""
+
+
+class ReLU(nn.ReLU):
+    """An ``nn.ReLU`` whose work the batch normalisation before it does: hands its input on."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input."""
+        return input
+
+    def extra_repr(self) -> str:
+        """Where it is done."""
+        return "done by the normalisation before it"
+
+
+# -------------------------------------------------------------------- pooling
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """``nn.MaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's; with ``return_indices`` it is torch's."""
+        return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """``nn.AvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's."""
+        return _pooled(super().forward, input)
+
+
+class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+    """``nn.AdaptiveMaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's; with ``return_indices`` it is torch's."""
+        return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """``nn.AdaptiveAvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's."""
+        if self.output_size in (1, (1, 1)) and input.dim() == 4 and _lies_batch_last(input):
+            return _pooled(lambda x: F.avg_pool2d(x, x.shape[2:]), input)  # torch's takes a mean, whose gradient is in another format
+        return _pooled(super().forward, input)
+
+
+def _pooled(pool: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """A batch-last image is the channels-last image (C, N, H, W) in memory, for which torch has its fastest kernels."""
+    return pool(x.transpose(0, 1)).transpose(0, 1) if x.dim() == 4 and _lies_batch_last(x) else pool(x)
+
+
+TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.MaxPool2d: MaxPool2d,
+    nn.AvgPool2d: AvgPool2d,
+    nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
+}
+PLAIN = {**{twin: plain for plain, twin in TWINS.items()}, ReLU: nn.ReLU}

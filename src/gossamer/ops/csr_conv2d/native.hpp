@@ -1,0 +1,390 @@
+// The products of a sparse convolution on batch-last images: channel c, row i, column j of sample b lie at ((c * H + i) * W + j) * N + b.
+//
+//     forward     y[o, p]  = bias[o] + sum_{(c, k) in S_o} W[o, c, k] x[c, stride p + dilation k - padding]
+//     backward    dx[c, p] = sum_{(o, k)} W[o, c, k] dy[o, (p + padding - dilation k) / stride]      where that is whole
+//                 dW[o, c, k] = sum_p dy[o, (p + padding - dilation k) / stride] . x[c, p]
+//
+// Both take a tile of the image for a few lanes of the batch, pack what it needs of all channels (or a block of them) into scratch
+// memory that fits the second cache, zeros for the padding, and there every non-zero is one fixed offset: the inner loops are those of
+// the linear kernels, over R contiguous vectors of pixels and lanes. Columns of x are packed by their remainder modulo the stride, so
+// that neighbouring outputs read neighbours. In the backward pass the pixels of dx are taken by their remainders modulo the stride (a
+// kernel tap serves just one of them), and each load of dy serves dx and dW.
+#pragma once
+#include "../csr_linear/native.hpp"
+
+namespace gs {
+
+struct Conv {
+    int64_t C, H, W, O, OH, OW, KH, KW, SY, SX, PY, PX, DY, DX;
+};
+
+struct Run {  // entries *from ... *upto
+    const int32_t *from, *upto;
+};
+
+inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What is packed at a time: `high` x `wide` pixels of the result, `channels` channels, and the rows and slots in scratch that this takes.
+struct Tile {
+    int64_t high, wide, channels, blocks, rows, slots;
+};
+
+// The tile with the least work besides the products: copies made for packing, results taken up again for each block of channels.
+// rows(h) and slots(w) tell how much of the source h rows and w columns of the result need; a slot holds `bytes`.
+template <class Rows, class Slots>
+Tile best_tile(int64_t high, int64_t wide, int64_t channels, int64_t results, int64_t bytes, int64_t budget, int64_t least_wide, Rows rows,
+               Slots slots) {
+    Tile best{};
+    double least = 0;
+    for (int64_t parts_w = 1; parts_w <= wide; parts_w *= 2) {
+        const int64_t w = ceil_div(wide, parts_w);
+        for (int64_t parts_h = 1; parts_h < 2 * high; parts_h *= 2) {
+            const int64_t h = ceil_div(high, parts_h), one = rows(h) * slots(w) * bytes;
+            const int64_t fit = std::clamp<int64_t>(budget / one, 1, channels), blocks = ceil_div(channels, fit);
+            double work = double(channels) * rows(h) * slots(w) / (h * w) * 2 + 12.0 * results * blocks + (one > budget ? 1e12 : 0);
+            if (!best.high || work < least) best = {h, w, ceil_div(channels, blocks), blocks, rows(h), slots(w)}, least = work;
+            if (h == 1) break;
+        }
+        if (w <= least_wide) break;
+    }
+    return best;
+}
+
+// split[b * (outer + 1) ...]: for each row of the index the place where its entries of block b begin, blocks being `size` inner indices.
+inline void split_blocks(const Index& s, int64_t blocks, int64_t size, int64_t first, int64_t last, int32_t* split) {
+    for (int64_t r = first; r < last; r++) {
+        int32_t k = s.ptr[r];
+        for (int64_t b = 0; b <= blocks; b++) {
+            if (b == blocks) k = s.ptr[r + 1];
+            else
+                while (k < s.ptr[r + 1] && s.idx[k] < b * size) k++;
+            split[b * s.outer + r] = k;
+        }
+    }
+}
+
+template <class T, int LC>
+GS_INLINE void copy_lanes(T* out, const T* in, int64_t count) {
+    if (count == LC) {
+        std::memcpy(out, in, LC * sizeof(T));
+    } else {
+        std::memcpy(out, in, count * sizeof(T));
+        std::memset(static_cast<void*>(out + count), 0, (LC - count) * sizeof(T));
+    }
+}
+
+// Rows of one channel: source rows top + i for i < rows (step 1), columns left + j; slot j lies at (j % step) * slots / step + j / step.
+template <class T, int LC>
+void pack_plane(T* out, const T* plane, int64_t H, int64_t W, int64_t N, int64_t top, int64_t left, int64_t rows, int64_t slots, int64_t step,
+                int64_t start, int64_t count) {
+    const int64_t each = slots / step;
+    for (int64_t i = 0; i < rows; i++, out += slots * LC) {
+        const int64_t r = top + i;
+        if (r < 0 || r >= H) {
+            std::memset(static_cast<void*>(out), 0, slots * LC * sizeof(T));
+            continue;
+        }
+        const T* row = plane + r * W * N + start;
+        for (int64_t f = 0; f < step; f++)
+            for (int64_t q = 0; q < each; q++) {
+                const int64_t c = left + q * step + f;
+                T* to = out + (f * each + q) * LC;
+                if (c < 0 || c >= W) std::memset(static_cast<void*>(to), 0, LC * sizeof(T));
+                else copy_lanes<T, LC>(to, row + c * N, count);
+            }
+    }
+}
+
+// R vectors, LC lanes for each of R L / LC pixels, between registers and an image whose pixels are `step` numbers apart; `count` of the
+// LC lanes exist.
+template <class A, int L, int R, int LC, class T>
+GS_INLINE void store_pixels(T* to, int64_t step, const V<A, L> (&acc)[R], int64_t count) {
+    if (__builtin_expect(count == LC, 1)) {
+        GS_UNROLL
+        for (int i = 0; i < R; i++) store<A, L>(to + i * L / LC * step + i * L % LC, acc[i]);
+    } else {
+        T lanes[R * L];
+        GS_UNROLL
+        for (int i = 0; i < R; i++) store<A, L>(lanes + i * L, acc[i]);
+        for (int i = 0; i < R * L / LC; i++) std::memcpy(to + i * step, lanes + i * LC, count * sizeof(T));
+    }
+}
+
+template <class A, int L, int R, int LC, class T>
+GS_INLINE void load_pixels(const T* from, int64_t step, V<A, L> (&out)[R], int64_t count) {
+    if (__builtin_expect(count == LC, 1)) {
+        GS_UNROLL
+        for (int i = 0; i < R; i++) out[i] = load<A, L>(from + i * L / LC * step + i * L % LC);
+    } else {
+        T lanes[R * L] = {};
+        for (int i = 0; i < R * L / LC; i++) std::memcpy(static_cast<void*>(lanes + i * LC), from + i * step, count * sizeof(T));
+        GS_UNROLL
+        for (int i = 0; i < R; i++) out[i] = load<A, L>(lanes + i * L);
+    }
+}
+
+// f(regs, pixel): the pixels of a row in pieces that fill 8 registers, then 4, 2, 1, as long as that is whole pixels.
+template <int PER, class F>
+GS_INLINE void each_piece(int64_t pixels, F&& f) {
+    int64_t p = 0;
+    for (; p + 8 / PER <= pixels; p += 8 / PER) f(Const<8>{}, p);
+    if constexpr (PER <= 4)
+        if (p + 4 / PER <= pixels) f(Const<4>{}, p), p += 4 / PER;
+    if constexpr (PER <= 2)
+        if (p + 2 / PER <= pixels) f(Const<2>{}, p), p += 2 / PER;
+    if constexpr (PER == 1)
+        if (p < pixels) f(Const<1>{}, p);
+}
+
+// f(lanes for each pixel): as many vectors as fill eight registers with a row of the image, at least a cache line.
+template <class A, class F>
+void with_lanes(int64_t wide, int64_t batch, F&& f) {
+    constexpr int L = LANES<A>;
+    const int64_t useful = std::min<int64_t>(ceil_div(8, wide), ceil_div(batch, L));
+    if (useful > 4) f(Const<8 * L>{});
+    else if (useful > 2) f(Const<4 * L>{});
+    else if ((useful > 1 || BYTES < 64) && batch > L) f(Const<2 * L>{});
+    else f(Const<L>{});
+}
+
+inline int64_t budget_of(const Machine& m) { return m.cache * 5 / 8; }
+
+// How a tile of outputs sees x: the tile, and the offset of every entry of an index in row order.
+struct Source {
+    const Conv& g;
+    Tile tile;
+    int64_t K, plane, each;
+    int lanes;
+
+    Source(const Conv& g, const Index&, int lanes, int64_t bytes, const Machine& m) : g(g), K(g.KH * g.KW), lanes(lanes) {
+        auto rows = [&](int64_t h) { return (h - 1) * g.SY + (g.KH - 1) * g.DY + 1; };
+        auto slots = [&](int64_t w) { return ceil_div((w - 1) * g.SX + (g.KW - 1) * g.DX + 1, g.SX) * g.SX; };
+        const int64_t least = std::max<int64_t>(1, 8 * BYTES / (lanes * bytes));
+        tile = best_tile(g.OH, g.OW, g.C, g.O, lanes * bytes, budget_of(m), least, rows, slots);
+        plane = tile.rows * tile.slots * lanes, each = tile.slots / g.SX;
+    }
+
+    void prepare(const Index& s, int64_t first, int64_t last, int32_t* off, int32_t* split) const {
+        split_blocks(s, tile.blocks, tile.channels * K, first, last, split);
+        for (int64_t k = s.ptr[first]; k < s.ptr[last]; k++) {
+            const int64_t c = s.idx[k] / K % tile.channels, tap = s.idx[k] % K, ky = tap / g.KW * g.DY, kx = tap % g.KW * g.DX;
+            off[k] = int32_t(c * plane + (ky * tile.slots + kx % g.SX * each + kx / g.SX) * lanes);
+        }
+    }
+
+    template <class T, int LC>
+    void pack(T* scratch, const T* x, int64_t b, int64_t oy, int64_t ox, int64_t N, int64_t start, int64_t count) const {
+        const int64_t c0 = b * tile.channels, c1 = std::min(g.C, c0 + tile.channels);
+        for (int64_t c = c0; c < c1; c++)
+            pack_plane<T, LC>(scratch + (c - c0) * plane, x + c * g.H * g.W * N, g.H, g.W, N, oy * g.SY - g.PY, ox * g.SX - g.PX, tile.rows,
+                              tile.slots, g.SX, start, count);
+    }
+};
+
+template <class A, class T>
+void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Conv g, int64_t N, Machine m) {
+    constexpr int L = LANES<A>;
+    with_lanes<A>(g.OW, N, [&](auto lanes_each) {
+        constexpr int LC = decltype(lanes_each)::value;
+        const Source source(g, s, LC, sizeof(T), m);
+        const Tile& tile = source.tile;
+        const int64_t across = ceil_div(g.OW, tile.wide), pieces = ceil_div(N, LC), tasks = ceil_div(g.OH, tile.high) * across * pieces;
+        static thread_local Scratch offsets, splits;
+        int32_t *off = offsets.get<int32_t>(s.ptr[s.outer]), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
+        parallel(m.threads, [&](int t, int threads) {
+            static thread_local Scratch packed;
+            T* scratch = packed.get<T>(tile.channels * source.plane);
+            source.prepare(s, s.outer * t / threads, s.outer * (t + 1) / threads, off, split);
+            barrier(threads);
+            for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
+                const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
+                const int64_t oy = task / pieces / across * tile.high, ox = task / pieces % across * tile.wide;
+                const int64_t high = std::min(tile.high, g.OH - oy), wide = std::min(tile.wide, g.OW - ox);
+                for (int64_t b = 0; b < tile.blocks; b++) {
+                    source.pack<T, LC>(scratch, x, b, oy, ox, N, start, count);
+                    const int32_t* from = split + b * s.outer;
+                    for (int64_t o = 0; o < g.O; o++)
+                        for (int64_t i = 0; i < high; i++) {
+                            const T* base = scratch + i * g.SY * tile.slots * LC;
+                            T* row = y + (((o * g.OH + oy + i) * g.OW) + ox) * N + start;
+                            const int64_t k0 = from[o], k1 = from[s.outer + o];
+                            const V<A, L> zero = splat<A, L>(bias ? bias[o] : A(0));
+                            each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
+                                constexpr int R = decltype(regs)::value;
+                                V<A, L> acc[R];
+                                if (b) load_pixels<A, L, R, LC>(row + p * N, N, acc, count);
+                                else
+                                    for (auto& a : acc) a = zero;
+                                axpy<A, L, R>(acc, base + p * LC, 1, off, values, k0, k1, false);
+                                store_pixels<A, L, R, LC>(row + p * N, N, acc, count);
+                            });
+                        }
+                }
+            }
+        });
+    });
+}
+
+// dW at the entries of an index in row order, kept or not: sensing, and layers whose input needs no gradient.
+template <class A, class T>
+void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Machine m) {
+    constexpr int L = LANES<A>;
+    with_lanes<A>(g.OW, N, [&](auto lanes_each) {
+        constexpr int LC = decltype(lanes_each)::value;
+        const Source source(g, s, LC, sizeof(T), m);
+        const Tile& tile = source.tile;
+        const int64_t n = s.ptr[s.outer], across = ceil_div(g.OW, tile.wide), pieces = ceil_div(N, LC);
+        const int64_t tasks = ceil_div(g.OH, tile.high) * across * pieces;
+        static thread_local Scratch offsets, splits, partial;
+        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
+        A* sums_of = partial.get<A>(n * m.threads);
+        int64_t most = 0;
+        for (int64_t o = 0; o < g.O; o++) most = std::max<int64_t>(most, s.ptr[o + 1] - s.ptr[o]);
+        parallel(m.threads, [&](int t, int threads) {
+            static thread_local Scratch packed, held, summed;
+            T* scratch = packed.get<T>(tile.channels * source.plane);
+            A *dots = held.get<A>((most + L) * L), *sums = summed.get<A>(most + L), *mine = sums_of + n * t;
+            source.prepare(s, s.outer * t / threads, s.outer * (t + 1) / threads, off, split);
+            std::fill(mine, mine + n, A(0));
+            barrier(threads);
+            for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
+                const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
+                const int64_t oy = task / pieces / across * tile.high, ox = task / pieces % across * tile.wide;
+                const int64_t high = std::min(tile.high, g.OH - oy), wide = std::min(tile.wide, g.OW - ox);
+                for (int64_t b = 0; b < tile.blocks; b++) {
+                    source.pack<T, LC>(scratch, x, b, oy, ox, N, start, count);
+                    const int32_t* from = split + b * s.outer;
+                    for (int64_t o = 0; o < g.O; o++) {
+                        const int64_t k0 = from[o], k1 = from[s.outer + o];
+                        std::memset(dots, 0, (ceil_div(k1 - k0, L) * L) * L * sizeof(A));
+                        for (int64_t i = 0; i < high; i++) {
+                            const T* base = scratch + i * g.SY * tile.slots * LC;
+                            const T* row = dy + (((o * g.OH + oy + i) * g.OW) + ox) * N + start;
+                            each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
+                                constexpr int R = decltype(regs)::value;
+                                V<A, L> none[R], in[R];
+                                load_pixels<A, L, R, LC>(row + p * N, N, in, count);
+                                axpy_dots<A, L, R, false, true>(none, in, base + p * LC, 1, off, (const A*)nullptr, k0, k1, dots, false);
+                            });
+                        }
+                        reduce_dots<A, L>(dots, k1 - k0, sums);
+                        for (int64_t k = k0; k < k1; k++) mine[k] += sums[k - k0];
+                    }
+                }
+            }
+            barrier(threads);
+            for (int64_t k = n * t / threads; k < n * (t + 1) / threads; k++) {
+                A total = 0;
+                for (int a = 0; a < threads; a++) total += sums_of[n * a + k];
+                dw[k] = total;
+            }
+        });
+    });
+}
+
+// dx; dw may be null. s is in column order: outer = C KH KW, inner = O.
+template <class A, class T>
+void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index s, Conv g, int64_t N, Machine m) {
+    constexpr int L = LANES<A>;
+    const int64_t GH = ceil_div(g.H, g.SY), GW = ceil_div(g.W, g.SX);  // pixels of one remainder, at most
+    const int64_t low_y = floor_div(g.PY - (g.KH - 1) * g.DY, g.SY), high_y = floor_div(g.SY - 1 + g.PY, g.SY);
+    const int64_t low_x = floor_div(g.PX - (g.KW - 1) * g.DX, g.SX), high_x = floor_div(g.SX - 1 + g.PX, g.SX);
+    with_lanes<A>(GW, N, [&](auto lanes_each) {
+        constexpr int LC = decltype(lanes_each)::value;
+        auto rows = [&](int64_t h) { return h + high_y - low_y; };
+        auto slots = [&](int64_t w) { return w + high_x - low_x; };
+        const Tile tile = best_tile(GH, GW, g.O, g.C * g.SY * g.SX, LC * sizeof(T), budget_of(m), std::max(1, 8 * L / LC), rows, slots);
+        const int64_t K = g.KH * g.KW, plane = tile.rows * tile.slots * LC, n = s.ptr[s.outer];
+        const int64_t across = ceil_div(GW, tile.wide), pieces = ceil_div(N, LC), tasks = ceil_div(GH, tile.high) * across * pieces;
+        static thread_local Scratch offsets, splits, ordered, partial;
+        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
+        A *vals = ordered.get<A>(n), *sums_of = dw ? partial.get<A>(n * m.threads) : nullptr;
+        const bool whole = tile.blocks == 1 && g.SY * g.SX == 1;  // all entries of a channel in one run
+        const int64_t step = g.SX * N;
+        int64_t most = 0;
+        for (int64_t c = 0; c < g.C; c++) most = std::max<int64_t>(most, s.ptr[(c + 1) * K] - s.ptr[c * K]);
+        parallel(m.threads, [&](int t, int threads) {
+            static thread_local Scratch packed, held, summed, taps;
+            Run* runs = taps.get<Run>(K);
+            T* scratch = packed.get<T>(tile.channels * plane);
+            A *dots = held.get<A>((most + L) * L), *sums = summed.get<A>(most + L), *mine = dw ? sums_of + n * t : nullptr;
+            const int64_t r0 = s.outer * t / threads, r1 = s.outer * (t + 1) / threads;
+            split_blocks(s, tile.blocks, tile.channels, r0, r1, split);
+            for (int64_t r = r0; r < r1; r++) {
+                const int64_t tap = r % K, ky = g.PY - tap / g.KW * g.DY, kx = g.PX - tap % g.KW * g.DX;
+                const int64_t up = -floor_div(-ky, g.SY), side = -floor_div(-kx, g.SX);  // this tap's remainder sees dy moved by so much
+                const int64_t at = ((up - low_y) * tile.slots + side - low_x) * LC;
+                for (int64_t k = s.ptr[r]; k < s.ptr[r + 1]; k++) {
+                    off[k] = int32_t(s.idx[k] % tile.channels * plane + at);
+                    vals[k] = values[s.perm[k]];
+                }
+            }
+            if (dw) std::fill(mine, mine + n, A(0));
+            barrier(threads);
+            for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
+                const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
+                const int64_t iy = task / pieces / across * tile.high, ix = task / pieces % across * tile.wide;
+                for (int64_t b = 0; b < tile.blocks; b++) {
+                    const int64_t o0 = b * tile.channels, o1 = std::min(g.O, o0 + tile.channels);
+                    for (int64_t o = o0; o < o1; o++)
+                        pack_plane<T, LC>(scratch + (o - o0) * plane, dy + o * g.OH * g.OW * N, g.OH, g.OW, N, iy + low_y, ix + low_x,
+                                          tile.rows, tile.slots, 1, start, count);
+                    const int32_t* from = split + b * s.outer;
+                    for (int64_t c = 0; c < g.C; c++) {
+                        const int64_t k0 = s.ptr[c * K], k1 = s.ptr[(c + 1) * K];
+                        if (dw) std::memset(dots, 0, (ceil_div(k1 - k0, L) * L) * L * sizeof(A));
+                        for (int64_t phase = 0; phase < g.SY * g.SX; phase++) {
+                            const int64_t fy = phase / g.SX, fx = phase % g.SX;
+                            const int64_t high = std::min(tile.high, ceil_div(g.H - fy, g.SY) - iy);
+                            const int64_t wide = std::min(tile.wide, ceil_div(g.W - fx, g.SX) - ix);
+                            Run* last_run = runs;  // the entries of this channel whose taps serve this remainder
+                            if (whole) {
+                                *last_run++ = {s.ptr + c * K, s.ptr + (c + 1) * K};
+                            } else {
+                                for (int64_t tap = 0; tap < K; tap++)
+                                    if ((fy + g.PY - tap / g.KW * g.DY) % g.SY == 0 && (fx + g.PX - tap % g.KW * g.DX) % g.SX == 0)
+                                        *last_run++ = {from + c * K + tap, from + s.outer + c * K + tap};
+                            }
+                            for (int64_t i = 0; i < high && wide > 0; i++) {
+                                const T* base = scratch + i * tile.slots * LC;
+                                const int64_t place = ((c * g.H + (iy + i) * g.SY + fy) * g.W + ix * g.SX + fx) * N + start;
+                                each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
+                                    constexpr int R = decltype(regs)::value;
+                                    V<A, L> acc[R], in[R] = {};
+                                    if (dx && b) load_pixels<A, L, R, LC>(dx + place + p * step, step, acc, count);
+                                    else
+                                        for (auto& a : acc) a = V<A, L>{};
+                                    if (dw) load_pixels<A, L, R, LC>(x + place + p * step, step, in, count);
+                                    for (const Run* r = runs; r < last_run; r++) {
+                                        const int64_t k = r->from[0], end = r->upto[0];
+                                        const T* at = base + p * LC;
+                                        A* to = dots + (k - k0) * L;
+                                        if (!dw) axpy<A, L, R>(acc, at, 1, off, vals, k, end, false);
+                                        else if (dx) axpy_dots<A, L, R, true, true>(acc, in, at, 1, off, vals, k, end, to, false);
+                                        else axpy_dots<A, L, R, false, true>(acc, in, at, 1, off, vals, k, end, to, false);
+                                    }
+                                    if (dx) store_pixels<A, L, R, LC>(dx + place + p * step, step, acc, count);
+                                });
+                            }
+                        }
+                        if (dw) {
+                            reduce_dots<A, L>(dots, k1 - k0, sums);
+                            for (int64_t k = k0; k < k1; k++) mine[k] += sums[k - k0];
+                        }
+                    }
+                }
+            }
+            if (dw) {
+                barrier(threads);
+                for (int64_t k = n * t / threads; k < n * (t + 1) / threads; k++) {
+                    A total = 0;
+                    for (int a = 0; a < threads; a++) total += sums_of[n * a + k];
+                    dw[s.perm[k]] = total;
+                }
+            }
+        });
+    });
+}
+
+}  // namespace gs

@@ -1,0 +1,115 @@
+"""The native kernels: which build of them runs on this machine, and why none does if none does.
+
+They are written once (``*/native.hpp`` beside each reference) and built for several instruction sets, each a module of its own here:
+``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best that the processor knows is taken; ``GOSSAMER_ISA`` asks for another.
+They run on the threads of torch (one OpenMP runtime in the process, ``torch.set_num_threads`` is honoured); a forked child, which has
+none of its parent's threads, runs them on one. For a given number of threads the same inputs give the same bits.
+"""
+
+import importlib
+import os
+import warnings
+from importlib.resources import files
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..memory import batch_last
+
+ENVIRONMENT = "GOSSAMER_ISA"
+ONE = (1, 1)
+COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}  # stored -> computed in
+
+
+def _module(isa: str) -> ModuleType | str:
+    """The build for an instruction set, or why it cannot be had."""
+    try:
+        m: Any = importlib.import_module(f"{__name__}._{isa}")
+        m.use_tensors_of(Tensor)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        missing = files(__name__) / "missing.txt"
+        if missing.is_file():
+            return missing.read_text(encoding="utf-8").strip()
+        if isinstance(error, ModuleNotFoundError):
+            return "the extension modules were not built when gossamer was installed (pip install -v shows the compiler's messages)"
+        return f"the extension module {isa} cannot be used: {error}"
+    return m
+
+
+def _builds() -> tuple[list[ModuleType], str]:
+    plain: Any = _module("plain")
+    if isinstance(plain, str):
+        return [], plain
+    names = plain.supported()
+    asked = os.environ.get(ENVIRONMENT)
+    if asked and asked not in names:
+        return [], f"{ENVIRONMENT}={asked}, and this machine runs {', '.join(names)}"
+    found = [plain if name == "plain" else _module(name) for name in names if not asked or name == asked]
+    return [m for m in found if not isinstance(m, str)], ""
+
+
+BUILDS, MISSING = _builds()  # modules that can run here, best first; why there is none
+BEST: Any = BUILDS[0] if BUILDS else None
+_warned = False
+
+
+def why_not(*tensors: Tensor | None) -> list[str]:
+    """The objections of every native kernel to these tensors, of which the first holds activations."""
+    if BEST is None:
+        return [f"the native kernels are missing: {MISSING}"]
+    first, *rest = (t for t in tensors if t is not None)
+    reasons = []
+    if first.dtype not in COMPUTED:
+        reasons.append(f"activations must be float32, float64 or bfloat16, not {first.dtype}")
+    elif any(COMPUTED.get(t.dtype) != COMPUTED[first.dtype] for t in rest):
+        reasons.append(f"activations of {first.dtype} do not go with {' and '.join(str(t.dtype) for t in rest)}")
+    if not first.is_cpu:
+        reasons.append(f"they run on the CPU; the tensors are on {first.device}")
+    return reasons
+
+
+def unfit(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
+    """:func:`why_not` of a product's operands, (x or dy, values, s, ...) or (dy, x, s, ...) or (dy, x, values, s, ...), and units that
+    are not single weights. The usual case is told by a glance: a layer asks at every call."""
+    last, s = (third, _[0]) if isinstance(third, Tensor) else (first, third)
+    dtype = first.dtype
+    if BEST is not None and dtype is second.dtype is last.dtype and dtype in COMPUTED and first.is_cpu and s.unit == ONE:
+        return []
+    reasons = why_not(first, second, last)
+    return reasons if s.unit == ONE else [*reasons, f"units must be single weights, not {s.unit}"]
+
+
+def warn_once() -> None:
+    """Says once per process that the reference kernels run, and why."""
+    global _warned
+    if BEST is None and not _warned:
+        _warned = True
+        warnings.warn(f"gossamer runs its reference kernels, which are slower: {MISSING}", stacklevel=3)
+
+
+def like(x: Tensor, *shape: int) -> Tensor:
+    """An uninitialised batch-last tensor (N, C) or (N, C, H, W), with the dtype and device of ``x``."""
+    if len(shape) == 2:
+        return x.new_empty_strided(shape, (1, shape[0]))
+    n, _, h, w = shape
+    return x.new_empty_strided(shape, (1, h * w * n, w * n, n))
+
+
+def computed(values: Tensor) -> Tensor:
+    """Values in the dtype that is computed in, contiguous."""
+    dtype = COMPUTED[values.dtype]
+    return values if values.dtype is dtype and values.is_contiguous() else values.detach().to(dtype).contiguous()
+
+
+def channel_sums(dy: Tensor) -> Tensor:
+    """The sum over all dimensions but the second, (N, C, ...) -> (C,): the gradient of a bias, in the dtype that is computed in."""
+    if BEST is None or not dy.is_cpu or dy.dtype not in COMPUTED:
+        return dy.sum([0, *range(2, dy.dim())])
+    sums = dy.new_empty(dy.shape[1], dtype=COMPUTED[dy.dtype])
+    BEST.row_sums(batch_last(dy), sums, torch.get_num_threads())
+    return sums
+
+
+__all__ = ["channel_sums", "BEST", "BUILDS", "MISSING", "batch_last", "computed", "like", "unfit", "warn_once", "why_not"]

@@ -1,0 +1,172 @@
+"""The benchmarks run, write what they measured, put it on a page; their gates reject a wrong kernel, and then no time is reported."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gossamer.ops.csr_conv2d import op as conv2d_op
+from gossamer.ops.csr_linear import op as linear_op
+from gossamer.ops.kernels import Kernel
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ["--quick", "--threads", "1"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a script of benchmarks/ as a module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def page(path: Path, *names: str) -> Path:
+    """A page with empty tables of these names."""
+    path.write_text("before\n" + "".join(f"<!-- table: {name} -->\nnot measured yet\n<!-- end -->\n" for name in names) + "after\n")
+    return path
+
+
+def test_kernels_measure_and_fill_a_page(benchmark, tmp_path, capsys):
+    kernels, file = benchmark("kernels"), tmp_path / "kernels.json"
+    asked = ["--rows", "linear", "conv", "--overhead", "--growth", "--wide", "--densities", "0.2", "0.1", "--batch", "6"]
+    assert kernels.main([*FAST, *asked, "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert {cell["work"] for cell in result["kernels"]} == {"linear-48", "conv-4@5", "conv-8@3"} and len(result["kernels"]) == 6
+    for cell in result["kernels"]:
+        best = cell["dense"][cell["best dense"]]["seconds"]
+        assert best == min(t["seconds"] for t in cell["dense"].values()) and len(cell["dense"]) == 2
+        assert cell["ratio"] == best / cell["gossamer"]["seconds"] > 0
+        positions = 25 if "@5" in cell["work"] else 9 if "@3" in cell["work"] else 1
+        assert cell["flops"] == 6 * 6 * positions * cell["n"]
+        assert set(cell["peers"]) >= ({"torch.sparse"} if cell["work"].startswith("linear") else set())
+    assert result["roofline"]["flops"] > 0 < result["roofline"]["bytes"] and result["machine"]["threads"] == 1
+    assert [p["layer"] for p in result["overhead"]] == ["linear", "linear with bias", "conv 3x3"]
+    assert [p["n"] for p in result["growth"]["points"]] == [1000, 3162, 10000]
+    assert result["wide"]["n"] == 1000 and result["wide"]["bytes"]["values"] == 4000
+
+    printed, written = capsys.readouterr().out, page(tmp_path / "page.md", "kernels", "overhead", "growth", "wide")
+    assert kernels.main([*FAST, "--from", str(file), "--markdown", str(written)]) == 0
+    text = written.read_text()
+    assert "not measured yet" not in text and text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
+    assert "| work | density | best dense |" in text and text.count("QUICK") == printed.count("QUICK") == 4
+    assert kernels.main(["--from", str(file), "--markdown", str(page(written, "wide")), "--mark", "growth"]) == 2  # no such mark
+    assert kernels.main(["--from", str(file), "--markdown", str(written), "--mark", "sweep"]) == 2  # not measured
+    assert "not measured yet" in written.read_text()
+
+
+def test_the_sweep_is_drawn_with_its_break_even_points(benchmark, tmp_path):
+    pytest.importorskip("matplotlib")
+    kernels, written = benchmark("kernels"), page(tmp_path / "page.md", "kernels", "sweep", "picture")
+    drawn = tmp_path / "speed.svg"
+    assert kernels.main([*FAST, "--rows", "linear", "--sweep", "--batch", "4", "--picture", str(drawn), "--json", str(tmp_path / "r")]) == 0
+    result = json.loads((tmp_path / "r").read_text())
+    assert [cell["density"] for cell in result["sweep"]] == list(kernels.SWEEP)
+    for cell in result["sweep"]:
+        cell["ratio"] = 0.2 / cell["density"]  # falls through 1 at density 0.2
+    (tmp_path / "r").write_text(json.dumps(result))
+    assert kernels.main(["--from", str(tmp_path / "r"), "--picture", str(drawn), "--markdown", str(written)]) == 0
+    assert drawn.read_text().startswith("<?xml") and "| 0.2 |" in written.read_text() and "(speed.svg)" in written.read_text()
+
+
+@pytest.mark.parametrize(
+    "points, expected",
+    [
+        ([(0.1, 4.0), (0.4, 0.25)], 0.2),
+        ([(0.4, 0.25), (0.1, 4.0)], 0.2),
+        ([(0.1, 4.0), (1.0, 1.5)], None),
+        ([(0.1, 0.5), (1.0, 0.1)], None),
+        ([(0.1, 1.0), (0.2, 0.5)], 0.1),
+    ],
+)
+def test_break_even_is_where_the_line_falls_through_one(benchmark, points, expected):
+    found = benchmark("kernels").break_even(points)
+    assert found == pytest.approx(expected) if expected else found is None
+
+
+def test_training_measures_steps_and_sensing(benchmark, tmp_path, capsys):
+    training, file = benchmark("training"), tmp_path / "training.json"
+    assert training.main([*FAST, "--densities", "0.1", "--json", str(file)]) == 0
+    cells = json.loads(file.read_text())["training"]
+    assert [cell["model"] for cell in cells] == ["resnet20", "mlp"]
+    for cell in cells:
+        best = cell["dense"][cell["best dense"]]["seconds"]
+        assert cell["ratio"] == best / cell["gossamer"]["seconds"] > 0
+        assert cell["density of all layers"] == pytest.approx(0.1, rel=0.02) and 0.1 < cell["flops over dense"] < 0.4
+    assert set(cells[0]["dense"]) == {"NCHW", "channels last"} and set(cells[1]["dense"]) == {"batch first"}
+
+    written = page(tmp_path / "page.md", "sensing")
+    assert training.main([*FAST, "--sensing", "--models", "mlp", "--markdown", str(written), "--json", str(file)]) == 0
+    [found] = json.loads(file.read_text())["sensing"]
+    assert found["schedule"]["sensing steps"] == 10 * found["schedule"]["events"] > 0 < found["units exchanged"]
+    assert "not measured yet" not in written.read_text()
+
+    capsys.readouterr()
+    assert training.main([*FAST, "--profile", "mlp"]) == 0
+    assert "Self CPU" in capsys.readouterr().out
+
+
+def spoiled(kernel: Kernel) -> Kernel:
+    """A kernel whose first output is off by a thousandth."""
+    return kernel._replace(run=lambda *arguments: kernel.run(*arguments) * 1.001)
+
+
+@pytest.mark.parametrize("product", ["FORWARD", "INPUT_GRADIENT", "WEIGHT_GRADIENT"])
+@pytest.mark.parametrize("operation, row", [(linear_op, "linear"), (conv2d_op, "conv-4")], ids=["linear", "conv"])
+def test_the_gate_of_kernels_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, operation, row, product):
+    chosen = getattr(operation, product)
+    monkeypatch.setattr(operation, product, [spoiled(kernel) for kernel in chosen])
+    assert benchmark("kernels").main([*FAST, "--rows", row, "--densities", "0.2", "--batch", "4"]) == 1
+    said = capsys.readouterr()
+    assert "differs from the dense product" in said.err and not said.out and "timing" not in said.err
+
+
+@pytest.mark.parametrize("product", ["FORWARD", "INPUT_GRADIENT", "WEIGHT_GRADIENT"])
+def test_the_gate_by_rows_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, product):
+    monkeypatch.setattr(linear_op, product, [spoiled(kernel) for kernel in getattr(linear_op, product)])
+    assert benchmark("kernels").main([*FAST, "--wide"]) == 1
+    said = capsys.readouterr()
+    assert "No time is reported" in said.err and not said.out
+
+
+@pytest.mark.parametrize("product", ["FORWARD", "INPUT_GRADIENT", "WEIGHT_GRADIENT"])
+def test_the_gate_of_training_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, product):
+    wrong = [kernel._replace(run=lambda *a, kernel=kernel: kernel.run(*a) * 1.1) for kernel in getattr(linear_op, product)]
+    monkeypatch.setattr(linear_op, product, wrong)
+    assert benchmark("training").main([*FAST, "--models", "mlp", "--densities", "0.1"]) == 1
+    said = capsys.readouterr()
+    assert "No time is reported" in said.err and not said.out and "timing" not in said.err
+
+
+def test_nan_does_not_pass_for_equal(benchmark):
+    timing = benchmark("timing")
+    assert not timing.error(torch.tensor([1.0, torch.nan]), torch.ones(2)) <= 1.0
+    assert timing.error(torch.tensor([3.0, 4.0]), torch.zeros(2)) > 1e100 and timing.error(torch.zeros(2), torch.zeros(2)) == 0.0
+
+
+def test_medians_quartiles_and_turns(benchmark):
+    timing, called = benchmark("timing"), []
+    assert timing.Timing.of([5.0, 1.0, 2.0, 3.0, 4.0]) == (3.0, 2.0, 4.0, 5) and timing.Timing.of([2.0]) == (2.0, 2.0, 2.0, 1)
+    taken = timing.interleaved({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, budget=0.0, least=3)
+    assert "".join(called) == "aabb" * 3 and {t.repeats for t in taken.values()} == {3}
+
+
+def test_what_cannot_be_measured_is_refused(benchmark, capsys):
+    assert benchmark("kernels").main([*FAST, "--rows", "nothing"]) == 2
+    assert "no row's name begins so" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark("training").main([*FAST, "--models", "vgg16"])
+
+
+def test_the_page_about_speed_has_a_place_for_every_table(benchmark):
+    text = (ROOT / "docs" / "speed.md").read_text()
+    for name in [*benchmark("kernels").TABLES, *benchmark("training").TABLES, "picture"]:
+        assert text.count(f"<!-- table: {name} -->\n") == 1
+
+
+def test_a_script_runs_by_itself():
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--growth" in done.stdout
