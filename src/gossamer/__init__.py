@@ -25,6 +25,7 @@ from .layouts import MASKED as MASKED
 from .layouts import Layout as Layout
 from .ledger import Ledger as Ledger
 from .ledger import cost_model as cost_model
+from .ops.native import keep_freed_memory as keep_freed_memory
 from .plan import Plan as Plan
 from .plan import plan as plan
 from .support import Support as Support

@@ -2,9 +2,10 @@
 
 Sparse kernels want the batch innermost in memory, (C, H, W, N) behind an ordinary (N, C, H, W) tensor. A sparse layer converts its input
 if need be and returns this format; ReLU and all that works element by element, dropout, sums of branches and ``Flatten`` keep it by
-themselves. Batch normalisation and pooling do not, so :func:`keep_batch_last` gives them twins:
+themselves. Batch normalisation, pooling and dense convolutions do not, so :func:`keep_batch_last` gives them twins:
 
     BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; with the ReLU that follows, where one does
+    Conv2d left dense            1 x 1 as a matrix product over the same matrix; few incoming weights by the full sparse kernel
     pooling                      over the channels-last image (C, N, H, W) that it is in memory: the batch takes the channels' place
 
 A twin is a subclass of torch's module with the same parameters, the same keys in ``state_dict``, the same results. Inputs in any other
@@ -13,6 +14,7 @@ memory format, and models under ``torch.compile``, go torch's own way.
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,8 +24,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .ops.batch_norm.op import Running, batch_norm
+from .ops.csr_conv2d.op import csr_conv2d
+from .ops.csr_conv2d.reference import Geometry
+from .ops.kernels import traced
 from .ops.memory import batch_last as to_batch_last
 from .ops.memory import from_rows, is_batch_last, rows
+from .ops.native import BEST
+from .support import Support
 
 __all__ = ["is_batch_last", "keep_batch_last", "plain_modules", "to_batch_last"]
 
@@ -178,12 +185,58 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         return _pooled(super().forward, input)
 
 
+# -------------------------------------------------------------------- convolutions that stay dense
+
+SMALL = 64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` that makes the batch-last format where that is cheap: 1 x 1 kernels, by one matrix product over the format's own
+    matrix (C, H W N), and kernels of few incoming weights (the first layer's), by the sparse kernel with full support."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out, H', W')."""
+        if not self._takes(input):
+            return super().forward(input)
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            return self._pointwise(to_batch_last(input))
+        g = Geometry(*self._sizes())
+        return csr_conv2d(input, self.weight.view(-1), _full(self.out_channels, self.weight[0].numel()), g, self.bias)
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the input is one that torch takes, all of one full precision, and a kernel for it is at hand."""
+        if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
+            return False
+        if traced(x) or torch.jit.is_tracing() or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
+            return False
+        if self.weight.dtype != x.dtype or x.shape[1] != self.in_channels or self.padding_mode != "zeros":
+            return False
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            return is_batch_last(x)
+        return BEST is not None and self.weight[0].numel() <= SMALL and min(Geometry(*self._sizes()).out(*x.shape[2:])) > 0
+
+    def _pointwise(self, x: Tensor) -> Tensor:
+        images = x.movedim(0, -1)[:, :: self.stride[0], :: self.stride[1]]  # (C, H', W', N)
+        flat, weight = images.flatten(1), self.weight.flatten(1)
+        y = weight @ flat if self.bias is None else torch.addmm(self.bias[:, None], weight, flat)
+        return from_rows(y, (x.shape[0], self.out_channels, *images.shape[1:3]))
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        return [self.kernel_size, self.stride, self.padding, self.dilation]  # type: ignore[list-item]
+
+
+@lru_cache(maxsize=64)
+def _full(rows: int, cols: int) -> Support:
+    return Support.full((rows, cols))
+
+
 def _pooled(pool: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """A batch-last image is the channels-last image (C, N, H, W) in memory, for which torch has its fastest kernels."""
     return pool(x.transpose(0, 1)).transpose(0, 1) if x.dim() == 4 and _lies_batch_last(x) else pool(x)
 
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: Conv2d,
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.MaxPool2d: MaxPool2d,

@@ -24,6 +24,7 @@ from .. import checkpoint
 from ..convert import AUTO, sparsify
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
+from ..ops.native import keep_freed_memory
 from ..plan import Plan, plan
 from ..train import Diverged, Rewirer, Step, fit
 from . import extras
@@ -90,6 +91,7 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     if config.tensorboard:
         extras.require("board", "tensorboard: true")
     torch.set_num_threads(config.threads or 1)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     data = config.task.load()
     model = config.model.build(data.shape, data.classes, stream(config.seed, "init"))

@@ -18,10 +18,6 @@ struct Conv {
     int64_t C, H, W, O, OH, OW, KH, KW, SY, SX, PY, PX, DY, DX;
 };
 
-struct Run {  // entries *from ... *upto
-    const int32_t *from, *upto;
-};
-
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -148,6 +144,8 @@ void with_lanes(int64_t wide, int64_t batch, F&& f) {
     else f(Const<L>{});
 }
 
+inline constexpr int64_t FIRST_CACHE = 18 << 10;  // bytes of the first cache to fill with x, of 32 K or more
+
 inline int64_t budget_of(const Machine& m) { return m.cache * 5 / 8; }
 
 // How a tile of outputs sees x: the tile, and the offset of every entry of an index in row order.
@@ -165,12 +163,14 @@ struct Source {
         plane = tile.rows * tile.slots * lanes, each = tile.slots / g.SX;
     }
 
+    int32_t offset(int64_t column) const {
+        const int64_t c = column / K % tile.channels, tap = column % K, ky = tap / g.KW * g.DY, kx = tap % g.KW * g.DX;
+        return int32_t(c * plane + (ky * tile.slots + kx % g.SX * each + kx / g.SX) * lanes);
+    }
+
     void prepare(const Index& s, int64_t first, int64_t last, int32_t* off, int32_t* split) const {
         split_blocks(s, tile.blocks, tile.channels * K, first, last, split);
-        for (int64_t k = s.ptr[first]; k < s.ptr[last]; k++) {
-            const int64_t c = s.idx[k] / K % tile.channels, tap = s.idx[k] % K, ky = tap / g.KW * g.DY, kx = tap % g.KW * g.DX;
-            off[k] = int32_t(c * plane + (ky * tile.slots + kx % g.SX * each + kx / g.SX) * lanes);
-        }
+        for (int64_t k = s.ptr[first]; k < s.ptr[last]; k++) off[k] = offset(s.idx[k]);
     }
 
     template <class T, int LC>
@@ -182,20 +182,42 @@ struct Source {
     }
 };
 
+// The forward pass goes one step further down: where rows hold entries enough, the channels are cut once more, into blocks whose share of
+// a piece of pixels fits the first cache, and all rows run over one such block before the next. Entries then lie block by block.
 template <class A, class T>
 void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Conv g, int64_t N, Machine m) {
     constexpr int L = LANES<A>;
     with_lanes<A>(g.OW, N, [&](auto lanes_each) {
         constexpr int LC = decltype(lanes_each)::value;
-        const Source source(g, s, LC, sizeof(T), m);
-        const Tile& tile = source.tile;
+        Source source(g, s, LC, sizeof(T), m);
+        Tile& tile = source.tile;
+        const int64_t n = s.ptr[s.outer], near = g.KH * (8 * L / LC + g.KW - 1) * LC * int64_t(sizeof(T));  // bytes of a channel for a piece
+        int64_t parts = ceil_div(tile.channels * near, FIRST_CACHE);
+        if (n < 5 * g.O * parts * tile.blocks) parts = 1;
+        const int64_t each = ceil_div(tile.channels, parts);
+        tile.channels = each * parts, tile.blocks = ceil_div(g.C, tile.channels);
         const int64_t across = ceil_div(g.OW, tile.wide), pieces = ceil_div(N, LC), tasks = ceil_div(g.OH, tile.high) * across * pieces;
-        static thread_local Scratch offsets, splits;
-        int32_t *off = offsets.get<int32_t>(s.ptr[s.outer]), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
+        const int64_t all = tile.blocks * parts;
+        static thread_local Scratch offsets, splits, begins, ordered;
+        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((all + 1) * s.outer), *begin = begins.get<int32_t>(all * s.outer + 1);
+        A* vals = ordered.get<A>(n);
         parallel(m.threads, [&](int t, int threads) {
-            static thread_local Scratch packed;
+            static thread_local Scratch packed, sums;
             T* scratch = packed.get<T>(tile.channels * source.plane);
-            source.prepare(s, s.outer * t / threads, s.outer * (t + 1) / threads, off, split);
+            A* acc_of = sums.get<A>(g.O * 8 * L);
+            const int64_t o0 = s.outer * t / threads, o1 = s.outer * (t + 1) / threads;
+            split_blocks(s, all, each * source.K, o0, o1, split);
+            barrier(threads);
+            if (t == 0) {
+                begin[0] = 0;
+                for (int64_t i = 0; i < all * s.outer; i++) begin[i + 1] = begin[i] + split[i + s.outer] - split[i];
+            }
+            barrier(threads);
+            for (int64_t b = 0; b < all; b++)
+                for (int64_t o = o0; o < o1; o++) {
+                    const int64_t from = split[b * s.outer + o], count = split[(b + 1) * s.outer + o] - from, to = begin[b * s.outer + o];
+                    for (int64_t k = 0; k < count; k++) off[to + k] = source.offset(s.idx[from + k]), vals[to + k] = values[from + k];
+                }
             barrier(threads);
             for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
                 const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
@@ -203,23 +225,55 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
                 const int64_t high = std::min(tile.high, g.OH - oy), wide = std::min(tile.wide, g.OW - ox);
                 for (int64_t b = 0; b < tile.blocks; b++) {
                     source.pack<T, LC>(scratch, x, b, oy, ox, N, start, count);
-                    const int32_t* from = split + b * s.outer;
-                    for (int64_t o = 0; o < g.O; o++)
-                        for (int64_t i = 0; i < high; i++) {
-                            const T* base = scratch + i * g.SY * tile.slots * LC;
-                            T* row = y + (((o * g.OH + oy + i) * g.OW) + ox) * N + start;
-                            const int64_t k0 = from[o], k1 = from[s.outer + o];
-                            const V<A, L> zero = splat<A, L>(bias ? bias[o] : A(0));
-                            each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
-                                constexpr int R = decltype(regs)::value;
-                                V<A, L> acc[R];
-                                if (b) load_pixels<A, L, R, LC>(row + p * N, N, acc, count);
-                                else
-                                    for (auto& a : acc) a = zero;
-                                axpy<A, L, R>(acc, base + p * LC, 1, off, values, k0, k1, false);
-                                store_pixels<A, L, R, LC>(row + p * N, N, acc, count);
-                            });
-                        }
+                    const int32_t* from = begin + b * parts * s.outer;
+                    auto row_of = [=](int64_t o, int64_t i) { return y + (((o * g.OH + oy + i) * g.OW) + ox) * N + start; };
+                    auto level = [=](int64_t o) { return splat<A, L>(bias ? bias[o] : A(0)); };
+                    if (parts == 1) {
+                        for (int64_t o = 0; o < g.O; o++)
+                            for (int64_t i = 0; i < high; i++) {
+                                const T* base = scratch + i * g.SY * tile.slots * LC;
+                                T* row = row_of(o, i);
+                                const int64_t k0 = from[o], k1 = from[o + 1];
+                                const V<A, L> zero = level(o);
+                                each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
+                                    constexpr int R = decltype(regs)::value;
+                                    V<A, L> acc[R];
+                                    if (b) load_pixels<A, L, R, LC>(row + p * N, N, acc, count);
+                                    else
+                                        for (auto& a : acc) a = zero;
+                                    axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, false);
+                                    store_pixels<A, L, R, LC>(row + p * N, N, acc, count);
+                                });
+                            }
+                        continue;
+                    }
+                    for (int64_t i = 0; i < high; i++)
+                        each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
+                            constexpr int R = decltype(regs)::value;
+                            const T* base = scratch + i * g.SY * tile.slots * LC + p * LC;
+                            for (int64_t part = 0; part < parts; part++)
+                                for (int64_t o = 0; o < g.O; o++) {
+                                    V<A, L> acc[R];
+                                    A* kept = acc_of + o * R * L;
+                                    T* to = row_of(o, i) + p * N;
+                                    if (part) {
+                                        GS_UNROLL
+                                        for (int r = 0; r < R; r++) acc[r] = load<A, L>(kept + r * L);
+                                    } else if (b) {
+                                        load_pixels<A, L, R, LC>(to, N, acc, count);
+                                    } else {
+                                        for (auto& a : acc) a = level(o);
+                                    }
+                                    const int32_t* k = from + part * s.outer + o;
+                                    axpy<A, L, R>(acc, base, 1, off, vals, k[0], k[1], false);
+                                    if (part + 1 < parts) {
+                                        GS_UNROLL
+                                        for (int r = 0; r < R; r++) store<A, L>(kept + r * L, acc[r]);
+                                    } else {
+                                        store_pixels<A, L, R, LC>(to, N, acc, count);
+                                    }
+                                }
+                        });
                 }
             }
         });
@@ -283,7 +337,8 @@ void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Mac
     });
 }
 
-// dx; dw may be null. s is in column order: outer = C KH KW, inner = O.
+// dx; dw may be null. s is in column order: outer = C KH KW, inner = O. Entries are taken block of output channels by block, in it channel
+// by channel, remainder by remainder.
 template <class A, class T>
 void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index s, Conv g, int64_t N, Machine m) {
     constexpr int L = LANES<A>;
@@ -294,32 +349,56 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
         constexpr int LC = decltype(lanes_each)::value;
         auto rows = [&](int64_t h) { return h + high_y - low_y; };
         auto slots = [&](int64_t w) { return w + high_x - low_x; };
-        const Tile tile = best_tile(GH, GW, g.O, g.C * g.SY * g.SX, LC * sizeof(T), budget_of(m), std::max(1, 8 * L / LC), rows, slots);
-        const int64_t K = g.KH * g.KW, plane = tile.rows * tile.slots * LC, n = s.ptr[s.outer];
+        const int64_t K = g.KH * g.KW, phases = g.SY * g.SX, n = s.ptr[s.outer], step = g.SX * N;
+        const Tile tile = best_tile(GH, GW, g.O, g.C * phases, LC * sizeof(T), budget_of(m), std::max(1, 8 * L / LC), rows, slots);
+        const int64_t plane = tile.rows * tile.slots * LC, segments = tile.blocks * g.C * phases;
         const int64_t across = ceil_div(GW, tile.wide), pieces = ceil_div(N, LC), tasks = ceil_div(GH, tile.high) * across * pieces;
-        static thread_local Scratch offsets, splits, ordered, partial;
+        static thread_local Scratch offsets, splits, begins, ordered, places, partial, taps;
         int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
+        int32_t *begin = begins.get<int32_t>(segments + 1), *place = places.get<int32_t>(n), *phase_of = taps.get<int32_t>(2 * K);
         A *vals = ordered.get<A>(n), *sums_of = dw ? partial.get<A>(n * m.threads) : nullptr;
-        const bool whole = tile.blocks == 1 && g.SY * g.SX == 1;  // all entries of a channel in one run
-        const int64_t step = g.SX * N;
+        for (int64_t tap = 0; tap < K; tap++) {  // the remainder that a tap serves, and how far it sees dy moved there
+            const int64_t ky = g.PY - tap / g.KW * g.DY, kx = g.PX - tap % g.KW * g.DX;
+            const int64_t up = -floor_div(-ky, g.SY), side = -floor_div(-kx, g.SX);
+            phase_of[tap] = int32_t((up * g.SY - ky) * g.SX + side * g.SX - kx);
+            phase_of[K + tap] = int32_t(((up - low_y) * tile.slots + side - low_x) * LC);
+        }
         int64_t most = 0;
         for (int64_t c = 0; c < g.C; c++) most = std::max<int64_t>(most, s.ptr[(c + 1) * K] - s.ptr[c * K]);
         parallel(m.threads, [&](int t, int threads) {
-            static thread_local Scratch packed, held, summed, taps;
-            Run* runs = taps.get<Run>(K);
+            static thread_local Scratch packed, held, summed;
             T* scratch = packed.get<T>(tile.channels * plane);
             A *dots = held.get<A>((most + L) * L), *sums = summed.get<A>(most + L), *mine = dw ? sums_of + n * t : nullptr;
-            const int64_t r0 = s.outer * t / threads, r1 = s.outer * (t + 1) / threads;
-            split_blocks(s, tile.blocks, tile.channels, r0, r1, split);
-            for (int64_t r = r0; r < r1; r++) {
-                const int64_t tap = r % K, ky = g.PY - tap / g.KW * g.DY, kx = g.PX - tap % g.KW * g.DX;
-                const int64_t up = -floor_div(-ky, g.SY), side = -floor_div(-kx, g.SX);  // this tap's remainder sees dy moved by so much
-                const int64_t at = ((up - low_y) * tile.slots + side - low_x) * LC;
-                for (int64_t k = s.ptr[r]; k < s.ptr[r + 1]; k++) {
-                    off[k] = int32_t(s.idx[k] % tile.channels * plane + at);
-                    vals[k] = values[s.perm[k]];
-                }
+            const int64_t first = g.C * t / threads, last = g.C * (t + 1) / threads;
+            split_blocks(s, tile.blocks, tile.channels, first * K, last * K, split);
+            auto each_run = [&](int64_t b, int64_t c, int64_t phase, auto&& f) {  // f(tap, first, last entry)
+                for (int64_t tap = 0; tap < K; tap++)
+                    if (phase_of[tap] == phase) f(tap, split[b * s.outer + c * K + tap], split[(b + 1) * s.outer + c * K + tap]);
+            };
+            for (int64_t b = 0; b < tile.blocks; b++)
+                for (int64_t c = first; c < last; c++)
+                    for (int64_t phase = 0; phase < phases; phase++) {
+                        int32_t count = 0;
+                        each_run(b, c, phase, [&](int64_t, int32_t from, int32_t upto) { count += upto - from; });
+                        begin[(b * g.C + c) * phases + phase + 1] = count;
+                    }
+            barrier(threads);
+            if (t == 0) {
+                begin[0] = 0;
+                for (int64_t i = 0; i < segments; i++) begin[i + 1] += begin[i];
             }
+            barrier(threads);
+            for (int64_t b = 0; b < tile.blocks; b++)
+                for (int64_t c = first; c < last; c++)
+                    for (int64_t phase = 0; phase < phases; phase++) {
+                        int64_t to = begin[(b * g.C + c) * phases + phase];
+                        each_run(b, c, phase, [&](int64_t tap, int32_t from, int32_t upto) {
+                            for (int64_t k = from; k < upto; k++, to++) {
+                                off[to] = int32_t(s.idx[k] % tile.channels * plane + phase_of[K + tap]);
+                                place[to] = s.perm[k], vals[to] = values[s.perm[k]];
+                            }
+                        });
+                    }
             if (dw) std::fill(mine, mine + n, A(0));
             barrier(threads);
             for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
@@ -330,43 +409,31 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
                     for (int64_t o = o0; o < o1; o++)
                         pack_plane<T, LC>(scratch + (o - o0) * plane, dy + o * g.OH * g.OW * N, g.OH, g.OW, N, iy + low_y, ix + low_x,
                                           tile.rows, tile.slots, 1, start, count);
-                    const int32_t* from = split + b * s.outer;
-                    for (int64_t c = 0; c < g.C; c++) {
-                        const int64_t k0 = s.ptr[c * K], k1 = s.ptr[(c + 1) * K];
-                        if (dw) std::memset(dots, 0, (ceil_div(k1 - k0, L) * L) * L * sizeof(A));
-                        for (int64_t phase = 0; phase < g.SY * g.SX; phase++) {
-                            const int64_t fy = phase / g.SX, fx = phase % g.SX;
-                            const int64_t high = std::min(tile.high, ceil_div(g.H - fy, g.SY) - iy);
-                            const int64_t wide = std::min(tile.wide, ceil_div(g.W - fx, g.SX) - ix);
-                            Run* last_run = runs;  // the entries of this channel whose taps serve this remainder
-                            if (whole) {
-                                *last_run++ = {s.ptr + c * K, s.ptr + (c + 1) * K};
-                            } else {
-                                for (int64_t tap = 0; tap < K; tap++)
-                                    if ((fy + g.PY - tap / g.KW * g.DY) % g.SY == 0 && (fx + g.PX - tap % g.KW * g.DX) % g.SX == 0)
-                                        *last_run++ = {from + c * K + tap, from + s.outer + c * K + tap};
-                            }
-                            for (int64_t i = 0; i < high && wide > 0; i++) {
-                                const T* base = scratch + i * tile.slots * LC;
-                                const int64_t place = ((c * g.H + (iy + i) * g.SY + fy) * g.W + ix * g.SX + fx) * N + start;
-                                each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
-                                    constexpr int R = decltype(regs)::value;
-                                    V<A, L> acc[R], in[R] = {};
-                                    if (dx && b) load_pixels<A, L, R, LC>(dx + place + p * step, step, acc, count);
-                                    else
-                                        for (auto& a : acc) a = V<A, L>{};
-                                    if (dw) load_pixels<A, L, R, LC>(x + place + p * step, step, in, count);
-                                    for (const Run* r = runs; r < last_run; r++) {
-                                        const int64_t k = r->from[0], end = r->upto[0];
-                                        const T* at = base + p * LC;
-                                        A* to = dots + (k - k0) * L;
-                                        if (!dw) axpy<A, L, R>(acc, at, 1, off, vals, k, end, false);
-                                        else if (dx) axpy_dots<A, L, R, true, true>(acc, in, at, 1, off, vals, k, end, to, false);
-                                        else axpy_dots<A, L, R, false, true>(acc, in, at, 1, off, vals, k, end, to, false);
-                                    }
-                                    if (dx) store_pixels<A, L, R, LC>(dx + place + p * step, step, acc, count);
-                                });
-                            }
+                    for (int64_t segment = b * g.C * phases; segment < (b + 1) * g.C * phases; segment++) {
+                        const int64_t c = segment / phases % g.C, fy = segment % phases / g.SX, fx = segment % g.SX;
+                        const int64_t k0 = begin[segment], k1 = begin[segment + 1];
+                        const int64_t high = std::min(tile.high, ceil_div(g.H - fy, g.SY) - iy);
+                        const int64_t wide = std::min(tile.wide, ceil_div(g.W - fx, g.SX) - ix);
+                        if ((k0 == k1 && b) || high <= 0 || wide <= 0) continue;
+                        if (dw) std::memset(dots, 0, ceil_div(k1 - k0, L) * L * L * sizeof(A));
+                        for (int64_t i = 0; i < high; i++) {
+                            const T* base = scratch + i * tile.slots * LC;
+                            const int64_t at = ((c * g.H + (iy + i) * g.SY + fy) * g.W + ix * g.SX + fx) * N + start;
+                            each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
+                                constexpr int R = decltype(regs)::value;
+                                V<A, L> acc[R], in[R];
+                                T* to = dx + at + p * step;
+                                if (b) load_pixels<A, L, R, LC>(to, step, acc, count);
+                                else
+                                    for (auto& a : acc) a = V<A, L>{};
+                                if (dw) {
+                                    load_pixels<A, L, R, LC>(x + at + p * step, step, in, count);
+                                    axpy_dots<A, L, R, true, true>(acc, in, base + p * LC, 1, off, vals, k0, k1, dots, false);
+                                } else {
+                                    axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, false);
+                                }
+                                store_pixels<A, L, R, LC>(to, step, acc, count);
+                            });
                         }
                         if (dw) {
                             reduce_dots<A, L>(dots, k1 - k0, sums);
@@ -380,7 +447,7 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
                 for (int64_t k = n * t / threads; k < n * (t + 1) / threads; k++) {
                     A total = 0;
                     for (int a = 0; a < threads; a++) total += sums_of[n * a + k];
-                    dw[s.perm[k]] = total;
+                    dw[place[k]] = total;
                 }
             }
         });
