@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from gossamer import __version__
-from gossamer.experiments import cli, extras, job, sweep
+from gossamer.experiments import cli, doctor, extras, job, sweep
 from gossamer.experiments.config import KINDS, PLAIN, parse, read_yaml
 from gossamer.experiments.folder import Folder
+from gossamer.ops import kernels, native
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
@@ -77,12 +78,68 @@ def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
         "threads",
         "BLAS",
         "sparse kernels",
+        "native builds",
         "GPU",
         "extra run",
         "missing tensorboard",
         "pip install tensorboard",
     ):
         assert word in out
+
+
+def doctored(*variables: str, capsys, monkeypatch, **attributes) -> str:
+    """What doctor says under these environment variables (NAME=value) with these attributes of gossamer.ops.native."""
+    for name in (kernels.ENVIRONMENT, native.ENVIRONMENT):
+        monkeypatch.delenv(name, raising=False)
+    for variable in variables:
+        monkeypatch.setenv(*variable.split("="))
+    for name, value in attributes.items():
+        monkeypatch.setattr(native, name, value)
+    return command("doctor", capsys=capsys)[1]
+
+
+class FakeBuild:
+    """What doctor asks of a native build."""
+
+    isa, lanes, openmp, __file__ = "avx2", 8, True, native.__file__
+
+    @staticmethod
+    def cache_bytes() -> int:
+        return 1 << 20
+
+
+def test_doctor_says_which_native_build_runs_and_why(capsys, monkeypatch):
+    here = {"capsys": capsys, "monkeypatch": monkeypatch, "BEST": FakeBuild, "BUILDS": [FakeBuild], "UNUSABLE": {}, "MISSING": ""}
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name.endswith(("_avx512", "_avx2")) or None)
+    torch.set_num_threads(3)
+    out = doctored(**here)
+    assert "native, avx2 build: 8 float32 lanes, 3 OpenMP threads" in out and "1048576 bytes" in out
+    assert "avx512, avx2; avx2 is the best that can run here; not avx512: this processor does not know it" in out
+    assert "avx2 by GOSSAMER_ISA" in doctored("GOSSAMER_ISA=avx2", **here)
+    assert "not avx512: it is broken" in doctored(**{**here, "UNUSABLE": {"avx512": "it is broken"}})
+    out = doctored("GOSSAMER_BACKEND=reference", **here)
+    assert "reference (plain torch, slower), by GOSSAMER_BACKEND=reference" in out and "pip install -v" not in out
+    assert "avx2 build, by GOSSAMER_BACKEND=native" in doctored("GOSSAMER_BACKEND=native", **here)
+    out = doctored("GOSSAMER_BACKEND=natve", **here)
+    assert "none: GOSSAMER_BACKEND=natve names no kernel; did you mean 'native'?" in out and "unset GOSSAMER_BACKEND" in out
+    monkeypatch.setattr(FakeBuild, "openmp", False)
+    assert "one thread (built without OpenMP)" in doctored(**here)
+
+
+def test_doctor_says_why_no_native_build_runs_and_what_to_do(capsys, monkeypatch):
+    here = {"capsys": capsys, "monkeypatch": monkeypatch, "BEST": None, "BUILDS": [], "UNUSABLE": {}, "MISSING": "no compiler was found"}
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    out = doctored(**here)
+    assert "reference (plain torch, slower): no compiler was found" in out and "install g++" in out and "pip install -v" in out
+    assert "none: GOSSAMER_BACKEND=native, but no compiler was found" in doctored("GOSSAMER_BACKEND=native", **here)
+    assert "install g++" not in doctored("GOSSAMER_BACKEND=reference", **here)
+    out = doctored("GOSSAMER_ISA=mmx", **here)
+    assert "unset GOSSAMER_ISA" in out and "install g++" not in out
+
+
+@pytest.mark.skipif(native.BEST is None, reason=f"no native build runs here: {native.MISSING}")
+def test_the_native_build_shares_the_threads_of_torch(capsys, monkeypatch):
+    assert "OpenMP threads shared with torch" in doctored(capsys=capsys, monkeypatch=monkeypatch) or not native.BEST.openmp
 
 
 def test_a_missing_extra_is_one_message_with_the_command(capsys, monkeypatch):

@@ -18,8 +18,10 @@ from gossamer.ops.csr_sense import reference as sense
 from gossamer.ops.kernels import Kernel, always, choose, full_precision, why
 from gossamer.support import Support
 
-LINEAR = {"forward": csr_linear.FORWARD, "input_gradient": csr_linear.INPUT_GRADIENT, "weight_gradient": csr_linear.WEIGHT_GRADIENT}
-CONV2D = {"forward": csr_conv2d.FORWARD, "input_gradient": csr_conv2d.INPUT_GRADIENT, "weight_gradient": csr_conv2d.WEIGHT_GRADIENT}
+LINEAR, CONV2D = (
+    {"forward": op.FORWARD, "backward": op.BACKWARD, "input_gradient": op.INPUT_GRADIENT, "weight_gradient": op.WEIGHT_GRADIENT}
+    for op in (csr_linear, csr_conv2d)
+)
 SENSE = {"sampled": csr_sense.SAMPLED, "strongest": csr_sense.STRONGEST}
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import budgets
+from .batch_last import PLAIN
 from .errors import Unfit, check_density, nearest
 from .layers import SparseLayer
 from .support import checked, grid_of
@@ -109,7 +110,7 @@ def _dense_reason(name: str, m: nn.Module, chosen: set[str] | None, excluded: se
     """Why a module that owns parameters stays as it is, or ""."""
     if isinstance(m, SparseLayer):
         return "it is sparse already"
-    if type(m) not in (nn.Linear, nn.Conv2d):
+    if PLAIN.get(type(m), type(m)) not in (nn.Linear, nn.Conv2d):
         if isinstance(m, LazyModuleMixin):
             return "it is lazy: run one batch through the model first"
         if isinstance(m, (nn.Linear, nn.Conv2d)):

@@ -5,6 +5,7 @@ if need be and returns this format; ReLU and all that works element by element, 
 themselves. Batch normalisation, pooling and dense convolutions do not, so :func:`keep_batch_last` gives them twins:
 
     BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; with the ReLU that follows, where one does
+    Linear left dense            its product by that matrix
     Conv2d left dense            1 x 1 as a matrix product over the same matrix; few incoming weights by the full sparse kernel
     pooling                      over the channels-last image (C, N, H, W) that it is in memory: the batch takes the channels' place
 
@@ -185,7 +186,19 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         return _pooled(super().forward, input)
 
 
-# -------------------------------------------------------------------- convolutions that stay dense
+# -------------------------------------------------------------------- layers that stay dense
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F): torch's own product takes it for an awkward transpose."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        plain = input.dim() != 2 or input.is_contiguous() or input.dtype != self.weight.dtype or not input.is_cpu
+        if plain or torch.is_autocast_enabled("cpu") or not _lies_batch_last(input):
+            return super().forward(input)
+        x = input.t()
+        return (self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)).t()
+
 
 SMALL = 64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
 
@@ -236,6 +249,7 @@ def _pooled(pool: Callable[[Tensor], Any], x: Tensor) -> Tensor:
 
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: Linear,
     nn.Conv2d: Conv2d,
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,

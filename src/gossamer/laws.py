@@ -36,6 +36,7 @@ from .topology import topology as topologies
 from .topology.topology import Topology
 
 Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.int64: 0.0}  # of kernels' results
 
 
 def nesterov(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -146,22 +147,30 @@ def check_kernel(
     batch: int = 5,
     size: tuple[int, int] = (7, 6),
     dtype: torch.dtype = torch.float64,
+    biased: bool = False,
+    strange: bool = False,
 ) -> bool:
-    """One kernel on one support: the dense product's numbers, in either memory order of its inputs, which it leaves alone, twice alike.
+    """One kernel on one support: the dense product's numbers, whatever the memory order of its inputs, which it leaves alone, twice alike.
 
     Args:
-        operation: ``csr_linear.`` or ``csr_conv2d.`` and ``forward``, ``input_gradient`` or ``weight_gradient``; ``csr_sense.sampled``
-            or ``csr_sense.strongest``.
+        operation: ``csr_linear.`` or ``csr_conv2d.`` and ``forward``, ``backward``, ``input_gradient`` or ``weight_gradient``;
+            ``csr_sense.sampled`` or ``csr_sense.strongest``.
         g: the convolution's geometry; None is a linear layer.
         batch, size: of the inputs; height and width matter to convolutions only.
+        dtype: of the activations. With bfloat16 the values are float32, and float32 must be what is computed in: the numbers of the
+            float32 product of the rounded activations, rounded once where they are activations.
+        biased: give ``forward`` a bias.
+        strange: besides contiguous and batch-last inputs also channels-last ones and views with gaps.
 
     Returns: False if the kernel said (``unfit``) that it cannot run here, which breaks no law.
     """
-    where = f"{operation} by {kernel.name!r} on {s.shape} in units of {s.unit}, n={s.n}, batch {batch}, {dtype}"
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+    where = f"{operation} by {kernel.name!r} on {s.shape} in units of {s.unit}, n={s.n}" + (f", {g}, {size}" if g else "")
+    where = f"{where}, batch {batch}, {dtype}"
     x, dy, values = _operands(s, g, batch, size, dtype)
-    for order in (torch.Tensor.contiguous, _batch_last):
-        arguments = _arguments(operation, order(x), order(dy), values, s, g, size)
+    bias = _bias(s, values.dtype) if biased else None
+    expected = _expected(operation, x.to(values.dtype), dy.to(values.dtype), values, s, g, bias)
+    for order in (torch.Tensor.contiguous, _batch_last, *((_channels_last, _gapped) if strange else ())):
+        arguments = _arguments(operation, order(x), order(dy), values, s, g, size, bias)
         reasons = kernel.unfit(*arguments)
         _demand(all(isinstance(reason, str) for reason in reasons), f"{where}: unfit must give sentences")
         if reasons:
@@ -172,11 +181,12 @@ def check_kernel(
         unchanged = all(torch.equal(a, b) for a, b in zip(kept, (a for a in arguments if isinstance(a, Tensor)), strict=True))
         _demand(unchanged, f"{where}: the inputs must not change")
         got, again = (r if isinstance(r, tuple) else (r,) for r in (got, again))
-        for a, b, expected in zip(got, again, _expected(operation, x, dy, values, s, g), strict=True):
-            _demand(a.shape == expected.shape, f"{where}: shape {tuple(a.shape)}, must be {tuple(expected.shape)}")
-            _demand(a.dtype == expected.dtype, f"{where}: dtype {a.dtype}, must be {expected.dtype}")
+        for a, b, (exact, activations) in zip(got, again, expected, strict=True):
+            exact = exact.to(dtype) if activations else exact
+            _demand(a.shape == exact.shape, f"{where}: shape {tuple(a.shape)}, must be {tuple(exact.shape)}")
+            _demand(a.dtype == exact.dtype, f"{where}: dtype {a.dtype}, must be {exact.dtype}")
             _demand(not bool(a.isnan().any()), f"{where}: some of the output was never written")
-            _close(a, expected, f"{where}: must be the dense product's", tolerance)
+            _close(a, exact, f"{where}: must be the dense product's", TOLERANCE[a.dtype])
             _demand(torch.equal(a, b), f"{where}: two runs must give the same bits")
     return True
 
@@ -244,9 +254,9 @@ def _hard_supports() -> Iterator[tuple[Support, Geometry | None]]:
 def _operands(
     s: Support, g: Geometry | None, batch: int, size: tuple[int, int], dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, output gradient and values (0 where a tile hangs over the edge)."""
+    """Input, output gradient and values (0 where a tile hangs over the edge), which are float32 at least."""
     rng = torch.Generator().manual_seed(1)
-    dense = torch.randn(s.shape, generator=rng, dtype=torch.float64).to(dtype)
+    dense = torch.randn(s.shape, generator=rng, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))
     if g is None:
         shapes = (batch, s.shape[1]), (batch, s.shape[0])
     else:
@@ -256,12 +266,17 @@ def _operands(
     return x, dy, gather(dense, s)
 
 
+def _bias(s: Support, dtype: torch.dtype) -> Tensor:
+    return torch.randn(s.shape[0], generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+
+
 def _arguments(
-    operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None, size: tuple[int, int]
+    operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None, size: tuple[int, int], bias: Tensor | None
 ) -> tuple[Any, ...]:
     conv = () if g is None else (g,)
     table: dict[str, tuple[Any, ...]] = {
-        "forward": (x, values, s, *conv),
+        "forward": (x, values, s, *conv, *(() if bias is None else (bias,))),
+        "backward": (dy, x, values, s, *conv),
         "input_gradient": (dy, values, s, *conv, *(() if g is None else (size,))),
         "weight_gradient": (dy, x, s, *conv),
         "sampled": (dy, x, _some_zeros(s), s.shape, s.unit, g),
@@ -270,22 +285,25 @@ def _arguments(
     return table[operation.split(".")[1]]
 
 
-def _expected(operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None) -> tuple[Tensor, ...]:
-    """What the dense layer computes."""
+def _expected(
+    operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None, bias: Tensor | None
+) -> list[tuple[Tensor, bool]]:
+    """What the dense layer computes, and whether that is activations (or their gradient)."""
     dense, x = scatter(values, s).requires_grad_(), x.detach().clone().requires_grad_()
     shape = s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel)
-    y = F.linear(x, dense) if g is None else F.conv2d(x, dense.view(shape), None, g.stride, g.padding, g.dilation)
+    y = F.linear(x, dense, bias) if g is None else F.conv2d(x, dense.view(shape), bias, g.stride, g.padding, g.dilation)
     dx, dw = torch.autograd.grad(y, (x, dense), dy)
     what = operation.split(".")[1]
     if what == "sampled":
-        return (gather(dw, Support.from_ids(_some_zeros(s), s.shape, s.unit)),)
+        return [(gather(dw, Support.from_ids(_some_zeros(s), s.shape, s.unit)), False)]
     if what == "strongest":
         zeros = Support.from_ids(s.outside(torch.arange(s.total - s.n)), s.shape, s.unit)
         tiles = 1.5 * gather(dw, zeros)
         ranked = sorted(zip((-topologies.norm(tiles)).tolist(), range(zeros.n), strict=True))[: (s.total - s.n + 1) // 2]
         at = torch.tensor(sorted(i for _, i in ranked), dtype=torch.int64)
-        return zeros.ids()[at], tiles[at]
-    return {"forward": (y.detach(),), "input_gradient": (dx,), "weight_gradient": (gather(dw, s),)}[what]
+        return [(zeros.ids()[at], False), (tiles[at], False)]
+    forward, of_x, of_w = (y.detach(), True), (dx, True), (gather(dw, s), False)
+    return {"forward": [forward], "backward": [of_x, of_w], "input_gradient": [of_x], "weight_gradient": [of_w]}[what]
 
 
 def _some_zeros(s: Support) -> Tensor:
@@ -294,6 +312,14 @@ def _some_zeros(s: Support) -> Tensor:
 
 def _batch_last(t: Tensor) -> Tensor:
     return t.permute(*range(1, t.dim()), 0).contiguous().permute(-1, *range(t.dim() - 1))
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _gapped(t: Tensor) -> Tensor:
+    return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0]
 
 
 # -------------------------------------------------------------------- surgery

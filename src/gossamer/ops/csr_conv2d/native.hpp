@@ -241,7 +241,7 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
                                     if (b) load_pixels<A, L, R, LC>(row + p * N, N, acc, count);
                                     else
                                         for (auto& a : acc) a = zero;
-                                    axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, false);
+                                    axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, 0);
                                     store_pixels<A, L, R, LC>(row + p * N, N, acc, count);
                                 });
                             }
@@ -265,7 +265,7 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
                                         for (auto& a : acc) a = level(o);
                                     }
                                     const int32_t* k = from + part * s.outer + o;
-                                    axpy<A, L, R>(acc, base, 1, off, vals, k[0], k[1], false);
+                                    axpy<A, L, R>(acc, base, 1, off, vals, k[0], k[1], 0);
                                     if (part + 1 < parts) {
                                         GS_UNROLL
                                         for (int r = 0; r < R; r++) store<A, L>(kept + r * L, acc[r]);
@@ -319,7 +319,7 @@ void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Mac
                                 constexpr int R = decltype(regs)::value;
                                 V<A, L> none[R], in[R];
                                 load_pixels<A, L, R, LC>(row + p * N, N, in, count);
-                                axpy_dots<A, L, R, false, true>(none, in, base + p * LC, 1, off, (const A*)nullptr, k0, k1, dots, false);
+                                axpy_dots<A, L, R, false, true>(none, in, base + p * LC, 1, off, (const A*)nullptr, k0, k1, dots, 0);
                             });
                         }
                         reduce_dots<A, L>(dots, k1 - k0, sums);
@@ -428,9 +428,9 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
                                     for (auto& a : acc) a = V<A, L>{};
                                 if (dw) {
                                     load_pixels<A, L, R, LC>(x + at + p * step, step, in, count);
-                                    axpy_dots<A, L, R, true, true>(acc, in, base + p * LC, 1, off, vals, k0, k1, dots, false);
+                                    axpy_dots<A, L, R, true, true>(acc, in, base + p * LC, 1, off, vals, k0, k1, dots, 0);
                                 } else {
-                                    axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, false);
+                                    axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, 0);
                                 }
                                 store_pixels<A, L, R, LC>(to, step, acc, count);
                             });

@@ -1,5 +1,6 @@
 """The fast twins of :mod:`.reference`: ``native.hpp`` by way of an extension module. Outputs and input gradients are batch-last."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
     """The kernels of one build, by operation."""
 
     def forward(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
-        y = like(x, x.shape[0], s.shape[0], *g.out(*x.shape[2:]))
+        y = like(x, x.shape[0], s.shape[0], *_out(g, *x.shape[2:]))
         bias = None if bias is None else computed(bias)
         m.conv_forward(batch_last(x), computed(values), bias, y, s.crow, s.col, _flat(g), torch.get_num_threads())
         return y
@@ -45,8 +46,12 @@ def sampled(m: Any, dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, g: Geometr
     return dw
 
 
-def _flat(g: Geometry) -> list[int]:
-    return [v for pair in g for v in pair]
+@lru_cache
+def _flat(g: Geometry) -> tuple[int, ...]:
+    return tuple(v for pair in g for v in pair)
+
+
+_out = lru_cache(Geometry.out)
 
 
 KERNELS = kernels(BEST)

@@ -11,7 +11,7 @@ from ...errors import Unfit
 from ...support import Support
 from ..kernels import Kernel, full_precision, once, run_as, traced
 from ..memory import batch_last
-from ..native import channel_sums
+from ..native import bias_gradient
 from . import native, reference
 from .reference import Geometry
 
@@ -74,6 +74,7 @@ def gradients(
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, values, bias, s, g):
+        x = batch_last(x)  # once for both passes
         ctx.save_for_backward(x, values)
         ctx.support, ctx.geometry, ctx.bias = s, g, None if bias is None else bias.dtype
         return product(x, values, s, g, bias)
@@ -87,7 +88,7 @@ class _Product(torch.autograd.Function):
         x, values = ctx.saved_tensors
         of_x, of_w, of_b, *_ = ctx.needs_input_grad
         dx, dw = gradients(dy, x, values, ctx.support, ctx.geometry, x.shape[2:], of_x, of_w)
-        return dx, dw, channel_sums(dy).to(ctx.bias) if of_b else None, None, None
+        return dx, dw, bias_gradient(dy, ctx.bias) if of_b else None, None, None
 
 
 _apply: Any = super(torch.autograd.Function, _Product).apply  # without torch's look for torch.func, which traced() has had

@@ -22,10 +22,10 @@ struct Index {
 
 // acc[i] += sum_{k in [k, end)} vals[k] * base[idx[k] * stride + i L]
 template <class A, int L, int R, class T>
-GS_INLINE void axpy(V<A, L> (&acc)[R], const T* base, int64_t stride, const int32_t* idx, const A* vals, int64_t k, int64_t end, bool far) {
+GS_INLINE void axpy(V<A, L> (&acc)[R], const T* base, int64_t stride, const int32_t* idx, const A* vals, int64_t k, int64_t end, int64_t far) {
     for (; k < end; k++) {
         const T* p = base + idx[k] * stride;
-        if (far) __builtin_prefetch(base + idx[k + AHEAD < end ? k + AHEAD : k] * stride);
+        if (k + AHEAD < far) __builtin_prefetch(base + idx[k + AHEAD] * stride);
         A w = vals[k];
         GS_UNROLL
         for (int i = 0; i < R; i++) acc[i] += w * load<A, L>(p + i * L);
@@ -36,10 +36,10 @@ GS_INLINE void axpy(V<A, L> (&acc)[R], const T* base, int64_t stride, const int3
 // lanes add up to the entry's gradient, goes to dots[k - first], added or written: both gradients for one load.
 template <class A, int L, int R, bool DX, bool ADD, class T>
 GS_INLINE void axpy_dots(V<A, L> (&acc)[R], const V<A, L> (&x)[R], const T* base, int64_t stride, const int32_t* idx, const A* vals,
-                         int64_t k, int64_t end, A* dots, bool far) {
+                         int64_t k, int64_t end, A* dots, int64_t far) {
     for (; k < end; k++, dots += L) {
         const T* p = base + idx[k] * stride;
-        if (far) __builtin_prefetch(base + idx[k + AHEAD < end ? k + AHEAD : k] * stride);
+        if (k + AHEAD < far) __builtin_prefetch(base + idx[k + AHEAD] * stride);
         V<A, L> w = splat<A, L>(DX ? vals[k] : A(0)), even = ADD ? load<A, L>(dots) : V<A, L>{}, odd{};
         GS_UNROLL
         for (int i = 0; i < R; i++) {
@@ -100,12 +100,13 @@ const T* pack(Scratch& scratch, const T* x, int64_t ld, int64_t first, int64_t l
 // How one thread takes its rows of one piece of the batch: packed in blocks, or where it lies.
 template <class T>
 struct Blocks {
-    bool packs, far;
+    bool packs;
+    int64_t far;  // where the gathered vectors lie far away, the entries before which they are prefetched
     int64_t each;
     int32_t* cursor;
     Blocks(Scratch& cursors, const Index& s, int64_t first, int64_t last, int64_t ld, int64_t width, const Machine& m) {
         packs = ld > width && s.ptr[last] - s.ptr[first] >= 4 * s.inner;
-        far = !packs && s.inner * width * int64_t(sizeof(T)) > 2 * m.cache;
+        far = !packs && s.inner * width * int64_t(sizeof(T)) > 2 * m.cache ? s.ptr[last] : 0;
         each = packs ? block_rows<T>(s, width, m) : s.inner;
         cursor = each < s.inner ? cursors.get<int32_t>(last - first) : nullptr;
         if (cursor) std::copy(s.ptr + first, s.ptr + last, cursor);
@@ -160,7 +161,10 @@ void linear_backward(const T* dy, int64_t ldy, const T* x, int64_t ldx, const A*
         const int64_t c0 = share(s.ptr, s.outer, t / grid.across, grid.down), c1 = share(s.ptr, s.outer, t / grid.across + 1, grid.down);
         const int64_t k0 = n * t / threads, k1 = n * (t + 1) / threads;
         if (dx) {
-            for (int64_t k = k0; k < k1; k++) vals[k] = values[s.perm[k]];
+            for (int64_t k = k0; k < k1; k++) {
+                if (k + 2 * AHEAD < k1) __builtin_prefetch(values + s.perm[k + 2 * AHEAD]);
+                vals[k] = values[s.perm[k]];
+            }
             barrier(threads);
         }
         A* to = dw && !direct ? sums_of + n * (t % grid.across) : dw;
@@ -190,6 +194,8 @@ void linear_backward(const T* dy, int64_t ldy, const T* x, int64_t ldx, const A*
                             upto = std::min(end, from + SEGMENT);
                             if (dx) axpy_dots<A, L, R, true, false>(acc, held, base, stride, s.idx, vals, from, upto, dots, b.far);
                             else axpy_dots<A, L, R, false, false>(acc, held, base, stride, s.idx, vals, from, upto, dots, b.far);
+                            if (direct && b.far && s.perm)
+                                for (int64_t j = upto; j < std::min(upto + 2 * AHEAD, n); j++) __builtin_prefetch(to + s.perm[j], 1);
                             reduce_dots<A, L>(dots, upto - from, sums);
                             if (direct)
                                 for (int64_t j = from; j < upto; j++) to[s.perm ? s.perm[j] : j] = sums[j - from];

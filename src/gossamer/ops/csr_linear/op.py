@@ -14,7 +14,7 @@ from ...errors import Unfit
 from ...support import Support
 from ..kernels import Kernel, full_precision, once, run_as, traced
 from ..memory import batch_last
-from ..native import channel_sums
+from ..native import bias_gradient
 from . import native, reference
 
 # An operator takes a support as the seven things it is made of.
@@ -72,6 +72,7 @@ def gradients(dy: Tensor, x: Tensor, values: Tensor, s: Support, of_x: bool, of_
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, values, bias, s):
+        x = batch_last(x)  # once for both passes
         ctx.save_for_backward(x, values)
         ctx.support, ctx.bias = s, None if bias is None else bias.dtype
         return product(x, values, s, bias)
@@ -85,7 +86,7 @@ class _Product(torch.autograd.Function):
         x, values = ctx.saved_tensors
         of_x, of_w, of_b, _ = ctx.needs_input_grad
         dx, dw = gradients(dy, x, values, ctx.support, of_x, of_w)
-        return dx, dw, channel_sums(dy).to(ctx.bias) if of_b else None, None
+        return dx, dw, bias_gradient(dy, ctx.bias) if of_b else None, None
 
 
 _apply: Any = super(torch.autograd.Function, _Product).apply  # without torch's look for torch.func, which traced() has had

@@ -38,28 +38,33 @@ def _module(isa: str) -> ModuleType | str:
     return m
 
 
-def _builds() -> tuple[list[ModuleType], str]:
+def _builds() -> tuple[list[ModuleType], str, dict[str, str]]:
+    """The usable builds, why there is none, and of the others that the processor could run (by instruction set) why not."""
     plain: Any = _module("plain")
     if isinstance(plain, str):
-        return [], plain
+        return [], plain, {}
     names = plain.supported()
     asked = os.environ.get(ENVIRONMENT)
     if asked and asked not in names:
-        return [], f"{ENVIRONMENT}={asked}, and this machine runs {', '.join(names)}"
-    found = [plain if name == "plain" else _module(name) for name in names if not asked or name == asked]
-    return [m for m in found if not isinstance(m, str)], ""
+        return [], f"{ENVIRONMENT}={asked}, and this machine runs {', '.join(names)}", {}
+    found = {name: plain if name == "plain" else _module(name) for name in names if not asked or name == asked}
+    unusable = {name: m for name, m in found.items() if isinstance(m, str)}
+    builds = [m for m in found.values() if not isinstance(m, str)]
+    return builds, "" if builds else next(iter(unusable.values())), unusable
 
 
-BUILDS, MISSING = _builds()  # modules that can run here, best first; why there is none
+BUILDS, MISSING, UNUSABLE = _builds()  # modules that can run here, best first; why there is none; what else there could be: why not
 BEST: Any = BUILDS[0] if BUILDS else None
 _warned = False
 
 
 def why_not(*tensors: Tensor | None) -> list[str]:
     """The objections of every native kernel to these tensors, of which the first holds activations."""
-    if BEST is None:
-        return [f"the native kernels are missing: {MISSING}"]
     first, *rest = (t for t in tensors if t is not None)
+    if BEST is None:
+        if first.is_cpu:
+            warn_once()
+        return [f"the native kernels are missing: {MISSING}"]
     reasons = []
     if first.dtype not in COMPUTED:
         reasons.append(f"activations must be float32, float64 or bfloat16, not {first.dtype}")
@@ -82,11 +87,11 @@ def unfit(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
 
 
 def warn_once() -> None:
-    """Says once per process that the reference kernels run, and why."""
+    """Says once per process that there is nothing faster than the reference kernels, and why."""
     global _warned
-    if BEST is None and not _warned:
+    if not _warned:
         _warned = True
-        warnings.warn(f"gossamer runs its reference kernels, which are slower: {MISSING}", stacklevel=3)
+        warnings.warn(f"without its native kernels gossamer is slow: {MISSING} ('gossamer doctor' says what to do)", stacklevel=2)
 
 
 def like(x: Tensor, *shape: int) -> Tensor:
@@ -114,13 +119,13 @@ def keep_freed_memory() -> bool:
     return BEST is not None and BEST.keep_freed_memory()
 
 
-def channel_sums(dy: Tensor) -> Tensor:
-    """The sum over all dimensions but the second, (N, C, ...) -> (C,): the gradient of a bias, in the dtype that is computed in."""
+def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over all dimensions but the second, (N, C, ...) -> (C,)."""
     if BEST is None or not dy.is_cpu or dy.dtype not in COMPUTED:
-        return dy.sum([0, *range(2, dy.dim())])
+        return dy.sum([0, *range(2, dy.dim())]).to(dtype)
     sums = dy.new_empty(dy.shape[1], dtype=COMPUTED[dy.dtype])
     BEST.row_sums(batch_last(dy), sums, torch.get_num_threads())
-    return sums
+    return sums if sums.dtype is dtype else sums.to(dtype)
 
 
-__all__ = ["channel_sums", "keep_freed_memory", "BEST", "BUILDS", "MISSING", "batch_last", "computed", "like", "unfit", "warn_once", "why_not"]
+__all__ = ["bias_gradient", "keep_freed_memory", "BEST", "BUILDS", "MISSING", "batch_last", "computed", "like", "unfit", "warn_once", "why_not"]
