@@ -24,7 +24,9 @@ struct bf16 {
     uint16_t bits;
 };
 
-#if defined(__AVX512F__)
+#if defined(GS_BYTES)
+inline constexpr int BYTES = GS_BYTES;  // wider than the machine's: to try the code of another instruction set
+#elif defined(__AVX512F__)
 inline constexpr int BYTES = 64;
 #elif defined(__AVX2__)
 inline constexpr int BYTES = 32;
@@ -87,7 +89,10 @@ GS_INLINE bf16 round_to_bf16(float a) {
 // Keeps v in a register: without it the compiler loads an operand of two instructions twice.
 template <class A, int L>
 GS_INLINE void hold(V<A, L>& v) {
-#if defined(__x86_64__)
+#if defined(GS_BYTES)
+#elif defined(__AVX512F__)
+    if constexpr (L > 1) asm("" : "+v"(v));
+#elif defined(__x86_64__)
     if constexpr (L > 1) asm("" : "+x"(v));
 #elif defined(__aarch64__)
     if constexpr (L > 1) asm("" : "+w"(v));
