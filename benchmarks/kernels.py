@@ -405,18 +405,16 @@ def _chain(make: Callable[[], nn.Module], k: int, x: Tensor) -> Callable[[], Non
 
 
 def _kernels_alone(layer: gs.SparseLayer, x: Tensor, k: int) -> Callable[[], None]:
-    """The three kernels that the layer's calls choose, on its operands, k times."""
+    """The two kernels that the layer's calls choose, on its operands, k times."""
     s, values = layer.support, layer.values.detach()
     with torch.no_grad():
         dy = batch_last(torch.randn_like(layer(x)))
     ops, g = (linear_op, ()) if layer.geometry is None else (conv2d_op, (layer.geometry,))
-    sizes = () if layer.geometry is None else (tuple(x.shape[2:]),)
     bound = [
         (choose(kernels, *arguments).run, arguments)
         for kernels, arguments in (
             (ops.FORWARD, (x, values, s, *g)),
-            (ops.INPUT_GRADIENT, (dy, values, s, *g, *sizes)),
-            (ops.WEIGHT_GRADIENT, (dy, x, s, *g)),
+            (ops.BACKWARD, (dy, x, values, s, *g)),
         )
     ]
 
@@ -440,7 +438,7 @@ def overhead_table(result: Result) -> Table:
         "nothing (16 x 16, or 4 channels of 4 x 4 pixels; batch 8).",
         "The whole call bounds the overhead from above; the rest is what is surely not the kernels', whose own calls hold some glue too.",
     ]
-    columns = ["layer", "whole call", "its three kernels, called alone", "the rest", "torch's dense layer"]
+    columns = ["layer", "whole call", "its two kernels, called alone", "the rest", "torch's dense layer"]
     return Table("Overhead of a call", columns, rows, notes)
 
 

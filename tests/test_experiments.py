@@ -23,6 +23,7 @@ from gossamer.experiments.progress import Silent
 from gossamer.experiments.report import aggregate, collect, report, table
 from gossamer.experiments.run import Stopped, run, sparsified, step_size
 from gossamer.experiments.tasks import stream
+from gossamer.ops.native import BEST
 
 TINY = {
     "task": {"name": "planted", "features": 12, "relevant": 6, "hidden": 8, "fan_in": 3, "examples": 80},
@@ -162,7 +163,7 @@ def test_every_method_trains_and_leaves_a_complete_folder(tmp_path, method):
     assert [row["epoch"] for row in folder.rows()] == [0, 1, 2, 3] and folder.rows()[-1]["step"] == 15
     assert set(result["metrics"]) >= {"accuracy", "loss", "found", "train_loss"}
     assert checkpoint.inspect(folder.checkpoint)["extra"]["epoch"] == 3
-    assert result["kernels"] == (["torch"] if method == "dense" else ["reference"])
+    assert result["kernels"] == (["torch"] if method == "dense" else ["native" if BEST else "reference"])
     if method == "dense":
         assert result["flops_ratio"] == result["density"] == 1.0 and result["nonzero"] == result["parameters"]
     else:

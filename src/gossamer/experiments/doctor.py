@@ -105,7 +105,7 @@ def remedies() -> list[str]:
         return []
     if os.environ.get(native.ENVIRONMENT):
         return [f"sparse kernels: unset {native.ENVIRONMENT}"]
-    return ["sparse kernels: install g++ and Python's headers (python3-dev), then gossamer once more: pip install -v --force-reinstall --no-deps ."]
+    return ["sparse kernels: install g++ and Python's headers (python3-dev), then again: pip install -v --force-reinstall --no-deps ."]
 
 
 def blas() -> str:

@@ -91,7 +91,7 @@ def warn_once() -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"without its native kernels gossamer is slow: {MISSING} ('gossamer doctor' says what to do)", stacklevel=2)
+        warnings.warn(f"without its native kernels gossamer is slow: {MISSING} (gossamer doctor says what to do)", stacklevel=2)
 
 
 def like(x: Tensor, *shape: int) -> Tensor:

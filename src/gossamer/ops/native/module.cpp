@@ -279,7 +279,7 @@ void py_conv_weight(nb::handle dy_, nb::handle x_, nb::handle dw_, nb::handle cr
         using A = decltype(a);
         using T = decltype(stored);
         A* w = dw.vector<A>(index.n());
-        if (!w) dw.fail("is needed");
+        if (!dw.given()) dw.fail("is needed");
         nb::gil_scoped_release release;
         conv_weight<A, T>(dy.data<T>(), x.data<T>(), w, s, g, x.size(0), machine(threads));
     });
