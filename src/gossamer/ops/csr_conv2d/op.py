@@ -91,7 +91,8 @@ class _Product(torch.autograd.Function):
         return dx, dw, bias_gradient(dy, ctx.bias) if of_b else None, None, None
 
 
-_apply: Any = super(torch.autograd.Function, _Product).apply  # type: ignore[misc]  # without torch's look for torch.func, which traced() has had
+# Without torch's look for torch.func, which traced() has had.
+_apply: Any = super(torch.autograd.Function, _Product).apply  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------- the same as operators

@@ -128,4 +128,6 @@ def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
     return sums if sums.dtype is dtype else sums.to(dtype)
 
 
-__all__ = ["bias_gradient", "keep_freed_memory", "BEST", "BUILDS", "MISSING", "batch_last", "computed", "like", "unfit", "warn_once", "why_not"]
+__all__ = [
+    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "unfit", "warn_once", "why_not",
+]  # fmt: skip
