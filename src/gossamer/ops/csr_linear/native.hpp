@@ -13,6 +13,7 @@
 namespace gs {
 
 inline constexpr int SEGMENT = 128;  // entries of a column whose gradients are summed up together
+inline constexpr int NEXT = 3;    // rows by which results and held operands are prefetched
 inline constexpr int AHEAD = 16;  // entries by which the gathered vectors are prefetched where they lie far away
 
 struct Index {
@@ -70,6 +71,13 @@ GS_INLINE void reduce_dots(const A* dots, int64_t count, A* out) {
         for (int i = 0; i < L; i++) v[i] = load<A, L>(dots + (j + i) * L);
         store<A, L>(out + j, lane_sums<A, L>(v));
     }
+}
+
+// The lines of W numbers at p will be wanted soon: rows of a matrix that lie too far apart for the machine to foresee.
+template <int W, bool WRITE, class T>
+GS_INLINE void soon(const T* p) {
+    GS_UNROLL
+    for (int64_t i = 0; i < int64_t(W * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, WRITE);
 }
 
 // Rows of `inner` that one block takes: all, or as many as half of the second cache holds if each row or column has some entries in it.
@@ -130,6 +138,7 @@ void linear_forward(const T* x, int64_t ldx, const A* values, const A* bias, T* 
                 const int64_t last = std::min(first + b.each, s.inner), stride = b.packs ? W : ldx;
                 const T* base = b.packs ? pack(packed, x, ldx, first, last, start, W) : x + start;
                 for (int64_t r = r0; r < r1; r++) {
+                    if (r + NEXT < r1) soon<W, true>(y + (r + NEXT) * ldy + start);
                     V<A, L> acc[R];
                     GS_UNROLL
                     for (int i = 0; i < R; i++)
@@ -180,6 +189,10 @@ void linear_backward(const T* dy, int64_t ldy, const T* x, int64_t ldx, const A*
                 const int64_t last = std::min(first + b.each, s.inner), stride = b.packs ? W : ldy;
                 const T* base = b.packs ? pack(packed, dy, ldy, first, last, start, W) : dy + start;
                 for (int64_t c = c0; c < c1; c++) {
+                    if (c + NEXT < c1) {
+                        if (dx) soon<W, true>(dx + (c + NEXT) * lddx + start);
+                        if (dw) soon<W, false>(x + (c + NEXT) * ldx + start);
+                    }
                     V<A, L> acc[R];
                     GS_UNROLL
                     for (int i = 0; i < R; i++) acc[i] = dx && first ? load<A, L>(dx + c * lddx + start + i * L) : V<A, L>{};
