@@ -19,6 +19,7 @@
 #include <string>
 
 #include "../batch_norm/native.hpp"
+#include "../csr_conv2d/block.hpp"
 #include "../csr_conv2d/native.hpp"
 #include "../csr_linear/native.hpp"
 
@@ -285,6 +286,62 @@ void py_conv_weight(nb::handle dy_, nb::handle x_, nb::handle dw_, nb::handle cr
     });
 }
 
+// ---- units of h x w: a matrix is an image of one pixel, its geometry is not given
+
+struct BlockArguments {
+    Conv g;
+    Units u;
+    BlockArguments(const Argument& image, const Argument& result, const IndexArguments& index, const std::vector<int64_t>& unit,
+                   const std::vector<int64_t>& geometry) {
+        image.batch_last(), result.batch_last(), same_kind(image, result);
+        if (unit.size() != 2 || unit[0] < 1 || unit[1] < 1) throw std::invalid_argument("unit must be two positive numbers");
+        if (geometry.empty()) {
+            g = {image.size(1), 1, 1, result.size(1), 1, 1, 1, 1, 1, 1, 0, 0, 1, 1};
+            image.shaped({result.size(0), g.C}), result.shaped({image.size(0), g.O});
+        } else {
+            g = conv_of(image, result, geometry);
+        }
+        const int64_t rows = g.O, cols = g.C * g.KH * g.KW;
+        u = {index.of(ceil_div(rows, unit[0]), ceil_div(cols, unit[1])), unit[0], unit[1], rows, cols};
+    }
+    int64_t n() const { return int64_t(u.s.ptr[u.s.outer]) * u.h * u.w; }
+};
+
+void py_block_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow, nb::handle col,
+                      const std::vector<int64_t>& unit, const std::vector<int64_t>& geometry, int threads) {
+    Argument x(x_, "x"), values(values_, "values"), bias(bias_, "bias"), y(y_, "y");
+    IndexArguments index(crow, col, nb::none());
+    const BlockArguments block(x, y, index, unit, geometry);
+    by_dtype(x, [&](auto a, auto stored) {
+        using A = decltype(a);
+        using T = decltype(stored);
+        const A *v = values.vector<A>(block.n()), *b = bias.vector<A>(block.u.rows);
+        if (!v) values.fail("are needed");
+        nb::gil_scoped_release release;
+        block_forward<A, T>(x.data<T>(), v, b, huge(y.data<T>(), y.numel()), block.u, block.g, x.size(0), machine(threads));
+    });
+}
+
+void py_block_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_, nb::handle crow, nb::handle col,
+                       const std::vector<int64_t>& unit, const std::vector<int64_t>& geometry, int threads) {
+    Argument dy(dy_, "dy"), x(x_, "x"), values(values_, "values"), dx(dx_, "dx"), dw(dw_, "dw");
+    IndexArguments index(crow, col, nb::none());
+    if (dw.given() && !x.given()) x.fail("is needed for dw");
+    if (dx.given() && !values.given()) values.fail("are needed for dx");
+    const BlockArguments block(dx.given() ? dx : x, dy, index, unit, geometry);
+    if (dx.given() && x.given()) BlockArguments(x, dy, index, unit, geometry);
+    by_dtype(dy, [&](auto a, auto stored) {
+        using A = decltype(a);
+        using T = decltype(stored);
+        const A* v = values.vector<A>(block.n());
+        A* w = dw.vector<A>(block.n());
+        const Machine m = machine(threads);
+        nb::gil_scoped_release release;
+        if (dx.given()) block_input<A, T>(dy.data<T>(), v, huge(dx.data<T>(), dx.numel()), block.u, block.g, dy.size(0), m);
+        if (w) block_weight<A, T>(dy.data<T>(), x.data<T>(), w, block.u, block.g, dy.size(0), m);
+    });
+}
+
 // ---- batch normalisation and biases: (N, C, ...)
 
 void py_batch_norm_forward(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps, bool relu, nb::handle y_, nb::handle mean_,
@@ -427,6 +484,8 @@ NB_MODULE(GS_NAME(GS_MODULE), m) {
     m.def("conv_forward", &py_conv_forward, none, none, none, none, none, none, nb::arg(), nb::arg());
     m.def("conv_backward", &py_conv_backward, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
     m.def("conv_weight", &py_conv_weight, none, none, none, none, none, nb::arg(), nb::arg());
+    m.def("block_forward", &py_block_forward, none, none, none, none, none, none, nb::arg(), nb::arg(), nb::arg());
+    m.def("block_backward", &py_block_backward, none, none, none, none, none, none, none, nb::arg(), nb::arg(), nb::arg());
     m.def("batch_norm_forward", &py_batch_norm_forward, none, none, none, nb::arg(), nb::arg(), none, none, none, nb::arg());
     m.def("batch_norm_backward", &py_batch_norm_backward, none, none, none, none, none, none, nb::arg(), none, none, none, nb::arg());
     m.def("row_sums", &py_row_sums, none, none, nb::arg());
