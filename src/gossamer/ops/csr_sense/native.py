@@ -1,16 +1,21 @@
-"""The fast twin of :func:`.reference.sampled`: the weight-gradient kernels at other coordinates."""
+"""The fast twins of :mod:`.reference`: the weight-gradient kernels at other coordinates; and for everything, a block of rows at a time,
+torch's own dense weight gradient, which no sparse kernel beats where nothing is skipped."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
-from ...support import INT, grid_of
+from ...support import INT, Support, grid_of
 from ..csr_conv2d import native as conv2d
 from ..csr_conv2d.reference import Geometry
 from ..csr_linear import native as linear
 from ..kernels import Kernel
 from ..native import BEST, why_not
+from . import reference
 
 
 def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
@@ -23,7 +28,22 @@ def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
             return conv2d.sampled(m, dy, x, crow, col, g)
         return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col)
 
-    return {"sampled": Kernel(name, sampled, _unfit)}
+    def strongest(*args: Any) -> tuple[Tensor, Tensor]:
+        return reference.strongest(*args, rows_of=_dense_rows)
+
+    return {"sampled": Kernel(name, sampled, _unfit), "strongest": Kernel(name, strongest, _unfit_operands)}
+
+
+def _dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+    if g is None:
+        return reference.dense_rows(operands, rows, s, g)
+    size = (len(range(*rows.indices(s.shape[0]))), operands[0][1].shape[1], *g.kernel)
+    blocks = (conv2d_weight(x, size, dy[:, rows].contiguous(), g.stride, g.padding, g.dilation) for dy, x in operands)
+    return functools.reduce(torch.add, blocks).flatten(1)
+
+
+def _unfit_operands(operands: Sequence[tuple[Tensor, Tensor]], *_: Any) -> list[str]:
+    return why_not(*operands[0])
 
 
 def _unfit(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> list[str]:

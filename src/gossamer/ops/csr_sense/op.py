@@ -5,6 +5,6 @@ from . import native, reference
 from .reference import top_k
 
 SAMPLED = [native.KERNELS["sampled"], Kernel("reference", reference.sampled, always)]
-STRONGEST = [Kernel("reference", reference.strongest, always)]
+STRONGEST = [native.KERNELS["strongest"], Kernel("reference", reference.strongest, always)]
 
 __all__ = ["SAMPLED", "STRONGEST", "top_k"]

@@ -38,12 +38,14 @@ def strongest(
     k: int,
     g: Geometry | None = None,
     reduce: Callable[[Tensor], object] | None = None,
+    rows_of: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k strongest units off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
 
     Args:
         operands: pairs (dy, x) whose gradients add up: one per micro-batch.
         reduce: applied in place to every block of the gradient (the mean over the ranks of a distributed run).
+        rows_of: what makes a block, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
     """
     (h, w), (unit_rows, unit_cols) = s.unit, s.grid
     dtype, device = operands[0][0].dtype, s.col.device
@@ -52,7 +54,7 @@ def strongest(
     step = max(1, BLOCK_NUMBERS // (h * unit_cols * w))
     for top in range(0, unit_rows, step):
         high = min(step, unit_rows - top)
-        block = _dense_rows(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols) of the dense gradient
+        block = (rows_of or dense_rows)(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols) of the dense gradient
         if reduce is not None:
             reduce(block)
         block = pad(block, (0, unit_cols * w - s.shape[1], 0, high * h - block.shape[0]))
@@ -85,7 +87,8 @@ def top_k(score: Tensor, k: int) -> Tensor:
     return torch.cat([above, level]).sort()[0]
 
 
-def _dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+    """A slice of rows of the dense gradient, summed over the micro-batches."""
     total = operands[0][0].new_zeros(len(range(*rows.indices(s.shape[0]))), s.shape[1])
     for dy, x in operands:
         if g is None:
