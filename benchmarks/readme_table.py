@@ -5,7 +5,7 @@
     python benchmarks/readme_table.py runs/csst --write docs/methods/csst.md --mark csst
 
 Rows are methods, columns densities; a cell holds mean ± standard deviation of the test accuracy after the last epoch over the seeds, and
-below it the training FLOPs over dense. What diverged or is missing is said in its cell.
+below it the training FLOPs over dense and the seconds of a run. What diverged or is missing is said in its cell.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def cell(row: dict[str, Any]) -> str:
     mean, sd = row["metrics"]["accuracy"], row["metrics_sd"]["accuracy"]
     spread = "" if sd is None else f" ± {100 * sd:.2f}"
     ratio = f"{row['flops_ratio']:.4f}" + " simulated" * row["simulated"]
-    return ", ".join([f"**{100 * mean:.2f}**{spread}<br>{ratio}", *troubles])
+    return ", ".join([f"**{100 * mean:.2f}**{spread}<br>{ratio}<br>{row['seconds']:.0f} s", *troubles])
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> str:
@@ -88,7 +88,8 @@ def notes(rows: Sequence[dict[str, Any]]) -> str:
     runs = sorted({row["runs"] for row in rows})
     seeds = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     what = f"Test accuracy in % after the last epoch, mean ± standard deviation over {seeds} seed{'s' if runs != [1] else ''}; below it,"
-    return f"{what}\ntraining FLOPs over those of the dense network on the same steps, sensing included."
+    flops = "training FLOPs over those of the dense network on the same steps, sensing included; below that, seconds of a run."
+    return f"{what}\n{flops}"
 
 
 if __name__ == "__main__":

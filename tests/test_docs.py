@@ -117,6 +117,7 @@ def row(method: str, density: float, accuracy: float | None, **more) -> dict:
         "settings": {"density": density},
         "metrics": {"accuracy": accuracy},
         "metrics_sd": {"accuracy": 0.001},
+        "seconds": 7.2,
         **plain,
         **more,
     }
@@ -133,8 +134,8 @@ def test_the_readme_table_is_written_between_the_marks(tmp_path):
     assert text.startswith("before\n<!-- results -->\n| method | density 0.1 | density 0.02 |\n") and text.endswith(
         "<!-- /results -->\nafter\n"
     )
-    assert "| dense | **90.00** ± 0.10<br>1.0000 | **90.00** ± 0.10<br>1.0000 |" in text
-    assert "| csst | **80.00** ± 0.10<br>0.1000 | 1 diverged |" in text
+    assert "| dense | **90.00** ± 0.10<br>1.0000<br>7 s | **90.00** ± 0.10<br>1.0000<br>7 s |" in text
+    assert "| csst | **80.00** ± 0.10<br>0.1000<br>7 s | 1 diverged |" in text
     page.write_text("no marks\n")
     assert subprocess.run([*script, "--write", str(page)], capture_output=True).returncode == 2
     assert page.read_text() == "no marks\n"

@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .ops.batch_norm.op import Running, batch_norm
 from .ops.csr_conv2d.op import csr_conv2d
 from .ops.csr_conv2d.reference import Geometry
+from .ops.csr_linear.op import csr_linear
 from .ops.kernels import traced
 from .ops.memory import batch_last as to_batch_last
 from .ops.memory import from_rows, is_batch_last, rows
@@ -188,14 +189,20 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 # -------------------------------------------------------------------- layers that stay dense
 
+FEW = 1 << 15  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
+
+
 class Linear(nn.Linear):
-    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F): torch's own product takes it for an awkward transpose."""
+    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose: a product
+    the other way round, or for few weights (the last layer's) the sparse kernel with full support."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         plain = input.dim() != 2 or input.is_contiguous() or input.dtype != self.weight.dtype or not input.is_cpu
         if plain or torch.is_autocast_enabled("cpu") or not _lies_batch_last(input):
             return super().forward(input)
+        if BEST is not None and self.weight.numel() <= FEW and not traced(input):
+            return csr_linear(input, self.weight.view(-1), _full(self.out_features, self.in_features), self.bias)
         x = input.t()
         return (self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)).t()
 
