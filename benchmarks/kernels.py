@@ -14,7 +14,6 @@ and their gradients, the values, their gradient and the index, once each.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     timing.ready(args)
     try:
-        result = json.loads(args.source.read_text()) if args.source else measured(args)
+        result = timing.read(args.source) if args.source else measured(args)
         if args.picture:
             picture(result, args.picture)
     except (Mismatch, gs.Unfit) as refusal:

@@ -166,7 +166,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--budget", type=float, metavar="SECONDS", help="time spent on each cell (a variant at a density)")
     made.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs; its times mean nothing")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
-    made.add_argument("--from", type=Path, metavar="FILE", dest="source", help="measure nothing, read what --json wrote")
+    made.add_argument("--from", type=Path, metavar="FILE", dest="source", nargs="+", help="measure nothing, read what --json wrote")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between their marks in this page")
     made.add_argument("--mark", metavar="NAME", help="only this one: the marks are <!-- table: NAME --> and <!-- end -->")
     return made
@@ -177,6 +177,18 @@ def ready(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     torch.manual_seed(args.seed)
+
+
+def read(files: Sequence[Path]) -> Result:
+    """What ``--json`` wrote; the rows of several files in one, under the first one's heading."""
+    first, *others = (json.loads(file.read_text()) for file in files)
+    for other in others:
+        for name, found in other.items():
+            if name not in first:
+                first[name] = found
+            elif isinstance(found, list):
+                first[name] += found
+    return first
 
 
 def finish(

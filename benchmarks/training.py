@@ -14,7 +14,6 @@ network is timed with the layers that it replaces itself (those it finds to be f
 
 import argparse
 import copy
-import json
 import math
 import sys
 import time
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.profile:
             print(profile(args))
             return 0
-        result = json.loads(args.source.read_text()) if args.source else measured(args)
+        result = timing.read(args.source) if args.source else measured(args)
     except (Mismatch, gs.Unfit) as refusal:
         print(refusal, file=sys.stderr)
         return 1 if isinstance(refusal, Mismatch) else 2
@@ -182,6 +181,7 @@ def cells(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {
             "model": name,
+            "rule": args.budget_rule,
             "density": density,
             **_account(t, args.batch),
             "dense": {form: t._asdict() for form, t in dense.items()},
@@ -241,14 +241,14 @@ def _account(t: Trainee, batch: int) -> dict[str, Any]:
 
 def training_table(result: Result) -> Table:
     """Networks by densities."""
-    columns, rows = ["network", "density", "kept", "FLOPs", "best dense", "ms", "gossamer ms", "ratio", "spread"], []
+    columns, rows = ["network", "budget", "density", "kept", "FLOPs", "best dense", "ms", "gossamer ms", "ratio", "spread"], []
     with_peer = any(cell["sparseprop"] for cell in result["training"])
     columns += ["sparseprop"] * with_peer
     for cell in result["training"]:
         own, best = Timing(**cell["gossamer"]), Timing(**cell["dense"][cell["best dense"]])
         kept = f"{cell['kept'] / cell['weights']:.1%} of {cell['weights']:,}"
         rows.append(
-            [cell["model"], f"{cell['density']:g}", kept, f"{cell['flops over dense']:.1%}"]
+            [cell["model"], cell["rule"], f"{cell['density']:g}", kept, f"{cell['flops over dense']:.1%}"]
             + [cell["best dense"], millis(best.seconds), millis(own.seconds), times(cell["ratio"]), f"±{own.spread + best.spread:.0%}"]
             + [_peer(cell["sparseprop"], own)] * with_peer
         )
@@ -257,8 +257,8 @@ def training_table(result: Result) -> Table:
     notes = [
         f"A whole step: forward, cross-entropy, backward, {sgd} with momentum; batch {result['batch']}, float32. Medians; spread: half the "
         "distance of the quartiles, dense and sparse added. Sparseprop: ms (so many times gossamer's).",
-        f"Budget {result['rule']}. Kept: non-zeros, and the weights of layers that the budget leaves dense, of all weights of linear "
-        f"layers and convolutions. FLOPs: of the dense step's, by the ledger. Kernels: {', '.join(names)}.",
+        "Kept: non-zeros, and the weights of layers that the budget leaves dense, of all weights of linear layers "
+        f"and convolutions. FLOPs: of the dense step's, by the ledger. Kernels: {', '.join(names)}.",
     ]
     return Table("Whole training steps", columns, rows, notes)
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -116,10 +117,12 @@ REWIRE = {
 # ---------------------------------------------------------------- kernels
 
 
-def _kernel(operation: str, run: Callable, case: str = "empty rows and columns", unfit: Callable = always) -> Callable[[], bool]:
+def _kernel(
+    operation: str, run: Callable, case: str = "empty rows and columns", unfit: Callable = always, **options: Any
+) -> Callable[[], bool]:
     s, g = (SUPPORTS[case], None) if case in SUPPORTS else (CONVS[case].support, CONVS[case].g)
     size = CONVS[case].size if case in CONVS else (7, 6)
-    return lambda: laws.check_kernel(operation, Kernel("mutant", run, unfit), s, g, size=size)
+    return lambda: laws.check_kernel(operation, Kernel("mutant", run, unfit), s, g, size=size, **options)
 
 
 def _only_rows_with_units(x, values, s):
@@ -149,7 +152,64 @@ def _half_the_batch(dy, x, s, g):
     return conv2d.weight_gradient(dy[: dy.shape[0] // 2], x[: x.shape[0] // 2], s, g)
 
 
+def _without_the_last(values):
+    return torch.cat([values[:-1], torch.zeros_like(values[-1:])])
+
+
+def _tail_unwritten(dy, x, values, s):
+    dx, dw = linear.backward(dy, x, values, s)
+    tail = torch.empty_like(dx)
+    tail[: dx.shape[0] // 4 * 4] = dx[: dx.shape[0] // 4 * 4]
+    return tail, dw
+
+
+def _pads_with_the_border(x, values, s, g):
+    high, wide = g.padding
+    return conv2d.forward(F.pad(x, (wide, wide, high, high), mode="replicate"), values, s, g._replace(padding=(0, 0)))
+
+
+def _twice(dx, dw):
+    return dx, 2 * dw
+
+
+class _Accumulates:
+    """Adds the gradient to what it found before."""
+
+    total = 0.0
+
+    def __call__(self, dy, x, values, s):
+        dx, dw = linear.backward(dy, x, values, s)
+        self.total = self.total + dw
+        return dx, self.total
+
+
+def _in_bfloat16(dy, x, values, s):
+    dx, dw = linear.backward(dy.float(), x.float(), values, s)
+    return dx.bfloat16(), dw.bfloat16().float()
+
+
+def _as_if_channels_first(x, values, s, g):
+    return conv2d.forward(x if x.stride(1) != 1 else x.as_strided(x.shape, x.contiguous().stride()), values, s, g)
+
+
 KERNEL = {
+    "forgets the last entry": _kernel("csr_linear.backward", lambda dy, x, v, s: linear.backward(dy, x, _without_the_last(v), s), "primes"),
+    "forgets the gradient of the last entry": _kernel(
+        "csr_conv2d.weight_gradient", lambda dy, x, s, g: _without_the_last(conv2d.weight_gradient(dy, x, s, g)), "padded"
+    ),
+    "the tail of the batch unwritten": _kernel("csr_linear.backward", _tail_unwritten, "primes"),
+    "padding is not zeros": _kernel("csr_conv2d.forward", _pads_with_the_border, "padded"),
+    "the weights' gradient counted twice": _kernel("csr_linear.backward", lambda *a: _twice(*linear.backward(*a)), "primes"),
+    "the weights' gradient on top of the last call's": _kernel("csr_linear.backward", _Accumulates(), "primes"),
+    "bias forgotten": _kernel("csr_linear.forward", lambda x, v, s, b: linear.forward(x, v, s), biased=True),
+    "bias in the dtype of activations": _kernel(
+        "csr_linear.forward",
+        lambda x, v, s, b: (linear.forward(x.float(), v, s).bfloat16() + b.bfloat16()).float(),
+        biased=True,
+        dtype=torch.bfloat16,
+    ),
+    "gradient rounded to the dtype of activations": _kernel("csr_linear.backward", _in_bfloat16, "primes", dtype=torch.bfloat16),
+    "channels-last images read as channels-first": _kernel("csr_conv2d.forward", _as_if_channels_first, "padded", strange=True),
     "output never written where a row is empty": _kernel("csr_linear.forward", _only_rows_with_units),
     "computed in float32": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x.float(), v.float(), s).double()),
     "returned in float32": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x, v, s).float()),

@@ -193,8 +193,9 @@ FEW = 1 << 15  # weights up to which the full sparse kernel does a matrix produc
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose: a product
-    the other way round, or for few weights (the last layer's) the sparse kernel with full support."""
+    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose.
+
+    It is multiplied the other way round, or with few weights (the last layer's) by the sparse kernel with full support."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

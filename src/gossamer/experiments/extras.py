@@ -25,6 +25,7 @@ EXTRAS = {
         },
     ),
     "board": Extra("TensorBoard events of a run", {"tensorboard": "tensorboard"}),
+    "plot": Extra("the benchmarks' pictures", {"matplotlib": "matplotlib"}),
 }
 
 

@@ -22,11 +22,12 @@ def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
     """The kernels of one build, by operation."""
 
     def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
-        crow = torch.searchsorted(ids, torch.arange(shape[0] + 1) * shape[1]).to(INT)
-        col = (ids % shape[1]).to(INT)
+        grid = grid_of(shape, unit)
+        crow = torch.searchsorted(ids, torch.arange(grid[0] + 1) * grid[1]).to(INT)
+        col = (ids % grid[1]).to(INT)
         if g is not None:
-            return conv2d.sampled(m, dy, x, crow, col, g)
-        return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col)
+            return conv2d.sampled(m, dy, x, crow, col, unit, g)
+        return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, unit)
 
     def strongest(*args: Any) -> tuple[Tensor, Tensor]:
         return reference.strongest(*args, rows_of=_dense_rows)
@@ -38,7 +39,8 @@ def _dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Suppo
     if g is None:
         return reference.dense_rows(operands, rows, s, g)
     size = (len(range(*rows.indices(s.shape[0]))), operands[0][1].shape[1], *g.kernel)
-    blocks = (conv2d_weight(x, size, dy[:, rows].contiguous(), g.stride, g.padding, g.dilation) for dy, x in operands)
+    shape: Any = (g.stride, g.padding, g.dilation)  # torch's annotation knows single numbers only
+    blocks = (conv2d_weight(x, size, dy[:, rows].contiguous(), *shape) for dy, x in operands)
     return functools.reduce(torch.add, blocks).flatten(1)
 
 

@@ -316,7 +316,7 @@ void py_block_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::h
         using A = decltype(a);
         using T = decltype(stored);
         const A *v = values.vector<A>(block.n()), *b = bias.vector<A>(block.u.rows);
-        if (!v) values.fail("are needed");
+        if (!values.given()) values.fail("are needed");
         nb::gil_scoped_release release;
         block_forward<A, T>(x.data<T>(), v, b, huge(y.data<T>(), y.numel()), block.u, block.g, x.size(0), machine(threads));
     });
