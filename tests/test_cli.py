@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import gossamer
 from gossamer import __version__
 from gossamer.experiments import cli, doctor, extras, job, sweep
 from gossamer.experiments.config import KINDS, PLAIN, parse, read_yaml
@@ -244,7 +245,7 @@ def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(gossamer.__file__).parents[1]), os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
         [sys.executable, "-m", "gossamer.experiments", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )

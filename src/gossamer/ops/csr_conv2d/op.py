@@ -38,6 +38,8 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
         raise Unfit("csr_conv2d", f"the input must be (batch, {channels}, height, width)", got=tuple(x.shape))
     if not x.is_floating_point():
         raise Unfit("csr_conv2d", "the input must be of a floating dtype", got=x.dtype)
+    if min(x.shape[2:]) < 1 or min(g.out(*x.shape[2:])) < 1:
+        raise Unfit("csr_conv2d", f"the padded image must be at least as large as the kernel {g.kernel}, dilated", got=tuple(x.shape))
     if traced(x, values, bias):
         flat = [v for pair in g for v in pair]
         y = _forward(x, values, s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit, flat)

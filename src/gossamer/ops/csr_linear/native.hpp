@@ -163,7 +163,7 @@ void linear_backward(const T* dy, int64_t ldy, const T* x, int64_t ldx, const A*
     const int64_t n = s.ptr[s.outer], pieces = count_chunks<A>(batch, m.threads);
     A* vals = dx ? ordered.get<A>(n) : nullptr;
     const bool direct = pieces == 1;  // else dW is summed in column order, one copy for each thread across
-    A* sums_of = dw && !direct ? partial.get<A>(n * Grid(m.threads, pieces).across) : nullptr;
+    A* sums_of = dw && !direct ? partial.get<A>(n * std::min<int64_t>(m.threads, pieces)) : nullptr;  // fewer threads may come than asked for
     parallel(m.threads, [&](int t, int threads) {
         static thread_local Scratch packed, cursors;
         Grid grid(threads, pieces);

@@ -70,12 +70,18 @@ struct Argument {
     Argument(nb::handle object, const char* name) : name(name) {
         if (object.is_none()) return;
         if (!exchange) throw std::runtime_error("use_tensors_of(torch.Tensor) first");
-        if (exchange->view_from_object(object.ptr(), &t)) throw nb::python_error();
+        if (exchange->view_from_object(object.ptr(), &t)) {  // another type, no memory
+            PyErr_Clear();
+            fail("must be a strided tensor in the memory of the CPU");
+        }
         if (t.device_type != 1) fail("must lie in the memory of the CPU");
         t.data = static_cast<char*>(t.data) + t.byte_offset;
     }
     [[noreturn]] void fail(const std::string& what) const { throw std::invalid_argument(std::string(name) + " " + what); }
     bool given() const { return t.ndim || t.data; }
+    void needed() const {
+        if (!given()) fail("is needed");
+    }
     int64_t size(int d) const { return t.shape[d]; }
     Kind kind() const {
         if (t.code == 2 && t.bits == 32) return Kind::f32;
@@ -154,6 +160,7 @@ struct IndexArguments {
                 if (a->kind() != Kind::i32) a->fail("must be int32");
                 a->dense();
             }
+        idx.needed();
         ptr.shaped({outer + 1});
         if (perm.given() && perm.numel() != idx.numel()) perm.fail("has an unexpected number of entries");
         const Index s{ptr.data<int32_t>(), idx.data<int32_t>(), perm.given() ? perm.data<int32_t>() : nullptr, outer, inner};
@@ -183,7 +190,7 @@ void same_kind(const Argument& a, const Argument& b) {
 void py_linear_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow, nb::handle col, int threads) {
     Argument x(x_, "x"), values(values_, "values"), bias(bias_, "bias"), y(y_, "y");
     IndexArguments index(crow, col, nb::none());
-    x.batch_last(), y.batch_last(), same_kind(x, y);
+    values.needed(), x.batch_last(), y.batch_last(), same_kind(x, y);
     const int64_t N = x.size(0), cols = x.size(1), rows = y.size(1);
     x.shaped({N, cols}), y.shaped({N, rows});
     const Index s = index.of(rows, cols);
@@ -203,6 +210,7 @@ void py_linear_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::h
     if (dw.given() && !x.given()) x.fail("is needed for dw");
     if (dx.given() && (!values.given() || !index.perm.given())) values.fail("and perm are needed for dx");
     const Argument& other = x.given() ? x : dx;
+    dy.batch_last(), other.batch_last();
     const int64_t N = dy.size(0), rows = dy.size(1), cols = other.size(1);
     for (const Argument* a : {&dy, &x, &dx})
         if (a->given()) a->batch_last(), same_kind(dy, *a), a->shaped({N, a == &dy ? rows : cols});
@@ -227,7 +235,8 @@ Conv conv_of(const Argument& image, const Argument& result, const std::vector<in
            g[6], g[7]};
     const bool fits = c.KH > 0 && c.KW > 0 && c.SY > 0 && c.SX > 0 && c.DY > 0 && c.DX > 0 && c.PY >= 0 && c.PX >= 0 &&
                       c.OH == floor_div(c.H + 2 * c.PY - c.DY * (c.KH - 1) - 1, c.SY) + 1 &&
-                      c.OW == floor_div(c.W + 2 * c.PX - c.DX * (c.KW - 1) - 1, c.SX) + 1 && image.size(0) == result.size(0);
+                      c.OW == floor_div(c.W + 2 * c.PX - c.DX * (c.KW - 1) - 1, c.SX) + 1 && image.size(0) == result.size(0) &&
+                      std::min({c.C, c.H, c.W, c.O, c.OH, c.OW}) > 0;
     if (!fits) result.fail("has not the size that this geometry gives");
     return c;
 }
@@ -237,7 +246,7 @@ void py_conv_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::ha
     Argument x(x_, "x"), values(values_, "values"), bias(bias_, "bias"), y(y_, "y");
     IndexArguments index(crow, col, nb::none());
     const Conv g = conv_of(x, y, geometry);
-    x.batch_last(), y.batch_last(), same_kind(x, y);
+    values.needed(), x.batch_last(), y.batch_last(), same_kind(x, y);
     const Index s = index.of(g.O, g.C * g.KH * g.KW);
     by_dtype(x, [&](auto a, auto stored) {
         using A = decltype(a);
@@ -347,7 +356,7 @@ void py_block_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::ha
 void py_batch_norm_forward(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps, bool relu, nb::handle y_, nb::handle mean_,
                            nb::handle invstd_, int threads) {
     Argument x(x_, "x"), weight(weight_, "weight"), bias(bias_, "bias"), y(y_, "y"), mean(mean_, "mean"), invstd(invstd_, "invstd");
-    x.batch_last(), y.batch_last(), same_kind(x, y);
+    x.batch_last(), y.batch_last(), mean.needed(), invstd.needed(), same_kind(x, y);
     if (x.numel() != y.numel()) y.fail("has an unexpected shape");
     const int64_t C = x.size(1), M = C ? x.numel() / C : 0;
     by_dtype(x, [&](auto a, auto stored) {
@@ -367,6 +376,7 @@ void py_batch_norm_backward(nb::handle dy_, nb::handle x_, nb::handle weight_, n
                             bool relu, nb::handle dx_, nb::handle dweight_, nb::handle dbias_, int threads) {
     Argument dy(dy_, "dy"), x(x_, "x"), weight(weight_, "weight"), bias(bias_, "bias"), mean(mean_, "mean"), invstd(invstd_, "invstd");
     Argument dx(dx_, "dx"), dweight(dweight_, "dweight"), dbias(dbias_, "dbias");
+    dy.batch_last(), x.batch_last(), mean.needed(), invstd.needed();
     for (const Argument* a : {&dy, &x, &dx})
         if (a->given()) {
             a->batch_last(), same_kind(dy, *a);
@@ -388,7 +398,7 @@ void py_batch_norm_backward(nb::handle dy_, nb::handle x_, nb::handle weight_, n
 
 void py_row_sums(nb::handle x_, nb::handle out_, int threads) {
     Argument x(x_, "x"), out(out_, "out");
-    x.batch_last();
+    x.batch_last(), out.needed();
     const int64_t C = x.size(1), M = C ? x.numel() / C : 0;
     by_dtype(x, [&](auto a, auto stored) {
         using A = decltype(a);
