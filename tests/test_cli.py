@@ -245,7 +245,8 @@ def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(gossamer.__file__).parents[1]), os.environ.get("PYTHONPATH")]))}
+    package = str(Path(gossamer.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
         [sys.executable, "-m", "gossamer.experiments", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )
