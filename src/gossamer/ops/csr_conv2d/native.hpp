@@ -71,6 +71,7 @@ GS_INLINE void copy_lanes(T* out, const T* in, int64_t count) {
 }
 
 // Rows of one channel: source rows top + i for i < rows (step 1), columns left + j; slot j lies at (j % step) * slots / step + j / step.
+// The same pixels of the next channel are fetched meanwhile.
 template <class T, int LC>
 void pack_plane(T* out, const T* plane, int64_t H, int64_t W, int64_t N, int64_t top, int64_t left, int64_t rows, int64_t slots, int64_t step,
                 int64_t start, int64_t count) {
@@ -86,8 +87,12 @@ void pack_plane(T* out, const T* plane, int64_t H, int64_t W, int64_t N, int64_t
             for (int64_t q = 0; q < each; q++) {
                 const int64_t c = left + q * step + f;
                 T* to = out + (f * each + q) * LC;
-                if (c < 0 || c >= W) std::memset(static_cast<void*>(to), 0, LC * sizeof(T));
-                else copy_lanes<T, LC>(to, row + c * N, count);
+                if (c < 0 || c >= W) {
+                    std::memset(static_cast<void*>(to), 0, LC * sizeof(T));
+                } else {
+                    soon<LC, false, 2>(row + c * N + H * W * N);
+                    copy_lanes<T, LC>(to, row + c * N, count);
+                }
             }
     }
 }
@@ -118,6 +123,13 @@ GS_INLINE void load_pixels(const T* from, int64_t step, V<A, L> (&out)[R], int64
         GS_UNROLL
         for (int i = 0; i < R; i++) out[i] = load<A, L>(lanes + i * L);
     }
+}
+
+// The same pixels will be loaded, or stored, soon.
+template <int L, int R, int LC, bool WRITE, class T>
+GS_INLINE void soon_pixels(const T* p, int64_t step) {
+    GS_UNROLL
+    for (int i = 0; i < R * L / LC; i++) soon<LC, WRITE, WRITE ? 3 : 2>(p + i * step);
 }
 
 // f(regs, pixel): the pixels of a row in pieces that fill 8 registers, then 4, 2, 1, as long as that is whole pixels.
@@ -238,6 +250,7 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
                                 each_piece<LC / L>(wide, [=](auto regs, int64_t p) __attribute__((always_inline)) {
                                     constexpr int R = decltype(regs)::value;
                                     V<A, L> acc[R];
+                                    soon_pixels<L, R, LC, true>(row + p * N, N);
                                     if (b) load_pixels<A, L, R, LC>(row + p * N, N, acc, count);
                                     else
                                         for (auto& a : acc) a = zero;
@@ -256,6 +269,7 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
                                     V<A, L> acc[R];
                                     A* kept = acc_of + o * R * L;
                                     T* to = row_of(o, i) + p * N;
+                                    if (part + 1 == parts) soon_pixels<L, R, LC, true>(to, N);
                                     if (part) {
                                         GS_UNROLL
                                         for (int r = 0; r < R; r++) acc[r] = load<A, L>(kept + r * L);
@@ -423,10 +437,12 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
                                 constexpr int R = decltype(regs)::value;
                                 V<A, L> acc[R], in[R];
                                 T* to = dx + at + p * step;
+                                soon_pixels<L, R, LC, true>(to, step);
                                 if (b) load_pixels<A, L, R, LC>(to, step, acc, count);
                                 else
                                     for (auto& a : acc) a = V<A, L>{};
                                 if (dw) {
+                                    soon_pixels<L, R, LC, false>(x + at + p * step + g.H * g.W * N, step);  // the next channel's
                                     load_pixels<A, L, R, LC>(x + at + p * step, step, in, count);
                                     axpy_dots<A, L, R, true, true>(acc, in, base + p * LC, 1, off, vals, k0, k1, dots, 0);
                                 } else {

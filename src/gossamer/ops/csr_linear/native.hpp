@@ -73,11 +73,12 @@ GS_INLINE void reduce_dots(const A* dots, int64_t count, A* out) {
     }
 }
 
-// The lines of W numbers at p will be wanted soon: rows of a matrix that lie too far apart for the machine to foresee.
-template <int W, bool WRITE, class T>
+// The lines of W numbers at p will be wanted soon, in the first cache or (NEAR = 2) the second: rows that lie too far apart for the
+// machine to foresee. What lies beyond the end of an array does no harm.
+template <int W, bool WRITE, int NEAR = 3, class T>
 GS_INLINE void soon(const T* p) {
     GS_UNROLL
-    for (int64_t i = 0; i < int64_t(W * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, WRITE);
+    for (int64_t i = 0; i < int64_t(W * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, WRITE, NEAR);
 }
 
 // Rows of `inner` that one block takes: all, or as many as half of the second cache holds if each row or column has some entries in it.
@@ -123,13 +124,13 @@ struct Blocks {
 
 template <class A, class T>
 void linear_forward(const T* x, int64_t ldx, const A* values, const A* bias, T* y, int64_t ldy, Index s, int64_t batch, Machine m) {
-    const int64_t pieces = count_chunks<A>(batch, m.threads);
+    const int64_t pieces = count_chunks<A>(batch);
     parallel(m.threads, [&](int t, int threads) {
         static thread_local Scratch packed, cursors;
         Grid grid(threads, pieces);
         const int64_t r0 = share(s.ptr, s.outer, t / grid.across, grid.down), r1 = share(s.ptr, s.outer, t / grid.across + 1, grid.down);
         int64_t piece = 0;
-        each_chunk<A>(batch, m.threads, [&](auto lanes, auto regs, int64_t start, int64_t) {
+        each_chunk<A>(batch, [&](auto lanes, auto regs, int64_t start, int64_t) {
             constexpr int L = decltype(lanes)::value, R = decltype(regs)::value, W = L * R;
             if (piece++ * grid.across / pieces != t % grid.across) return;
             Blocks<T> b(cursors, s, r0, r1, ldx, W, m);
@@ -160,7 +161,7 @@ template <class A, class T>
 void linear_backward(const T* dy, int64_t ldy, const T* x, int64_t ldx, const A* values, T* dx, int64_t lddx, A* dw, Index s, int64_t batch,
                      Machine m) {
     static thread_local Scratch ordered, partial;  // of the calling thread
-    const int64_t n = s.ptr[s.outer], pieces = count_chunks<A>(batch, m.threads);
+    const int64_t n = s.ptr[s.outer], pieces = count_chunks<A>(batch);
     A* vals = dx ? ordered.get<A>(n) : nullptr;
     const bool direct = pieces == 1;  // else dW is summed in column order, one copy for each thread across
     A* sums_of = dw && !direct ? partial.get<A>(n * std::min<int64_t>(m.threads, pieces)) : nullptr;  // fewer threads may come than asked for
@@ -179,7 +180,7 @@ void linear_backward(const T* dy, int64_t ldy, const T* x, int64_t ldx, const A*
         A* to = dw && !direct ? sums_of + n * (t % grid.across) : dw;
         bool add = false;
         int64_t piece = 0;
-        each_chunk<A>(batch, m.threads, [&](auto lanes, auto regs, int64_t start, int64_t skip) {
+        each_chunk<A>(batch, [&](auto lanes, auto regs, int64_t start, int64_t skip) {
             constexpr int L = decltype(lanes)::value, R = decltype(regs)::value, W = L * R;
             if (piece++ * grid.across / pieces != t % grid.across) return;
             Blocks<T> b(cursors, s, c0, c1, ldy, W, m);

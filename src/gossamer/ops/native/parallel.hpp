@@ -45,7 +45,7 @@ struct Grid {
     int across, down;
     Grid(int threads, int64_t pieces) : across(1), down(threads) {
         for (int d = 1; d <= threads && d <= pieces; d++)
-            if (threads % d == 0) across = d, down = threads / d;
+            if (threads % d == 0 && (pieces % d == 0 || pieces >= 4 * d)) across = d, down = threads / d;
     }
 };
 

@@ -156,20 +156,20 @@ GS_INLINE V<A, L> lane_sums(V<A, L>* v) {
 template <int N>
 using Const = std::integral_constant<int, N>;
 
-// Pieces of at most 8 vectors of L lanes, narrower ones where that gives every thread a piece of its own. The last piece is as narrow
-// as will do and may start before the one before it ends: its first `skip` lanes have been done already (harmless for what is stored,
-// to be left out of sums). A batch narrower than a vector is done in narrower vectors.
+// Pieces of at most 8 vectors of L lanes. The last piece is as narrow as will do and may start before the one before it ends: its first
+// `skip` lanes have been done already (harmless for what is stored, to be left out of sums). A batch narrower than a vector is done in
+// narrower vectors.
 template <class A, int L = LANES<A>, class F>
-void each_chunk(int64_t batch, int threads, F&& f) {
+void each_chunk(int64_t batch, F&& f) {
     if (batch < L) {
-        if constexpr (L > 1) each_chunk<A, (L > 4 ? 4 : 1)>(batch, threads, f);
+        if constexpr (L > 1) each_chunk<A, (L > 4 ? 4 : 1)>(batch, f);
         return;
     }
-    int64_t start = 0, widest = batch < 8 * L * threads && batch >= 4 * L * threads ? 4 : 8;
+    int64_t start = 0;
     auto piece = [&](auto regs) {  // one of at most regs vectors; true if it was the last
         constexpr int R = decltype(regs)::value;
         int64_t left = batch - start;
-        if (R > widest || left <= 0 || left <= R / 2 * L || batch < R * L) return false;
+        if (left <= 0 || left <= R / 2 * L || batch < R * L) return false;
         int64_t at = std::min(start, batch - R * L);
         f(Const<L>{}, regs, at, start - at);
         start += R * L;
@@ -180,9 +180,9 @@ void each_chunk(int64_t batch, int threads, F&& f) {
 }
 
 template <class A>
-int64_t count_chunks(int64_t batch, int threads) {
+int64_t count_chunks(int64_t batch) {
     int64_t count = 0;
-    each_chunk<A>(batch, threads, [&](auto, auto, int64_t, int64_t) { count++; });
+    each_chunk<A>(batch, [&](auto, auto, int64_t, int64_t) { count++; });
     return count;
 }
 
