@@ -213,6 +213,17 @@ def test_values_in_bfloat16(m):
 
 @every_build
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_orders_are_turned(m, dtype, count):
+    for shape in ((1, 1), (7, 3), (16, 16), (33, 129), (3, 2, 5, 7), (0, 4), (64, 3, 8, 8)):
+        x = torch.randn(shape, generator=generator(), dtype=torch.float64).to(dtype)
+        y = native.like(x, *shape).fill_(torch.nan)
+        m.turn(x, y, count)
+        assert torch.equal(y, x)
+
+
+@every_build
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_row_sums(m, dtype):
     for shape in ((1, 1), (7, 3), (513, 5), (3, 2, 5, 7), (2, 3, 67, 71)):
         x = torch.randn(shape, generator=generator(), dtype=torch.float64).to(dtype)
@@ -495,6 +506,11 @@ def calls() -> dict[str, tuple[Callable[[], Any], str]]:
         "no x, normalised, backward": (put("batch_norm_backward", back, 1, None), ""),
         "no mean, backward": (put("batch_norm_backward", back, 4, None), "mean"),
         "no sums": (lambda: m.row_sums(image, None, 1), "out"),
+        "nothing to turn": (lambda: m.turn(None, y, 1), "x"),
+        "turned to nowhere": (lambda: m.turn(y.contiguous(), None, 1), "y"),
+        "turned to another shape": (lambda: m.turn(x.contiguous(), y, 1), "shape"),
+        "turned to where it is": (lambda: m.turn(y.contiguous(), y.contiguous(), 1), "innermost"),
+        "turned from batch-last": (lambda: m.turn(y, y, 1), "contiguous"),
         "nothing to sum": (lambda: m.row_sums(None, c3, 1), "x"),
         "a list": (put("linear_forward", forward, 0, [1.0]), ""),
         "an array": (put("linear_forward", forward, 0, x.numpy()), ""),

@@ -27,7 +27,7 @@ _environment: Any = getattr(os.environ, "_data", os.environ)  # what os.environ 
 _key: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
 
 
-def _asked() -> str | None:
+def asked() -> str | None:
     """The kernel that the environment asks for by name, as of now."""
     return (os.environ.get(ENVIRONMENT) or None) if _key in _environment else None
 
@@ -53,16 +53,16 @@ def full_precision(*args: Any) -> list[str]:
 
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     """The first kernel, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name."""
-    asked = _asked()
-    if asked is None and not kernels[0].unfit(*args):
+    name = asked()
+    if name is None and not kernels[0].unfit(*args):
         return kernels[0]
     names = [k.name for k in kernels]
-    if asked and asked not in names:
+    if name and name not in names:
         raise Unfit(
-            ENVIRONMENT, f"there is no kernel {asked!r} for this operation{nearest(asked, names)}", remedy=f"one of {', '.join(names)}"
+            ENVIRONMENT, f"there is no kernel {name!r} for this operation{nearest(name, names)}", remedy=f"one of {', '.join(names)}"
         )
     for kernel in kernels:
-        if (not asked or kernel.name == asked) and not kernel.unfit(*args):
+        if (not name or kernel.name == name) and not kernel.unfit(*args):
             return kernel
     raise Unfit("kernels", "no kernel can run on these arguments", reasons=[line for _, lines in why(kernels, *args) for line in lines])
 
@@ -78,7 +78,7 @@ def run(kernels: Sequence[Kernel], *args: Any) -> Any:
 
 def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
     """:func:`run`, where activations of another dtype than the values' are cast if no kernel takes them as they are."""
-    if args[0].dtype is not dtype and all(k.unfit(*args) for k in kernels if _asked() in (None, k.name)):
+    if args[0].dtype is not dtype and all(k.unfit(*args) for k in kernels if asked() in (None, k.name)):
         args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
     return run(kernels, *args)
 

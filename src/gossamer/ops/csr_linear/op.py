@@ -13,8 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ...errors import Unfit
 from ...support import Support
 from ..kernels import Kernel, full_precision, once, run_as, traced
-from ..memory import batch_last
-from ..native import bias_gradient
+from ..native import batch_last, bias_gradient
 from . import native, reference
 
 # An operator takes a support as the seven things it is made of.

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory import batch_last
+from .. import memory
+from ..kernels import asked
+from ..memory import is_batch_last
 
 ENVIRONMENT = "GOSSAMER_ISA"
 ONE = (1, 1)
@@ -102,6 +104,17 @@ def like(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty_strided(shape, (1, h * w * n, w * n, n))
 
 
+def batch_last(x: Tensor) -> Tensor:
+    """:func:`gossamer.ops.memory.batch_last` for use below autograd: a kernel turns what it can."""
+    if is_batch_last(x):
+        return x
+    if BEST is None or x.dim() not in (2, 4) or not x.is_cpu or x.dtype not in COMPUTED or not x.is_contiguous():
+        return memory.batch_last(x)
+    y = like(x, *x.shape)
+    BEST.turn(x, y, torch.get_num_threads())
+    return y
+
+
 def computed(values: Tensor) -> Tensor:
     """Values in the dtype that is computed in, contiguous."""
     dtype = COMPUTED[values.dtype]
@@ -121,7 +134,7 @@ def keep_freed_memory() -> bool:
 
 def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over all dimensions but the second, (N, C, ...) -> (C,)."""
-    if BEST is None or not dy.is_cpu or dy.dtype not in COMPUTED:
+    if BEST is None or asked() == "reference" or not dy.is_cpu or dy.dtype not in COMPUTED:
         return dy.sum([0, *range(2, dy.dim())]).to(dtype)
     sums = dy.new_empty(dy.shape[1], dtype=COMPUTED[dy.dtype])
     BEST.row_sums(batch_last(dy), sums, torch.get_num_threads())

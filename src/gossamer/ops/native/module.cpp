@@ -22,6 +22,7 @@
 #include "../csr_conv2d/block.hpp"
 #include "../csr_conv2d/native.hpp"
 #include "../csr_linear/native.hpp"
+#include "turn.hpp"
 
 namespace nb = nanobind;
 using namespace gs;
@@ -409,6 +410,22 @@ void py_row_sums(nb::handle x_, nb::handle out_, int threads) {
     });
 }
 
+// ---- memory order
+
+void py_turn(nb::handle x_, nb::handle y_, int threads) {
+    Argument x(x_, "x"), y(y_, "y");
+    x.needed(), x.dense(), y.batch_last(), same_kind(x, y);
+    if (x.t.ndim != y.t.ndim) y.fail("has an unexpected shape");
+    for (int d = 0; d < x.t.ndim; d++)
+        if (x.size(d) != y.size(d)) y.fail("has an unexpected shape");
+    const int64_t N = x.size(0), M = N ? x.numel() / N : 0;
+    by_dtype(x, [&](auto, auto stored) {
+        using T = decltype(stored);
+        nb::gil_scoped_release release;
+        turn<T>(x.data<T>(), huge(y.data<T>(), y.numel()), N, M, machine(threads));
+    });
+}
+
 // ---- the machine
 
 // Multiply-adds that this build can do at most: twelve independent chains in registers on every thread. Returns FLOP per second.
@@ -499,4 +516,5 @@ NB_MODULE(GS_NAME(GS_MODULE), m) {
     m.def("batch_norm_forward", &py_batch_norm_forward, none, none, none, nb::arg(), nb::arg(), none, none, none, nb::arg());
     m.def("batch_norm_backward", &py_batch_norm_backward, none, none, none, none, none, none, nb::arg(), none, none, none, nb::arg());
     m.def("row_sums", &py_row_sums, none, none, nb::arg());
+    m.def("turn", &py_turn, none, none, nb::arg());
 }

@@ -104,10 +104,16 @@ template <class A, int L, class T>
 GS_INLINE void store(T* p, V<A, L> v) {
     if constexpr (std::is_same_v<T, A>) {
         std::memcpy(p, &v, sizeof v);
-    } else {
-        A lanes[L];
-        std::memcpy(lanes, &v, sizeof v);
-        for (int i = 0; i < L; i++) p[i] = round_to_bf16(lanes[i]);
+    } else if constexpr (L == 1) {
+        *p = round_to_bf16(v);
+    } else {  // the same on all lanes
+        typedef typename Vector<A, L>::full full;
+        typedef typename Vector<A, L>::half narrow;
+        full u;
+        std::memcpy(&u, &v, sizeof u);
+        const full rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, nan = (u >> 16) | 0x40u;
+        const narrow half = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded, narrow);
+        std::memcpy(static_cast<void*>(p), &half, sizeof half);
     }
 }
 
