@@ -3,6 +3,7 @@
     python benchmarks/kernels.py --json kernels.json            the table: linear layers and convolutions at 90, 95, 98 % zeros
     python benchmarks/kernels.py --rows conv-64 --densities 0.1
     python benchmarks/kernels.py --picture docs/speed.svg       speed-up over density, and where it breaks even
+    python benchmarks/kernels.py --tiles                        what tiles of weights gain over single ones
     python benchmarks/kernels.py --overhead                     what a call costs beyond its kernels
     python benchmarks/kernels.py --growth --wide                time against non-zeros; the layer of 2**20 x 2**20
     python benchmarks/kernels.py --from kernels.json --markdown docs/speed.md
@@ -81,6 +82,8 @@ ROWS = (
     Work("conv-256@8", 256, 256, 8),
     Work("conv-512@4", 512, 512, 4),
 )
+TILED = ("linear-1024", "conv-256@8")
+TILES = ((1, 1), (4, 1), (16, 1), (4, 4), (16, 16))
 TINY = (Work("linear-48", 48, 48), Work("conv-4@5", 4, 4, 5), Work("conv-8@3", 8, 8, 3))
 
 
@@ -106,6 +109,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     p.add_argument("--unit", nargs=2, type=int, default=[1, 1], metavar=("H", "W"), help="tiles instead of single weights")
+    p.add_argument("--tiles", action="store_true", help="speed-up of several tiles beside single weights, on the rows of 1024 and 256@8")
     p.add_argument("--sweep", action="store_true", help="speed-up at densities from 0.005 to 1")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the sweep, and the growth if it was measured (matplotlib)")
     p.add_argument("--overhead", action="store_true", help="time of a call beyond its kernels")
@@ -116,7 +120,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.budget = (0.0 if args.quick else 3.0) if args.budget is None else args.budget
     args.sweep |= args.picture is not None and not args.growth
     if args.rows is None:
-        args.rows = [] if args.overhead or args.growth or args.wide or args.sweep else [""]
+        args.rows = [] if args.overhead or args.growth or args.wide or args.sweep or args.tiles else [""]
     return args
 
 
@@ -135,6 +139,8 @@ def measured(args: argparse.Namespace) -> Result:
         result["kernels"] = [cell for w in rows for cell in cells(w, args.densities, args, wrong[w.name])]
     if swept:
         result["sweep"] = [cell for w in swept for cell in cells(w, SWEEP, args, None)]
+    if args.tiles:
+        result["tiles"] = tiles(args)
     if args.overhead:
         result["overhead"] = overhead(args)
     if args.growth:
@@ -270,6 +276,31 @@ def _kernel_names(found: Sequence[dict[str, Any]]) -> str:
 
 
 # -------------------------------------------------------------------- the sweep over densities
+
+
+def tiles(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same density in tiles: each tile in an interleaved run of its own, with dense and without peers."""
+    found = []
+    for work in TINY[1:] if args.quick else (w for w in ROWS if w.name in TILED):
+        for unit in TILES:
+            tiled = argparse.Namespace(**{**vars(args), "unit": list(unit)})
+            gate(work, args.densities, tiled, with_peers=False)
+            found += [{**cell, "unit": list(unit)} for cell in cells(work, args.densities, tiled, None)]
+    return found
+
+
+def tiles_table(result: Result) -> Table:
+    """Speed-ups, a column for each tile."""
+    found = result["tiles"]
+    units = list(dict.fromkeys(tuple(cell["unit"]) for cell in found))
+    ratios = {(cell["work"], cell["density"], tuple(cell["unit"])): times(cell["ratio"]) for cell in found}
+    keys = dict.fromkeys((work, density) for work, density, _ in ratios)
+    rows = [[work, f"{density:g}", *(ratios[work, density, unit] for unit in units)] for work, density in keys]
+    notes = [
+        f"Speed-up over the best dense variant, forward and backward, batch {result['batch']}, {result['dtype']}: the same density in tiles "
+        f"of h x w. Kernels: {_kernel_names(found)}."
+    ]
+    return Table("What tiles gain", ["work", "density", *(f"{h} x {w}" for h, w in units)], rows, notes)
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float | None:
@@ -575,6 +606,7 @@ def _four(p: dict[str, Any]) -> Iterator[Any]:
 
 TABLES: dict[str, Callable[[Result], Table]] = {
     "kernels": kernels_table,
+    "tiles": tiles_table,
     "sweep": sweep_table,
     "overhead": overhead_table,
     "growth": growth_table,

@@ -58,6 +58,13 @@ def test_kernels_measure_and_fill_a_page(benchmark, tmp_path, capsys):
     assert "not measured yet" in written.read_text()
 
 
+def test_tiles_have_a_column_each(benchmark, tmp_path):
+    kernels, file, written = benchmark("kernels"), tmp_path / "tiles.json", page(tmp_path / "page.md", "tiles")
+    assert kernels.main([*FAST, "--tiles", "--densities", "0.5", "--batch", "4", "--json", str(file), "--markdown", str(written)]) == 0
+    units = [tuple(cell["unit"]) for cell in json.loads(file.read_text())["tiles"]]
+    assert units == list(kernels.TILES) * 2 and "| 4 x 1 | 16 x 1 |" in written.read_text()
+
+
 def test_the_sweep_is_drawn_with_its_break_even_points(benchmark, tmp_path):
     pytest.importorskip("matplotlib")
     kernels, written = benchmark("kernels"), page(tmp_path / "page.md", "kernels", "sweep", "picture")
