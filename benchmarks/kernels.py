@@ -297,8 +297,8 @@ def tiles_table(result: Result) -> Table:
     keys = dict.fromkeys((work, density) for work, density, _ in ratios)
     rows = [[work, f"{density:g}", *(ratios[work, density, unit] for unit in units)] for work, density in keys]
     notes = [
-        f"Speed-up over the best dense variant, forward and backward, batch {result['batch']}, {result['dtype']}: the same density in tiles "
-        f"of h x w. Kernels: {_kernel_names(found)}."
+        f"Speed-up over the best dense variant, forward and backward, batch {result['batch']}, {result['dtype']}: the same density in "
+        f"tiles of h x w. Kernels: {_kernel_names(found)}."
     ]
     return Table("What tiles gain", ["work", "density", *(f"{h} x {w}" for h, w in units)], rows, notes)
 
