@@ -683,6 +683,14 @@ def test_a_backend_that_is_missing_gives_the_reason():
 
 
 @ABSENT
+@pytest.mark.parametrize("unit", [(1, 1), (4, 1), (16, 16)], ids=str)
+def test_tiles_run_on_native_kernels_too(unit):
+    linear, conv = gs.SparseLinear(32, 32, density=0.5, unit=unit), gs.SparseConv2d(8, 16, 2, density=0.5, unit=unit)
+    for layer, x in ((linear, torch.randn(3, 32)), (conv, torch.randn(3, 8, 4, 4))):
+        layer(x.requires_grad_()).sum().backward()
+        assert set(layer.kernels.values()) == {"native"}
+
+
 def test_the_backend_is_what_the_environment_says(monkeypatch):
     layer = gs.SparseLinear(7, 5, density=0.5, rng=generator())
     conv = gs.SparseConv2d(3, 5, 3, density=0.5, rng=generator())

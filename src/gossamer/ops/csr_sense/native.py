@@ -48,9 +48,8 @@ def _unfit_operands(operands: Sequence[tuple[Tensor, Tensor]], *_: Any) -> list[
     return why_not(*operands[0])
 
 
-def _unfit(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> list[str]:
-    reasons = why_not(dy, x)
-    return [*reasons, f"units must be single weights, not {unit}"] if grid_of(shape, unit) != tuple(shape) else reasons
+def _unfit(dy: Tensor, x: Tensor, *_: Any) -> list[str]:
+    return why_not(dy, x)
 
 
 KERNELS = kernels(BEST)

@@ -78,14 +78,13 @@ def why_not(*tensors: Tensor | None) -> list[str]:
 
 
 def unfit(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
-    """:func:`why_not` of a product's operands, (x or dy, values, s, ...) or (dy, x, s, ...) or (dy, x, values, s, ...), and units that
-    are not single weights. The usual case is told by a glance: a layer asks at every call."""
-    last, s = (third, _[0]) if isinstance(third, Tensor) else (first, third)
+    """:func:`why_not` of a product's operands, (x or dy, values, s, ...) or (dy, x, s, ...) or (dy, x, values, s, ...). The usual case is
+    told by a glance: a layer asks at every call."""
+    last = third if isinstance(third, Tensor) else first
     dtype = first.dtype
-    if BEST is not None and dtype is second.dtype is last.dtype and dtype in COMPUTED and first.is_cpu and s.unit == ONE:
+    if BEST is not None and dtype is second.dtype is last.dtype and dtype in COMPUTED and first.is_cpu:
         return []
-    reasons = why_not(first, second, last)
-    return reasons if s.unit == ONE else [*reasons, f"units must be single weights, not {s.unit}"]
+    return why_not(first, second, last)
 
 
 def warn_once() -> None:
