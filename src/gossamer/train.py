@@ -56,6 +56,10 @@ class Rewirer:
             raise Unfit("Rewirer", "topology must be a Topology", got=topology, remedy="what gs.csst(stop=...), gs.rigl(stop=...) return")
         if not self.layers:
             raise Unfit("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+        following = [name for name, layer in self.layers.items() if layer.layout.follows]
+        if following:
+            what = "the support of these layers is where their values are not zero; no topology changes it"
+            raise Unfit("Rewirer", what, reasons=following, remedy='sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer')
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         strangers = [name for name, layer in self.layers.items() if layer.values.requires_grad and id(layer.values) not in known]
         if strangers:
