@@ -45,6 +45,7 @@ from .rules import ProxSGD as ProxSGD
 from .rules import SparseOptimizer as SparseOptimizer
 from .support import Support as Support
 from .surgery import set_support_ as set_support_
+from .target import TargetDensity as TargetDensity
 from .topology import Change as Change
 from .topology import Sense as Sense
 from .topology import Site as Site

@@ -45,6 +45,10 @@ class Penalty(Protocol):
         """``prox`` of each, at one ``tau`` for all or one for each."""
         ...
 
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        """Entry by entry the least factor f for which prox(u, f tau) is zero there, in the shape of ``u``; infinite where none is."""
+        ...
+
     def subgradient(self, w: Tensor) -> Tensor:
         """An element of the subdifferential at ``w``, 0 where w is 0."""
         ...
@@ -69,6 +73,9 @@ class Zero:
 
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return list(us)
+
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        return torch.full_like(u, math.inf)
 
     def subgradient(self, w: Tensor) -> Tensor:
         return torch.zeros_like(w)
@@ -96,6 +103,9 @@ class L1:
 
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return softs(us, times(taus, self.lam))
+
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        return ratio(u.abs(), tau * self.lam)
 
     def subgradient(self, w: Tensor) -> Tensor:
         return self.lam * w.sign()
@@ -125,6 +135,9 @@ class NonNegativeL1:
         kept = torch._foreach_sub(us, times(taus, self.lam))
         torch._foreach_clamp_min_(kept, 0.0)
         return list(kept)
+
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        return ratio(u.clamp_min(0.0), tau * self.lam)
 
     def subgradient(self, w: Tensor) -> Tensor:
         return self.lam * w.sign()
@@ -160,6 +173,9 @@ class GroupL1:
 
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
+
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        return spread(ratio(norms(u, self.group), tau * self.lam * root(u, self.group)), u).expand_as(u)
 
     def subgradient(self, w: Tensor) -> Tensor:
         size = spread(norms(w, self.group), w)
@@ -248,6 +264,12 @@ class LogL1:
             return softs(us, times(taus, self.lam))
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
 
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        kind, tau = self.cut(u), tau * self.lam
+        if kind is None or not isinstance(tau, Tensor):
+            return ratio(u.abs(), tau)
+        return spread(ratio(norms(u, kind), tau), u).expand_as(u) if self.shrinking else ratio(u.abs(), spread(tau, u))
+
     def subgradient(self, w: Tensor) -> Tensor:
         weights = self.weights(self.magnitudes(w), w)
         return self.lam * (weights if weights.shape == w.shape else spread(weights, w)) * w.sign()
@@ -297,6 +319,9 @@ class TopK:
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
 
+    def level(self, u: Tensor, tau: Tau) -> Tensor:
+        return torch.full_like(u, math.inf)
+
     def subgradient(self, w: Tensor) -> Tensor:
         return torch.zeros_like(w)
 
@@ -326,6 +351,11 @@ def shrink(u: Tensor, tau: Tau, group: str) -> Tensor:
     """u_G max(0, 1 - tau / |u_G|_2) for every group; ``tau`` is one number or one for each group."""
     size = norms(u, group)
     return u * spread((1 - tau / size.clamp_min(torch.finfo(u.dtype).tiny)).clamp_min_(0.0), u)
+
+
+def ratio(size: Tensor, tau: Tau) -> Tensor:
+    """size / tau, 0 where size is 0."""
+    return torch.where(size > 0, size / tau, 0.0) if isinstance(tau, Tensor) or tau > 0.0 else torch.where(size > 0, math.inf, 0.0)
 
 
 def norms(w: Tensor, group: str) -> Tensor:

@@ -37,6 +37,7 @@ class AdaBreg:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = True
 
     def __post_init__(self):
         check_penalty("AdaBreg", self.penalty, convex=True)
@@ -70,6 +71,9 @@ class AdaBreg:
         """The weights that belong to the mirror variable."""
         u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
         torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        return [self.penalty.level(v, 1.0) for v in state["v"]]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

@@ -38,6 +38,7 @@ class LinBreg:
     delta: float = 1.0
     momentum: float = 0.0
     revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = True
 
     def __post_init__(self):
         check_penalty("LinBreg", self.penalty, convex=True)
@@ -68,6 +69,9 @@ class LinBreg:
         """The weights that belong to the mirror variable."""
         u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
         torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        return [self.penalty.level(v, 1.0) for v in state["v"]]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

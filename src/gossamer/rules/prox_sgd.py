@@ -32,6 +32,7 @@ class ProxSGD:
     penalty: Penalty
     momentum: float = 0.0
     revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = False
 
     def __post_init__(self):
         check_penalty("ProxSGD", self.penalty, plain=True)
@@ -48,6 +49,10 @@ class ProxSGD:
             torch._foreach_lerp_(v, g, 1 - mu)  # v <- mu v + (1 - mu) g
         torch._foreach_add_(w, v, alpha=-s)  # w <- w - s v
         torch._foreach_copy_(w, self.penalty.proxes(w, s * now.strength))  # w <- prox_{s R}(w)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        u = torch._foreach_sub(w, torch._foreach_mul(state["v"], now.lr)) if self.momentum else w
+        return [self.penalty.level(p, now.lr) for p in u]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

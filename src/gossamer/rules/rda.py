@@ -28,6 +28,7 @@ class RDA:
 
     penalty: Penalty
     revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = True
 
     def __post_init__(self):
         check_penalty("RDA", self.penalty, plain=True)
@@ -40,6 +41,9 @@ class RDA:
         torch._foreach_add_(u, g, alpha=-s)  # u <- u - s g
         now.sums["S"] = now.sums.get("S", 0.0) + s  # S <- S + s
         torch._foreach_copy_(w, self.penalty.proxes(u, now.sums["S"] * now.strength))  # w <- prox_{S R}(u)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        return [self.penalty.level(u, now.sums.get("S", 0.0)) for u in state["u"]]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

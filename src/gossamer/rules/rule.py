@@ -38,10 +38,15 @@ class Now(NamedTuple):
 
 @runtime_checkable
 class Rule(Protocol):
-    """How values move. ``revives``: a weight that is zero may come back, so dense storage is wanted."""
+    """How values move.
+
+    ``revives``: a weight that is zero may come back, so dense storage is wanted. ``instant``: which weights are zero follows from the state
+    and the strength alone, so it answers a change of strength at once; otherwise weights take steps to get there.
+    """
 
     penalty: Penalty
     revives: ClassVar[bool]
+    instant: ClassVar[bool]
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """State of one tensor, before its first step; ``strength`` is the factor on the penalty then."""
@@ -49,6 +54,10 @@ class Rule(Protocol):
 
     def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
         """One step: changes ``w`` and ``state`` in place, leaves ``g`` alone."""
+        ...
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        """Entry by entry the strength from which the weight would be zero now (``Penalty.level``)."""
         ...
 
     def schedules(self) -> dict[str, Schedule]:
@@ -145,6 +154,17 @@ class SparseOptimizer(torch.optim.Optimizer):
         if not state:
             state.update(rule.init(parameter, strength))
         return state
+
+    @torch.no_grad()
+    def levels(self) -> list[Tensor]:
+        """For every penalised parameter that has been moved, entry by entry, the strength from which it would be zero now."""
+        found = []
+        for rule, group in zip(self.rules, self.param_groups, strict=True):
+            for p in group["params"] if group["penalised"] else ():
+                state = {key: [t] for key, t in self.state[p].items()}
+                if state or not rule.init(p):
+                    found += rule.levels([p], state, self.now(group))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # torch's own forgets what a subclass has: a copy would have no rule

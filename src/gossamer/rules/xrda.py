@@ -55,6 +55,7 @@ class XRDA:
     weight_decay: float = 0.0
     accumulate: bool = True
     revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = False
 
     def __post_init__(self):
         check_penalty("XRDA", self.penalty)
@@ -119,6 +120,19 @@ class XRDA:
         torch._foreach_mul_(state["S"], a)
         torch._foreach_add_(state["S"], z, alpha=s)  # S <- a S + s z
         return state["S"] if now.strength == 1.0 else torch._foreach_mul(state["S"], now.strength)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        if "u" in state:
+            u = state["u"]
+        else:
+            u = torch._foreach_sub(w, torch._foreach_mul(state["v"], now.lr)) if "v" in state else w
+        S: Any = now.sums.get("S", 0.0)
+        if not self.penalty.adaptive:
+            return [self.penalty.level(p, S) for p in u]
+        penalty = _adaptive(self.penalty)
+        if self.accumulate:
+            return [penalty.level(p, tau) for p, tau in zip(u, state["S"], strict=True)]
+        return [penalty.level(p, penalty.weights(r, p) * S) for p, r in zip(u, state["r"], strict=True)]
 
     def schedules(self) -> dict[str, Schedule]:
         return {"averaging": self.averaging} if callable(self.averaging) else {}
