@@ -5,6 +5,8 @@ A sparse weight is a pair (support, values). Training does three things to it: m
 
 from . import checkpoint as checkpoint
 from . import laws as laws
+from . import penalties as penalties
+from . import rules as rules
 from . import schedules as schedules
 from .budgets import BUDGETS as BUDGETS
 from .budgets import er as er

@@ -441,6 +441,7 @@ def _check_prox(penalty: Penalty, u: Tensor, tau: Any, rng: torch.Generator, whe
     steps = [torch.zeros_like(u).view(-1).index_fill(0, torch.tensor(i), h).view(u.shape) for i in range(u.numel()) for h in (1e-4, -1e-4, 0.05, -0.05)]
     steps += [torch.randn(u.shape, generator=rng, dtype=u.dtype) * h for h in (1e-4, 1e-2, 1.0) for _ in range(20)]
     others = [p + step for step in steps] + [torch.zeros_like(u), u, *(p * f for f in (0.9, 1.1))]
+    others += [torch.where(u.abs() >= v, u, 0.0) for v in u.abs().flatten()]
     others += [torch.where(u == v, v, p) for v in u.flatten()] + [torch.where(p == v, 0.0, p) for v in p.flatten()]
     least = min(objective(w) for w in others)
     _demand(best <= least + 1e-12, f"{where}: prox must be the argmin of tau R(w) + |w - u|^2 / 2 (another w is lower by {best - least:.3g})")

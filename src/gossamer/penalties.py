@@ -239,7 +239,7 @@ class LogL1:
         ratio = r / largest.clamp_min(torch.finfo(r.dtype).tiny)
         kind = self.cut(w)
         scale = (self.beta + 1) * (1.0 if kind is None else root(w, kind))
-        return (ratio + self.beta).reciprocal_().mul_((largest > 0) * scale)
+        return (ratio + self.beta).reciprocal_().mul_((largest > 0).to(r.dtype) * scale)
 
     def value(self, w: Tensor) -> Tensor:
         r = self.magnitudes(w)
