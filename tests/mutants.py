@@ -644,9 +644,7 @@ PENALTY = {
     "hard for soft": _penalty(gs.L1(0.5), prox=lambda p, u, tau: torch.where(u.abs() > tau * p.lam, u, torch.zeros_like(u))),
     "a value of nothing": _penalty(gs.L1(0.5), value=lambda p, w: w.new_zeros(())),
     "0 / 0 in a group that is zero": _penalty(gs.GroupL1(0.5), prox=_divides_by_zero),
-    "groups without the root of their size": _penalty(
-        gs.GroupL1(0.5), prox=lambda p, u, tau: penalties.shrink(u, tau * p.lam, p.group)
-    ),
+    "groups without the root of their size": _penalty(gs.GroupL1(0.5), prox=lambda p, u, tau: penalties.shrink(u, tau * p.lam, p.group)),
     "changes what it is given": _penalty(gs.L1(0.5), prox=_in_place),
     "gives back what it is given": _penalty(gs.L1(0.0), prox=lambda p, u, tau: u),
     "negative weights stay": _penalty(gs.NonNegativeL1(0.5), prox=lambda p, u, tau: penalties.soft(u, tau * p.lam)),

@@ -164,7 +164,11 @@ def refusals():
     tiles = gs.sparsify(mlp(), 0.2, unit=(2, 2), budget="pooled")
     other = gs.SparseOptimizer(gs.parameter_groups(net), gs.ProxSGD(gs.L1(0.1)), 0.1, confined=True)
     yield "a dense model", lambda: gs.Multilevel(mlp(), optimizer, 1), "no sparse layer"
-    yield "shadow layers", lambda: gs.Multilevel(shadow, gs.SparseOptimizer(gs.parameter_groups(shadow), RULES["LinBreg"], 0.1), 1), "layout shadow"
+    yield (
+        "shadow layers",
+        lambda: gs.Multilevel(shadow, gs.SparseOptimizer(gs.parameter_groups(shadow), RULES["LinBreg"], 0.1), 1),
+        "layout shadow",
+    )
     yield "tiles", lambda: gs.Multilevel(tiles, optimizer, 1), "units of"
     yield "an optimizer of torch", lambda: gs.Multilevel(net, torch.optim.SGD(net.parameters(), lr=0.1), 1), "SparseOptimizer"
     yield "no mirror variable", lambda: gs.Multilevel(net, other, 1), "no mirror variable"
@@ -172,7 +176,11 @@ def refusals():
     yield "half a coarse step", lambda: gs.Multilevel(net, optimizer, 0.5), "whole number"
     yield "a negative scale", lambda: gs.Multilevel(net, optimizer, 1, fine_lr_scale=-1.0), "fine_lr_scale"
     yield "a closure", lambda: gs.Multilevel(net, optimizer, 1).step(lambda: 0.0), "closure"
-    yield "a state of other settings", lambda: gs.Multilevel(net, optimizer, 1).load_state_dict(gs.Multilevel(net, optimizer, 2).state_dict()), "coarse"
+    yield (
+        "a state of other settings",
+        lambda: gs.Multilevel(net, optimizer, 1).load_state_dict(gs.Multilevel(net, optimizer, 2).state_dict()),
+        "coarse",
+    )
 
 
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in refusals()], ids=[case[0] for case in refusals()])

@@ -274,7 +274,9 @@ def test_averaging_paired_with_a_torch_scheduler_keeps_the_threshold():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linbreg_without_a_penalty_is_sgd(shape):
     agree(driven(gs.LinBreg(gs.L1(0.0)), shape), torch_path(lambda p, lr: torch.optim.SGD(p, lr), shape), 0.0)
-    agree(driven(gs.LinBreg(gs.L1(0.0), 2.0), shape, 0.05), torch_path(lambda p, lr: torch.optim.SGD(p, lr), shape))  # delta scales the step
+    agree(
+        driven(gs.LinBreg(gs.L1(0.0), 2.0), shape, 0.05), torch_path(lambda p, lr: torch.optim.SGD(p, lr), shape)
+    )  # delta scales the step
     ema = torch_path(lambda p, lr: torch.optim.SGD(p, lr * 0.3, momentum=0.7), shape)
     agree(driven(gs.LinBreg(gs.L1(0.0), momentum=0.7), shape), ema)
 
@@ -350,7 +352,9 @@ def test_a_group_added_later_goes_on_with_the_schedule():
 
 def test_decay_is_the_groups_and_with_xrda_everybodys():
     w, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimizer = gs.SparseOptimizer([{"params": [w], "weight_decay": 0.5}, {"params": [b]}], gs.XRDA(gs.L1(0.0), 0.0, None, weight_decay=0.1), 1.0)
+    optimizer = gs.SparseOptimizer(
+        [{"params": [w], "weight_decay": 0.5}, {"params": [b]}], gs.XRDA(gs.L1(0.0), 0.0, None, weight_decay=0.1), 1.0
+    )
     w.grad, b.grad = torch.zeros(2, 2), torch.zeros(2)
     optimizer.step()
     assert float(w[0, 0].detach()) == pytest.approx(0.4) and float(b[0].detach()) == pytest.approx(0.9)

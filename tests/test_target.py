@@ -112,7 +112,10 @@ def compact():
 
 
 REFUSALS = {
-    "an optimizer of torch": (lambda: gs.TargetDensity(torch.optim.SGD([nn.Parameter(torch.ones(2, 2))], lr=0.1), 0.1, 100), "SparseOptimizer"),
+    "an optimizer of torch": (
+        lambda: gs.TargetDensity(torch.optim.SGD([nn.Parameter(torch.ones(2, 2))], lr=0.1), 0.1, 100),
+        "SparseOptimizer",
+    ),
     "density of zero": (lambda: gs.TargetDensity(optimizer(), 0.0, 100), "density"),
     "too few measurements": (lambda: gs.TargetDensity(optimizer(), 0.1, 50), "too little to steer by"),
     "nothing to steer": (lambda: gs.TargetDensity(optimizer(gs.ProxSGD(gs.TopK(3))), 0.1, 100), "no strength"),

@@ -101,8 +101,8 @@ def sparsify(
             (shapes, density) -> densities, or a mapping layer name -> density. A layer that is given density 1 is left dense, unless
             ``density`` itself is 1 (the start of a pruning run).
         layout: ``"csr"`` (compact, O(n)); ``"masked"`` (dense storage and kernels: a simulation); ``"shadow"`` (dense storage and weight
-            gradient, sparse products otherwise, for a ``SparseOptimizer``; ``density`` is then where it starts); ``"auto"``: for each layer the
-            faster of them on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and values do not depend
+            gradient, sparse products otherwise, for a ``SparseOptimizer``; ``density`` is then where it starts); ``"auto"``: for each
+            layer the faster of csr and masked on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and values do not depend
             on it.
         input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
         batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr wants them: modules
@@ -205,7 +205,12 @@ def parameter_groups(
 
 
 def reinitialise_(
-    model: nn.Module, *, distribution: str = "normal", gain: float = 1.0, positive_bias: float | None = None, rng: torch.Generator | None = None
+    model: nn.Module,
+    *,
+    distribution: str = "normal",
+    gain: float = 1.0,
+    positive_bias: float | None = None,
+    rng: torch.Generator | None = None,
 ) -> nn.Module:
     """New values for the sparse layers of a model, of the variance that keeps that of activations: gain^2 2 / (density fan_in).
 
@@ -231,7 +236,9 @@ def reinitialise_(
         layer.set_values_(compact.to(layer.values.device))
         if positive_bias is not None and layer.bias is not None:
             with torch.no_grad():
-                drawn = torch.empty(layer.bias.shape, dtype=layer.bias.dtype).uniform_(0.0, positive_bias / math.sqrt(fan_in), generator=rng)
+                drawn = torch.empty(layer.bias.shape, dtype=layer.bias.dtype).uniform_(
+                    0.0, positive_bias / math.sqrt(fan_in), generator=rng
+                )
                 layer.bias.copy_(drawn)
     return model
 

@@ -90,7 +90,7 @@ class SparseLayer(nn.Module):
             self._support = known = Support(shape, self.unit, *(getattr(self, name) for name in INDEX))
         return known
 
-    @torch.compiler.disable
+    @torch.compiler.disable()  # type: ignore[arg-type]
     @torch.no_grad()
     def _follow(self) -> None:
         """Looks the non-zeros up, if the values have changed since, and makes another index, if they are others."""

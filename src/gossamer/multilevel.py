@@ -7,8 +7,8 @@ the support of w and v the mirror variable:
 The coarse problem is the fine one restricted to S (the penalty is separable), so no correction term is needed. A weight of S that reaches
 zero in a coarse phase stays in S until the fine step and may return; v off S does not move meanwhile.
 
-Values are compact (layout ``csr``): w exists on S only. What has the dense size is v, and with momentum or Adam their moments: cold storage,
-read and written off S once in m + 1 steps. m = 0 is plain ``LinBreg`` or ``AdaBreg``.
+Values are compact (layout ``csr``): w exists on S only. What has the dense size is v, and with momentum or Adam their moments: cold
+storage, read and written off S once in m + 1 steps. m = 0 is plain ``LinBreg`` or ``AdaBreg``.
 """
 
 from collections.abc import Callable

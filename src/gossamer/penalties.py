@@ -132,7 +132,7 @@ class NonNegativeL1:
         return (u - tau * self.lam).clamp_min_(0.0)
 
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
-        kept = torch._foreach_sub(us, times(taus, self.lam))
+        kept = torch._foreach_sub(list(us), times(taus, self.lam))
         torch._foreach_clamp_min_(kept, 0.0)
         return list(kept)
 
@@ -340,7 +340,8 @@ def soft(u: Tensor, tau: Tau) -> Tensor:
 
 def softs(us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
     """:func:`soft` of many tensors, batched."""
-    above, below = torch._foreach_sub(us, taus), torch._foreach_add(us, taus)  # type: ignore[arg-type]
+    shifts: Any = taus if isinstance(taus, (int, float)) else list(taus)
+    above, below = torch._foreach_sub(list(us), shifts), torch._foreach_add(list(us), shifts)
     torch._foreach_clamp_min_(above, 0.0)
     torch._foreach_clamp_max_(below, 0.0)
     torch._foreach_add_(above, below)
@@ -375,7 +376,7 @@ def spread(per_group: Tensor, w: Tensor) -> Tensor:
 
 def times(taus: float | Sequence[Tensor], factor: float) -> Any:
     """``taus`` times a number."""
-    return taus * factor if isinstance(taus, (int, float)) else torch._foreach_mul(taus, factor)
+    return taus * factor if isinstance(taus, (int, float)) else torch._foreach_mul(list(taus), factor)
 
 
 # -------------------------------------------------------------------- details

@@ -12,8 +12,8 @@ and the logarithm of the strength moves, by at most `limit`. How far depends on 
     ProxSGD, XRDA            weights take steps to shrink: an integral law with damping, of the error e = log(d_measured / d*(t)),
                              log strength += gain e + damping (e - e_before)
 
-In the last steps, `landing` of them, the strength is set to q itself, after every step: what is over or short is by then a few of the weights
-nearest to zero. Logarithms make the laws the same for any scale of lam and any density. The strength lives in the optimizer's groups and is
+In the last steps, `landing` of them, the strength is set to q itself, after every step: what is over or short is by then a few of the
+weights nearest to zero. Logarithms make the laws the same for any scale of lam and any density. The strength lives in the optimizer's groups and is
 saved with them; if somebody else sets it, or an older state is loaded, the controller goes on from what it finds.
 """
 
@@ -78,7 +78,9 @@ class TargetDensity:
         for name, value, least in (("steps", steps, 1), ("every", every, 1), ("landing", landing, 0)):
             check_count(who, name, value, least)
         if every > steps / 10:
-            raise Unfit(who, f"a run of {steps} steps measured every {every} leaves too little to steer by", remedy="every=1, or a longer run")
+            raise Unfit(
+                who, f"a run of {steps} steps measured every {every} leaves too little to steer by", remedy="every=1, or a longer run"
+            )
         if not 0.0 < reach <= 1.0 or not 0.0 < pull <= 1.0:
             raise Unfit(who, "reach and pull lie in (0, 1]", got=(reach, pull))
         if not gain > 0.0 or not damping >= 0.0 or not limit > 0.0:
@@ -167,7 +169,9 @@ def _check(controller: TargetDensity, who: str) -> None:
     optimizer, groups = controller.optimizer, controller.groups
     mute = [rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"] and not steerable(rule)]
     if mute:
-        raise Unfit(who, f"{mute[0].penalty} has no strength to steer", remedy="a penalty with a positive lam; TopK fixes the number by itself")
+        raise Unfit(
+            who, f"{mute[0].penalty} has no strength to steer", remedy="a penalty with a positive lam; TopK fixes the number by itself"
+        )
     if any(group["strength"] <= 0.0 for group in groups):
         raise Unfit(who, "a strength of 0 cannot be scaled", remedy="a positive strength, or 'penalised': False")
     if len({group["strength"] for group in groups}) > 1:

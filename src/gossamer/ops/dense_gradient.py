@@ -5,7 +5,7 @@
     dW = dy^T x         by torch's dense kernel, of the dense size                2 B N
 
 What training by a proximal or mirror step needs: every zero must be able to come back. No double backward; seen by neither ``torch.func``
-nor FLOP counters.
+nor FLOP counters; compiled code calls them between two graphs.
 """
 
 from typing import Any
@@ -22,6 +22,7 @@ from .csr_linear import op as linear
 from .native import bias_gradient
 
 
+@torch.compiler.disable()
 def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, (..., cols) -> (..., rows).
 
@@ -35,6 +36,7 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
     return y if x.dim() == 2 else y.view(*x.shape[:-1], s.shape[0])
 
 
+@torch.compiler.disable()
 def shadow_conv2d(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
     """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw). Otherwise as :func:`shadow_linear`."""
     return _Conv2d.apply(x, dense, values, bias, s, g)  # type: ignore[return-value]

@@ -3,8 +3,8 @@
     v <- mu v + (1 - mu) g                       momentum as a mean, as in xRDA: lr here is lr / (1 - mu) of torch.optim.SGD
     w <- prox_{s R}(w - s v)                     s = lr
 
-mu = 0 is ISTA with stochastic gradients (equation 7 of Siegel, Chen, Zhang, Xu 2020; Combettes & Wajs 2005); with ``TopK`` it is iterative hard
-thresholding (Blumensath & Davies 2009) as training.
+mu = 0 is ISTA with stochastic gradients (equation 7 of Siegel, Chen, Zhang, Xu 2020; Combettes & Wajs 2005); with ``TopK`` it is
+iterative hard thresholding (Blumensath & Davies 2009) as training.
 
 State: v if mu > 0. Cost per step: O(N) beside the gradient; the forward pass may be sparse, the weight gradient is dense.
 """

@@ -4,8 +4,8 @@
     update_(...)  one step of many tensors: the lines of the paper's equations, on lists of tensors (torch's foreach functions)
 
 The shell owns what all rules share: groups, step counts, weight decay, which tensors are penalised, and lists that batch all groups which
-step alike. A step reads no tensor's value, so nothing waits for the device. Everything it remembers is a tensor of ``state`` or a number in a
-group, so ``state_dict`` is complete and a resumed run goes on bit for bit.
+step alike. A step reads no tensor's value, so nothing waits for the device. What it remembers is a tensor of ``state`` or a number in
+a group, so ``state_dict`` is complete and a resumed run goes on bit for bit.
 """
 
 import math
@@ -44,7 +44,11 @@ class Rule(Protocol):
     and the strength alone, so it answers a change of strength at once; otherwise weights take steps to get there.
     """
 
-    penalty: Penalty
+    @property
+    def penalty(self) -> Penalty:
+        """R."""
+        ...
+
     revives: ClassVar[bool]
     instant: ClassVar[bool]
 
@@ -110,7 +114,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         self.register_load_state_dict_pre_hook(_refuse_other_rules)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, or two where it holds weights and biases and does not say which are penalised. Its schedules go on with the rest's."""
+        """Adds a group, or two where it holds weights and biases and does not say which are penalised. Its step count is the others'."""
         given = dict(param_group)
         params = given.pop("params")
         params = [params] if isinstance(params, Tensor) else list(params)
@@ -163,13 +167,18 @@ class SparseOptimizer(torch.optim.Optimizer):
             for p in group["params"] if group["penalised"] else ():
                 state = {key: [t] for key, t in self.state[p].items()}
                 if state or not rule.init(p):
-                    found += rule.levels([p], state, self.now(group))
+                    found += rule.levels([p], state, self._next(group))
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # torch's own forgets what a subclass has: a copy would have no rule
 
     # ---------------------------------------------------------------- details
+
+    def _next(self, group: dict[str, Any]) -> Now:
+        """``now`` with the step size of the step to come, where it is known."""
+        now = self.now(group)
+        return now._replace(lr=self.schedule(now.t + 1)) if self.schedule is not None else now
 
     def _add(self, params: list[Tensor], given: dict[str, Any]) -> None:
         rule = given.pop("rule", self.rule)
@@ -205,9 +214,16 @@ def description(rule: Rule) -> str:
 def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:
     """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
     if not isinstance(penalty, Penalty):
-        raise Unfit(who, "penalty must be a penalty", got=penalty, remedy="gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)")
+        raise Unfit(
+            who, "penalty must be a penalty", got=penalty, remedy="gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
+        )
     if plain and penalty.adaptive:
-        raise Unfit(who, "an adaptive penalty needs running magnitudes, which only XRDA keeps", got=penalty, remedy="gs.XRDA(penalty, averaging=0.0)")
+        raise Unfit(
+            who,
+            "an adaptive penalty needs running magnitudes, which only XRDA keeps",
+            got=penalty,
+            remedy="gs.XRDA(penalty, averaging=0.0)",
+        )
     if convex and not penalty.convex:
         raise Unfit(who, "a mirror map is built on a convex penalty", got=penalty, remedy="gs.L1, gs.NonNegativeL1 or gs.GroupL1")
 

@@ -9,8 +9,8 @@ neural networks using compressed sensing"; the numbers are its equations'). For 
     u_n <- u_n - s_n v_n
     w_{n+1} <- prox_{S_n R}(u_n)                 soft threshold at lam S_n
 
-alpha = 0 is proximal gradient descent, alpha = 1 is regularised dual averaging. With 1 - alpha_n = s_n / s_0 the fixed point of S is s_0, so
-the threshold stays while the step size goes to 0: ``averaging="paired"``.
+alpha = 0 is proximal gradient descent, alpha = 1 is regularised dual averaging. With 1 - alpha_n = s_n / s_0 the fixed point of S is s_0,
+so the threshold stays while the step size goes to 0: ``averaging="paired"``.
 
 The order of the lines, the accumulation of S entry by entry (``accumulate=True``) and the decay of *all* parameters are the authors'
 program's; the paper prints one number S_n for all entries (``accumulate=False``). Unlike that program: an all-zero matrix gets weight 0 and
