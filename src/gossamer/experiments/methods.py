@@ -20,6 +20,7 @@ class Method:
     shrinks: ClassVar[bool] = False  # the optimizer makes the zeros
     initial: float | None = None  # density of all layers at the first step, if it is not the run's
     target: bool = False  # whether the run's density is steered to
+    gain: float = 1.0  # of the initial values
     positive_bias: float | None = None
     start: float = 1.0
 
@@ -177,12 +178,14 @@ class Proximal(Method):
         initial: share of the weights that are not zero at the first step.
         target: steer the strength of the penalty so that the run ends at the asked density.
         reach: share of the training after which the asked density is to be reached, if it is steered to.
+        gain: factor on the initial values; 0.41 gives those of torch's own layers.
         positive_bias: draw the biases from 0 to this over the root of the fan-in.
     """
 
     initial: float | None = 1.0
     target: bool = False
     reach: float = 0.5
+    gain: float = 1.0
     positive_bias: float | None = None
     shrinks: ClassVar[bool] = True
 
@@ -200,6 +203,7 @@ class Coarse(Method):
         initial: share of the weights that are not zero at the first step; null: the asked density.
         target: steer the strength of the penalty to the asked density, from one fine step to the next.
         reach: share of the training after which the asked density is to be reached, if it is steered to.
+        gain: factor on the initial values; 0.41 gives those of torch's own layers.
         positive_bias: draw the biases from 0 to this over the root of the fan-in.
     """
 
@@ -208,6 +212,7 @@ class Coarse(Method):
     initial: float | None = None
     target: bool = False
     reach: float = 0.5
+    gain: float = 1.0
     positive_bias: float | None = None
     shrinks: ClassVar[bool] = True
 

@@ -237,9 +237,8 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
     options["rng"] = stream(config.seed, "support")
     if config.method.shrinks:
         model = sparsify(model, config.method.initial or config.density, budget=config.budget, exclude=config.exclude, **options)
-        if (bias := config.method.positive_bias) is not None:
-            model = reinitialise_(model, positive_bias=bias, rng=stream(config.seed, "init"))
-        return model, {}
+        gain, bias = config.method.gain, config.method.positive_bias
+        return reinitialise_(model, gain=gain, positive_bias=bias, rng=stream(config.seed, "init")), {}
     if config.method.start == 1.0:
         return sparsify(model, config.density, budget=config.budget, exclude=config.exclude, **options), {}
     last = sparsify(deepcopy(model), config.density, budget=config.budget, exclude=config.exclude, layout="csr", unit=config.unit)
