@@ -102,8 +102,8 @@ def sparsify(
             ``density`` itself is 1 (the start of a pruning run).
         layout: ``"csr"`` (compact, O(n)); ``"masked"`` (dense storage and kernels: a simulation); ``"shadow"`` (dense storage and weight
             gradient, sparse products otherwise, for a ``SparseOptimizer``; ``density`` is then where it starts); ``"auto"``: for each
-            layer the faster of csr and masked on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and values do not depend
-            on it.
+            layer the faster of csr and masked on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and
+            values do not depend on it.
         input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
         batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr wants them: modules
             between the layers become twins with the same parameters and results. None: on the CPU, if a layer is csr.

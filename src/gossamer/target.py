@@ -13,8 +13,8 @@ and the logarithm of the strength moves, by at most `limit`. How far depends on 
                              log strength += gain e + damping (e - e_before)
 
 In the last steps, `landing` of them, the strength is set to q itself, after every step: what is over or short is by then a few of the
-weights nearest to zero. Logarithms make the laws the same for any scale of lam and any density. The strength lives in the optimizer's groups and is
-saved with them; if somebody else sets it, or an older state is loaded, the controller goes on from what it finds.
+weights nearest to zero. Logarithms make the laws the same for any scale of lam and any density. The strength lives in the optimizer's
+groups and is saved with them; if somebody else sets it, or an older state is loaded, the controller goes on from what it finds.
 """
 
 import math

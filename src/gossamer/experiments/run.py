@@ -5,6 +5,7 @@ with the same weights and metrics, bit for bit, as one that was never stopped.
 """
 
 import math
+import re
 import signal
 import threading
 import time
@@ -20,7 +21,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .. import checkpoint
+from .. import budgets, checkpoint
+from ..allotment import allot
 from ..convert import AUTO, reinitialise_, sparsify
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
@@ -236,7 +238,12 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
     options: dict[str, Any] = {"layout": planned or config.layout, "unit": config.unit, "min_fan_in": config.min_fan_in}
     options["rng"] = stream(config.seed, "support")
     if config.method.shrinks:
-        model = sparsify(model, config.method.initial or config.density, budget=config.budget, exclude=config.exclude, **options)
+        given = allot("sparsify", model, 1.0, "pooled", config.unit, None, config.exclude)
+        names = list(given.units)
+        shapes = [tuple(given.owners[name].weight.shape) for name in names]  # type: ignore[union-attr, arg-type]
+        begin = budgets.resolve(config.budget, names, shapes, config.method.initial or config.density, "sparsify")
+        first = dict(zip(names, begin, strict=True))  # no layer stays dense: all shrink
+        model = sparsify(model, 1.0, budget=first, include=[f"re:^{re.escape(name)}$" for name in names], **options)
         gain, bias = config.method.gain, config.method.positive_bias
         return reinitialise_(model, gain=gain, positive_bias=bias, rng=stream(config.seed, "init")), {}
     if config.method.start == 1.0:
