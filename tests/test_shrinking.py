@@ -39,6 +39,12 @@ def test_a_run_ends_at_the_density_asked_for(name, tmp_path):
     assert result["density"] == pytest.approx(0.2, abs=0.005)
 
 
+def test_a_multilevel_run_ends_at_the_density_asked_for(tmp_path):
+    method = {"name": "multilevel", "coarse": 2, "initial": 0.1, "target": True}
+    result = run(tiny(method=method, optimizer={"name": "linbreg", "lr": 0.1, "lam": 0.1}), tmp_path)
+    assert result["density"] == pytest.approx(0.2, abs=0.01) and result["events"] == 10 and result["flops"]["sensing"] > 0
+
+
 REFUSALS = {
     "proximal on compact values": ({"method": "proximal", "optimizer": "linbreg"}, "layout"),
     "shadow with a topology": ({"method": "set", "layout": "shadow"}, "layout"),

@@ -97,6 +97,18 @@ class Multilevel:
         for heard in self._heard.values():
             heard.pairs.clear()
 
+    @torch.no_grad()
+    def levels(self) -> list[Tensor]:
+        """For every weight, on the support and off it, the strength from which it would be zero by its mirror variable, per layer."""
+        found = []
+        for name, layer in self.layers.items():
+            rule, group = self._rule(name)
+            hot, cold = self.optimizer.state_of(rule, layer.values, group["strength"])["v"], self._cold.get(name)
+            if cold is not None:
+                cold["v"].view(-1)[layer.support.ids()] = hot
+            found.append(rule.penalty.level(hot if cold is None else cold["v"], 1.0))  # off the support v is 0 before the first fine step
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
         cold = {name: dict(state) for name, state in self._cold.items()}
@@ -131,14 +143,20 @@ class Multilevel:
         for name, layer in self.layers.items():
             layer.sense = self._heard.get(name)
 
+    def _rule(self, name: str) -> tuple[LinBreg | AdaBreg, dict[str, Any]]:
+        """The rule and the group of a layer's values."""
+        values, groups = self.layers[name].values, self.optimizer.param_groups
+        at = next(i for i, group in enumerate(groups) if any(p is values for p in group["params"]))
+        rule = self.optimizer.rules[at]
+        assert isinstance(rule, (LinBreg, AdaBreg))  # as was checked
+        return rule, groups[at]
+
     @torch.no_grad()
     def _fine(self, name: str) -> None:
         layer, operands = self.layers[name], self._heard[name].pairs
         if not operands:
             return  # it took no part in the forward pass
-        at = next(i for i, group in enumerate(self.optimizer.param_groups) if any(p is layer.values for p in group["params"]))
-        group, rule = self.optimizer.param_groups[at], self.optimizer.rules[at]
-        assert isinstance(rule, (LinBreg, AdaBreg))
+        rule, group = self._rule(name)
         now, s = self.optimizer.now(group), layer.support
         ids, (rows, cols) = s.ids(), s.shape
         hot = self.optimizer.state_of(rule, layer.values, now.strength)

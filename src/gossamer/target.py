@@ -21,10 +21,9 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import Unfit, check_count, check_density
-from .layers import sparse_layers
 from .penalties import TopK, Zero
 from .rules.rule import Rule, SparseOptimizer
 
@@ -47,9 +46,8 @@ class TargetDensity:
         optimizer: a ``SparseOptimizer`` whose penalty has a strength (``TopK`` has none).
         density: share of the penalised weights that shall be non-zero at the end, in (0, 1].
         steps: length of the run.
-        model: needed where values are compact (``Multilevel``): it knows the sizes of the dense weights. The integral law is then used, and
-            no landing: what is off the support cannot be seen.
-        every: steps between measurements; each reads numbers from the device. With ``Multilevel`` a multiple of m + 1.
+        multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if one does: it knows the weights off the support.
+        every: steps between measurements; each reads numbers from the device. With ``multilevel`` best m + 1.
         reach: share of the run after which the target is the density asked for.
         pull, gain, damping, limit, landing: of the laws above.
 
@@ -62,7 +60,7 @@ class TargetDensity:
         density: float,
         steps: int,
         *,
-        model: nn.Module | None = None,
+        multilevel: Any = None,
         every: int = 10,
         reach: float = 0.5,
         pull: float = 0.3,
@@ -91,12 +89,13 @@ class TargetDensity:
         self.start: float | None = None  # d_0
         self.before: float | None = None  # e of the last measurement
         self.log: list[Measured] = []
-        self._dense = {id(layer.values): layer.dense_shape.numel() for layer in sparse_layers(model).values()} if model is not None else {}
+        self.multilevel = multilevel
+        layers = {} if multilevel is None else multilevel.layers
+        self._dense = {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
         _check(self, who)
         self.total = sum(self._dense.get(id(p), p.numel()) for p in self._parameters())
-        self.seen = not any(group["compact"] for group in self.groups)  # whether every weight's level is
         steered = [rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"]]
-        self.instant = self.seen and all(rule.instant for rule in steered)
+        self.instant = all(rule.instant for rule in steered)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -116,7 +115,7 @@ class TargetDensity:
     def step(self) -> None:
         """After each step of the optimizer: measures and steers, if it is time."""
         self.t += 1
-        landing = self.seen and self.steps - self.landing <= self.t < self.steps
+        landing = self.steps - self.landing <= self.t < self.steps
         if self.t % self.every and not landing:
             return
         measured = max(self.measure(), 0.5 / self.total)  # half a weight: none has no logarithm
@@ -147,7 +146,8 @@ class TargetDensity:
 
     def _pulled(self, wanted: float, landing: bool) -> float:
         """Change of the logarithm of the strength towards the level that the wanted share of all weights exceeds."""
-        levels = torch.cat([level.flatten() for level in self.optimizer.levels()] or [torch.zeros(1)])
+        source = self.optimizer if self.multilevel is None else self.multilevel
+        levels = torch.cat([level.flatten() for level in source.levels()] or [torch.zeros(1)])
         stay = min(levels.numel() - 1, max(1, round(wanted * self.total)))
         level = float(levels.kthvalue(levels.numel() - stay)[0])
         if not 0.0 < level < math.inf:
@@ -177,4 +177,4 @@ def _check(controller: TargetDensity, who: str) -> None:
     if len({group["strength"] for group in groups}) > 1:
         raise Unfit(who, "all penalised groups must begin at one strength", got=[group["strength"] for group in groups])
     if any(group["compact"] and id(p) not in controller._dense for group in groups for p in group["params"]):
-        raise Unfit(who, "values are compact, and only the model knows how many weights there are", remedy="model=model")
+        raise Unfit(who, "values are compact, and nothing knows the weights off the support", remedy="multilevel=..., or layout shadow")

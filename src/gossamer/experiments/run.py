@@ -114,7 +114,7 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     optimizer = config.optimizer.build(model, config.density_exponent, final, confined=config.layout != "shadow")
     scheduler = LambdaLR(optimizer, step_size(config, each * config.epochs))
     rewirer = rewiring(model, optimizer, config, each * config.epochs, final)
-    target = steering(model, optimizer, config, each * config.epochs)
+    target = steering(optimizer, rewirer, config, each * config.epochs)
     ledger = Ledger(model, data.inputs(data.train_x[:1]), optimizer=optimizer)
     return Trial(config, data, model, optimizer, scheduler, rewirer, target, ledger, each, planned)
 
@@ -268,15 +268,13 @@ def rewiring(
     return Rewirer(model, optimizer, topology, rng=stream(config.seed, "topology"))
 
 
-def steering(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, steps: int) -> TargetDensity | None:
+def steering(optimizer: torch.optim.Optimizer, rewirer: Any, config: Config, steps: int) -> TargetDensity | None:
     """What steers to the asked density, if it is to be."""
     method = config.method
     if not isinstance(method, (Proximal, Coarse)) or not method.target or not isinstance(optimizer, SparseOptimizer):
         return None
-    options: dict[str, Any] = (
-        {"every": method.coarse + 1, "model": model} if isinstance(method, Coarse) else {"every": max(1, min(10, steps // 100))}
-    )
-    return TargetDensity(optimizer, config.density, steps, reach=method.reach, **options)
+    every = method.coarse + 1 if isinstance(method, Coarse) else max(1, min(10, steps // 100))
+    return TargetDensity(optimizer, config.density, steps, reach=method.reach, every=every, multilevel=rewirer)
 
 
 def step_size(config: Config, steps: int) -> Callable[[int], float]:
