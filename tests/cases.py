@@ -95,6 +95,43 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
 }
 TWO_OPTIMIZERS = {name: OPTIMIZERS[name] for name in ("nesterov", "adamw")}
 
+# ---------------------------------------------------------------- penalties and rules
+
+PENALTIES: dict[str, gs.penalties.Penalty] = {
+    "zero": gs.penalties.Zero(),
+    "l1": gs.L1(0.5),
+    "l1 without strength": gs.L1(0.0),
+    "non-negative": gs.NonNegativeL1(0.5),
+    "rows": gs.GroupL1(0.5, "row"),
+    "kernels": gs.GroupL1(0.5, "kernel"),
+    "channels": gs.GroupL1(0.5, "channel"),
+    "log": gs.LogL1(0.5, 0.1),
+    "log, kernels": gs.LogL1(0.5, 0.1, "kernel"),
+    "log, channels": gs.LogL1(0.5, 0.1, "channel"),
+    "log, kernels shrinking": gs.LogL1(0.5, 0.1, "kernel", shrinking=True),
+    "log, channels shrinking": gs.LogL1(0.5, 0.1, "channel", shrinking=True),
+    "top 5": gs.TopK(5),
+    "top 30 %": gs.TopK(density=0.3),
+}
+RULES: dict[str, gs.rules.Rule] = {
+    "prox-SGD": gs.ProxSGD(gs.L1(0.1)),
+    "prox-SGD with momentum": gs.ProxSGD(gs.L1(0.1), 0.9),
+    "prox-SGD of kernels": gs.ProxSGD(gs.GroupL1(0.1, "kernel")),
+    "IHT": gs.ProxSGD(gs.TopK(density=0.3), 0.5),
+    "RDA": gs.RDA(gs.L1(0.01)),
+    "xRDA": gs.XRDA(gs.LogL1(0.001, 0.1), 0.3, 2.0, 1.0, 0.01),
+    "xRDA as printed": gs.XRDA(gs.LogL1(0.001, 0.1), gs.schedules.cosine_pair(0.05, 20)[1], accumulate=False),
+    "xRDA of kernels": gs.XRDA(gs.LogL1(0.001, 0.1, "kernel")),
+    "xRDA of shrinking channels": gs.XRDA(gs.LogL1(0.001, 0.1, "channel", shrinking=True), 0.2),
+    "xRDA without averaging": gs.XRDA(gs.L1(0.01), 0.0, None),
+    "LinBreg": gs.LinBreg(gs.L1(0.1)),
+    "LinBreg with momentum": gs.LinBreg(gs.L1(0.1), 2.0, 0.5),
+    "LinBreg of rows": gs.LinBreg(gs.GroupL1(0.1, "row")),
+    "LinBreg, non-negative": gs.LinBreg(gs.NonNegativeL1(0.1)),
+    "AdaBreg": gs.AdaBreg(gs.L1(0.1), 0.5),
+    "AdaBreg of channels": gs.AdaBreg(gs.GroupL1(0.1, "channel")),
+}
+
 # ---------------------------------------------------------------- topologies
 
 
@@ -127,7 +164,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
 
 STOP = 23
 TOPOLOGIES = topologies(STOP, 4, 3)
-LAYOUT_NAMES = tuple(gs.LAYOUTS)
+LAYOUT_NAMES = ("masked", "csr")  # those whose support a topology may change
 MAIN = ("static", "set", "rigl", "snfs", "gmp", "csst", "csst iht", "csst merging", "csst pooled", "csst by flow")
 
 # ---------------------------------------------------------------- models and data

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from cases import CONVS, STOP, SUPPORTS, TOPOLOGIES
-from gossamer import CSR, MASKED, checkpoint, laws
+from gossamer import CSR, MASKED, SHADOW, checkpoint, laws, penalties
 from gossamer.layouts import Layout, gather, scatter
 from gossamer.ops.csr_conv2d import reference as conv2d
 from gossamer.ops.csr_linear import reference as linear
@@ -300,6 +300,9 @@ LAYOUT = {
         "gradient halved": _bending(CSR, lambda g, s: g / 2),
         "gradient leaks off the support": MASKED._replace(linear=_straight_through),
         "what is off the support is read": MASKED._replace(linear=lambda x, v, s: F.linear(x, v)),
+        "a zero that follows gets no gradient": MASKED._replace(follows=True),
+        "what follows has its gradient on the support only": SHADOW._replace(linear=MASKED.linear),
+        "half a gradient off the support": _bending(SHADOW, lambda g, s: torch.where(s.mask().view(g.shape), g, g / 2)),
         "weight transposed": MASKED._replace(linear=lambda x, v, s: F.linear(x, scatter(gather(v, s), s).reshape(s.shape[::-1]).t())),
         "input gets no gradient through one row": CSR._replace(
             linear=lambda x, v, s: torch.cat([CSR.linear(x[:1].detach(), v, s), CSR.linear(x[1:], v, s)])
@@ -617,12 +620,139 @@ CHECKPOINT = {
     "refused with another exception": _checkpoint(load=_other_exception),
 }
 
+# ---------------------------------------------------------------- penalties
+
+
+def _penalty(base: Any, *, shapes=((7,), (5, 7), (3, 4, 3, 2)), **methods: Callable) -> Callable[[], None]:
+    """The law on a penalty with some of its methods exchanged."""
+    twisted = type("Twisted", (type(base),), methods)
+    return lambda: laws.check_penalty(twisted(**vars(base)), shapes=shapes)
+
+
+def _divides_by_zero(p, u, tau):
+    norm = penalties.norms(u, p.group)
+    return u * penalties.spread((1 - tau * p.lam * penalties.root(u, p.group) / norm).clamp_min(0.0), u)
+
+
+def _in_place(p, u, tau):
+    return u.copy_(penalties.soft(u, tau * p.lam))
+
+
+PENALTY = {
+    "thresholds twice": _penalty(gs.L1(0.5), prox=lambda p, u, tau: penalties.soft(u, 2 * tau * p.lam)),
+    "thresholds without tau": _penalty(gs.L1(0.5), prox=lambda p, u, tau: penalties.soft(u, p.lam)),
+    "hard for soft": _penalty(gs.L1(0.5), prox=lambda p, u, tau: torch.where(u.abs() > tau * p.lam, u, torch.zeros_like(u))),
+    "a value of nothing": _penalty(gs.L1(0.5), value=lambda p, w: w.new_zeros(())),
+    "0 / 0 in a group that is zero": _penalty(gs.GroupL1(0.5), prox=_divides_by_zero),
+    "groups without the root of their size": _penalty(gs.GroupL1(0.5), prox=lambda p, u, tau: penalties.shrink(u, tau * p.lam, p.group)),
+    "changes what it is given": _penalty(gs.L1(0.5), prox=_in_place),
+    "gives back what it is given": _penalty(gs.L1(0.0), prox=lambda p, u, tau: u),
+    "negative weights stay": _penalty(gs.NonNegativeL1(0.5), prox=lambda p, u, tau: penalties.soft(u, tau * p.lam)),
+    "keeps the smallest": _penalty(gs.TopK(3), prox=lambda p, u, tau: torch.where(u.abs() <= u.abs().flatten().kthvalue(3)[0], u, 0.0)),
+    "keeps one too few": _penalty(gs.TopK(3), prox=lambda p, u, tau: gs.TopK(2).prox(u, tau)),
+    "no subgradient at all": _penalty(gs.L1(0.5), subgradient=lambda p, w: -p.lam * w.sign()),
+    "a subgradient where the weight is zero": _penalty(gs.L1(0.5), subgradient=lambda p, w: p.lam * torch.where(w >= 0, 1.0, -1.0).to(w)),
+    "batched another way": _penalty(gs.L1(0.5), proxes=lambda p, us, taus: penalties.softs(us, 1.01 * taus * p.lam)),
+    "weights of the logarithm ignored": _penalty(gs.LogL1(0.5, 0.1), prox=lambda p, u, tau: penalties.soft(u, p.lam)),
+    "calls itself convex": _penalty(gs.TopK(density=0.3), convex=True),
+}
+
+# ---------------------------------------------------------------- rules
+
+
+def _rule(base: Any, *, shell: Callable = gs.SparseOptimizer, **methods: Callable) -> Callable[[], None]:
+    """The law on a rule with some of its methods exchanged."""
+    twisted = type("Twisted", (type(base),), methods)
+    return lambda: laws.check_rule(twisted(**vars(base)), shell=shell)
+
+
+def _eats_gradients(rule, w, g, state, now):
+    torch._foreach_mul_(g, 0.5)
+    gs.ProxSGD.update_(rule, w, g, state, now)
+
+
+def _moves_house(rule, w, g, state, now):
+    gs.ProxSGD.update_(rule, w, g, state, now)
+    for p in w:
+        p.data = p.data.clone()
+
+
+class _Counts(gs.ProxSGD):
+    """A rule with a state of its own, that no state_dict holds."""
+
+    calls = [0]
+
+    def update_(self, w, g, state, now):
+        self.calls[0] += 1
+        super().update_(w, g, state, now._replace(lr=now.lr / self.calls[0]))
+
+
+class _ForgetsT(gs.SparseOptimizer):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        for group in self.param_groups:
+            group["t"] = 0
+
+
+class _ForgetsSums(gs.SparseOptimizer):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        for group in self.param_groups:
+            group["sums"] = {}
+
+
+class _PenalisesAll(gs.SparseOptimizer):
+    def __init__(self, params, rule, lr):
+        super().__init__(params, rule, lr)
+        self.rules = [rule] * len(self.rules)
+
+
+def _global_threshold(rule, w, g, state, now):
+    size = sum(len(p) for p in w)
+    gs.ProxSGD.update_(rule, w, g, state, now._replace(strength=now.strength * size))
+
+
+def _looks(rule, w, g, state, now):
+    if float(w[0].sum()) > -1e9:
+        gs.ProxSGD.update_(rule, w, g, state, now)
+
+
+def _nan_where_zero(rule, w, g, state, now):
+    gs.ProxSGD.update_(rule, w, [a * p.abs().max() / p.abs().max() for a, p in zip(g, w, strict=True)], state, now)
+
+
+def _starts_at_zero(rule, w, strength=1.0):
+    return {"v": torch.zeros_like(w)}
+
+
+def _starts_without_subgradient(rule, w, strength=1.0):
+    return {"v": w.detach() / rule.delta}
+
+
+RULE = {
+    "gradients are changed": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_eats_gradients),
+    "parameters move in memory": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_moves_house),
+    "remembers outside its state": lambda: laws.check_rule(_Counts(gs.L1(0.1))),
+    "resume forgets the step count": lambda: laws.check_rule(gs.AdaBreg(gs.L1(0.1)), shell=_ForgetsT),
+    "resume forgets the threshold": lambda: laws.check_rule(gs.RDA(gs.L1(0.01)), shell=_ForgetsSums),
+    "penalises where nothing is to be": lambda: laws.check_rule(gs.ProxSGD(gs.L1(0.1)), shell=_PenalisesAll),
+    "tensors see each other": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_global_threshold),
+    "reads a weight": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_looks),
+    "0 / 0 where all is zero": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_nan_where_zero),
+    "the mirror variable starts at zero": _rule(gs.LinBreg(gs.L1(0.1)), init=_starts_at_zero),
+    "the mirror variable starts without a subgradient": _rule(gs.LinBreg(gs.L1(0.1)), init=_starts_without_subgradient),
+    "dual averaging starts at zero": _rule(gs.RDA(gs.L1(0.01)), init=lambda rule, w, strength=1.0: {"u": torch.zeros_like(w)}),
+    "the state is the weight itself": _rule(gs.RDA(gs.L1(0.01)), init=lambda rule, w, strength=1.0: {"u": w.detach()}),
+}
+
 MUTANTS: dict[str, dict[str, Callable]] = {
     "check_support": SUPPORT,
     "check_rewire": REWIRE,
     "check_kernel": KERNEL,
     "check_layout": LAYOUT,
     "check_surgery": SURGERY,
+    "check_penalty": PENALTY,
+    "check_rule": RULE,
     "check_topology": TOPOLOGY,
     "check_checkpoint": CHECKPOINT,
 }

@@ -39,11 +39,17 @@ EVENTS = {
     "snfs": {"every": 3},
     "gmp": {"every": 2},
     "csst": {"every": 4, "last_every": 5, "window": 3},
+    "proximal": {"initial": 0.2, "target": True},
+    "multilevel": {"coarse": 2},
+}
+BESIDE = {
+    "proximal": {"layout": "shadow", "optimizer": {"name": "linbreg", "lr": 0.1, "lam": 0.02}, "density": 0.2},
+    "multilevel": {"optimizer": "adabreg"},
 }
 
 
 def tiny(method: str = "csst", **more) -> Config:
-    return parse({**TINY, "method": {"name": method, **EVENTS.get(method, {})}, **more}, "test")
+    return parse({**TINY, "method": {"name": method, **EVENTS.get(method, {})}, **BESIDE.get(method, {}), **more}, "test")
 
 
 def figures(folder) -> list[dict]:
@@ -119,11 +125,11 @@ def test_the_step_size_follows_the_density_at_the_end(name):
     config = tiny("csst", optimizer=name, **{"method.start": 3.0})
     for shape in ((12,),):
         model, final = sparsified(config.model.build(shape, 4, stream(0, "init")), config)
-        groups = config.optimizer.build(model, 0.5, final).param_groups
+        groups = config.optimizer.build(model, 0.5, final, confined=True).param_groups
         for group in groups:
             scale = final[group["name"]] ** 0.5 if group["name"] in final else 1.0
             assert group["lr"] == pytest.approx(config.optimizer.lr / scale)
-            if group["name"] in final:
+            if group["name"] in final and name != "xrda":  # its decay is everybody's
                 assert group["lr"] * group["weight_decay"] == pytest.approx(config.optimizer.lr * config.optimizer.weight_decay)
 
 
@@ -163,12 +169,13 @@ def test_every_method_trains_and_leaves_a_complete_folder(tmp_path, method):
     assert [row["epoch"] for row in folder.rows()] == [0, 1, 2, 3] and folder.rows()[-1]["step"] == 15
     assert set(result["metrics"]) >= {"accuracy", "loss", "found", "train_loss"}
     assert checkpoint.inspect(folder.checkpoint)["extra"]["epoch"] == 3
-    assert result["kernels"] == (["torch"] if method == "dense" else ["native" if BEST else "reference"])
+    sparse = "native" if BEST else "reference"
+    assert result["kernels"] == {"dense": ["torch"], "proximal": ["dense", sparse]}.get(method, [sparse])
     if method == "dense":
         assert result["flops_ratio"] == result["density"] == 1.0 and result["nonzero"] == result["parameters"]
     else:
-        assert result["flops_ratio"] < 1.0 and result["density"] == pytest.approx(0.3, abs=0.01)
-        assert (result["flops"]["sensing"] > 0) == (method in ("rigl", "snfs", "csst"))
+        assert result["flops_ratio"] < 1.0 and result["density"] == pytest.approx(config.density, abs=0.01)
+        assert (result["flops"]["sensing"] > 0) == (method in ("rigl", "snfs", "csst", "multilevel"))
 
 
 def test_the_metrics_are_those_of_the_checkpoint(tmp_path):
@@ -227,10 +234,10 @@ class Presses(Silent):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("method", ["csst", "rigl", "gmp", "dense"])
+@pytest.mark.parametrize("method", ["csst", "rigl", "gmp", "dense", "proximal", "multilevel"])
 @pytest.mark.parametrize("at", [3, 5, 9])  # inside csst's first window; at the end of an epoch; in the second epoch, after events
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, method, at):
-    config = tiny(method, optimizer="adamw" if at == 3 else "sgd")
+    config = tiny(method) if method in BESIDE else tiny(method, optimizer="adamw" if at == 3 else "sgd")
     run(config, tmp_path / "whole")
     with pytest.raises(Stopped) as stopped:
         run(config, tmp_path / "parts", watch=Presses(at, signal.SIGTERM if at == 5 else signal.SIGINT))

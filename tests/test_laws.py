@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gossamer as gs
-from cases import CONVS, SUPPORTS, TOPOLOGIES
+from cases import CONVS, RULES, SUPPORTS, TOPOLOGIES
 from gossamer import laws
 from gossamer.ops.csr_linear import op as csr_linear
 from gossamer.ops.kernels import Kernel
@@ -16,6 +16,8 @@ REAL = {
     "check_kernel": lambda: laws.check_kernel("csr_linear.forward", csr_linear.FORWARD[0], SUPPORTS["primes"]),
     "check_layout": lambda: laws.check_layout(gs.CSR),
     "check_surgery": laws.check_surgery,
+    "check_penalty": lambda: laws.check_penalty(gs.LogL1(0.5, 0.1, "kernel")),
+    "check_rule": lambda: laws.check_rule(RULES["xRDA"]),
     "check_topology": lambda: laws.check_topology(TOPOLOGIES["csst"], gs.Rewirer),
     "check_checkpoint": lambda: laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer),
 }

@@ -5,6 +5,9 @@ A sparse weight is a pair (support, values). Training does three things to it: m
 
 from . import checkpoint as checkpoint
 from . import laws as laws
+from . import penalties as penalties
+from . import rules as rules
+from . import schedules as schedules
 from .budgets import BUDGETS as BUDGETS
 from .budgets import er as er
 from .budgets import erk as erk
@@ -13,6 +16,7 @@ from .budgets import uniform as uniform
 from .convert import Report as Report
 from .convert import densify as densify
 from .convert import parameter_groups as parameter_groups
+from .convert import reinitialise_ as reinitialise_
 from .convert import sparsify as sparsify
 from .errors import Unfit as Unfit
 from .layers import SparseConv2d as SparseConv2d
@@ -22,14 +26,28 @@ from .layers import sparse_layers as sparse_layers
 from .layouts import CSR as CSR
 from .layouts import LAYOUTS as LAYOUTS
 from .layouts import MASKED as MASKED
+from .layouts import SHADOW as SHADOW
 from .layouts import Layout as Layout
 from .ledger import Ledger as Ledger
 from .ledger import cost_model as cost_model
+from .multilevel import Multilevel as Multilevel
 from .ops.native import keep_freed_memory as keep_freed_memory
+from .penalties import L1 as L1
+from .penalties import GroupL1 as GroupL1
+from .penalties import LogL1 as LogL1
+from .penalties import NonNegativeL1 as NonNegativeL1
+from .penalties import TopK as TopK
 from .plan import Plan as Plan
 from .plan import plan as plan
+from .rules import RDA as RDA
+from .rules import XRDA as XRDA
+from .rules import AdaBreg as AdaBreg
+from .rules import LinBreg as LinBreg
+from .rules import ProxSGD as ProxSGD
+from .rules import SparseOptimizer as SparseOptimizer
 from .support import Support as Support
 from .surgery import set_support_ as set_support_
+from .target import TargetDensity as TargetDensity
 from .topology import Change as Change
 from .topology import Sense as Sense
 from .topology import Site as Site

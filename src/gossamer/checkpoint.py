@@ -24,7 +24,7 @@ from .layers import sparse_layers
 from .support import index_problems
 
 FORMAT, VERSION = "gossamer-checkpoint", 1
-PARTS = ("optimizer", "rewirer", "scheduler", "ledger")
+PARTS = ("optimizer", "rewirer", "scheduler", "ledger", "target")
 
 
 def save(
@@ -35,19 +35,20 @@ def save(
     rewirer: Any = None,
     scheduler: Any = None,
     ledger: Any = None,
+    target: Any = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Writes a checkpoint, atomically: an interrupted save leaves the old file.
 
     Args:
-        model, optimizer, rewirer, scheduler, ledger: whatever has a ``state_dict()``; torch's random state is saved too.
+        model, optimizer, rewirer, scheduler, ledger, target: whatever has a ``state_dict()``; torch's random state is saved too.
         extra: anything JSON can hold (the epoch, the position in it).
 
     Raises: Unfit if a state holds something that is neither tensor nor JSON.
     """
     path = Path(path)
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    states = {name: part for name, part in zip(PARTS, (optimizer, rewirer, scheduler, ledger), strict=True) if part is not None}
+    states = {name: part for name, part in zip(PARTS, (optimizer, rewirer, scheduler, ledger, target), strict=True) if part is not None}
     try:
         json.dumps(extra)
     except (TypeError, ValueError) as error:
@@ -74,7 +75,14 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load(
-    path: str | os.PathLike[str], model: nn.Module, *, optimizer: Any = None, rewirer: Any = None, scheduler: Any = None, ledger: Any = None
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    optimizer: Any = None,
+    rewirer: Any = None,
+    scheduler: Any = None,
+    ledger: Any = None,
+    target: Any = None,
 ) -> dict[str, Any]:
     """Reads a checkpoint into objects built as they were when it was saved; torch's random state too. Sparse layers take its supports.
 
@@ -85,7 +93,7 @@ def load(
     """
     path = Path(path)
     meta, tensors = _read(path)
-    states = {name: part for name, part in zip(PARTS, (optimizer, rewirer, scheduler, ledger), strict=True) if part is not None}
+    states = {name: part for name, part in zip(PARTS, (optimizer, rewirer, scheduler, ledger, target), strict=True) if part is not None}
     absent = [name for name in states if name not in meta["states"]]
     if absent:
         raise Unfit(str(path), f"this checkpoint holds no {' and no '.join(absent)} state", remedy="load the model alone")

@@ -100,9 +100,10 @@ def sparsify(
         budget: how layers share it: ``"erk"``, ``"er"``, ``"uniform"`` (first layer dense), ``"pooled"``, a function
             (shapes, density) -> densities, or a mapping layer name -> density. A layer that is given density 1 is left dense, unless
             ``density`` itself is 1 (the start of a pruning run).
-        layout: ``"csr"`` (compact, O(n)); ``"masked"`` (dense storage and kernels: a simulation); ``"auto"``: for each layer the
-            faster of them on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and values do not depend
-            on it.
+        layout: ``"csr"`` (compact, O(n)); ``"masked"`` (dense storage and kernels: a simulation); ``"shadow"`` (dense storage and weight
+            gradient, sparse products otherwise, for a ``SparseOptimizer``; ``density`` is then where it starts); ``"auto"``: for each
+            layer the faster of csr and masked on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and
+            values do not depend on it.
         input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
         batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr wants them: modules
             between the layers become twins with the same parameters and results. None: on the CPU, if a layer is csr.
@@ -173,6 +174,9 @@ def parameter_groups(
     ``density_exponent``: 0 is one step size for all, 0.25 is a safe choice for SGD; Adam-type optimizers take up to 1 (after Dey,
     Bergsma, Hestness, arXiv 2405.15743). Dense weights keep (lr, wd); parameters of fewer than 2 dimensions get (lr, 0).
 
+    For a :class:`~gossamer.SparseOptimizer` the groups also say what is ``penalised``: the values of sparse layers (or, in a model that has
+    none, all weights of two or more dimensions), and which values are stored ``compact``.
+
     Args:
         lr: the step size; needed when ``density_exponent`` is not 0, otherwise optional.
     """
@@ -187,15 +191,56 @@ def parameter_groups(
         seen.add(layer.values)
         scale = layer.density**density_exponent
         step = {} if lr is None else {"lr": lr / scale}
-        groups.append({"params": [layer.values], "weight_decay": weight_decay * scale, "name": name, **step})
+        marks = {"name": name, "penalised": True, "compact": layer.layout.storage == "compact"}
+        groups.append({"params": [layer.values], "weight_decay": weight_decay * scale, **marks, **step})
     rest = [p for p in model.parameters() if p.requires_grad and p not in seen]
     for label, members, decay in (
         ("dense weights", [p for p in rest if p.dim() >= 2], weight_decay),
         ("biases and normalisation", [p for p in rest if p.dim() < 2], 0.0),
     ):
         if members:
-            groups.append({"params": members, "weight_decay": decay, "name": label, **base})
+            marks = {"name": label, "penalised": not seen and label == "dense weights", "compact": False}
+            groups.append({"params": members, "weight_decay": decay, **marks, **base})
     return groups
+
+
+def reinitialise_(
+    model: nn.Module,
+    *,
+    distribution: str = "normal",
+    gain: float = 1.0,
+    positive_bias: float | None = None,
+    rng: torch.Generator | None = None,
+) -> nn.Module:
+    """New values for the sparse layers of a model, of the variance that keeps that of activations: gain^2 2 / (density fan_in).
+
+    Args:
+        distribution: ``"normal"`` or ``"uniform"``.
+        gain: factor on the values.
+        positive_bias: draws the biases of sparse layers uniformly from 0 to positive_bias / sqrt(fan_in): units that begin alive although
+            nearly all their weights are zero (Bungert et al. 2022); None leaves biases as they are.
+
+    Returns: the model.
+    """
+    who = "reinitialise_"
+    if distribution not in ("normal", "uniform"):
+        raise Unfit(who, f"unknown distribution {distribution!r}{nearest(distribution, ('normal', 'uniform'))}")
+    if not gain > 0.0 or (positive_bias is not None and not positive_bias >= 0.0):
+        raise Unfit(who, "gain is positive and positive_bias at least 0", got=(gain, positive_bias))
+    for layer in sparse_layers(model).values():
+        s, fan_in = layer.support, math.prod(layer.dense_shape[1:])
+        sd = gain * math.sqrt(2 / (max(layer.density, 1 / layer.dense_shape.numel()) * fan_in))
+        compact = torch.empty(s.n, *(() if s.unit == (1, 1) else s.unit), dtype=layer.values.dtype)
+        bound = sd * math.sqrt(3)
+        compact = compact.normal_(0.0, sd, generator=rng) if distribution == "normal" else compact.uniform_(-bound, bound, generator=rng)
+        layer.set_values_(compact.to(layer.values.device))
+        if positive_bias is not None and layer.bias is not None:
+            with torch.no_grad():
+                drawn = torch.empty(layer.bias.shape, dtype=layer.bias.dtype).uniform_(
+                    0.0, positive_bias / math.sqrt(fan_in), generator=rng
+                )
+                layer.bias.copy_(drawn)
+    return model
 
 
 # -------------------------------------------------------------------- details

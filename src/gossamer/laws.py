@@ -1,4 +1,4 @@
-"""Laws: what every support, kernel, layout, surgery, topology and checkpoint obeys, as functions for the tests of a plug-in.
+"""Laws: what every support, kernel, layout, surgery, penalty, rule, topology and checkpoint obeys, as functions for a plug-in's tests.
 
     from gossamer import laws
     laws.check_layout(MY_LAYOUT)
@@ -30,6 +30,8 @@ from .layers import SparseLinear, sparse_layers
 from .layouts import Layout, gather, scatter
 from .ops.csr_conv2d.reference import Geometry
 from .ops.kernels import Kernel
+from .penalties import Penalty
+from .rules.rule import Rule, SparseOptimizer
 from .support import INT, Support, index_problems
 from .surgery import set_support_
 from .topology import topology as topologies
@@ -195,7 +197,7 @@ def check_layout(
     layout: Layout, s: Support | None = None, g: Geometry | None = None, *, batch: int = 5, size: tuple[int, int] = (7, 6)
 ) -> None:
     """One layout on one support (None: a few hard ones): stores without loss, multiplies as the dense weight does, forward and backward,
-    and neither reads nor gives a gradient to anything off the support.
+    and neither reads nor gives a gradient to anything off the support. One that follows its values gives all of them their gradient.
     """
     if s is None:
         for case, geometry in _hard_supports():
@@ -209,7 +211,7 @@ def check_layout(
     _demand(layout.storage == "compact" or stored.shape == shape, f"{where}: dense storage must have the weight's shape")
     _demand(torch.equal(layout.compact(stored, s), values), f"{where}: compact(stored(values)) must be the values")
 
-    if layout.storage == "dense":
+    if layout.storage == "dense" and not layout.follows:
         stored = torch.where(scatter(torch.ones_like(values), s).view(shape) > 0, stored, 7.0)  # what is off the support must not be read
     stored.requires_grad_()
     x.requires_grad_()
@@ -224,7 +226,9 @@ def check_layout(
     _close(dx, dx2, f"{where}: the input's gradient must be the dense layer's")
     _demand(dw.shape == stored.shape, f"{where}: the gradient must have the parameter's shape")
     _close(layout.compact(dw, s), gather(dense_grad, s), f"{where}: the gradient on the support must be the dense weight's, there")
-    if layout.storage == "dense":
+    if layout.follows:
+        _close(dw.view(s.shape), dense_grad, f"{where}: the gradient must be the dense weight's, on the support and off it")
+    elif layout.storage == "dense":
         _demand(bool((dw.view(s.shape)[~s.mask()] == 0).all()), f"{where}: the gradient must be 0 off the support")
 
 
@@ -389,6 +393,179 @@ def _dense(t: Tensor, layout: Layout, s: Support) -> Tensor:
 
 def _places(layer: SparseLinear, opt: torch.optim.Optimizer) -> dict[str, int]:
     return {key: t.data_ptr() for key, t in _state(layer, opt).items()}
+
+
+# -------------------------------------------------------------------- penalties
+
+SHAPES = ((7,), (5, 7), (3, 4, 3, 2))
+
+
+def check_penalty(penalty: Penalty, *, shapes: Sequence[tuple[int, ...]] = SHAPES) -> None:
+    """``prox`` is the argmin it is called after; with tau = 0 it is the identity, at 0 too; convex ones do not expand, and their
+    subgradient supports them; ``proxes`` is ``prox`` many times; nothing given is changed. An adaptive penalty is held to its majoriser.
+    """
+    fitting = [shape for shape in shapes if not penalty.problems(shape)]
+    _demand(bool(fitting), f"{penalty} fits none of {shapes}")
+    rng = torch.Generator().manual_seed(0)
+    us, taus = [], []
+    for shape in fitting:
+        for scale in (1.0, 0.1):
+            u = torch.randn(shape, generator=rng, dtype=torch.float64) * scale
+            tau: Any = 0.3
+            if penalty.adaptive:
+                adaptive: Any = penalty
+                tau = torch.rand(adaptive.magnitudes(u).shape, generator=rng, dtype=torch.float64)
+            where = f"{penalty} on {shape}"
+            _check_prox(penalty, u, tau, rng, where)
+            us.append(u)
+            taus.append(tau)
+            if penalty.convex:
+                _check_convex(penalty, u, rng, where)
+    together = penalty.proxes([u.clone() for u in us], taus if penalty.adaptive else 0.3)
+    same = all(torch.equal(p, penalty.prox(u, tau)) for p, u, tau in zip(together, us, taus, strict=True))
+    _demand(same, f"{penalty}: proxes must be prox of each tensor")
+
+
+def _check_prox(penalty: Penalty, u: Tensor, tau: Any, rng: torch.Generator, where: str) -> None:
+    def objective(w: Tensor) -> float:
+        adaptive: Any = penalty
+        value = adaptive.majoriser(w, tau) if penalty.adaptive else tau * penalty.value(w)
+        return float(value + (w - u).square().sum() / 2)
+
+    before = u.clone()
+    p = penalty.prox(u, tau)
+    _demand(torch.equal(u, before), f"{where}: prox must leave its argument alone")
+    _demand(p.shape == u.shape and p.dtype == u.dtype and bool(p.isfinite().all()), f"{where}: prox must be finite and shaped as u")
+    _demand(p.data_ptr() != u.data_ptr(), f"{where}: prox must be a new tensor")
+    best = objective(p)
+    steps = [
+        torch.zeros_like(u).view(-1).index_fill(0, torch.tensor(i), h).view(u.shape)
+        for i in range(u.numel())
+        for h in (1e-4, -1e-4, 0.05, -0.05)
+    ]
+    steps += [torch.randn(u.shape, generator=rng, dtype=u.dtype) * h for h in (1e-4, 1e-2, 1.0) for _ in range(20)]
+    others = [p + step for step in steps] + [torch.zeros_like(u), u, *(p * f for f in (0.9, 1.1))]
+    others += [torch.where(u.abs() >= v, u, 0.0) for v in u.abs().flatten()]
+    others += [torch.where(u == v, v, p) for v in u.flatten()] + [torch.where(p == v, 0.0, p) for v in p.flatten()]
+    least = min(objective(w) for w in others)
+    _demand(
+        best <= least + 1e-12, f"{where}: prox must be the argmin of tau R(w) + |w - u|^2 / 2 (another w is lower by {best - least:.3g})"
+    )
+    zero, none = torch.zeros_like(u), tau * 0.0
+    _demand(torch.equal(penalty.prox(zero, tau), zero), f"{where}: prox of 0 must be 0")
+    _demand(torch.equal(penalty.prox(zero, none), zero), f"{where}: prox with tau = 0 must be the identity, at 0 too")
+    inside = u if penalty.value(u).isfinite() else u.abs()
+    if penalty.value(inside).isfinite():
+        _demand(torch.equal(penalty.prox(inside, none), inside), f"{where}: prox with tau = 0 must be the identity")
+
+
+def _check_convex(penalty: Penalty, u: Tensor, rng: torch.Generator, where: str) -> None:
+    v = u + torch.randn(u.shape, generator=rng, dtype=u.dtype)
+    moved = float((penalty.prox(u, 0.3) - penalty.prox(v, 0.3)).norm())
+    _demand(moved <= float((u - v).norm()) + 1e-12, f"{where}: the prox of a convex penalty must not expand distances")
+    w = penalty.prox(u, 0.3)  # in the domain, with zeros
+    p = penalty.subgradient(w)
+    _demand(bool((p[w == 0] == 0).all()), f"{where}: the subgradient must be 0 where w is")
+    for scale in (0.01, 0.3, 3.0):
+        z = penalty.prox(w + scale * torch.randn(u.shape, generator=rng, dtype=u.dtype), 0.0)
+        below = float(penalty.value(w) + (p * (z - w)).sum())
+        _demand(float(penalty.value(z)) >= below - 1e-12, f"{where}: the subgradient must support the penalty from below")
+
+
+# -------------------------------------------------------------------- rules
+
+
+def check_rule(rule: Rule, *, lr: float = 0.05, shell: Callable[..., Any] = SparseOptimizer, steps: int = 12) -> None:
+    """One rule in the one optimizer: gradients and places in memory stay, a step of size 0 changes nothing, tensors do not see each other,
+    nothing is read by the host, what is all zero stays finite, strength 0 is no penalty, and a resumed run goes on bit for bit.
+
+    Args:
+        lr: step size of the tiny run.
+        shell: what takes (parameters, rule, lr): ``SparseOptimizer``, or anything with its signature and methods.
+    """
+    where = repr(rule)
+    both = [shape for shape in ((5, 7), (3, 4, 3, 2)) if not rule.penalty.problems(shape)]
+    _demand(bool(both), f"{where}: its penalty fits neither a matrix nor a kernel")
+    shapes = [*both, *both, (5,)]
+
+    params = _tensors(shapes)
+    optimizer, grads = shell(params, rule, lr), [_gradients(shapes, t) for t in range(1, steps + 1)]
+    places, snapshot = [p.data_ptr() for p in params], None
+    for t, given in enumerate(grads, 1):
+        _give(params, given)
+        optimizer.step()
+        _demand(all(_same(p.grad, g) for p, g in zip(params, given, strict=True)), f"{where}: a step must not change a gradient")
+        if t == steps // 2:
+            snapshot = copy.deepcopy(([p.detach() for p in params], optimizer.state_dict()))
+    _demand([p.data_ptr() for p in params] == places, f"{where}: parameters must stay where they are in memory")
+    _demand(all(bool(p.isfinite().all()) for p in params), f"{where}: weights must stay finite")
+
+    assert snapshot is not None
+    again = _tensors(shapes, snapshot[0])
+    resumed = shell(again, rule, lr)
+    resumed.load_state_dict(snapshot[1])
+    _drive(resumed, again, grads[steps // 2 :])
+    _demand(_same([p.detach() for p in again], [p.detach() for p in params]), f"{where}: a resumed run must go on bit for bit")
+
+    for i, shape in enumerate(both):
+        alone = _tensors([shape], [_tensors(shapes)[i].detach()])
+        _drive(shell(alone, rule, lr), alone, [given[i : i + 1] for given in grads])
+        _demand(torch.equal(alone[0], params[i]), f"{where}: a tensor must move as if it were alone")
+
+    still = _tensors(both, [rule.penalty.prox(p.detach(), 1.0) for p in _tensors(both)])
+    before = [p.detach().clone() for p in still]
+    _drive(shell(still, rule, 0.0), still, [_gradients(both, 1)])
+    for a, b in zip(still, before, strict=True):
+        _close(a, b, f"{where}: a step of size 0 must change nothing", 1e-12)
+
+    if not _constrains(rule.penalty, both[0]):
+        free, plain = _tensors(both), _tensors(both)
+        _drive(shell([{"params": free, "strength": 0.0}], rule, lr), free, [given[: len(both)] for given in grads])
+        beside = {"params": _tensors(both[:1])}  # an optimizer penalises something
+        _drive(shell([{"params": plain, "penalised": False}, beside], rule, lr), plain, [given[: len(both)] for given in grads])
+        for a, b in zip(free, plain, strict=True):
+            _close(a, b, f"{where}: with strength 0 weights must move as those without a penalty", 1e-12)
+
+    dead = _tensors(both, [torch.zeros(shape, dtype=torch.float64) for shape in both])
+    _drive(shell(dead, rule, lr), dead, [_gradients(both, t) for t in (1, 2, 3)])
+    _demand(all(bool(p.isfinite().all()) for p in dead), f"{where}: tensors that are all zero must stay finite")
+
+    ghosts = [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
+    optimizer = shell(ghosts, rule, lr)
+    for _ in range(2):
+        for p in ghosts:
+            p.grad = torch.empty_like(p)
+        try:
+            optimizer.step()
+        except (RuntimeError, NotImplementedError) as error:
+            raise AssertionError(f"{where}: a step must read no tensor's value (on tensors without data: {error})") from error
+
+
+def _constrains(penalty: Penalty, shape: tuple[int, ...]) -> bool:
+    """Whether the penalty of some weights is infinite: then strength 0 does not mean no penalty."""
+    return not bool(penalty.value(-torch.ones(shape, dtype=torch.float64)).isfinite())
+
+
+def _tensors(shapes: Sequence[tuple[int, ...]], values: Sequence[Tensor] | None = None) -> list[nn.Parameter]:
+    rng = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    return [nn.Parameter(v.clone()) for v in (drawn if values is None else values)]
+
+
+def _gradients(shapes: Sequence[tuple[int, ...]], t: int) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(t)
+    return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+
+
+def _give(params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.clone()
+
+
+def _drive(optimizer: Any, params: Sequence[Tensor], grads: Sequence[Sequence[Tensor]]) -> None:
+    for given in grads:
+        _give(params, given)
+        optimizer.step()
 
 
 # -------------------------------------------------------------------- topologies
@@ -709,7 +886,9 @@ __all__: Sequence[str] = (
     "check_checkpoint",
     "check_kernel",
     "check_layout",
+    "check_penalty",
     "check_rewire",
+    "check_rule",
     "check_support",
     "check_surgery",
     "check_topology",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import Unfit, check_density
-from .layouts import Layout, gather, layout_named, scatter
+from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter
 from .ops.csr_conv2d import op as conv2d_op
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear import op as linear_op
@@ -61,6 +61,9 @@ class SparseLayer(nn.Module):
         self.unit = support.unit
         self._support: Support | None = None  # the one made last, good as long as its five tensors are the layer's
         self.layout = layout_named(layout, who)
+        self._seen: tuple[int, int] | None = None  # where the values were, and in which version, when their non-zeros were last looked up
+        if self.layout.follows and self.unit != (1, 1):
+            raise Unfit(who, f"layout {self.layout.name} follows single weights", got=self.unit, remedy="unit=(1, 1), or another layout")
         self.sense: Callable[[Tensor, Tensor], None] | None = None  # called with (dy, x) in the backward pass, set by a Rewirer
         dtype = dtype or torch.get_default_dtype()
         for name, index in self.index_of(support).items():
@@ -69,6 +72,7 @@ class SparseLayer(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None)
         self.reset_parameters(rng)
         self.register_load_state_dict_pre_hook(_adopt_index)
+        self.register_state_dict_pre_hook(_current_index)
 
     @staticmethod
     def index_of(s: Support) -> dict[str, Tensor]:
@@ -77,12 +81,29 @@ class SparseLayer(nn.Module):
 
     @property
     def support(self) -> Support:
-        """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero."""
+        """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero; under ``shadow``, which are."""
+        if self.layout.follows:
+            self._follow()
         index, known = self._buffers, self._support
         if known is None or any(index[name] is not getattr(known, name) for name in INDEX):
             shape = (self.dense_shape[0], math.prod(self.dense_shape[1:]))
             self._support = known = Support(shape, self.unit, *(getattr(self, name) for name in INDEX))
         return known
+
+    @torch.compiler.disable()  # type: ignore[arg-type]
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Looks the non-zeros up, if the values have changed since, and makes another index, if they are others."""
+        now = (self.values.data_ptr(), self.values._version)
+        if now == self._seen or self.values.shape != self.dense_shape:
+            return
+        self._seen = now
+        ids, shape = self.values.flatten().nonzero().flatten(), (self.dense_shape[0], math.prod(self.dense_shape[1:]))
+        index = tuple(getattr(self, name) for name in INDEX)
+        if ids.numel() == self.col.numel() and torch.equal(ids, Support(shape, self.unit, *index).ids()):  # type: ignore[arg-type]
+            return
+        for name, tensor in self.index_of(Support.from_ids(ids, shape)).items():
+            setattr(self, name, tensor)
 
     @property
     def density(self) -> float:
@@ -141,9 +162,13 @@ class SparseLayer(nn.Module):
     @property
     def kernels(self) -> dict[str, str]:
         """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
-        if self.layout.storage == "dense":
-            return dict.fromkeys(("forward", "input_gradient", "weight_gradient"), "dense (simulated)")
-        s, values = self.support, self.values
+        s, products = self.support, ("forward", "input_gradient", "weight_gradient")
+        if self.layout.follows:
+            return dict.fromkeys(products, "dense") if s.density > DENSE_ABOVE else {**self._sparse_kernels(s), products[2]: "dense"}
+        return dict.fromkeys(products, "dense (simulated)") if self.layout.storage == "dense" else self._sparse_kernels(s)
+
+    def _sparse_kernels(self, s: Support) -> dict[str, str]:
+        values = self.values.new_empty(s.n, *(() if s.unit == (1, 1) else s.unit))
         if self.geometry is None:
             x, dy = values.new_empty(1, s.shape[1]), values.new_empty(1, s.shape[0])
             return {
@@ -174,7 +199,8 @@ class SparseLinear(SparseLayer):
         in_features, out_features: the matrix W is (out_features, in_features).
         density: share of weights that may be non-zero, in (0, 1]; the support is drawn uniformly.
         bias: with a dense bias.
-        layout: ``"csr"`` (compact, O(n)) or ``"masked"`` (dense storage and kernels: a simulation).
+        layout: ``"csr"`` (compact, O(n)); ``"shadow"`` (dense storage and weight gradient, sparse products otherwise: for rules that
+            make and revive zeros); or ``"masked"`` (dense storage and kernels: a simulation).
         unit: (h, w) tiles instead of single weights; ``density`` then counts tiles.
         rng: generator of the support and the initial values; None is torch's default one.
         support: a given support instead of a density.
@@ -289,6 +315,11 @@ def _padding(
             raise Unfit("SparseConv2d", "padding is numbers, 'valid', or 'same' with stride 1 and an even total", got=padding)
         return totals[0] // 2, totals[1] // 2
     return _pair(padding)
+
+
+def _current_index(layer: SparseLayer, _prefix: str, _keep: bool) -> None:
+    """Before a state_dict is made: its index must be that of its values."""
+    _ = layer.support
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
     name     stored                                        multiplied by
     masked   a dense parameter with exact zeros            torch's dense kernels: a simulation of sparsity, honest about it
+    shadow   a dense parameter, the support its non-zeros  sparse kernels, but the weight gradient is dense: any zero can come back
     csr      a compact parameter (n,) or (n, h, w)         sparse kernels, O(n)
 
 The optimizer never knows: it sees a parameter and a gradient of the same shape. Hand-off between them: ``scatter`` to a dense tensor,
@@ -19,7 +20,10 @@ from .errors import Unfit, nearest
 from .ops.csr_conv2d.op import csr_conv2d
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear.op import csr_linear
+from .ops.dense_gradient import shadow_conv2d, shadow_linear
 from .support import Support
+
+DENSE_ABOVE = 0.25  # the density above which a shadow layer is multiplied by torch's dense kernels, which are then the faster ones
 
 
 class Layout(NamedTuple):
@@ -29,6 +33,7 @@ class Layout(NamedTuple):
     storage: Literal["dense", "compact"]
     linear: Callable[..., Tensor]  # (x, values, s, bias=None): (..., cols) -> (..., rows)
     conv2d: Callable[..., Tensor]  # (x, values, s, geometry, bias=None): (B, in, H, W) -> (B, out, H', W')
+    follows: bool = False  # the support is where the values are not zero, now; their gradient is that of the dense weight
 
     def stored(self, compact: Tensor, s: Support, shape: torch.Size) -> Tensor:
         """The parameter (of the dense ``shape``, or compact) that holds these compact values."""
@@ -68,9 +73,22 @@ def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Ten
     return F.conv2d(x, _masked_weight(values, s), bias, g.stride, g.padding, g.dilation)
 
 
+def _shadow_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
+    if s.density > DENSE_ABOVE:
+        return F.linear(x, values, bias)
+    return shadow_linear(x, values, gather(values.detach(), s), s, bias)
+
+
+def _shadow_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
+    if s.density > DENSE_ABOVE:
+        return F.conv2d(x, values, bias, g.stride, g.padding, g.dilation)
+    return shadow_conv2d(x, values, gather(values.detach(), s), s, g, bias)
+
+
 MASKED = Layout("masked", "dense", _masked_linear, _masked_conv2d)
+SHADOW = Layout("shadow", "dense", _shadow_linear, _shadow_conv2d, follows=True)
 CSR = Layout("csr", "compact", csr_linear, csr_conv2d)
-LAYOUTS = {layout.name: layout for layout in (MASKED, CSR)}
+LAYOUTS = {layout.name: layout for layout in (MASKED, SHADOW, CSR)}
 
 
 def layout_named(name: str | Layout, who: str) -> Layout:

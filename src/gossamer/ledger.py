@@ -5,6 +5,7 @@ For one layer with n of N weights kept, P output positions per example (H' W' of
     forward, backward_input, backward_weight      2 B P n each     (one multiply-add = 2 FLOPs)
     sensing m weights off the support             2 B P m
     dense                                         n = N, no sensing
+    shadow                                        n of the first two, N of the third (all N while dense kernels are the faster ones)
 
 The input gradient of a layer whose input needs none (the first) is not computed and not counted. Linear and Conv2d layers, sparse or
 dense, are counted one by one; what else torch's FlopCounterMode finds in a forward pass (attention, functional and transposed products)
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import Unfit, nearest
 from .layers import SparseLayer
+from .layouts import DENSE_ABOVE
 
 OTHER = "(other arithmetic)"
 PARTS = ("forward", "backward_input", "backward_weight", "sensing")
@@ -61,13 +63,21 @@ class Entry(NamedTuple):
 
     @property
     def simulated(self) -> bool:
-        """True where a sparse layer is multiplied by dense kernels."""
-        return isinstance(self.module, SparseLayer) and self.module.layout.storage == "dense"
+        """True where a sparse layer is multiplied by dense kernels as if they were sparse."""
+        return isinstance(self.module, SparseLayer) and self.module.layout.storage == "dense" and not self.follows
+
+    @property
+    def follows(self) -> bool:
+        """True where the support is that of the values, whose gradient is dense."""
+        return isinstance(self.module, SparseLayer) and self.module.layout.follows
 
     def cost(self, batch: int, n: int, sensed: int = 0) -> Cost:
         """FLOPs of one step in which n weights are kept and ``sensed`` weights off the support are measured."""
-        one = round(2 * batch * self.positions * n)
-        return Cost(one, one * self.input_gradient, one * self.weight_gradient, round(2 * batch * self.positions * sensed))
+        of_weight = n
+        if self.follows:
+            n, of_weight = (self.weights if n > DENSE_ABOVE * self.weights else n), self.weights
+        one, last = round(2 * batch * self.positions * n), round(2 * batch * self.positions * of_weight)
+        return Cost(one, one * self.input_gradient, last * self.weight_gradient, round(2 * batch * self.positions * sensed))
 
 
 class Ledger:
@@ -243,12 +253,19 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
             weight = m.values if isinstance(m, SparseLayer) else m.weight
             numel = m.dense_shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()  # type: ignore[operator,union-attr]
             entries.append(Entry(name, m, used[m][0], numel, used[m][1], weight.requires_grad))  # type: ignore[arg-type,union-attr]
-    ran = [e.module.values.numel() if isinstance(e.module, SparseLayer) else e.weights for e in entries]  # tiles whole, masked layers dense
+    ran = [_seen(e) for e in entries]
     executed = sum(2 * e.positions * n for e, n in zip(entries, ran, strict=True))
     other = counter.get_total_flops() / example[0].shape[0] - executed
     if other >= 1:
         entries.append(Entry(OTHER, nn.Identity(), 1.0, round(other / 2), True, True))
     return entries
+
+
+def _seen(e: Entry) -> int:
+    """Weights of a forward pass that torch's counter sees: tiles whole, masked layers dense, shadow layers dense or not at all."""
+    if isinstance(e.module, SparseLayer):
+        return e.module.values.numel() if not e.follows or e.n > DENSE_ABOVE * e.weights else 0
+    return e.weights
 
 
 def _is_conv(m: nn.Module) -> bool:

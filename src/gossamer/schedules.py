@@ -3,6 +3,7 @@
     cosine    v/2 (1 + cos(pi t / stop)), 0 from `stop` on                     RigL (Evci et al. 2020, section 3)
     cubic     start + (end - start) (1 - (1 - p)^3), p = share of [begin, stop]  Zhu & Gupta 2017
     growing   t_{j+1} = t_j + round(I(t_j)), I(t) = I_0 (I_1 / I_0)^(t / stop)   CSST: update frequency decays exponentially
+    halving, warm_up, averaging, cosine_pair, halving_pair                       step size and averaging of xRDA
 
 A schedule is a frozen value: nothing changes because it was evaluated.
 """
@@ -99,3 +100,74 @@ def growing(every: int, last_every: int, stop: int) -> Events:
 def regular(every: int, stop: int) -> Events:
     """Events at ``every``, ``2 every``, ...; none at or after ``stop``."""
     return growing(every, every, stop)
+
+
+# -------------------------------------------------------------------- of step sizes and averaging (xRDA)
+
+
+@dataclass(frozen=True)
+class halving:
+    """``value``, halved after each of the steps ``at``: at step t it is value / 2^(number of steps in ``at`` below t)."""
+
+    value: float
+    at: tuple[int, ...]
+
+    def __post_init__(self):
+        if list(self.at) != sorted(set(self.at)):
+            raise Unfit("halving", "at lists steps, increasing", got=self.at)
+
+    def __call__(self, t: int) -> float:
+        return self.value * 0.5 ** bisect.bisect_left(self.at, t)
+
+
+@dataclass(frozen=True)
+class warm_up:
+    """Another schedule, times t / ``steps`` over the first ``steps`` steps."""
+
+    schedule: Schedule
+    steps: int
+
+    def __post_init__(self):
+        check_at_least("warm_up", "steps", self.steps, 1)
+
+    def __call__(self, t: int) -> float:
+        return self.schedule(t) * min(1.0, t / self.steps)
+
+
+@dataclass(frozen=True)
+class averaging:
+    """The averaging that keeps xRDA's threshold where it is: alpha_t = 1 - s_t / value, in [0, 1], for the step size s_t of a schedule.
+
+    Then S_t = alpha_t S_{t-1} + s_t has the fixed point ``value`` (Siegel, Chen, Zhang, Xu 2020; derived in docs/methods/xrda.md).
+    """
+
+    step: Schedule
+    value: float
+
+    def __post_init__(self):
+        if not self.value > 0.0:
+            raise Unfit("averaging", "value, the largest step size, must be positive", got=self.value)
+
+    def __call__(self, t: int) -> float:
+        return min(1.0, max(0.0, 1 - self.step(t) / self.value))
+
+
+def cosine_pair(value: float, stop: int) -> tuple[cosine, averaging]:
+    """Step size and averaging of xRDA together: s_t = value/2 (1 + cos(pi t / stop)), alpha_t = (1 - cos(pi t / stop)) / 2."""
+    step = cosine(value, stop)
+    return step, averaging(step, value)
+
+
+def halving_pair(value: float, at: tuple[int, ...]) -> tuple[halving, averaging]:
+    """Step size and 1 - averaging, both halved after each of the steps ``at``."""
+    step = halving(value, at)
+    return step, averaging(step, value)
+
+
+def end_of(schedule: object) -> int | None:
+    """The step at which a schedule of this module has run out, None if it never does or is not known here."""
+    if isinstance(schedule, (cosine, cubic)):
+        return schedule.stop
+    if isinstance(schedule, warm_up):
+        return end_of(schedule.schedule)
+    return end_of(schedule.step) if isinstance(schedule, averaging) else None

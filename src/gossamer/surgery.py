@@ -27,6 +27,9 @@ def set_support_(layer: SparseLayer, new: Support, optimizer: torch.optim.Optimi
     The gradient of the layer's values is dropped (None): it belongs to the old support.
     """
     old = layer.support
+    if layer.layout.follows:
+        what = f"the support of layout {layer.layout.name} is where its values are not zero, and what is born is zero"
+        raise Unfit("set_support_", what, remedy='layout="csr" or "masked"; or change the values')
     if (new.shape, new.unit) != (old.shape, old.unit):
         raise Unfit("set_support_", f"the layer is {old.shape} in units of {old.unit}", got=(new.shape, new.unit))
     new = new.to(old.col.device)

@@ -56,6 +56,12 @@ class Rewirer:
             raise Unfit("Rewirer", "topology must be a Topology", got=topology, remedy="what gs.csst(stop=...), gs.rigl(stop=...) return")
         if not self.layers:
             raise Unfit("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+        following = [name for name, layer in self.layers.items() if layer.layout.follows]
+        if following:
+            what = "the support of these layers is where their values are not zero; no topology changes it"
+            raise Unfit(
+                "Rewirer", what, reasons=following, remedy='sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer'
+            )
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         strangers = [name for name, layer in self.layers.items() if layer.values.requires_grad and id(layer.values) not in known]
         if strangers:
@@ -293,8 +299,9 @@ def fit(
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     *,
-    rewirer: Rewirer | None = None,
+    rewirer: Any = None,
     scheduler: "torch.optim.lr_scheduler.LRScheduler | None" = None,
+    target: Any = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     clip: float | None = None,
     accumulate: int = 1,
@@ -305,8 +312,9 @@ def fit(
     """The plain loop, once over ``batches`` of (input, target).
 
     Args:
-        rewirer: takes the place of ``optimizer.step()``.
+        rewirer: takes the place of ``optimizer.step()``: a :class:`Rewirer`, or a :class:`~gossamer.Multilevel`.
         scheduler: stepped after every optimizer step.
+        target: a :class:`~gossamer.TargetDensity`, stepped after both.
         clip: largest norm of all gradients together.
         accumulate: batches per optimizer step, averaged; a last incomplete group counts as one step.
         autocast: dtype of the forward pass, e.g. ``torch.bfloat16``.
@@ -343,6 +351,8 @@ def fit(
             optimizer.step()
         if scheduler is not None:
             scheduler.step()
+        if target is not None:
+            target.step()
         t += 1
         if on_step is not None:
             on_step(Step(t, total, time.perf_counter() - begin, rewirer.last if rewirer is not None else None))

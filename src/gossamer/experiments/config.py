@@ -19,7 +19,7 @@ from ..budgets import BUDGETS
 from ..convert import AUTO
 from ..errors import Unfit, check_at_least, check_density, nearest
 from ..layouts import LAYOUTS
-from .methods import CSST, METHODS, Method
+from .methods import CSST, METHODS, Coarse, Method, Proximal
 from .models import MLP, MODELS, Model
 from .optimizers import OPTIMIZERS, SGD, Optimizer
 from .tasks import TASKS, Digits, Task
@@ -41,7 +41,8 @@ class Config:
         optimizer: how the values move.
         density: share of the weights of the sparse layers that may be non-zero, in (0, 1].
         budget: how layers share it: erk, er, uniform or pooled.
-        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one, measured here.
+        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one, measured here;
+            shadow (dense storage, sparse products, dense weight gradient) for method proximal.
         unit: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
         exclude: names or 're:PATTERN' of layers that stay dense.
         min_fan_in: incoming weights that every output unit keeps.
@@ -97,6 +98,7 @@ class Config:
             raise Unfit("clip", "the largest norm of the gradient is a positive number", got=self.clip)
         if not math.isfinite(self.density_exponent):
             raise Unfit("density_exponent", "must be a finite number", got=self.density_exponent)
+        _check_together(self)
 
     def resolved(self) -> "Config":
         """The same with every default that depends on the machine written out."""
@@ -251,6 +253,43 @@ def expected(message: str) -> str:
 def _check_choice(key: str, value: str, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
     if value not in choices:
         raise Unfit(key, f"unknown {key} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}")
+
+
+def _check_together(config: Config) -> None:
+    """Refuses methods, optimizers and layouts that do not go together."""
+    method, optimizer = name_of(config.method), name_of(config.optimizer)
+    shrinks = optimizer + " makes zeros by itself"
+    if isinstance(config.method, Proximal) != (config.layout == "shadow"):
+        what = f"method {method} with layout {config.layout}"
+        reasons = [
+            "proximal brings any zero back, and wants layout shadow: dense storage and weight gradient",
+            "layout shadow wants proximal",
+        ]
+        raise Unfit("layout", what, reasons=reasons, remedy="--layout shadow --method proximal, or neither")
+    if isinstance(config.method, Coarse) and config.layout != "csr":
+        raise Unfit("layout", f"method multilevel with layout {config.layout}", remedy="--layout csr")
+    if config.method.shrinks and not config.optimizer.shrinks:
+        remedy = f"--optimizer {' or '.join(name for name, kind in OPTIMIZERS.items() if kind.shrinks)}"
+        raise Unfit("optimizer", f"method {method} leaves the zeros to the optimizer, and {optimizer} makes none", remedy=remedy)
+    if isinstance(config.method, Coarse) and not config.optimizer.mirrors:
+        raise Unfit("optimizer", f"method multilevel needs a mirror variable, and {optimizer} has none", remedy="linbreg or adabreg")
+    if isinstance(config.method, Coarse) and config.clip is not None:
+        raise Unfit("clip", "fine steps of method multilevel measure a gradient that clipping does not see", remedy="no clip")
+    if config.optimizer.shrinks and method in ("dense", "static"):
+        raise Unfit("optimizer", f"{shrinks}, and method {method} keeps the support as it is", remedy="--method proximal --layout shadow")
+    if config.optimizer.shrinks and config.null_models:
+        raise Unfit(
+            "null_models",
+            f"{shrinks}: the null models need an optimizer without penalty",
+            remedy="--null_models false, and runs of their own in a sweep",
+        )
+    if unit_of_tiles(config) and config.method.shrinks:
+        raise Unfit("unit", f"method {method} is of single weights", got=config.unit)
+
+
+def unit_of_tiles(config: Config) -> bool:
+    """Whether tiles are kept instead of single weights."""
+    return tuple(config.unit) != (1, 1)
 
 
 def _may_be_none(key: str, tree: Tree) -> bool:

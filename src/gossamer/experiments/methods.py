@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import topology
-from ..errors import Unfit, check_at_least, check_share
+from ..errors import Unfit, check_at_least, check_density, check_share
 from ..topology import Topology
 
 
@@ -17,6 +17,11 @@ class Method:
     """What every method does."""
 
     sparse: ClassVar[bool] = True
+    shrinks: ClassVar[bool] = False  # the optimizer makes the zeros
+    initial: float | None = None  # density of all layers at the first step, if it is not the run's
+    target: bool = False  # whether the run's density is steered to
+    gain: float = 1.0  # of the initial values
+    positive_bias: float | None = None
     start: float = 1.0
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
@@ -165,6 +170,58 @@ class CSST(Method):
         return topology.csst(_stop(self.stop, steps), *sensing, candidates=self.candidates, final=final, min_fan_in=min_fan_in)
 
 
+@dataclass(frozen=True)
+class Proximal(Method):
+    """The optimizer (proxsgd, iht, rda, xrda, linbreg, adabreg) makes and revives zeros; layout shadow.
+
+    Args:
+        initial: share of the weights that are not zero at the first step.
+        target: steer the strength of the penalty so that the run ends at the asked density.
+        reach: share of the training after which the asked density is to be reached, if it is steered to.
+        gain: factor on the initial values; 0.41 gives those of torch's own layers.
+        positive_bias: draw the biases from 0 to this over the root of the fan-in.
+    """
+
+    initial: float | None = 1.0
+    target: bool = False
+    reach: float = 0.5
+    gain: float = 1.0
+    positive_bias: float | None = None
+    shrinks: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_initial("proximal", self.initial, self.reach)
+
+
+@dataclass(frozen=True)
+class Coarse(Method):
+    """Multilevel: sparse steps of the optimizer (linbreg, adabreg) on a frozen support, then one with the whole gradient; layout csr.
+
+    Args:
+        coarse: steps on the frozen support before each one that changes it.
+        fine_lr_scale: factor on the step of the weights off the support in the latter.
+        initial: share of the weights that are not zero at the first step; null: the asked density.
+        target: steer the strength of the penalty to the asked density, from one fine step to the next.
+        reach: share of the training after which the asked density is to be reached, if it is steered to.
+        gain: factor on the initial values; 0.41 gives those of torch's own layers.
+        positive_bias: draw the biases from 0 to this over the root of the fan-in.
+    """
+
+    coarse: int = 9
+    fine_lr_scale: float = 1.0
+    initial: float | None = None
+    target: bool = False
+    reach: float = 0.5
+    gain: float = 1.0
+    positive_bias: float | None = None
+    shrinks: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_at_least("method multilevel", "coarse", self.coarse, 0)
+        check_at_least("method multilevel", "fine_lr_scale", self.fine_lr_scale, 0.0)
+        _check_initial("multilevel", self.initial, self.reach)
+
+
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
     "static": Static,
@@ -173,6 +230,8 @@ METHODS: dict[str, type[Method]] = {
     "snfs": SNFS,
     "gmp": GMP,
     "csst": CSST,
+    "proximal": Proximal,
+    "multilevel": Coarse,
 }
 
 
@@ -183,6 +242,13 @@ def _check(name: str, stop: float, start: float, every: int, drop: float = 0.0) 
     check_at_least(who, "start", start, 1.0)
     check_at_least(who, "every", every, 1)
     check_share(who, "drop", drop)
+
+
+def _check_initial(name: str, initial: float | None, reach: float) -> None:
+    if initial is not None:
+        check_density(f"method {name}", initial)
+    if not 0.0 < reach <= 1.0:
+        raise Unfit(f"method {name}", "reach is a share of the training, a number in (0, 1]", got=reach)
 
 
 def _stop(share: float, steps: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -10,18 +10,23 @@ from torch import nn
 from ..convert import parameter_groups
 from ..errors import Unfit, check_at_least
 from ..layers import sparse_layers
+from ..penalties import L1, LogL1, TopK
+from ..rules import RDA, XRDA, AdaBreg, LinBreg, ProxSGD, Rule, SparseOptimizer
 
 
 class Optimizer:
     """What every optimizer setting does."""
 
+    shrinks: ClassVar[bool] = False  # makes zeros by itself
+    mirrors: ClassVar[bool] = False  # ... by a mirror variable
     lr: float
     weight_decay: float
 
-    def build(self, model: nn.Module, density_exponent: float, final: Mapping[str, float]) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, density_exponent: float, final: Mapping[str, float], confined: bool = False) -> torch.optim.Optimizer:
         """The torch optimizer; the step size of layer l is lr times its density to the power -density_exponent.
 
-        ``final`` holds the densities that count by layer name, where they differ from those the layers begin with.
+        ``final`` holds the densities that count by layer name, where they differ from those the layers begin with; ``confined``: something
+        else lets the support grow.
         """
         groups = parameter_groups(model, lr=self.lr, weight_decay=self.weight_decay, density_exponent=density_exponent)
         layers = sparse_layers(model)
@@ -29,9 +34,9 @@ class Optimizer:
             if group["name"] in final:
                 ratio = (layers[group["name"]].density / final[group["name"]]) ** density_exponent
                 group["lr"], group["weight_decay"] = group["lr"] * ratio, group["weight_decay"] / ratio
-        return self.over(groups)
+        return self.over(groups, confined)
 
-    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
         """The torch optimizer over these parameter groups."""
         raise NotImplementedError
 
@@ -59,7 +64,7 @@ class SGD(Optimizer):
         if self.nesterov and self.momentum == 0.0:
             raise Unfit("optimizer sgd", "nesterov needs a momentum above 0", remedy="nesterov: false")
 
-    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
@@ -85,11 +90,196 @@ class AdamW(Optimizer):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise Unfit("optimizer adamw", f"{name} lies in [0, 1)", got=getattr(self, name))
 
-    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2))
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
+class Shrinking(Optimizer):
+    """What the optimizers that make zeros by themselves do."""
+
+    shrinks = True
+
+    def rule(self) -> Rule:
+        """The rule. Raises Unfit."""
+        raise NotImplementedError
+
+    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
+        return SparseOptimizer(groups, self.rule(), self.lr, confined=confined)
+
+
+@dataclass(frozen=True)
+class ProximalSGD(Shrinking):
+    """Proximal gradient descent with l1.
+
+    Args:
+        lr: step size.
+        lam: strength of the penalty.
+        momentum: of the mean gradient.
+        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+    """
+
+    lr: float = 0.5
+    lam: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        _check("proxsgd", self.lr, self.weight_decay)
+        self.rule()
+
+    def rule(self) -> Rule:
+        return ProxSGD(L1(self.lam), self.momentum)
+
+
+@dataclass(frozen=True)
+class IHT(Shrinking):
+    """Iterative hard thresholding: after each gradient step every weight tensor keeps its largest entries.
+
+    Args:
+        lr: step size.
+        keep: share of each tensor's weights that is kept.
+        momentum: of the mean gradient.
+        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+    """
+
+    lr: float = 0.5
+    keep: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self):
+        _check("iht", self.lr, self.weight_decay)
+        self.rule()
+
+    def rule(self) -> Rule:
+        return ProxSGD(TopK(density=self.keep), self.momentum)
+
+
+@dataclass(frozen=True)
+class DualAveraging(Shrinking):
+    """Regularised dual averaging with l1.
+
+    Args:
+        lr: step size.
+        lam: strength of the penalty, times the sum of all steps.
+        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+    """
+
+    lr: float = 0.1
+    lam: float = 1e-6
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        _check("rda", self.lr, self.weight_decay)
+        self.rule()
+
+    def rule(self) -> Rule:
+        return RDA(L1(self.lam))
+
+
+@dataclass(frozen=True)
+class ExtendedDualAveraging(Shrinking):
+    """xRDA with adaptively weighted l1; step size and averaging are paired.
+
+    Args:
+        lr: step size.
+        lam: strength of the penalty on the largest weights.
+        beta: small weights are penalised up to 1 + 1 / beta times as much.
+        group: kernel or channel, if the entries of convolutions share thresholds.
+        averaging: a number in [0, 1] instead of the pairing.
+        time_scale: of the momentum and of the averaged magnitudes, in units of the step size.
+        accumulate: thresholds accumulate weight by weight, as in the authors' program.
+        weight_decay: pull of all parameters towards 0, biases and normalisation too.
+    """
+
+    lr: float = 0.5
+    lam: float = 1e-5
+    beta: float = 1 / 499
+    group: str | None = None
+    averaging: float | None = None
+    time_scale: float = 9.5
+    accumulate: bool = True
+    weight_decay: float = 5e-4
+
+    def __post_init__(self):
+        _check("xrda", self.lr, self.weight_decay)
+        self.rule()
+
+    def rule(self) -> Rule:
+        averaging = "paired" if self.averaging is None else self.averaging
+        penalty = LogL1(self.lam, self.beta, self.group)
+        return XRDA(penalty, averaging, self.time_scale, weight_decay=self.weight_decay, accumulate=self.accumulate)
+
+    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
+        return super().over([{**group, "weight_decay": 0.0} for group in groups], confined)
+
+
+@dataclass(frozen=True)
+class Bregman(Shrinking):
+    """LinBreg: linearised Bregman iterations (mirror descent) with l1.
+
+    Args:
+        lr: step size.
+        lam: strength of the penalty: a weight is zero until its mirror variable exceeds it.
+        delta: weight of the quadratic part of the mirror map.
+        momentum: of the mean gradient.
+        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+    """
+
+    lr: float = 0.5
+    lam: float = 0.1
+    delta: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    mirrors: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check("linbreg", self.lr, self.weight_decay)
+        self.rule()
+
+    def rule(self) -> Rule:
+        return LinBreg(L1(self.lam), self.delta, self.momentum)
+
+
+@dataclass(frozen=True)
+class AdamBregman(Shrinking):
+    """AdaBreg: LinBreg with Adam's step in the mirror variable.
+
+    Args:
+        lr: step size.
+        lam: strength of the penalty: a weight is zero until its mirror variable exceeds it.
+        delta: weight of the quadratic part of the mirror map.
+        beta1: decay of the average gradient.
+        beta2: decay of the average squared gradient.
+        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+    """
+
+    lr: float = 1e-3
+    lam: float = 0.1
+    delta: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    mirrors: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check("adabreg", self.lr, self.weight_decay)
+        self.rule()
+
+    def rule(self) -> Rule:
+        return AdaBreg(L1(self.lam), self.delta, (self.beta1, self.beta2))
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adamw": AdamW,
+    "proxsgd": ProximalSGD,
+    "iht": IHT,
+    "rda": DualAveraging,
+    "xrda": ExtendedDualAveraging,
+    "linbreg": Bregman,
+    "adabreg": AdamBregman,
+}
 
 
 def _check(name: str, lr: float, weight_decay: float) -> None:

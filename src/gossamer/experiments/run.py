@@ -5,6 +5,7 @@ with the same weights and metrics, bit for bit, as one that was never stopped.
 """
 
 import math
+import re
 import signal
 import threading
 import time
@@ -20,16 +21,21 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .. import checkpoint
-from ..convert import AUTO, sparsify
+from .. import budgets, checkpoint
+from ..allotment import allot
+from ..convert import AUTO, reinitialise_, sparsify
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
+from ..multilevel import Multilevel
 from ..ops.native import keep_freed_memory
 from ..plan import Plan, plan
+from ..rules import SparseOptimizer
+from ..target import TargetDensity
 from ..train import Diverged, Rewirer, Step, fit
 from . import extras
 from .config import Config, settings
 from .folder import Folder
+from .methods import Coarse, Proximal
 from .models import Model
 from .progress import Silent
 from .tasks import Data, stream
@@ -55,7 +61,8 @@ class Trial(NamedTuple):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
-    rewirer: Rewirer | None  # None for a dense model
+    rewirer: Rewirer | Multilevel | None  # None for a dense model, and where the optimizer alone decides
+    target: TargetDensity | None  # of the density, if it is steered to
     ledger: Ledger
     each: int  # optimizer steps per epoch
     plan: Plan | None  # of the layouts, where they were measured
@@ -63,7 +70,13 @@ class Trial(NamedTuple):
     @property
     def states(self) -> dict[str, Any]:
         """The parts besides the model that a checkpoint holds."""
-        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "rewirer": self.rewirer, "ledger": self.ledger}
+        return {
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "rewirer": self.rewirer,
+            "ledger": self.ledger,
+            "target": self.target,
+        }
 
     def save(self, folder: Folder, at: Position) -> None:
         """Writes the checkpoint."""
@@ -98,11 +111,12 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     planned = (planned or measured_plan(*planning(config, data))) if config.layout == AUTO and config.method.sparse else None
     model, final = sparsified(model, config, planned)
     each = math.ceil(math.ceil(len(data.train_y) / config.batch) / config.accumulate)
-    optimizer = config.optimizer.build(model, config.density_exponent, final)
+    optimizer = config.optimizer.build(model, config.density_exponent, final, confined=config.layout != "shadow")
     scheduler = LambdaLR(optimizer, step_size(config, each * config.epochs))
     rewirer = rewiring(model, optimizer, config, each * config.epochs, final)
+    target = steering(optimizer, rewirer, config, each * config.epochs)
     ledger = Ledger(model, data.inputs(data.train_x[:1]), optimizer=optimizer)
-    return Trial(config, data, model, optimizer, scheduler, rewirer, ledger, each, planned)
+    return Trial(config, data, model, optimizer, scheduler, rewirer, target, ledger, each, planned)
 
 
 def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent | None = None) -> dict[str, Any]:
@@ -170,6 +184,7 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
                 trial.optimizer,
                 rewirer=trial.rewirer,
                 scheduler=trial.scheduler,
+                target=trial.target,
                 clip=config.clip,
                 accumulate=config.accumulate,
                 autocast=torch.bfloat16 if config.autocast else None,
@@ -222,6 +237,15 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
         return model, {}
     options: dict[str, Any] = {"layout": planned or config.layout, "unit": config.unit, "min_fan_in": config.min_fan_in}
     options["rng"] = stream(config.seed, "support")
+    if config.method.shrinks:
+        given = allot("sparsify", model, 1.0, "pooled", config.unit, None, config.exclude)
+        names = list(given.units)
+        shapes = [tuple(given.owners[name].weight.shape) for name in names]  # type: ignore[union-attr, arg-type]
+        begin = budgets.resolve(config.budget, names, shapes, config.method.initial or config.density, "sparsify")
+        first = dict(zip(names, begin, strict=True))  # no layer stays dense: all shrink
+        model = sparsify(model, 1.0, budget=first, include=[f"re:^{re.escape(name)}$" for name in names], **options)
+        gain, bias = config.method.gain, config.method.positive_bias
+        return reinitialise_(model, gain=gain, positive_bias=bias, rng=stream(config.seed, "init")), {}
     if config.method.start == 1.0:
         return sparsify(model, config.density, budget=config.budget, exclude=config.exclude, **options), {}
     last = sparsify(deepcopy(model), config.density, budget=config.budget, exclude=config.exclude, layout="csr", unit=config.unit)
@@ -230,14 +254,27 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
     return sparsify(model, 1.0, budget=first, include=[f"re:^{name}$" for name in final], **options), final
 
 
-def rewiring(model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, steps: int, final: dict[str, float]) -> Rewirer | None:
-    """The Rewirer of a sparse method; None for a dense model."""
-    if not config.method.sparse:
+def rewiring(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, steps: int, final: dict[str, float]
+) -> Rewirer | Multilevel | None:
+    """What changes the support beside the optimizer; None for a dense model, and where the optimizer alone does."""
+    if isinstance(config.method, Coarse) and isinstance(optimizer, SparseOptimizer):
+        return Multilevel(model, optimizer, config.method.coarse, fine_lr_scale=config.method.fine_lr_scale)
+    if not config.method.sparse or config.method.shrinks:
         return None
     topology = config.method.topology(steps, config.density if final else None, config.min_fan_in)
     if final:
         topology = replace(topology, budget=final)
     return Rewirer(model, optimizer, topology, rng=stream(config.seed, "topology"))
+
+
+def steering(optimizer: torch.optim.Optimizer, rewirer: Any, config: Config, steps: int) -> TargetDensity | None:
+    """What steers to the asked density, if it is to be."""
+    method = config.method
+    if not isinstance(method, (Proximal, Coarse)) or not method.target or not isinstance(optimizer, SparseOptimizer):
+        return None
+    every = method.coarse + 1 if isinstance(method, Coarse) else max(1, min(10, steps // 100))
+    return TargetDensity(optimizer, config.density, steps, reach=method.reach, every=every, multilevel=rewirer)
 
 
 def step_size(config: Config, steps: int) -> Callable[[int], float]:
@@ -276,7 +313,7 @@ def figures(trial: Trial, at: Position) -> dict[str, Any]:
         "dense_flops": ledger.dense_flops,
         "flops_ratio": ledger.ratio if ledger.dense_flops else None,
         "simulated": ledger.simulated,
-        "events": sum(r.topology.when(t) is not None for t in range(1, r.t + 1)) if (r := trial.rewirer) is not None else 0,
+        "events": events(trial),
         "bytes": ledger.bytes(trial.rewirer),
         "peak_bytes": ledger.peak_bytes,
         "dense_bytes": ledger.dense_bytes(),
@@ -286,6 +323,13 @@ def figures(trial: Trial, at: Position) -> dict[str, Any]:
         "kernels": sorted({name for layer in layers.values() for name in layer.kernels.values()}) or ["torch"],
         "config": settings(trial.config),
     }
+
+
+def events(trial: Trial) -> int | None:
+    """Changes of the support so far; None where the optimizer changes it at every step."""
+    if trial.rewirer is None:
+        return None if trial.config.method.shrinks else 0
+    return sum(trial.rewirer.topology.when(t) is not None for t in range(1, trial.rewirer.t + 1))
 
 
 def write_events(folder: Folder, config: Config, row: dict[str, Any]) -> None:

@@ -30,12 +30,13 @@ def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
         return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, unit)
 
     def strongest(*args: Any) -> tuple[Tensor, Tensor]:
-        return reference.strongest(*args, rows_of=_dense_rows)
+        return reference.strongest(*args, rows_of=dense_rows)
 
     return {"sampled": Kernel(name, sampled, _unfit), "strongest": Kernel(name, strongest, _unfit_operands)}
 
 
-def _dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+    """Some rows of the dense gradient by torch's own dense kernels, (rows, cols)."""
     if g is None:
         return reference.dense_rows(operands, rows, s, g)
     size = (len(range(*rows.indices(s.shape[0]))), operands[0][1].shape[1], *g.kernel)

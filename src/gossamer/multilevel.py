@@ -1,0 +1,245 @@
+"""Multilevel linearised Bregman iterations (arXiv 2602.03535): mirror descent that alternates between a frozen and a moving support. With S
+the support of w and v the mirror variable:
+
+    m times     g = dL/dw on S;                       v_S <- v_S - s g;   w_S <- prox_{delta J}(delta v_S)      coarse: all of it sparse
+    once        g = dL/dw everywhere, a block of rows at a time; v <- v - s g;  w <- prox_{delta J}(delta v);  S <- supp w     fine
+
+The coarse problem is the fine one restricted to S (the penalty is separable), so no correction term is needed. A weight of S that reaches
+zero in a coarse phase stays in S until the fine step and may return; v off S does not move meanwhile.
+
+Values are compact (layout ``csr``): w exists on S only. What has the dense size is v, and with momentum or Adam their moments: cold
+storage, read and written off S once in m + 1 steps. m = 0 is plain ``LinBreg`` or ``AdaBreg``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import Unfit, check_at_least, check_count
+from .layers import SparseLayer, sparse_layers
+from .ops.csr_sense import op as sense_op
+from .rules.adabreg import AdaBreg
+from .rules.linbreg import LinBreg
+from .rules.rule import SparseOptimizer
+from .sensing import mean_over_ranks
+from .support import Support
+from .surgery import set_support_
+from .topology.topology import Change, Topology
+from .train import Event
+
+BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
+
+
+class Multilevel:
+    """Coarse steps on the frozen support, and a fine step that changes it: call :meth:`step` where you would call ``optimizer.step()``.
+
+    Args:
+        model: a model with ``csr`` layers of single weights.
+        optimizer: ``SparseOptimizer(gs.parameter_groups(model), rule, lr, confined=True)``; the rule is ``LinBreg`` or ``AdaBreg`` with a
+            penalty of single weights (``L1``, ``NonNegativeL1``).
+        coarse: m, coarse steps before each fine one.
+        fine_lr_scale: factor on the fine step of the weights that are off the support. Those move only once in m + 1 steps, so they enter
+            m + 1 times as slowly; up to m + 1 makes up for it, and makes what enters noisier.
+
+    A gradient that is clipped or scaled is so on the support only: clip per value, or not at all. Gradients of several backward passes add
+    up, and over the ranks of a distributed run the fine gradient is averaged.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: SparseOptimizer, coarse: int = 99, *, fine_lr_scale: float = 1.0):
+        check_count("Multilevel", "coarse", coarse, 0)
+        check_at_least("Multilevel", "fine_lr_scale", fine_lr_scale, 0.0)
+        self.layers = {name: layer for name, layer in sparse_layers(model).items() if layer.values.requires_grad}
+        self.optimizer, self.coarse, self.fine_lr_scale = optimizer, coarse, fine_lr_scale
+        _check(self.layers, optimizer)
+        self.topology = Topology("multilevel", when=Fine(coarse + 1))
+        self.t = 0
+        self.last: Event | None = None
+        self._cold: dict[str, dict[str, Tensor]] = {}
+        self._heard: dict[str, Operands] = {}
+        self._arm()
+
+    @property
+    def sensing(self) -> dict[str, int]:
+        """Weights off the support whose gradient the step in progress measures, per layer; empty in a coarse phase."""
+        return {name: self.layers[name].support.total - self.layers[name].support.n for name in self._heard}
+
+    @property
+    def sensing_bytes(self) -> int:
+        """Bytes of cold storage, of what fine steps keep of their backward pass, and of one block of the gradient."""
+        held = [t for state in self._cold.values() for t in state.values()]
+        held += [t for heard in self._heard.values() for pair in heard.pairs for t in pair]
+        blocks = [2 * min(BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size() for layer in self.layers.values()]
+        return sum(t.numel() * t.element_size() for t in held) + (max(blocks) if self._heard else 0)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step: coarse, or fine if it is the last of m + 1."""
+        if closure is not None:
+            raise Unfit("Multilevel.step", "a closure has no single gradient to take the fine step by", remedy="backward() before step()")
+        self.t += 1
+        heard, self.last = self._heard, None
+        if heard:
+            for name in heard:
+                self.layers[name].values.grad = None  # the optimizer moves the rest
+        result = self.optimizer.step()
+        if heard:
+            before = {name: layer.support for name, layer in self.layers.items()}
+            for name in heard:
+                self._fine(name)
+            self.last = _event(self.t, before, {name: layer.support for name, layer in self.layers.items()})
+        self._arm()
+        return result
+
+    def discard(self) -> None:
+        """Forgets the backward passes since the last step: call it where you drop their gradients and go on."""
+        for heard in self._heard.values():
+            heard.pairs.clear()
+
+    @torch.no_grad()
+    def levels(self) -> list[Tensor]:
+        """For every weight, on the support and off it, the strength from which it would be zero by its mirror variable, per layer."""
+        found = []
+        for name, layer in self.layers.items():
+            rule, group = self._rule(name)
+            hot, cold = self.optimizer.state_of(rule, layer.values, group["strength"])["v"], self._cold.get(name)
+            if cold is not None:
+                cold["v"].view(-1)[layer.support.ids()] = hot
+            found.append(rule.penalty.level(hot if cold is None else cold["v"], 1.0))  # off the support v is 0 before the first fine step
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
+        cold = {name: dict(state) for name, state in self._cold.items()}
+        return {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "layers": list(self.layers), "cold": cold}
+
+    def problems(self, state: dict[str, Any]) -> list[str]:
+        """In which settings a saved state differs from this, in sentences; [] if it may go on."""
+        here, there = self._settings(), state["settings"]
+        return [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state; refuses one of other layers or settings."""
+        problems = self.problems(state)
+        if state["layers"] != list(self.layers):
+            problems.append(f"it is of layers {state['layers']}, not {list(self.layers)}")
+        if problems:
+            raise Unfit("Multilevel", "this state was saved under other rules", reasons=problems, remedy="what it was saved with")
+        self.t, self.last = int(state["t"]), None
+        self._cold = {
+            name: {key: t.to(self.layers[name].values.device).clone() for key, t in saved.items()} for name, saved in state["cold"].items()
+        }
+        self._arm()
+
+    # ---------------------------------------------------------------- details
+
+    def _settings(self) -> dict[str, Any]:
+        return {"coarse": self.coarse, "fine_lr_scale": self.fine_lr_scale}
+
+    def _arm(self) -> None:
+        """Tells the layers to keep the operands of the weight gradient, if step t + 1 is fine."""
+        self._heard = {name: Operands() for name in self.layers} if self.topology.when(self.t + 1) else {}
+        for name, layer in self.layers.items():
+            layer.sense = self._heard.get(name)
+
+    def _rule(self, name: str) -> tuple[LinBreg | AdaBreg, dict[str, Any]]:
+        """The rule and the group of a layer's values."""
+        values, groups = self.layers[name].values, self.optimizer.param_groups
+        at = next(i for i, group in enumerate(groups) if any(p is values for p in group["params"]))
+        rule = self.optimizer.rules[at]
+        assert isinstance(rule, (LinBreg, AdaBreg))  # as was checked
+        return rule, groups[at]
+
+    @torch.no_grad()
+    def _fine(self, name: str) -> None:
+        layer, operands = self.layers[name], self._heard[name].pairs
+        if not operands:
+            return  # it took no part in the forward pass
+        rule, group = self._rule(name)
+        now, s = self.optimizer.now(group), layer.support
+        ids, (rows, cols) = s.ids(), s.shape
+        hot = self.optimizer.state_of(rule, layer.values, now.strength)
+        cold = self._cold.setdefault(name, {key: t.new_zeros(rows, cols) for key, t in hot.items()})
+        for key, t in hot.items():
+            cold[key].view(-1)[ids] = t  # write back
+        kept, shown = [], []
+        step = max(1, BLOCK_NUMBERS // cols)
+        for top in range(0, rows, step):
+            part = slice(top, min(top + step, rows))
+            first, last = int(s.crow[part.start]), int(s.crow[part.stop])
+            mine = ids[first:last] - top * cols  # units of the support in this block
+            g = mean_over_ranks(sense_op.gradient_rows(operands, part, s, layer.geometry))
+            if group["weight_decay"]:
+                g.view(-1)[mine] += group["weight_decay"] * layer.values[first:last]
+            state, w = {key: [t[part]] for key, t in cold.items()}, torch.empty_like(g)
+            old = state["v"][0].clone() if self.fine_lr_scale != 1.0 else None
+            rule.descend_([g], state, now)
+            if old is not None:
+                _stretch(state["v"][0], old, mine, self.fine_lr_scale)
+            rule.show_([w], state, now)
+            alive = w.view(-1).nonzero().flatten()
+            kept.append(alive + top * cols)
+            shown.append(w.view(-1)[alive])
+        now_kept = torch.cat(kept)
+        set_support_(layer, Support.from_ids(now_kept, s.shape), self.optimizer)
+        layer.values.copy_(torch.cat(shown))
+        state = self.optimizer.state[layer.values]
+        for key, t in cold.items():
+            state[key].copy_(t.view(-1)[now_kept])  # restrict
+
+
+@dataclass(frozen=True)
+class Fine:
+    """Every ``every``-th step is fine."""
+
+    every: int
+
+    def __call__(self, t: int) -> Change | None:
+        return Change(interval=self.every) if t % self.every == 0 else None
+
+
+@dataclass
+class Operands:
+    """Keeps what the weight gradient of a step is made of: pairs (output gradient, input), one per backward pass."""
+
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __call__(self, dy: Tensor, x: Tensor) -> None:
+        self.pairs.append((dy, x))
+
+
+def _stretch(v: Tensor, old: Tensor, on: Tensor, scale: float) -> None:
+    """v <- old + scale (v - old) except at the flat indices ``on``."""
+    moved = v.view(-1)[on].clone()
+    v.sub_(old).mul_(scale).add_(old)
+    v.view(-1)[on] = moved
+
+
+def _event(t: int, before: dict[str, Support], after: dict[str, Support]) -> Event:
+    both = {name: int((after[name].find(s.ids()) >= 0).sum()) for name, s in before.items()}
+    n = {name: s.n for name, s in after.items()}
+    return Event(t, {name: s.n - both[name] for name, s in before.items()}, {name: n[name] - both[name] for name in n}, n)
+
+
+def _check(layers: dict[str, SparseLayer], optimizer: object) -> None:
+    who = "Multilevel"
+    if not layers:
+        raise Unfit(who, "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+    if not isinstance(optimizer, SparseOptimizer):
+        raise Unfit(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
+    reasons = [f"{name}: layout {layer.layout.name}" for name, layer in layers.items() if layer.layout.storage != "compact"]
+    reasons += [f"{name}: units of {layer.unit}" for name, layer in layers.items() if layer.unit != (1, 1)]
+    if reasons:
+        raise Unfit(who, "coarse steps want compact layers of single weights", reasons=reasons, remedy='sparsify(layout="csr")')
+    places = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    for name, layer in layers.items():
+        i = places.get(id(layer.values))
+        if i is None:
+            reasons.append(f"{name}.values is not in the optimizer: make it after sparsify")
+        elif not isinstance(optimizer.rules[i], (LinBreg, AdaBreg)):
+            reasons.append(f"{name} moves by {type(optimizer.rules[i]).__name__}, which has no mirror variable")
+        elif not optimizer.param_groups[i]["penalised"]:
+            reasons.append(f"{name} is not penalised: nothing would ever be zero (gs.parameter_groups(model) says what is)")
+    if reasons:
+        raise Unfit(who, "the optimizer does not go with these layers", reasons=reasons, remedy="a LinBreg or AdaBreg rule")

@@ -1,0 +1,84 @@
+"""Products whose weight has many zeros but whose weight gradient is wanted everywhere: sparse forward, sparse input gradient, dense dW.
+
+    y  = x W^T + b      by the sparse kernels, from the non-zeros of W           2 B n flops
+    dx = dy W           the same                                                  2 B n
+    dW = dy^T x         by torch's dense kernel, of the dense size                2 B N
+
+What training by a proximal or mirror step needs: every zero must be able to come back. No double backward; seen by neither ``torch.func``
+nor FLOP counters; compiled code calls them between two graphs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
+
+from ..support import Support
+from .csr_conv2d import op as conv2d
+from .csr_conv2d.reference import Geometry
+from .csr_linear import op as linear
+from .native import bias_gradient
+
+
+@torch.compiler.disable()
+def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias, (..., cols) -> (..., rows).
+
+    Args:
+        dense: W, (rows, cols): takes the gradient, and is not read.
+        values: its non-zeros, (n,), detached.
+        s: where they are.
+    """
+    flat = x if x.dim() == 2 else x.reshape(-1, s.shape[1])
+    y = _Linear.apply(flat, dense, values, bias, s)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], s.shape[0])
+
+
+@torch.compiler.disable()
+def shadow_conv2d(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
+    """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw). Otherwise as :func:`shadow_linear`."""
+    return _Conv2d.apply(x, dense, values, bias, s, g)  # type: ignore[return-value]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dense, values, bias, s):
+        ctx.save_for_backward(x, values)
+        ctx.support, ctx.bias = s, None if bias is None else bias.dtype
+        return linear.product(x, values, s, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, values = ctx.saved_tensors
+        of_x, of_w, _, of_b, _ = ctx.needs_input_grad
+        dx, _ = linear.gradients(dy, x, values, ctx.support, of_x, False)
+        dw = _as(dy, values).t() @ _as(x, values) if of_w else None
+        return dx, dw, None, bias_gradient(dy, ctx.bias) if of_b else None, None
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dense, values, bias, s, g):
+        ctx.save_for_backward(x, values)
+        ctx.support, ctx.geometry, ctx.shape, ctx.bias = s, g, dense.shape, None if bias is None else bias.dtype
+        return conv2d.product(x, values, s, g, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, values = ctx.saved_tensors
+        of_x, of_w, _, of_b, *_ = ctx.needs_input_grad
+        g, dw = ctx.geometry, None
+        dx, _ = conv2d.gradients(dy, None, values, ctx.support, g, x.shape[2:], of_x, False)
+        if of_w:
+            where: Any = (g.stride, g.padding, g.dilation)  # torch's annotation knows single numbers only
+            dw = conv2d_weight(_as(x, values).contiguous(), ctx.shape, _as(dy, values).contiguous(), *where)
+        return dx, dw, None, bias_gradient(dy, ctx.bias) if of_b else None, None, None
+
+
+def _as(t: Tensor, values: Tensor) -> Tensor:
+    """In the dtype of the weights: a low-precision activation is widened before it is summed."""
+    return t if t.dtype is values.dtype else t.to(values.dtype)

@@ -1,0 +1,79 @@
+"""AdaBreg: linearised Bregman iterations with Adam's step in the mirror variable (Bungert, Roith, Tenbrinck, Burger 2022):
+
+    v_0 = w_0 / delta + p_0, p_0 in dJ(w_0), which is 0 where w_0 = 0
+    m <- b1 m + (1 - b1) g,    q <- b2 q + (1 - b2) g^2
+    v <- v - s / (1 - b1^t)  m / (sqrt(q) / sqrt(1 - b2^t) + eps)
+    w <- prox_{delta J}(delta v)
+
+Without penalty and with delta = 1 this is Adam (Kingma & Ba 2015). State: v, m, q. Cost per step: O(N) beside the gradient.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import Unfit
+from ..penalties import Penalty
+from ..schedules import Schedule
+from .rule import Now, State, check_momentum, check_penalty
+
+
+@dataclass(frozen=True)
+class AdaBreg:
+    """Linearised Bregman iterations with Adam's step.
+
+    Args:
+        penalty: J, convex.
+        delta: weight of the quadratic part of the mirror map, positive.
+        betas: decay of the mean gradient and of the mean squared gradient, both in [0, 1).
+        eps: added to the root of the latter.
+    """
+
+    penalty: Penalty
+    delta: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_penalty("AdaBreg", self.penalty, convex=True)
+        if len(self.betas) != 2:
+            raise Unfit("AdaBreg", "betas are two numbers", got=self.betas)
+        for beta in self.betas:
+            check_momentum("AdaBreg", "each of betas", beta)
+        if not self.delta > 0.0 or not self.eps > 0.0:
+            raise Unfit("AdaBreg", "delta and eps are positive numbers", got=(self.delta, self.eps))
+
+    def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
+        v = w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())
+        return {"v": v, "m": torch.zeros_like(w), "q": torch.zeros_like(w)}
+
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+        self.descend_(g, state, now)
+        self.show_(w, state, now)
+
+    def descend_(self, g: list[Tensor], state: State, now: Now) -> None:
+        """The step of the mirror variable."""
+        (b1, b2), (v, m, q) = self.betas, (state[key] for key in ("v", "m", "q"))
+        torch._foreach_lerp_(m, g, 1 - b1)  # m <- b1 m + (1 - b1) g
+        torch._foreach_mul_(q, b2)
+        torch._foreach_addcmul_(q, g, g, 1 - b2)  # q <- b2 q + (1 - b2) g^2
+        scale = torch._foreach_sqrt(q)
+        torch._foreach_div_(scale, math.sqrt(1 - b2**now.t))
+        torch._foreach_add_(scale, self.eps)
+        torch._foreach_addcdiv_(v, m, scale, -now.lr / (1 - b1**now.t))  # v <- v - s / (1 - b1^t) m / (...)
+
+    def show_(self, w: list[Tensor], state: State, now: Now) -> None:
+        """The weights that belong to the mirror variable."""
+        u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
+        torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        return [self.penalty.level(v, 1.0) for v in state["v"]]
+
+    def schedules(self) -> dict[str, Schedule]:
+        return {}

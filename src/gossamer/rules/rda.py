@@ -1,0 +1,49 @@
+"""Regularised dual averaging (Xiao 2010, in the special case that Siegel, Chen, Zhang, Xu 2020 print as equation 9):
+
+    u_n <- u_{n-1} - s_n g_n                     u_0 = w_0
+    S_n <- S_{n-1} + s_n
+    w_n <- prox_{S_n R}(u_n)                     the threshold grows with all steps taken
+
+State: u, and the number S for all tensors together. Cost per step: O(N) beside the gradient.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..penalties import Penalty
+from ..schedules import Schedule
+from .rule import Now, State, check_penalty
+
+
+@dataclass(frozen=True)
+class RDA:
+    """Regularised dual averaging.
+
+    Args:
+        penalty: R; any but the adaptive ones.
+    """
+
+    penalty: Penalty
+    revives: ClassVar[bool] = True
+    instant: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_penalty("RDA", self.penalty, plain=True)
+
+    def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
+        return {"u": w.detach().clone()}
+
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+        s, u = now.lr, state["u"]
+        torch._foreach_add_(u, g, alpha=-s)  # u <- u - s g
+        now.sums["S"] = now.sums.get("S", 0.0) + s  # S <- S + s
+        torch._foreach_copy_(w, self.penalty.proxes(u, now.sums["S"] * now.strength))  # w <- prox_{S R}(u)
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        return [self.penalty.level(u, now.sums.get("S", 0.0)) for u in state["u"]]
+
+    def schedules(self) -> dict[str, Schedule]:
+        return {}

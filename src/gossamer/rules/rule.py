@@ -1,0 +1,287 @@
+"""SparseOptimizer: the one torch optimizer around every rule. A rule is a frozen record of settings with two methods.
+
+    init(...)     the state of one tensor before its first step, a dict of tensors
+    update_(...)  one step of many tensors: the lines of the paper's equations, on lists of tensors (torch's foreach functions)
+
+The shell owns what all rules share: groups, step counts, weight decay, which tensors are penalised, and lists that batch all groups which
+step alike. A step reads no tensor's value, so nothing waits for the device. What it remembers is a tensor of ``state`` or a number in
+a group, so ``state_dict`` is complete and a resumed run goes on bit for bit.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..errors import Unfit, check_at_least
+from ..penalties import Penalty, Zero
+from ..schedules import Schedule, end_of
+
+LOOKS = 2000  # steps at which a schedule is evaluated before the first one
+KEYS = ("t", "lr", "lr0", "strength", "weight_decay", "sums")  # of a group: those that agree in all of them step as one
+State = dict[str, list[Tensor]]  # what a rule keeps, by name, in the order of the tensors
+
+
+class Now(NamedTuple):
+    """What a rule is told of a step."""
+
+    t: int  # 1, 2, ...
+    lr: float  # s_t
+    lr0: float  # the largest step size so far
+    strength: float  # factor on the penalty
+    sums: dict[str, float]  # numbers that the rule keeps for all tensors together: it may change them
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """How values move.
+
+    ``revives``: a weight that is zero may come back, so dense storage is wanted. ``instant``: which weights are zero follows from the state
+    and the strength alone, so it answers a change of strength at once; otherwise weights take steps to get there.
+    """
+
+    @property
+    def penalty(self) -> Penalty:
+        """R."""
+        ...
+
+    revives: ClassVar[bool]
+    instant: ClassVar[bool]
+
+    def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
+        """State of one tensor, before its first step; ``strength`` is the factor on the penalty then."""
+        ...
+
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+        """One step: changes ``w`` and ``state`` in place, leaves ``g`` alone."""
+        ...
+
+    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+        """Entry by entry the strength from which the weight would be zero now (``Penalty.level``)."""
+        ...
+
+    def schedules(self) -> dict[str, Schedule]:
+        """The settings that are functions of the step, by name, all with values in [0, 1]."""
+        ...
+
+
+class SparseOptimizer(torch.optim.Optimizer):
+    """Any rule as a torch optimizer.
+
+    Args:
+        params: parameters or groups, as for every torch optimizer; ``gs.parameter_groups(model)`` makes groups. A group may have, besides
+            ``lr`` and ``weight_decay``:
+            ``penalised``: whether the penalty acts on it. Without it, tensors of two or more dimensions are penalised and others are not;
+            a group that holds both kinds becomes two groups;
+            ``strength``: factor on the penalty (1);
+            ``rule``: a rule of its own, kept in ``rules`` (it is no part of ``state_dict``).
+        rule: ``ProxSGD``, ``RDA``, ``XRDA``, ``LinBreg``, ``AdaBreg``, or anything that passes ``laws.check_rule``.
+        lr: step size, a number, or a schedule t -> step size for t = 1, 2, ... that all groups follow.
+        steps: length of the run: schedules that end before it are refused.
+        weight_decay: added to the gradient, times the weight, in groups that do not say.
+        confined: the parameters may be compact, so that weights off the support cannot come back by the rule alone: say so where a
+            topology, or :class:`~gossamer.Multilevel`, changes the support.
+
+    Raises: Unfit, at construction or in ``add_param_group``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: Rule,
+        lr: float | Schedule = 1e-3,
+        *,
+        steps: int | None = None,
+        weight_decay: float = 0.0,
+        confined: bool = False,
+    ):
+        if not isinstance(rule, Rule):
+            raise Unfit("SparseOptimizer", "rule must be a rule", got=rule, remedy="gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg")
+        self.rule, self.confined, self.steps = rule, confined, steps
+        self.rules: list[Rule] = []
+        self.schedule = lr if callable(lr) else None
+        _check_schedules({**rule.schedules(), **({"lr": self.schedule} if self.schedule else {})}, steps)
+        first = self.schedule(1) if self.schedule else lr
+        super().__init__(params, {"lr": first, "weight_decay": weight_decay, "strength": 1.0})
+        if not any(group["penalised"] for group in self.param_groups):
+            what = "no parameter is penalised: all have fewer than two dimensions, as biases do"
+            remedy = "gs.parameter_groups(model), which knows the values of sparse layers; or groups with 'penalised': True"
+            raise Unfit("SparseOptimizer", what, remedy=remedy)
+        self.register_load_state_dict_pre_hook(_refuse_other_rules)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, or two where it holds weights and biases and does not say which are penalised. Its step count is the others'."""
+        given = dict(param_group)
+        params = given.pop("params")
+        params = [params] if isinstance(params, Tensor) else list(params)
+        if any(not isinstance(p, Tensor) for p in params):
+            given["params"] = params
+            super().add_param_group(given)  # names, or a mistake: torch's to say
+            raise Unfit("SparseOptimizer", "parameters are given without names")
+        if "penalised" in given:
+            self._add(params, given)
+            return
+        for penalised, members in ((True, [p for p in params if p.dim() >= 2]), (False, [p for p in params if p.dim() < 2])):
+            if members:
+                self._add(members, {**given, "penalised": penalised})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        together: dict[Any, list[int]] = {}
+        for i, group in enumerate(self.param_groups):
+            group["t"] += 1
+            if self.schedule is not None:
+                group["lr"] = self.schedule(group["t"])
+            group["lr0"] = max(group["lr0"], group["lr"])
+            alike = tuple(tuple(sorted(group[key].items())) if key == "sums" else group[key] for key in KEYS)
+            together.setdefault((self.rules[i], *alike), []).append(i)
+        for (rule, *_), members in together.items():
+            self._move(rule, members)
+        return result
+
+    def now(self, group: dict[str, Any]) -> Now:
+        """What the rule is told of a group's step."""
+        return Now(group["t"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
+
+    def state_of(self, rule: Rule, parameter: Tensor, strength: float) -> dict[str, Tensor]:
+        """The state of one parameter, made now if there is none."""
+        state = self.state[parameter]
+        if not state:
+            state.update(rule.init(parameter, strength))
+        return state
+
+    @torch.no_grad()
+    def levels(self) -> list[Tensor]:
+        """For every penalised parameter that has been moved, entry by entry, the strength from which it would be zero now."""
+        found = []
+        for rule, group in zip(self.rules, self.param_groups, strict=True):
+            for p in group["params"] if group["penalised"] else ():
+                state = {key: [t] for key, t in self.state[p].items()}
+                if state or not rule.init(p):
+                    found += rule.levels([p], state, self._next(group))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))  # torch's own forgets what a subclass has: a copy would have no rule
+
+    # ---------------------------------------------------------------- details
+
+    def _next(self, group: dict[str, Any]) -> Now:
+        """``now`` with the step size of the step to come, where it is known."""
+        now = self.now(group)
+        return now._replace(lr=self.schedule(now.t + 1)) if self.schedule is not None else now
+
+    def _add(self, params: list[Tensor], given: dict[str, Any]) -> None:
+        rule = given.pop("rule", self.rule)
+        compact = given.get("compact", False)
+        group = {"t": max((g["t"] for g in self.param_groups), default=0), "sums": {}, "compact": compact, **given, "params": params}
+        group["rule"] = description(rule)
+        _check_group(group, rule, self.defaults, self.confined)
+        group["lr0"] = group.get("lr", self.defaults["lr"])
+        if self.schedule is not None and "lr" in given:
+            raise Unfit("SparseOptimizer", "lr is a schedule that all groups follow, and a group has its own", got=given["lr"])
+        super().add_param_group(group)
+        self.rules.append(rule if group["penalised"] else replace(rule, penalty=Zero()))  # type: ignore[type-var]
+
+    def _move(self, rule: Rule, members: list[int]) -> None:
+        groups = [self.param_groups[i] for i in members]
+        w = [p for group in groups for p in group["params"] if p.grad is not None]
+        now = self.now(groups[0])
+        if w:
+            g: list[Tensor] = [p.grad for p in w]
+            if decay := groups[0]["weight_decay"]:
+                g = list(torch._foreach_add(g, w, alpha=decay))
+            states = [self.state_of(rule, p, now.strength) for p in w]
+            rule.update_(w, g, {key: [state[key] for state in states] for key in states[0]}, now)
+        for group in groups:
+            group["sums"] = dict(now.sums)
+
+
+def description(rule: Rule) -> str:
+    """A rule and its settings in words that are the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(rule))
+
+
+def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:
+    """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
+    if not isinstance(penalty, Penalty):
+        raise Unfit(
+            who, "penalty must be a penalty", got=penalty, remedy="gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
+        )
+    if plain and penalty.adaptive:
+        raise Unfit(
+            who,
+            "an adaptive penalty needs running magnitudes, which only XRDA keeps",
+            got=penalty,
+            remedy="gs.XRDA(penalty, averaging=0.0)",
+        )
+    if convex and not penalty.convex:
+        raise Unfit(who, "a mirror map is built on a convex penalty", got=penalty, remedy="gs.L1, gs.NonNegativeL1 or gs.GroupL1")
+
+
+def check_momentum(who: str, name: str, value: float) -> None:
+    """Refuses what is not in [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise Unfit(who, f"{name} lies in [0, 1)", got=value)
+
+
+# -------------------------------------------------------------------- refusals
+
+
+def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], confined: bool) -> None:
+    who = "SparseOptimizer"
+    if not isinstance(rule, Rule):
+        raise Unfit(who, "a group's rule must be a rule", got=rule)
+    for key in ("lr", "weight_decay", "strength"):
+        check_at_least(who, key, group.get(key, defaults[key]), 0.0)
+        if not isinstance(group.get(key, defaults[key]), (int, float)) or group.get(key, defaults[key]) == math.inf:
+            raise Unfit(who, f"{key} is a finite number", got=group.get(key, defaults[key]))
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise Unfit(who, "parameters are real numbers", got=p.dtype)
+    if not group["penalised"]:
+        return
+    reasons = [f"{tuple(p.shape)}: {problem}" for p in group["params"] for problem in rule.penalty.problems(tuple(p.shape))]
+    if reasons:
+        remedy = "a group of parameters with a 'rule' of its own, whose penalty fits"
+        raise Unfit(who, f"{rule.penalty} does not fit all parameters it would penalise", reasons=dict.fromkeys(reasons), remedy=remedy)
+    if group["compact"] and rule.revives and not confined:
+        what = f"{type(rule).__name__} brings weights back from zero, and compact storage holds none off its support"
+        reasons = [group.get("name", "a group") + ": the values are stored compactly, and nothing would let the support grow"]
+        remedy = 'sparsify(layout="shadow"); or confined=True where a topology or gs.Multilevel changes the support'
+        raise Unfit(who, what, reasons=reasons, remedy=remedy)
+
+
+def _check_schedules(schedules: dict[str, Schedule], steps: int | None) -> None:
+    last = steps or LOOKS
+    for name, schedule in schedules.items():
+        top = math.inf if name == "lr" else 1.0
+        for t in range(1, last + 1, max(1, last // LOOKS)):
+            if not 0.0 <= (value := schedule(t)) <= top or value == math.inf:
+                bounds = "at least 0 and finite" if name == "lr" else "in [0, 1]"
+                raise Unfit("SparseOptimizer", f"{name} must be {bounds} at every step, and is {value} at step {t}", got=schedule)
+        end = end_of(schedule)
+        if steps is not None and end is not None and end < steps:
+            what = f"the schedule of {name} ends at step {end}, the run at step {steps}"
+            raise Unfit("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run")
+
+
+def _refuse_other_rules(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    mine, theirs = ([group.get("rule") for group in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+    reasons = [f"group {i} was {b}, is {a}" for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
+    if reasons:
+        raise Unfit("SparseOptimizer", "this state was saved under another rule", reasons=reasons, remedy="the rule it was saved with")
+
+
+def settings(rule: Any) -> dict[str, Any]:
+    """A rule's settings by name."""
+    return {f.name: getattr(rule, f.name) for f in fields(rule)}
