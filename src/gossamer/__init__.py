@@ -5,6 +5,7 @@ A sparse weight is a pair (support, values). Training does three things to it: m
 
 from . import checkpoint as checkpoint
 from . import laws as laws
+from . import recover as recover
 from .budgets import BUDGETS as BUDGETS
 from .budgets import er as er
 from .budgets import erk as erk
