@@ -73,7 +73,12 @@ def main() -> None:
 
         figure, axes = plt.subplots(figsize=(5, 4))
         axes.plot([r["s"] for r in rows], [(r["peak bytes"] - r["peak bytes before"]) / 2**20 for r in rows], marker="o")
-        axes.set(xlabel="non-zeros s", ylabel="peak resident MiB over import", title=f"n = {given.n}, d = {given.d}, p = {given.p}", ylim=(0, None))
+        axes.set(
+            xlabel="non-zeros s",
+            ylabel="peak resident MiB over import",
+            title=f"n = {given.n}, d = {given.d}, p = {given.p}",
+            ylim=(0, None),
+        )
         figure.tight_layout()
         figure.savefig(out / "memory.png", dpi=120)
 

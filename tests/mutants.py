@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

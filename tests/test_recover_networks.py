@@ -69,7 +69,7 @@ AUTHORS = {"signs": False, "revive": False, "newton": 0, "inflate": 1.0}
 
 
 def test_sequential_updates_reach_the_band_and_signs_go_beyond_it():
-    """(20, 5, 10, 2000), 15 rounds: 53 dB in the median is the band; with output weights of both signs the authors' scheme cannot follow."""
+    """(20, 5, 10, 2000), 15 rounds: 53 dB in the median is the band; with outputs of both signs the authors' scheme cannot follow."""
     ours, theirs = [], []
     for seed in range(5):
         X, _, _, y = planted_network(20, 5, 10, 2000, 10 * seed, mixed=seed % 2 == 1)

@@ -1,4 +1,4 @@
-"""Laws: what every support, kernel, layout, surgery, topology, checkpoint, operator and solver obeys, as functions for the tests of a plug-in.
+"""Laws: what supports, kernels, layouts, surgery, topologies, checkpoints, operators and solvers obey, as functions to test a plug-in by.
 
     from gossamer import laws
     laws.check_layout(MY_LAYOUT)

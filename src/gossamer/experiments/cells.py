@@ -1,8 +1,8 @@
 """Grids of small computations: each cell is computed once, in one of several processes, and its row is written as soon as it is known.
 
-    settings.json   what the grid was asked with; a folder of other settings is refused
-    rows.jsonl      one line per finished cell: the cell's own keys, then what was computed
-    table.csv       the same, at the end
+settings.json   what the grid was asked with; a folder of other settings is refused
+rows.jsonl      one line per finished cell: the cell's own keys, then what was computed
+table.csv       the same, at the end
 """
 
 import csv
@@ -22,9 +22,7 @@ from .folder import write
 Row = dict[str, Any]
 
 
-def compute(
-    who: str, out: str, settings: Row, cells: Sequence[Row], work: Callable[[Row], Row], jobs: int = 1
-) -> tuple[list[Row], Path]:
+def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Callable[[Row], Row], jobs: int = 1) -> tuple[list[Row], Path]:
     """All rows of a grid, those that are missing computed, and the folder.
 
     Args:
@@ -38,7 +36,9 @@ def compute(
     said, there = folder / "settings.json", json.loads(json.dumps(settings))
     if said.is_file() and (before := json.loads(said.read_text())) != there:
         different = [f"{key} was {before.get(key)}, is {there.get(key)}" for key in {*before, *there} if before.get(key) != there.get(key)]
-        raise Unfit(who, f"{folder} holds results of other settings", reasons=sorted(different), remedy="another --out, or the same settings")
+        raise Unfit(
+            who, f"{folder} holds results of other settings", reasons=sorted(different), remedy="another --out, or the same settings"
+        )
     write(said, json.dumps(settings, indent=2) + "\n")
     path = folder / "rows.jsonl"
     rows = _complete_lines(path)

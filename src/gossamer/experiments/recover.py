@@ -34,8 +34,9 @@ def phase(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Phase diagram of a solver: how often it recovers s-sparse vectors from m Gaussian measurements, over delta = m / d and rho = s / m,
-    beside the Donoho-Tanner curve of l1.
+    """Phase diagram of a solver: how often it recovers s-sparse vectors from m measurements, beside the Donoho-Tanner curve.
+
+    Gaussian measurements of d numbers, over delta = m / d and rho = s / m; the curve is that of l1.
 
     Args:
         solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit or reweighted_l1.
@@ -152,8 +153,8 @@ def planted(
         samples: training samples.
         neurons: hidden neurons of the planted networks.
         nonzeros: weights of the first layer, uniformly placed, N(0, 1).
-        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht with the true gates among
-            random distractors, exact recovery), imp (iterative magnitude pruning).
+        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht with the true gates
+            among random distractors), imp (iterative magnitude pruning).
         mixed: output weights of both signs; false: all +1.
         distractors: neurons with random gates beside the true ones, for gated.
         rounds: of iht and authors.
@@ -245,12 +246,14 @@ def imp(
     lr: float = 1e-3,
     prune: float = 0.1,
 ) -> nn.Sequential:
-    """Iterative magnitude pruning, the baseline: train (Adam, no biases), prune a tenth of what is left by magnitude over all layers, rewind to
-    the initial values, again, until s weights are left; evaluated right after the last pruning, as in arXiv 2509.20323's code."""
+    """Iterative magnitude pruning, the baseline: train (Adam, no biases), prune a tenth of what is left by magnitude over all layers,
+    rewind to the initial values, again, until s weights are left; evaluated right after the last pruning, as in arXiv 2509.20323's code."""
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]
     rng = generator(seed, 4)
-    weights = [torch.empty(b, a, dtype=X.dtype).uniform_(-(a**-0.5), a**-0.5, generator=rng) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    weights = [
+        torch.empty(b, a, dtype=X.dtype).uniform_(-(a**-0.5), a**-0.5, generator=rng) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+    ]
     masks = [torch.ones_like(w) for w in weights]
     loss_of = F.cross_entropy if loss == "cross_entropy" else F.mse_loss
     final = weights
@@ -267,7 +270,7 @@ def imp(
             loss_of(h, Y[where]).backward()
             opt.step()
         keep = max(s, min(left - 1, round(left * (1 - prune))))
-        flat = torch.cat([(w * m).detach().abs().flatten() + m.flatten() for w, m in zip(final, masks, strict=True)])  # what is pruned stays last
+        flat = torch.cat([(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)])  # what is pruned stays last
         chosen = torch.zeros_like(flat)
         chosen[flat.topk(keep).indices] = 1.0
         masks = [c.view_as(m) for c, m in zip(chosen.split([m.numel() for m in masks]), masks, strict=True)]
@@ -301,7 +304,7 @@ def inr(
     Features [sin, cos](2 pi B c) of integer coordinates c, B ~ N(0, sigma^2), as in arXiv 2509.20323.
 
     Args:
-        image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (GOSSAMER_DATA); or an image file (PNG, matplotlib).
+        image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (GOSSAMER_DATA); or a PNG file (matplotlib).
         nonzeros: to try.
         neurons: hidden neurons.
         frequencies: rows of B; twice as many features.
@@ -383,7 +386,7 @@ def mnist(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """MNIST by sparse two-layer networks, without biases: test accuracy over width and non-zeros, beside iterative magnitude pruning.
+    """MNIST by sparse two-layer networks: accuracy over width and non-zeros, beside iterative magnitude pruning; no biases.
 
     Args:
         digits: "all" ten, or "01".
@@ -410,9 +413,7 @@ def mnist(
     plt = pyplot(who) if picture else None
     _mnist(data, digits)  # before the processes begin: are the files there?
     settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
-    cells = [
-        {"method": m, "width": p, "s": s, "seed": seed} for m in methods for p in widths for s in nonzeros for seed in range(seeds)
-    ]
+    cells = [{"method": m, "width": p, "s": s, "seed": seed} for m in methods for p in widths for s in nonzeros for seed in range(seeds)]
     rows, folder = compute(who, out or f"runs/recover/mnist-{digits}", settings, cells, mnist_cell, jobs)
     table, means = [], {}
     for m in methods:
@@ -434,7 +435,15 @@ def mnist(
             ax.set_yticks(range(len(widths)), [str(p) for p in widths])
             for i, line in enumerate(grid):
                 for j, value in enumerate(line):
-                    ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", color="white" if value < (low + 1) / 2 else "black", fontsize=8)
+                    ax.text(
+                        j,
+                        i,
+                        f"{100 * value:.1f}",
+                        ha="center",
+                        va="center",
+                        color="white" if value < (low + 1) / 2 else "black",
+                        fontsize=8,
+                    )
             ax.set(xlabel="non-zeros", ylabel="hidden neurons", title=m)
             figure.colorbar(shown)
         _save(plt, figure, folder / "heat.png")
@@ -452,7 +461,15 @@ def mnist_cell(cell: Row) -> Row:
         nonzeros = sum(int(p.count_nonzero()) for p in model.parameters())
     else:
         fit = solvers.fit_vector(
-            x, y, cell["s"], neurons=cell["width"], loss="cross_entropy", steps=cell["steps"], batch=cell["batch"], lr=cell["lr"], seed=cell["seed"]
+            x,
+            y,
+            cell["s"],
+            neurons=cell["width"],
+            loss="cross_entropy",
+            steps=cell["steps"],
+            batch=cell["batch"],
+            lr=cell["lr"],
+            seed=cell["seed"],
         )
         scores, nonzeros = fit.network.predict(test_x), fit.network.nonzeros
     accuracy = float((scores.argmax(1) == test_y).double().mean())

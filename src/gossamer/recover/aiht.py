@@ -5,10 +5,10 @@
     then on the fixed support, ``refine`` times:   x <- x + eta g_S, eta halved until                                         (3)
         ||A_S (x + eta g_S) - y||^2 <= ||A_S x - y||^2 - 0.9 eta ||g_S||^2
 
-(3) is Armijo's rule: g is half the gradient of ||.||^2, so its constant is 0.45; exact line search satisfies it with 1. In the authors' code
-eta never grows back and each trial starts from (1); here every inner step starts from the exact line search of its own g_S, which halves at
-most for rounding. Their first iteration has no support and moves nothing (eta = 1e-14); here it starts as NIHT does, from the s
-strongest of A^T y. The objective never rises in (3). Cost per step: IHT's and 4 m s per inner step.
+(3) is Armijo's rule: g is half the gradient of ||.||^2, so its constant is 0.45; exact line search satisfies it. In the authors' code
+eta never grows back and each trial starts from (1); here every inner step starts from the exact line search of its own g_S, which is
+halved at most for rounding. Their first iteration has no support and moves nothing (eta = 1e-14); here it starts as NIHT does, from the
+s strongest of A^T y. The objective never rises in (3). Cost per step: IHT's and 4 m s per inner step.
 """
 
 from typing import Any

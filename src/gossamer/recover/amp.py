@@ -3,8 +3,8 @@
     x <- soft(x + A^T z, alpha tau),  tau = ||z|| / sqrt(m)                                                                   (1)
     z <- y - A x + z ||x||_0 / m                                Onsager's term                                                (2)
 
-alpha: the minimax threshold at delta = m / d (:func:`gossamer.recover.theory.minimax_threshold`). A must have i.i.d. entries of zero mean; columns are
-scaled to unit norm here. On other matrices it diverges, which is noticed and said. State: two dense vectors. Cost per step: 4 m d.
+alpha: the minimax threshold at delta = m / d (:func:`gossamer.recover.theory.minimax_threshold`). A must have i.i.d. entries of zero mean;
+columns are scaled to unit norm here. On other matrices it diverges, which is noticed and said. State: two dense vectors. Cost: 4 m d.
 """
 
 import math

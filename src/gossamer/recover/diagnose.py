@@ -11,10 +11,11 @@ A layer that grows by sensed gradients is a measurement too: of all gradients of
 
     noise         per zero c and sample b, g_bc = dy_bi x_bj: the batch gradient S_c = sum_b g_bc has the variance
                   v_c = B / (B - 1) (sum_b g_bc^2 - S_c^2 / B), from a second sampled product, of squares                    (1)
-    signal        empirical Bayes shrinkage: among zeros of like noise, mean square of S less that of its noise is the signal's;
-                  true gradients are drawn from the normal posterior, mean shrunk S                                           (2)
+    signal        empirical Bayes: among zeros of like noise, true gradients over their noise are a mixture of centred normal laws of
+                  given scales, its weights by EM (Stephens 2017, Biostatistics 18(2)); drawn from the posterior               (2)
     recall        sensing is then played out: a share of the places, an average of noisy batches, the k strongest; how many of the
-                  truly strongest k of *all* zeros are among them                                                              (3)
+                  truly strongest k of *all* zeros are among them. Noise is drawn by the bootstrap over samples, so that places move
+                  together as they do: a batch that doubles a whole row changes no rank within it                              (3)
     conditioning  sqrt(beta / alpha) of the columns of the input on an output row's support, at unit norm: how far weights of the same
                   row can mask each other on this batch; infinite where a row has more weights than the batch has samples
 
@@ -42,7 +43,9 @@ from .operators import BLOCK_NUMBERS, GatedReLU, Operator, operator
 from .theory import edge_law, gated_gram, welch
 
 CALIBRATION = 1 << 19  # zeros whose noise is measured at most
-BINS, PLAYS = 32, 8  # groups of like noise; of (3)
+BINS, LIKE, LEARNT, EM = 8, 500, 5000, 30  # groups of like noise, zeros in each at least; zeros that EM learns from, its rounds
+POWERS = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-4, 12)]).double()  # signal over noise power of the components in (2)
+PLAYS = 8  # of (3)
 ROWS = 32  # output rows whose conditioning is looked at
 Operands = Sequence[tuple[Tensor, Tensor]]  # (dy, x) of each batch
 
@@ -137,9 +140,7 @@ class Convexity(NamedTuple):
         return text
 
 
-def convexity(
-    A: Any, s: int, *, generators: Tensor | None = None, supports: int = 200, rng: torch.Generator | None = None
-) -> Convexity:
+def convexity(A: Any, s: int, *, generators: Tensor | None = None, supports: int = 200, rng: torch.Generator | None = None) -> Convexity:
     """alpha and beta of an operator on sampled supports, columns as they are, rows averaged.
 
     Args:
@@ -310,8 +311,9 @@ def sensing(
         return Diagnosis(name, batch, window, zeros, fraction, grow, 0.0, 0.0, 0.0, 0.0, cond, alpha, beta, measured)
     ids = s.sample_outside(min(zeros, CALIBRATION), rng)
     g, v = gradient_and_noise(operands, s, ids, geometry)
-    truth, snr = _shrinkage(g, v, len(operands))
-    recall, within = _played(truth, v, max(1, round(grow * ids.numel() / zeros)), fraction, window, decay, rng)
+    share, snr = _signal(g, v, len(operands), rng)
+    draw, k = partial(_noise, operands, s, ids, geometry, rng), max(1, round(grow * ids.numel() / zeros))
+    recall, within = _played(g, share, draw, len(operands), k, fraction, window, decay, rng)
     return Diagnosis(name, batch, window, zeros, fraction, grow, recall, within, grow / zeros, snr, cond, alpha, beta, measured)
 
 
@@ -327,7 +329,7 @@ def measured_recall(
     trials: int = 8,
     rng: torch.Generator | None = None,
 ) -> float:
-    """Recall (3) with the mean gradient of all ``batches`` (dy, x) as the truth: each trial senses a share of the zeros on ``window`` of them.
+    """Recall (3) with the mean gradient of all ``batches`` (dy, x) as the truth: each trial senses some zeros on ``window`` of them.
 
     The gradient of all zeros is made, a vector of their number; batches of one size, of a loss averaged over each.
     """
@@ -389,29 +391,61 @@ def support_conditioning(operands: Operands, s: Support, geometry: Geometry | No
     return low, high
 
 
-def _shrinkage(g: Tensor, v: Tensor, batches: int) -> tuple[Tensor, float]:
-    """(2): a draw of the true gradients given their measured means, and the overall ratio of signal to noise power of one batch."""
-    rng, noise = torch.Generator().manual_seed(1), v / batches
+def _signal(g: Tensor, v: Tensor, batches: int, rng: torch.Generator) -> tuple[Tensor, float]:
+    """(2): for each zero, how much of its measured mean is signal by a draw from the posterior, in [0, 1]; and the overall ratio of signal
+    to noise power of one batch."""
+    noise, share = v / batches, torch.ones_like(g)
     order = torch.argsort(v)
-    truth = torch.zeros_like(g)
-    for part in order.chunk(BINS):
-        power = max(0.0, float(g[part].square().mean() - noise[part].mean()))
-        share = power / max(power + float(noise[part].mean()), 1e-300)
-        left = (share * noise[part]).sqrt() * torch.randn(part.numel(), generator=rng, dtype=g.dtype)
-        truth[part] = share * g[part] + left
+    order = order[v[order] > 0]
+    for part in order.chunk(max(1, min(BINS, order.numel() // LIKE))):
+        if not part.numel():
+            continue
+        likelihood = _likelihood(g[part] / noise[part].sqrt())
+        some = likelihood[:: max(1, part.numel() // LEARNT)]
+        weights = torch.full_like(POWERS, 1 / len(POWERS))
+        for _ in range(EM):
+            posterior = some * weights
+            weights = (posterior / posterior.sum(1, keepdim=True)).mean(0)
+        which = torch.multinomial(likelihood * weights + 1e-300, 1, generator=rng)[:, 0]
+        share[part] = (POWERS / (1 + POWERS))[which]
     signal = max(0.0, float((g.square() - noise).mean()))
-    return truth, signal / max(float(v.mean()), 1e-300)
+    return share, signal / max(float(v.mean()), 1e-300)
 
 
-def _played(truth: Tensor, v: Tensor, k: int, fraction: float, window: int, decay: float, rng: torch.Generator) -> tuple[float, float]:
+def _likelihood(z: Tensor) -> Tensor:
+    """Of means in units of their noise, under each component, (m, components)."""
+    exponent = -0.5 * z[:, None].square() / (1 + POWERS) - 0.5 * (1 + POWERS).log()
+    return (exponent - exponent.max(1, keepdim=True).values).exp()
+
+
+def _noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None, rng: torch.Generator) -> Tensor:
+    """One draw of the noise of a batch at all these places together, by the bootstrap: samples drawn again, less what they were."""
+    dy, x = operands[int(torch.randint(len(operands), (), generator=rng))]
+    B = dy.shape[0]
+    again = torch.bincount(torch.randint(B, (B,), generator=rng), minlength=B) - 1
+    drawn = dy * again.to(dy).view(-1, *(1,) * (dy.dim() - 1))
+    return (B / (B - 1)) ** 0.5 * run(SAMPLED, drawn, x, ids, s.shape, s.unit, geometry).double()
+
+
+def _played(
+    g: Tensor,
+    share: Tensor,
+    draw: Callable[[], Tensor],
+    batches: int,
+    k: int,
+    fraction: float,
+    window: int,
+    decay: float,
+    rng: torch.Generator,
+) -> tuple[float, float]:
     """(3): recall among all, and among those of the strongest that lay in the sample."""
-    noise = (v * sum(w * w for w in _weights(window, decay))).sqrt()
-    best = torch.zeros(truth.numel(), dtype=torch.bool)
-    best[top_k(truth.abs(), k)] = True
-    hits, lay = 0, 0
+    hits, lay, scale = 0, 0, sum(w * w for w in _weights(window, decay)) ** 0.5
     for _ in range(PLAYS):
+        truth = share * g + (share / batches).sqrt() * draw()
+        best = torch.zeros(truth.numel(), dtype=torch.bool)
+        best[top_k(truth.abs(), k)] = True
         at = distinct(truth.numel(), max(k, round(fraction * truth.numel())), rng)
-        seen = truth[at] + noise[at] * torch.randn(at.numel(), generator=rng, dtype=truth.dtype)
+        seen = (truth + scale * draw())[at]
         hits += int(best[at[top_k(seen.abs(), k)]].sum())
         lay += int(best[at].sum())
     return hits / (PLAYS * k), hits / max(lay, 1)
@@ -449,8 +483,8 @@ class Watch:
         if not y.requires_grad or layer.unit != (1, 1) or self.rewirer.topology.when(self.rewirer.t + 1) is None:
             return
         heard = self._heard.setdefault(name, ([], layer.support, self.rewirer.sensing.get(name, 0)))[0]
-        x = args[0].detach()
-        y.register_hook(lambda dy: heard.append((dy.detach(), x)))
+        x, dtype = args[0].detach().to(layer.values.dtype), layer.values.dtype
+        y.register_hook(lambda dy: heard.append((dy.detach().to(dtype), x)))
 
     def __call__(self, *_: object) -> dict[str, Diagnosis]:
         """The diagnoses of the event of the step just made, by layer; {} if it had none."""

@@ -63,7 +63,7 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
 
     def fit(self, X, y):
         """X (samples, features), y (samples,)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        X, y = _data(self, X, y, y_numeric=True)
         if self.solver not in SOLVERS:
             raise ValueError(f"unknown solver {self.solver!r}{nearest(self.solver, SOLVERS)}; one of {', '.join(SOLVERS)}")
         features = X.shape[1]
@@ -95,8 +95,8 @@ class SparseReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Regression by a sparse two-layer ReLU network, trained by IHT on the convex reformulation (arXiv 2509.20323).
 
     Args:
-        n_nonzero: non-zero weights of the network; None is a tenth of the first layer's, 50 at least. With one target, weights fused across the two
-            layers are counted, hidden biases among them; with several, the weights of both layers, biases not.
+        n_nonzero: non-zero weights of the network; None is a tenth of the first layer's, 50 at least. With one target, weights fused across
+            the two layers are counted, hidden biases among them; with several, the weights of both layers, biases not.
         n_neurons: hidden neurons that may be used.
         max_iter: rounds (one target), or passes over the data (several, Adam steps in each).
         inflate: the support begins that many times as large.
@@ -134,7 +134,7 @@ class SparseReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def fit(self, X, y):
         """X (samples, features), y (samples,) or (samples, targets)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, multi_output=True, ensure_min_samples=2)
+        X, y = _data(self, X, y, y_numeric=True, multi_output=True)
         y = y.astype(np.float64)
         Y = y if y.ndim == 2 else y[:, None]
         several = Y.shape[1] > 1
@@ -226,7 +226,7 @@ class SparseReLUClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X, y):
         """X (samples, features), y (samples,) labels of any kind."""
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        X, y = _data(self, X, y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -300,6 +300,12 @@ class _Progress:
         elif self.verbose and t * 10 // self.total > self.last:
             self.last = t * 10 // self.total
             print(f"{self.name}: {t}/{self.total}  loss {loss:.4g}", flush=True)
+
+
+def _data(estimator: Any, X: Any, y: Any, **how: bool) -> tuple[Any, Any]:
+    """What every fit accepts: two samples at least, finite numbers, in double precision."""
+    checked: Any = validate_data(estimator, X, y, dtype=np.float64, ensure_min_samples=2, **how)
+    return checked
 
 
 def _tensor(array: Any) -> Tensor:

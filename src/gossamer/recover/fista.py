@@ -13,7 +13,6 @@ scikit-learn's Lasso with ``alpha`` on m samples is lam = m alpha.  State: two d
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import Unfit

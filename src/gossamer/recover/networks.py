@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from ..errors import Unfit
 from ..layers import SparseLinear
-from ..ops.csr_linear.op import FORWARD
+from ..ops.csr_linear.op import FORWARD, product
 from ..ops.kernels import run
 from ..support import Support
 from .operators import GatedReLU
@@ -32,8 +32,7 @@ class Layer(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        y = run(FORWARD, x, self.values, self.support)
-        return y if self.bias is None else y + self.bias
+        return product(x, self.values, self.support, self.bias)
 
 
 class ReLUNetwork(NamedTuple):
@@ -132,7 +131,9 @@ class GatedNetwork(NamedTuple):
         if self.outputs != 1:
             raise Unfit("GatedNetwork.to_relu", "only a scalar output can be converted", got=self.outputs)
         used, agree = self.signs(X)
-        bad = [f"neuron {int(j)}: {100 * abs(float(a)):.1f} % of the samples" for j, a in zip(used, agree, strict=True) if abs(float(a)) < 1]
+        bad = [
+            f"neuron {int(j)}: {100 * abs(float(a)):.1f} % of the samples" for j, a in zip(used, agree, strict=True) if abs(float(a)) < 1
+        ]
         if bad:
             raise Unfit(
                 "GatedNetwork.to_relu",

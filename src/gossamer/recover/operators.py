@@ -175,9 +175,9 @@ class SubsampledDCT(Operator):
 class GatedReLU(Operator):
     """A = [D_1 X ... D_p X] with D_j = diag 1[X h_j > 0]: the convex model of a two-layer ReLU network whose gates are known.
 
-    A w = sum_j D_j X w_j equals sum_j (X u_j)_+ v_j with w_j = u_j v_j wherever the gates of u_j are those of h_j. Coefficient (j, i), input
-    i of neuron j, has id j d + i. Held: X, and one bit per sample and neuron. A is never made; its products go a block of neurons at a time,
-    2 n d p multiply-adds each. (A x of a sparse x runs on the library's sparse kernels, over the neurons that it uses.)
+    A w = sum_j D_j X w_j equals sum_j (X u_j)_+ v_j with w_j = u_j v_j wherever the gates of u_j are those of h_j. Coefficient (j, i),
+    input i of neuron j, has id j d + i. Held: X, and one bit per sample and neuron. A is never made; its products go a block of neurons
+    at a time, n d p multiply-adds each. (A x of a sparse x runs on the library's sparse kernels, over the neurons that it uses.)
 
     Args:
         X: inputs (n, d), float32 or float64; not copied.
@@ -316,7 +316,8 @@ def to_scipy(A: Operator) -> Any:
         return torch.as_tensor(np.ascontiguousarray(v).ravel(), dtype=A.dtype, device=A.device)
 
     dtype: Any = np.float32 if A.dtype == torch.float32 else np.float64
-    return LinearOperator(
+    make: Any = LinearOperator
+    return make(
         shape=A.shape,
         matvec=lambda v: A.matvec(numbers(v)).cpu().numpy(),
         rmatvec=lambda v: A.rmatvec(numbers(v)).cpu().numpy(),
@@ -325,7 +326,7 @@ def to_scipy(A: Operator) -> Any:
 
 
 def operator(A: Any, who: str = "operator") -> Operator:
-    """What the solvers take: an operator as it is, a matrix (tensor) as :class:`Dense`, anything with a ``matvec`` as :class:`FromSciPy`."""
+    """What solvers take: an operator as it is, a matrix (tensor) as :class:`Dense`, anything with a ``matvec`` as :class:`FromSciPy`."""
     if isinstance(A, Operator):
         return A
     if isinstance(A, Tensor):

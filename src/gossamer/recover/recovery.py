@@ -65,14 +65,14 @@ def problem(who: str, A: Any, y: Tensor, s: int | None = None, s_tilde: int | No
         raise Unfit(who, f"y holds {int((~y.isfinite()).sum())} entries that are NaN or infinite", remedy="drop these measurements")
     if not all(bool(block.isfinite().all()) for _, block in A.adjoint(torch.ones_like(y))):
         raise Unfit(who, "A holds entries that are NaN or infinite", remedy="drop or impute these columns")
-    s = cols if s is None else s
-    check_count(who, "s", s, 0)
-    if s > cols:
-        raise Unfit(who, f"x has {cols} coefficients, fewer than the {s} non-zeros asked for", remedy=f"s of at most {cols}")
-    if s_tilde is not None and not s <= s_tilde:
-        raise Unfit(who, f"s_tilde inflates the support: at least s = {s}", got=s_tilde)
+    count: int = cols if s is None else s
+    check_count(who, "s", count, 0)
+    if count > cols:
+        raise Unfit(who, f"x has {cols} coefficients, fewer than the {count} non-zeros asked for", remedy=f"s of at most {cols}")
+    if s_tilde is not None and not count <= s_tilde:
+        raise Unfit(who, f"s_tilde inflates the support: at least s = {count}", got=s_tilde)
     default = 1e-9 if y.dtype == torch.float64 else 2e-5
-    return Problem(A, y.detach(), s, min(s_tilde or s, cols), (default if tolerance is None else tolerance) * float(y.norm()))
+    return Problem(A, y.detach(), count, min(s_tilde or count, cols), (default if tolerance is None else tolerance) * float(y.norm()))
 
 
 def hard(ids: Tensor, z: Tensor, s: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ eps: a tenth of the scale of x, the root mean square of its non-zeros, by defaul
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import Unfit, check_count

@@ -117,7 +117,9 @@ def fit_deep(X: Tensor, Y: Tensor, s: int, widths: Sequence[int], *, loss: str =
     network = ReLUNetwork(tuple(layers))
     if polish:
         model = network.to_sequential()
-        losses += train(model, X, Y, network.nonzeros, loss, every=10**9, scouts=0, window=1, swap=0.0, shrink=0.0, **_known(settings, seed))
+        losses += train(
+            model, X, Y, network.nonzeros, loss, every=10**9, scouts=0, window=1, swap=0.0, shrink=0.0, **_known(settings, seed)
+        )
         network = ReLUNetwork.from_sequential(model)
     return Fit(network, losses, True, f"{len(widths)} hidden layers, one after the other" + (", then refined together" if polish else ""))
 
@@ -207,8 +209,8 @@ def threshold(
     t: int,
     like: Tensor,
 ) -> None:
-    """(2): the k largest of |w| on the supports and eta |g| off them, over all layers, at most ``most`` of the latter; supports and optimizer
-    states follow."""
+    """(2): the k largest of |w| on the supports and eta |g| off them, over all layers, at most ``most`` of the latter; supports and
+    optimizer states follow."""
     for before, after in zip(layers[:-1], layers[1:], strict=True):
         balance_(before, after)
     born = _scouted(layers[-2], layers[-1], operands[-2], operands[-1], scouts, seed, t, like) if scouts and len(layers) > 1 else []
