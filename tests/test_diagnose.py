@@ -119,6 +119,7 @@ def test_pure_noise_is_called_random():
     clear = diagnose.sensing(strong, s, grow=20, fraction=1.0)
     assert clear.recall > 0.7 and "follows the gradient" in clear.sentence
     assert diagnose.sensing(strong, s, grow=0).sentence.endswith("nothing grows here")
+    assert diagnose.sensing(strong, s, grow=9, fraction=0.0).sentence.endswith("what grows is random")
 
 
 def test_conditioning_is_that_of_the_rows_inputs():

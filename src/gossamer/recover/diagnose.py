@@ -258,6 +258,8 @@ class Diagnosis(NamedTuple):
     def _verdict(self) -> str:
         if self.zeros == 0 or self.grow == 0:
             return "nothing grows here"
+        if self.fraction == 0:
+            return "nothing is sensed, and what grows is random"
         if self.recall < 3 * self.chance or self.of_sensed < 0.2:
             return "growth will be near random; raise the batch or the window" + (", then the fraction" if self.fraction < 0.5 else "")
         if self.of_sensed < 0.5:
@@ -306,9 +308,10 @@ def sensing(
         raise Unfit("diagnose.sensing", "noise cannot be told from signal on a batch of one sample")
     alpha, beta = support_conditioning(operands, s, geometry, rng)
     cond = math.sqrt(beta / alpha) if alpha > 1e-12 else math.inf
-    grow = min(grow, round(fraction * zeros))
-    if not zeros or not grow:
-        return Diagnosis(name, batch, window, zeros, fraction, grow, 0.0, 0.0, 0.0, 0.0, cond, alpha, beta, measured)
+    chance = grow / max(zeros, 1)
+    if not zeros or not grow or not fraction:
+        return Diagnosis(name, batch, window, zeros, fraction, grow, chance, 0.0, chance, 0.0, cond, alpha, beta, measured)
+    grow = max(1, min(grow, round(fraction * zeros)))
     ids = s.sample_outside(min(zeros, CALIBRATION), rng)
     g, v = gradient_and_noise(operands, s, ids, geometry)
     share, snr = _signal(g, v, len(operands), rng)
@@ -337,7 +340,7 @@ def measured_recall(
     everything = s.outside(torch.arange(s.total - s.n, device=s.col.device))
     truth: Tensor | float = 0.0
     for dy, x in batches:
-        truth = truth + run(SAMPLED, dy, x, everything, s.shape, s.unit, geometry)
+        truth = truth + run(SAMPLED, dy, x, everything, s.shape, s.unit, geometry).cpu()
     assert isinstance(truth, Tensor)
     grow = min(grow, round(fraction * truth.numel()))
     best = torch.zeros(truth.numel(), dtype=torch.bool)
@@ -347,7 +350,7 @@ def measured_recall(
         at = distinct(truth.numel(), round(fraction * truth.numel()), rng)
         mean: Tensor | float = 0.0
         for weight, b in zip(weights, torch.randperm(len(batches), generator=rng)[:window].tolist(), strict=True):
-            mean = mean + weight * run(SAMPLED, *batches[b], everything[at], s.shape, s.unit, geometry)
+            mean = mean + weight * run(SAMPLED, *batches[b], everything[at], s.shape, s.unit, geometry).cpu()
         assert isinstance(mean, Tensor)
         hits += int(best[at[top_k(mean.abs(), grow)]].sum())
     return hits / (trials * grow)
@@ -360,10 +363,10 @@ def gradient_and_noise(operands: Operands, s: Support, ids: Tensor, geometry: Ge
         B = dy.shape[0]
         if geometry is None:
             dy, x = dy.reshape(-1, s.shape[0]), x.reshape(-1, s.shape[1])
-            g = run(SAMPLED, dy, x, ids, s.shape, s.unit, None).double()
-            q = run(SAMPLED, dy.square(), x.square(), ids, s.shape, s.unit, None).double()
+            g = run(SAMPLED, dy, x, ids, s.shape, s.unit, None).double().cpu()
+            q = run(SAMPLED, dy.square(), x.square(), ids, s.shape, s.unit, None).double().cpu()
         else:  # the gradient of one image sums over its pixels: squares come after the sum
-            parts = [run(SAMPLED, dy[b : b + 1], x[b : b + 1], ids, s.shape, s.unit, geometry).double() for b in range(B)]
+            parts = [run(SAMPLED, dy[b : b + 1], x[b : b + 1], ids, s.shape, s.unit, geometry).double().cpu() for b in range(B)]
             g, q = torch.stack(parts).sum(0), torch.stack(parts).square().sum(0)
         total += g
         squares += B / (B - 1) * (q - g.square() / B)
@@ -424,7 +427,7 @@ def _noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | Non
     B = dy.shape[0]
     again = torch.bincount(torch.randint(B, (B,), generator=rng), minlength=B) - 1
     drawn = dy * again.to(dy).view(-1, *(1,) * (dy.dim() - 1))
-    return (B / (B - 1)) ** 0.5 * run(SAMPLED, drawn, x, ids, s.shape, s.unit, geometry).double()
+    return (B / (B - 1)) ** 0.5 * run(SAMPLED, drawn, x, ids, s.shape, s.unit, geometry).double().cpu()
 
 
 def _played(
