@@ -42,7 +42,8 @@ def cosamp(
     residuals: list[float] = []
     best, stale = (S, y.new_empty(0), float(p.y.norm())), 0
     for t in range(1, steps + 1):
-        T, _ = sense(p.A, r, S, min(merge * p.inflated, p.A.shape[1]))
+        ids, g = sense(p.A, r, S, min(merge * p.inflated, p.A.shape[1]))
+        T = torch.cat([hard(ids, g, merge * p.inflated)[0], S]).unique()  # some of the strongest lie on S: 2 s + |S| at most, often fewer
         A_T = p.A.columns(T)
         b = least_squares(A_T, p.y)
         new, x = hard(T, b, p.inflated)
