@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
+from gossamer import recover
 from gossamer.ops.csr_conv2d.reference import Geometry
 
 SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
@@ -166,6 +167,54 @@ STOP = 23
 TOPOLOGIES = topologies(STOP, 4, 3)
 LAYOUT_NAMES = ("masked", "csr")  # those whose support a topology may change
 MAIN = ("static", "set", "rigl", "snfs", "gmp", "csst", "csst iht", "csst merging", "csst pooled", "csst by flow")
+
+# ---------------------------------------------------------------- recovery
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def _scipy() -> recover.Operator:
+    aslinearoperator = pytest.importorskip("scipy.sparse.linalg").aslinearoperator
+    return recover.operator(aslinearoperator(normal(11, 17).numpy()))
+
+
+OPERATORS: dict[str, Callable[[], recover.Operator]] = {
+    "dense": lambda: recover.Dense(normal(11, 17)),
+    "dense, single precision": lambda: recover.Dense(normal(11, 17, dtype=torch.float32)),
+    "gaussian": lambda: recover.Gaussian(11, 150, seed=4),
+    "gaussian, single precision": lambda: recover.Gaussian(11, 65, seed=4, dtype=torch.float32),
+    "dct": lambda: recover.SubsampledDCT(11, 30, seed=1),
+    "dct, all rows": lambda: recover.SubsampledDCT(13, 13),
+    "gated": lambda: recover.GatedReLU(normal(13, 5), normal(7, 5, seed=1)),
+    "gated, one of each": lambda: recover.GatedReLU(normal(1, 1).abs(), normal(1, 1, seed=1).abs()),
+    "gated, single precision": lambda: recover.GatedReLU(normal(16, 5, dtype=torch.float32), normal(7, 5, seed=1)),
+    "gated from a seed": lambda: recover.GatedReLU.random(normal(17, 3), 70, seed=2),
+    "stacked": lambda: recover.Stacked(recover.GatedReLU(normal(13, 5), normal(3, 5, seed=1)), 2),
+    "scipy": _scipy,
+}
+EXACT = {name: solve for name, solve in recover.GREEDY.items() if name != "iht"}  # on section 6.5's problems; a fixed step is too slow
+
+
+def gaussian_problem(m: int, d: int, s: int, seed: int, signs: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """A (m, d) with unit columns, x with s non-zeros, y."""
+    A, where = normal(m, d, seed=seed), torch.randperm(d, generator=generator(seed + 1))[:s]
+    A, x, values = A / A.norm(dim=0), torch.zeros(d, dtype=torch.float64), normal(s, seed=seed + 2)
+    x[where] = values.sign() if signs else values
+    return A, x, A @ x
+
+
+def planted_network(
+    d: int, neurons: int, s: int, n: int, seed: int, mixed: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """X, first layer (neurons, d), output signs, y."""
+    W, where = torch.zeros(neurons * d, dtype=torch.float64), torch.randperm(neurons * d, generator=generator(seed))[:s]
+    W[where] = normal(s, seed=seed + 1)
+    X, W = normal(n, d, seed=seed + 2), W.view(neurons, d)
+    signs = normal(neurons, seed=seed + 3).sign() if mixed else torch.ones(neurons, dtype=torch.float64)
+    return X, W, signs, (X @ W.T).clamp_min(0) @ signs
+
 
 # ---------------------------------------------------------------- models and data
 

@@ -16,13 +16,15 @@ LAYERS = [
     {"errors", "support", "schedules", "budgets"},
     {"ops", "penalties"},
     {"layouts", "rules", "topology"},
-    {"layers", "batch_last", "allotment", "timing", "plan", "convert", "surgery", "sensing", "checkpoint", "ledger", "laws", "target"},
+    {"layers", "batch_last", "allotment", "timing", "plan", "convert", "surgery", "sensing", "checkpoint", "ledger", "laws",
+     "recover", "target"},
     {"train", "multilevel"},
     {"experiments"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STRANGERS = {(a, b) for a in LAYERS[2] for b in LAYERS[2] if a != b}  # siblings that do not know each other
 CORE = {"torch", "numpy", "safetensors"}  # what the core may import from outside
+EXTRA = {"recover": {"scipy", "sklearn", "rich"}}  # ... and what one part of it may where it is installed
 
 
 def imports(path: Path, package: Path) -> set[str]:
@@ -50,7 +52,7 @@ def offences(package: Path) -> list[str]:
             there = rest[0] if top == "gossamer" and rest else None
             if there in LEVEL and (LEVEL[there] > LEVEL[here] or (here, there) in STRANGERS):
                 found.append(f"{path.relative_to(package)} imports {name}")
-            if here != "experiments" and top not in CORE | {"gossamer"} | sys.stdlib_module_names:
+            if here != "experiments" and top not in CORE | EXTRA.get(here, set()) | {"gossamer"} | sys.stdlib_module_names:
                 found.append(f"{path.relative_to(package)} imports {name}, which is no core dependency")
     return found
 
@@ -75,6 +77,9 @@ def test_imports_run_downwards():
         ("train.py", "from .experiments.run import run"),
         ("ops/mine/op.py", "from ...layers import SparseLinear"),
         ("ledger.py", "import rich"),
+        ("recover/mine.py", "from ..train import Rewirer"),
+        ("recover/mine.py", "import matplotlib"),
+        ("topology/mine.py", "from ..recover import niht"),
     ],
 )
 def test_an_offence_is_noticed(tmp_path, where, line):

@@ -213,6 +213,16 @@ def test_excluded_layers_stay_dense(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_events_are_diagnosed_if_asked_for(tmp_path):
+    run(tiny("csst", epochs=2), tmp_path / "plain")
+    run(tiny("csst", epochs=2, diagnose=True), tmp_path / "told")
+    assert not (tmp_path / "plain" / "diagnosis.jsonl").exists()
+    lines = [json.loads(line) for line in (tmp_path / "told" / "diagnosis.jsonl").read_text().splitlines()]
+    assert lines and all("senses" in line["sentence"] for line in lines)
+    a, b = (json.loads((tmp_path / name / "result.json").read_text())["metrics"] for name in ("plain", "told"))
+    assert a == b
+
+
 def test_tensorboard_events_are_written_if_asked_for(tmp_path):
     pytest.importorskip("tensorboard")
     run(tiny("dense", tensorboard=True, epochs=1), tmp_path)

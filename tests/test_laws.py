@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gossamer as gs
-from cases import CONVS, RULES, SUPPORTS, TOPOLOGIES
-from gossamer import laws
+from cases import CONVS, OPERATORS, RULES, SUPPORTS, TOPOLOGIES
+from gossamer import laws, recover
 from gossamer.ops.csr_linear import op as csr_linear
 from gossamer.ops.kernels import Kernel
 from mutants import MUTANTS
@@ -20,6 +20,8 @@ REAL = {
     "check_rule": lambda: laws.check_rule(RULES["xRDA"]),
     "check_topology": lambda: laws.check_topology(TOPOLOGIES["csst"], gs.Rewirer),
     "check_checkpoint": lambda: laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer),
+    "check_operator": lambda: laws.check_operator(OPERATORS["gated"]()),
+    "check_solver": lambda: laws.check_solver(recover.niht),
 }
 
 

@@ -6,6 +6,7 @@ A sparse weight is a pair (support, values). Training does three things to it: m
 from . import checkpoint as checkpoint
 from . import laws as laws
 from . import penalties as penalties
+from . import recover as recover
 from . import rules as rules
 from . import schedules as schedules
 from .budgets import BUDGETS as BUDGETS

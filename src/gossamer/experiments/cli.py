@@ -18,6 +18,7 @@ Sparse training from the first step to the last.
   run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros by CSST, beside dense and static random
   sweep FILE.yaml [--jobs N]            train several configurations and seeds, skipping what is finished, and print the table
   report DIR                            print the table of a folder of runs again
+  recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks, images, MNIST; tables and pictures
   doctor                                say what is available on this machine: kernels, threads, GPU, extras
 
   gossamer COMMAND --help               the options of a command
@@ -81,6 +82,22 @@ def _report(argv: list[str]) -> int:
     return _call("report", report, argv)
 
 
+def _recover(argv: list[str]) -> int:
+    from .recover import COMMANDS as experiments
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: gossamer recover EXPERIMENT ...\n\n  " + "\n  ".join(f"{name:9} {_first_line(f)}" for name, f in experiments.items()))
+        return 0
+    if argv[0] not in experiments:
+        what = f"unknown experiment {argv[0]!r}{nearest(argv[0], experiments)}"
+        raise Unfit("gossamer recover", what, remedy=f"one of {', '.join(experiments)}")
+    return _call(f"recover {argv[0]}", experiments[argv[0]], argv[1:])
+
+
+def _first_line(command: Callable[..., None]) -> str:
+    return (getdoc(command) or "").partition("\n")[0]
+
+
 def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
     """Calls a command whose signature is the schema of its options."""
     from argparse import ArgumentError
@@ -113,4 +130,4 @@ def _doctor(argv: list[str]) -> int:
     return doctor()
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report, "doctor": _doctor}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report, "recover": _recover, "doctor": _doctor}

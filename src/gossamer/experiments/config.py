@@ -58,6 +58,7 @@ class Config:
         threads: threads of torch; all it would use by default.
         null_models: also train dense, and static random at the same budget, with the same seed and steps.
         tensorboard: also write TensorBoard events.
+        diagnose: at every event write to diagnosis.jsonl what the sensing of each layer is worth (gossamer.recover.diagnose).
     """
 
     task: Task = Digits()
@@ -82,6 +83,7 @@ class Config:
     threads: int | None = None
     null_models: bool = False
     tensorboard: bool = False
+    diagnose: bool = False
 
     def __post_init__(self):
         check_density("density", self.density)
@@ -107,7 +109,7 @@ class Config:
 
 KINDS: dict[str, dict[str, type]] = {"task": TASKS, "model": MODELS, "method": METHODS, "optimizer": OPTIMIZERS}  # type: ignore[dict-item]
 PLAIN = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in KINDS}
-ELSEWHERE = ("task.data", "null_models", "tensorboard")  # settings that do not decide a run's figures
+ELSEWHERE = ("task.data", "null_models", "tensorboard", "diagnose")  # settings that do not decide a run's figures
 
 Tree = dict[str, Any]
 

@@ -25,7 +25,8 @@ EXTRAS = {
         },
     ),
     "board": Extra("TensorBoard events of a run", {"tensorboard": "tensorboard"}),
-    "plot": Extra("the benchmarks' pictures", {"matplotlib": "matplotlib"}),
+    "recover": Extra("the estimators of gossamer.recover", {"sklearn": "scikit-learn", "scipy": "scipy"}),
+    "plot": Extra("pictures: of gossamer recover and the benchmarks", {"matplotlib": "matplotlib"}),
 }
 
 

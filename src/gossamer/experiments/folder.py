@@ -5,6 +5,7 @@ environment.json         where it began: versions, machine, commit
 plan.json                with layout auto: what was measured, and the layout of each layer
 metrics.jsonl            one line per epoch
 checkpoint.safetensors   the last good state: after every epoch, and where it was interrupted
+diagnosis.jsonl          with ``diagnose``: one line per event and layer
 result.json              the figures, once the run has finished or diverged
 """
 

@@ -29,6 +29,7 @@ from ..ledger import PARTS, Ledger
 from ..multilevel import Multilevel
 from ..ops.native import keep_freed_memory
 from ..plan import Plan, plan
+from ..recover.diagnose import Watch
 from ..rules import SparseOptimizer
 from ..target import TargetDensity
 from ..train import Diverged, Rewirer, Step, fit
@@ -162,10 +163,13 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
         now = time.perf_counter()
         at.step, at.loss, at.seconds, clock = at.step + 1, at.loss + step.loss, at.seconds + now - clock, now
         watch.step(step.loss)
+        if diagnosis is not None:
+            diagnosis()
         if interrupt.wanted:
             trial.save(folder, at)
             raise Stopped(folder, at)
 
+    diagnosis = Watch(trial.rewirer, folder.path / "diagnosis.jsonl") if config.diagnose and trial.rewirer is not None else None
     begun = folder.checkpoint.is_file()
     if begun:
         at = trial.load(folder)

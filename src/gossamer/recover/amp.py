@@ -1,0 +1,70 @@
+"""Approximate message passing for i.i.d. matrices.   Donoho, Maleki & Montanari 2009, arXiv 0907.3574
+
+    x <- soft(x + A^T z, alpha tau),  tau = ||z|| / sqrt(m)                                                                   (1)
+    z <- y - A x + z ||x||_0 / m                                Onsager's term                                                (2)
+
+alpha: the minimax threshold at delta = m / d (:func:`gossamer.recover.theory.minimax_threshold`). A must have i.i.d. entries of zero mean;
+columns are scaled to unit norm here. On other matrices it diverges, which is noticed and said. State: two dense vectors. Cost: 4 m d.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Unfit
+from .fista import soft
+from .recovery import Recovery, Watch, fitted, problem, trivial
+from .theory import minimax_threshold
+
+
+def amp(
+    A: Any,
+    y: Tensor,
+    *,
+    alpha: float | None = None,
+    steps: int = 1000,
+    tolerance: float | None = None,
+    on_step: Watch | None = None,
+) -> Recovery:
+    """A sparse solution of y = A x for Gaussian-like A with fewer rows than columns.
+
+    Args:
+        A: matrix (m, d) or operator, m < d; y: (m,), of the same precision.
+        alpha: threshold in units of tau; None is the minimax one.
+        steps, tolerance, on_step, errors: as in :func:`gossamer.recover.iht`.
+    """
+    p = problem("amp", A, y, tolerance=tolerance)
+    m, d = p.A.shape
+    if alpha is None and not m < d:
+        raise Unfit("amp", f"A must have fewer rows than columns, or alpha must be given (got {m} x {d})")
+    if (nothing := trivial(p)) is not None:
+        return nothing
+    alpha = minimax_threshold(m / d) if alpha is None else alpha
+    norms = p.A.norms()
+    scale = torch.where(norms > 0, 1 / norms, 0.0)  # a zero column is never chosen
+    x, z = y.new_zeros(d), p.y
+    residuals: list[float] = []
+    converged, reason = False, f"all {steps} iterations were used"
+    for t in range(1, steps + 1):
+        tau = float(z.norm()) / math.sqrt(m)
+        before, x = x, soft(x + scale * p.A.rmatvec(z), alpha * tau)  # (1)
+        r = p.y - p.A.matvec(scale * x)
+        z = r + z * (int(x.count_nonzero()) / m)  # (2)
+        residuals.append(float(r.norm()))
+        if on_step is not None:
+            on_step(t, residuals[-1])
+        if not math.isfinite(residuals[-1]) or residuals[-1] > 1e6 * float(p.y.norm()):
+            x, reason = torch.zeros_like(x), "it diverged; x = 0 is returned: the entries of A are not like independent ones of zero mean"
+            residuals.append(float(p.y.norm()))
+            break
+        if small := fitted(residuals[-1], p):
+            converged, reason = True, small
+            break
+        if float((x - before).norm()) <= 1e-10 * float(x.norm()):
+            converged, reason = True, f"x repeats; the residual of {residuals[-1]:.3g} stays"
+            break
+    x = scale * x
+    S = x.nonzero().flatten()
+    return Recovery(S, x[S], d, residuals, t, converged, reason)

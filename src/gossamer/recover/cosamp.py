@@ -1,0 +1,68 @@
+"""Compressive sampling matching pursuit: identify, merge, estimate, prune.   Needell & Tropp 2009, arXiv 0803.2392
+
+    O <- the 2 s strongest of A^T r             identify        (s of them, ``merge=1``: subspace pursuit, Dai & Milenkovic 2009)
+    T <- O u S                                  merge
+    b <- argmin ||y - A_T b||                   estimate, of least norm where 3 s > m
+    S <- supp H_s(b),  x <- b_S                 prune
+    r <- y - A_S x
+
+At the end, and in subspace pursuit at every step, x is fitted to S once more. Stops when S repeats or the residual no longer falls.
+Cost per step: one stream of A^T r and a least-squares problem of m x 3 s: useful where 3 s <= m.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import check_count
+from .recovery import USED_UP, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, trivial
+
+
+def cosamp(
+    A: Any,
+    y: Tensor,
+    s: int,
+    *,
+    s_tilde: int | None = None,
+    merge: int = 2,
+    steps: int = 200,
+    tolerance: float | None = None,
+    on_step: Watch | None = None,
+) -> Recovery:
+    """Solves y = A x for x with at most s non-zeros; arguments, result and errors as in :func:`gossamer.recover.iht`.
+
+    ``merge``: how many times s columns are merged at each step; 2 is CoSaMP, 1 subspace pursuit.
+    """
+    p = problem("cosamp", A, y, s, s_tilde, tolerance)
+    check_count("cosamp", "merge", merge, 1)
+    if (nothing := trivial(p)) is not None:
+        return nothing
+    S, r = torch.empty(0, dtype=torch.int64, device=y.device), p.y
+    residuals: list[float] = []
+    best, stale = (S, y.new_empty(0), float(p.y.norm())), 0
+    for t in range(1, steps + 1):
+        ids, g = sense(p.A, r, S, min(merge * p.inflated, p.A.shape[1]))
+        T = torch.cat([hard(ids, g, merge * p.inflated)[0], S]).unique()  # some of the strongest lie on S: 2 s + |S| at most, often fewer
+        A_T = p.A.columns(T)
+        b = least_squares(A_T, p.y)
+        new, x = hard(T, b, p.inflated)
+        A_S = A_T[:, torch.searchsorted(T, new)]
+        if merge == 1:
+            x = least_squares(A_S, p.y)
+        r = p.y - A_S @ x
+        fit = least_squares(A_S, p.y) if merge > 1 else x
+        residuals.append(float((p.y - A_S @ fit).norm()))
+        if on_step is not None:
+            on_step(t, residuals[-1])
+        stale = 0 if residuals[-1] < best[2] * (1 - 1e-9) else stale + 1
+        if residuals[-1] <= best[2]:
+            best = new, fit, residuals[-1]
+        if reason := fitted(residuals[-1], p):
+            return finished(p, new, fit, residuals, t, True, reason)
+        if torch.equal(new, S) or stale >= 10:
+            why = "the support repeats" if torch.equal(new, S) else "the residual has not fallen for ten iterations"
+            reason = f"{why}; {best[2]:.3g} of it stays: noise, too small an s, or a wrong support"
+            return finished(p, best[0], best[1], [*residuals, best[2]], t, torch.equal(new, S), reason)
+        S = new
+    return finished(p, best[0], best[1], [*residuals, best[2]], steps, False, USED_UP.format(steps))

@@ -1,0 +1,550 @@
+"""How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, and of any sparse layer while it trains.
+
+Matrices (columns scaled to unit norm):
+
+    coherence     max |a_i . a_j|; at least Welch's bound
+    isometry      delta_s = max over |S| = s of ||A_S^T A_S - I||: sampled supports and local swaps bound it from below, Gershgorin's
+                  (s - 1) coherence from above; beside them the edge law of a single Gaussian support, 2 sqrt(s/m) + s/m
+    convexity     alpha, beta: extreme eigenvalues of A_S^T A_S / m over sampled supports; of gated ReLUs beside the population formula
+
+A layer that grows by sensed gradients is a measurement too: of all gradients off its support, by one batch, at a share of the places.
+
+    noise         per zero c and sample b, g_bc = dy_bi x_bj: the batch gradient S_c = sum_b g_bc has the variance
+                  v_c = B / (B - 1) (sum_b g_bc^2 - S_c^2 / B), from a second sampled product, of squares                    (1)
+    signal        empirical Bayes: among zeros of like noise, true gradients over their noise are a mixture of centred normal laws of
+                  given scales, its weights by EM (Stephens 2017, Biostatistics 18(2)); drawn from the posterior               (2)
+    recall        sensing is then played out: a share of the places, an average of noisy batches, the k strongest; how many of the
+                  truly strongest k of *all* zeros are among them. Noise is drawn by the bootstrap over samples, so that places move
+                  together as they do: a batch that doubles a whole row changes no rank within it                              (3)
+    conditioning  sqrt(beta / alpha) of the columns of the input on an output row's support, at unit norm: how far weights of the same
+                  row can mask each other on this batch; infinite where a row has more weights than the batch has samples
+
+:func:`measured_recall` does (3) with the gradient of all data in place of (2). :class:`Watch` diagnoses every event of a training.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import Unfit, check_count
+from ..layers import SparseLayer
+from ..ops.csr_conv2d import reference as conv2d
+from ..ops.csr_conv2d.reference import Geometry
+from ..ops.csr_sense.op import SAMPLED, top_k
+from ..ops.kernels import run
+from ..support import Support, distinct
+from .operators import BLOCK_NUMBERS, GatedReLU, Operator, operator
+from .theory import edge_law, gated_gram, welch
+
+CALIBRATION = 1 << 19  # zeros whose noise is measured at most
+BINS, LIKE, LEARNT, EM = 8, 500, 5000, 30  # groups of like noise, zeros in each at least; zeros that EM learns from, its rounds
+POWERS = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-4, 12)]).double()  # signal over noise power of the components in (2)
+PLAYS = 8  # of (3)
+ROWS = 32  # output rows whose conditioning is looked at
+Operands = Sequence[tuple[Tensor, Tensor]]  # (dy, x) of each batch
+
+# -------------------------------------------------------------------- matrices
+
+
+class Coherence(NamedTuple):
+    """``value``: max |a_i . a_j| / (|a_i| |a_j|), between columns ``pair``; ``welch``: the least that is possible at this size."""
+
+    value: float
+    pair: tuple[int, int]
+    welch: float
+
+
+def coherence(A: Any) -> Coherence:
+    """Mutual coherence of a matrix or operator, by blocks of columns: m d^2 multiply-adds. Zero columns count for nothing."""
+    A = operator(A, "coherence")
+    m, d = A.shape
+    step, best, pair = max(1, BLOCK_NUMBERS // max(m, d)), 0.0, (0, 0)
+    blocks = torch.arange(d, device=A.device).split(step)
+    for i, ids in enumerate(blocks):
+        left = unit_columns(A, ids)
+        for other in blocks[i:]:
+            right = left if other is ids else unit_columns(A, other)
+            gram = (left.T @ right).abs()
+            if other is ids:
+                gram.fill_diagonal_(0.0)
+            if float(gram.max()) > best:
+                best, at = float(gram.max()), int(gram.argmax())
+                pair = int(ids[at // gram.shape[1]]), int(other[at % gram.shape[1]])
+    return Coherence(best, pair, welch(m, d))
+
+
+class Isometry(NamedTuple):
+    """Bounds of the restricted isometry constant delta_s: ``sampled`` (the largest of the supports drawn) and ``improved`` (after local
+    swaps) from below, ``gershgorin`` from above. ``mean`` over the supports, ``edge``: the edge law of one Gaussian support."""
+
+    s: int
+    mean: float
+    sampled: float
+    improved: float
+    gershgorin: float
+    edge: float
+    support: Tensor  # where ``improved`` is attained, sorted
+
+    def __str__(self) -> str:
+        bounds = f"{self.improved:.3f} <= delta_{self.s} <= {self.gershgorin:.3f}"
+        return f"{bounds} (one random support {self.mean:.3f}, worst drawn {self.sampled:.3f}; edge law {self.edge:.3f})"
+
+
+def isometry(A: Any, s: int, *, supports: int = 2000, swaps: int = 100, starts: int = 3, rng: torch.Generator | None = None) -> Isometry:
+    """Bounds of delta_s after scaling columns to unit norm. Sampling bounds it from below only: read ``improved`` as "at least".
+
+    Args:
+        supports: drawn at random; swaps: exchanges of one column tried from each of the ``starts`` worst of them.
+        rng: of the supports; None is a fixed seed.
+    """
+    A = operator(A, "isometry")
+    _check_size("isometry", A, s)
+    if not float(A.norms().min()) > 0:
+        raise Unfit("isometry", "A has zero columns, and none of them can be scaled to unit norm", remedy="drop them")
+    drawn = _supports(A.shape[1], s, supports, rng)
+    low, high = _edges(A, drawn, normalised=True)
+    delta = torch.maximum(high - 1, 1 - low)
+    best, where = float(delta.max()), drawn[int(delta.argmax())]
+    sampled = best
+    for i in delta.topk(min(starts, len(delta))).indices.tolist():
+        found, support = _swapped(A, drawn[i], float(delta[i]), swaps)
+        if found > best:
+            best, where = found, support
+    gershgorin = (s - 1) * coherence(A).value
+    return Isometry(s, float(delta.mean()), sampled, best, gershgorin, edge_law(s, A.shape[0]), where.sort()[0])
+
+
+class Convexity(NamedTuple):
+    """Restricted strong convexity and smoothness over sampled supports: the extreme eigenvalues ``alpha`` and ``beta`` of A_S^T A_S / m,
+    their means over supports, and, for gated ReLUs with known generators, those of the population formula on the same supports."""
+
+    s: int
+    alpha: float
+    beta: float
+    mean_alpha: float
+    mean_beta: float
+    population_alpha: float | None
+    population_beta: float | None
+    deviation: float | None  # largest difference between an entry of A_S^T A_S / m and its population value
+
+    def __str__(self) -> str:
+        text = f"alpha {self.alpha:.3g}, beta {self.beta:.3g} over supports of {self.s}"
+        if self.population_alpha is not None:
+            text += f" (population: {self.population_alpha:.3g}, {self.population_beta:.3g})"
+        return text
+
+
+def convexity(A: Any, s: int, *, generators: Tensor | None = None, supports: int = 200, rng: torch.Generator | None = None) -> Convexity:
+    """alpha and beta of an operator on sampled supports, columns as they are, rows averaged.
+
+    Args:
+        generators: h (p, d) of a :class:`GatedReLU`: the population formula (inputs N(0, I), theory.py) is then evaluated too.
+    """
+    A = operator(A, "convexity")
+    _check_size("convexity", A, s)
+    drawn = _supports(A.shape[1], s, supports, rng)
+    low, high = _edges(A, drawn, normalised=False)
+    population: tuple[float | None, float | None, float | None] = (None, None, None)
+    if generators is not None:
+        if not isinstance(A, GatedReLU) or generators.shape != (A.neurons, A.features):
+            raise Unfit("convexity", "generators belong to a GatedReLU, one row per neuron", got=tuple(generators.shape))
+        grams = [gated_gram(generators, ids // A.features, ids % A.features) for ids in drawn]
+        values = torch.stack([torch.linalg.eigvalsh(g)[[0, -1]] for g in grams])
+        off = max(float((_gram(A, ids) - g.to(A.dtype)).abs().max()) for ids, g in zip(drawn[:20], grams[:20], strict=True))
+        population = (float(values[:, 0].min()), float(values[:, 1].max()), off)
+    return Convexity(s, float(low.min()), float(high.max()), float(low.mean()), float(high.mean()), *population)
+
+
+def unit_columns(A: Operator, ids: Tensor) -> Tensor:
+    """Columns scaled to unit norm, zero columns as they are, (m, k)."""
+    a = A.columns(ids)
+    norms = a.norm(dim=0)
+    return a / torch.where(norms > 0, norms, 1.0)
+
+
+def _check_size(who: str, A: Operator, s: int) -> None:
+    check_count(who, "s", s, 1)
+    if s > A.shape[1]:
+        raise Unfit(who, f"A has {A.shape[1]} columns, and no support of {s}")
+
+
+def _supports(d: int, s: int, count: int, rng: torch.Generator | None) -> Tensor:
+    rng = torch.Generator().manual_seed(0) if rng is None else rng
+    return torch.stack([distinct(d, s, rng) for _ in range(count)])
+
+
+def _gram(A: Operator, ids: Tensor) -> Tensor:
+    a = A.columns(ids)
+    return a.T @ a / A.shape[0]
+
+
+def _edges(A: Operator, supports: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+    """Extreme eigenvalues of the Gram matrices of many supports (c, s)."""
+    m, s = A.shape[0], supports.shape[1]
+    low, high = [], []
+    for part in supports.to(A.device).split(max(1, BLOCK_NUMBERS // (m * s))):
+        ids = part.flatten()
+        a = (unit_columns(A, ids) if normalised else A.columns(ids) / m**0.5).view(m, *part.shape).permute(1, 0, 2)
+        values = torch.linalg.eigvalsh(a.transpose(1, 2) @ a)
+        low.append(values[:, 0])
+        high.append(values[:, -1])
+    return torch.cat(low), torch.cat(high)
+
+
+def _swapped(A: Operator, support: Tensor, delta: float, swaps: int) -> tuple[float, Tensor]:
+    """Exchanges, one at a time, the column that adds least to the extreme eigenvector for the one that correlates most with its image."""
+    support = support.to(A.device)
+    norms = A.norms()
+    for _ in range(swaps):
+        a = unit_columns(A, support)
+        values, vectors = torch.linalg.eigh(a.T @ a)
+        v = vectors[:, -1] if float(values[-1]) - 1 >= 1 - float(values[0]) else vectors[:, 0]
+        pull = (A.rmatvec(a @ v) / norms).abs()
+        if float(values[-1]) - 1 < 1 - float(values[0]):  # the image of the least eigenvector is short: what lies along it shortens it more
+            w = torch.linalg.pinv(a.T) @ v
+            pull = (A.rmatvec(w) / norms).abs()
+        pull[support] = -1.0
+        least, trials = int(v.abs().argmin()), []
+        for j in top_k(pull, 4):
+            trial = support.clone()
+            trial[least] = j
+            low, high = _edges(A, trial[None], normalised=True)
+            trials.append((max(float(high) - 1, 1 - float(low)), trial))
+        found, trial = max(trials, key=lambda pair: pair[0])
+        if found <= delta * (1 + 1e-9):
+            break
+        delta, support = found, trial
+    return delta, support.cpu()
+
+
+# -------------------------------------------------------------------- a layer while it trains
+
+
+class Diagnosis(NamedTuple):
+    """What sensing of one layer is worth. ``recall``: expected share of the truly strongest ``grow`` gradients, of all zeros, among those
+    chosen; ``of_sensed``: of those that lay in the sample; ``chance``: what a random choice has; ``measured``: by the gradient of all data.
+    ``conditioning``, ``alpha``, ``beta``: of the input on the support of an output row (median over rows, unit columns); ``snr``: signal
+    over noise power of one batch's gradient."""
+
+    name: str
+    batch: int
+    window: int
+    zeros: int
+    fraction: float
+    grow: int
+    recall: float
+    of_sensed: float
+    chance: float
+    snr: float
+    conditioning: float
+    alpha: float
+    beta: float
+    measured: float | None
+
+    @property
+    def sentence(self) -> str:
+        """One plain sentence."""
+        over = "" if self.window == 1 else f" over {self.window} steps"
+        found = f"recall {self.recall:.2f}" + ("" if self.measured is None else f" (measured {self.measured:.2f})")
+        head = f"batch {self.batch}{over} senses {100 * self.fraction:.3g} % of {self.zeros:,} zeros: {found}"
+        return f"{head}, conditioning {self.conditioning:.1f}; {self._verdict()}"
+
+    def _verdict(self) -> str:
+        if self.zeros == 0 or self.grow == 0:
+            return "nothing grows here"
+        if self.fraction == 0:
+            return "nothing is sensed, and what grows is random"
+        if self.recall < 3 * self.chance or self.of_sensed < 0.2:
+            return "growth will be near random; raise the batch or the window" + (", then the fraction" if self.fraction < 0.5 else "")
+        if self.of_sensed < 0.5:
+            return "noise decides half of the growth; a larger batch or window would help"
+        if self.fraction < 0.5:
+            return "what is sensed is ranked well; a larger fraction, or more events, would find more"
+        return "growth follows the gradient"
+
+    def record(self) -> dict[str, Any]:
+        """For a line of JSON; infinities become null."""
+        plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in self._asdict().items()}
+        return {**plain, "sentence": self.sentence}
+
+
+def sensing(
+    operands: Operands,
+    s: Support,
+    *,
+    grow: int,
+    fraction: float = 0.1,
+    window: int = 1,
+    decay: float = 0.9,
+    geometry: Geometry | None = None,
+    name: str = "layer",
+    measured: float | None = None,
+    rng: torch.Generator | None = None,
+) -> Diagnosis:
+    """Diagnoses the sensing of one layer from its operands at the present weights.
+
+    Args:
+        operands: (dy, x) of one batch or several, as the layer's hook hears them: output gradients (B, out), inputs (B, in), or images with
+            ``geometry``. dy is that of a loss averaged over its batch.
+        s: the layer's support, single weights.
+        grow: how many units will be grown.
+        fraction, window, decay: share of the zeros sensed, steps averaged, factor of the moving average, as in ``csst``.
+        measured: what :func:`measured_recall` says, to stand in the sentence.
+        rng: of samples and noise; None is a fixed seed.
+
+    Raises: Unfit for tiles, or operands of one sample only.
+    """
+    if s.unit != (1, 1):
+        raise Unfit("diagnose.sensing", "knows supports of single weights only", got=s.unit)
+    rng = torch.Generator().manual_seed(0) if rng is None else rng
+    zeros, batch = s.total - s.n, operands[0][0].shape[0]
+    if batch < 2:
+        raise Unfit("diagnose.sensing", "noise cannot be told from signal on a batch of one sample")
+    alpha, beta = support_conditioning(operands, s, geometry, rng)
+    cond = math.sqrt(beta / alpha) if alpha > 1e-12 else math.inf
+    chance = grow / max(zeros, 1)
+    if not zeros or not grow or not fraction:
+        return Diagnosis(name, batch, window, zeros, fraction, grow, chance, 0.0, chance, 0.0, cond, alpha, beta, measured)
+    grow = max(1, min(grow, round(fraction * zeros)))
+    ids = s.sample_outside(min(zeros, CALIBRATION), rng)
+    g, v = gradient_and_noise(operands, s, ids, geometry)
+    share, snr = _signal(g, v, len(operands), rng)
+    draw, k = partial(_noise, operands, s, ids, geometry, rng), max(1, round(grow * ids.numel() / zeros))
+    recall, within = _played(g, share, draw, len(operands), k, fraction, window, decay, rng)
+    return Diagnosis(name, batch, window, zeros, fraction, grow, recall, within, grow / zeros, snr, cond, alpha, beta, measured)
+
+
+def measured_recall(
+    batches: Operands,
+    s: Support,
+    *,
+    grow: int,
+    fraction: float = 0.1,
+    window: int = 1,
+    decay: float = 0.9,
+    geometry: Geometry | None = None,
+    trials: int = 8,
+    rng: torch.Generator | None = None,
+) -> float:
+    """Recall (3) with the mean gradient of all ``batches`` (dy, x) as the truth: each trial senses some zeros on ``window`` of them.
+
+    The gradient of all zeros is made, a vector of their number; batches of one size, of a loss averaged over each.
+    """
+    rng = torch.Generator().manual_seed(0) if rng is None else rng
+    everything = s.outside(torch.arange(s.total - s.n, device=s.col.device))
+    truth: Tensor | float = 0.0
+    for dy, x in batches:
+        truth = truth + run(SAMPLED, dy, x, everything, s.shape, s.unit, geometry).cpu()
+    assert isinstance(truth, Tensor)
+    grow = min(grow, round(fraction * truth.numel()))
+    best = torch.zeros(truth.numel(), dtype=torch.bool)
+    best[top_k(truth.abs(), grow)] = True
+    weights, hits = _weights(window, decay), 0
+    for _ in range(trials):
+        at = distinct(truth.numel(), round(fraction * truth.numel()), rng)
+        mean: Tensor | float = 0.0
+        for weight, b in zip(weights, torch.randperm(len(batches), generator=rng)[:window].tolist(), strict=True):
+            mean = mean + weight * run(SAMPLED, *batches[b], everything[at], s.shape, s.unit, geometry).cpu()
+        assert isinstance(mean, Tensor)
+        hits += int(best[at[top_k(mean.abs(), grow)]].sum())
+    return hits / (trials * grow)
+
+
+def gradient_and_noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
+    """Mean over the batches of the gradient at some zeros, and the variance of one batch's gradient there by (1); (m,) float64 each."""
+    total, squares = torch.zeros(ids.numel(), dtype=torch.float64), torch.zeros(ids.numel(), dtype=torch.float64)
+    for dy, x in operands:
+        B = dy.shape[0]
+        if geometry is None:
+            dy, x = dy.reshape(-1, s.shape[0]), x.reshape(-1, s.shape[1])
+            g = run(SAMPLED, dy, x, ids, s.shape, s.unit, None).double().cpu()
+            q = run(SAMPLED, dy.square(), x.square(), ids, s.shape, s.unit, None).double().cpu()
+        else:  # the gradient of one image sums over its pixels: squares come after the sum
+            parts = [run(SAMPLED, dy[b : b + 1], x[b : b + 1], ids, s.shape, s.unit, geometry).double().cpu() for b in range(B)]
+            g, q = torch.stack(parts).sum(0), torch.stack(parts).square().sum(0)
+        total += g
+        squares += B / (B - 1) * (q - g.square() / B)
+    return total / len(operands), (squares / len(operands)).clamp_min(0)
+
+
+def support_conditioning(operands: Operands, s: Support, geometry: Geometry | None, rng: torch.Generator) -> tuple[float, float]:
+    """Median over output rows of the extreme eigenvalues of the Gram matrix of the row's inputs, columns at unit norm."""
+    x = operands[0][1]
+    full = torch.cat([columns for _, columns in conv2d.unfolded(x, geometry)]) if geometry is not None else x.reshape(-1, s.shape[1])
+    fan_in = s.crow.diff()
+    rows = (fan_in > 0).nonzero().flatten()
+    rows = rows[torch.randperm(rows.numel(), generator=rng)[:ROWS]]
+    edges = []
+    for i in rows.tolist():
+        a = full[:, s.col[int(s.crow[i]) : int(s.crow[i + 1])].long()].double()
+        norms = a.norm(dim=0)
+        a = a[:, norms > 0] / norms[norms > 0]
+        if a.shape[1]:
+            values = torch.linalg.eigvalsh(a.T @ a)
+            edges.append((max(float(values[0]), 0.0) if a.shape[1] <= a.shape[0] else 0.0, float(values[-1])))
+    if not edges:
+        return 1.0, 1.0
+    low, high = torch.tensor(edges, dtype=torch.float64).median(0).values.tolist()
+    return low, high
+
+
+def _signal(g: Tensor, v: Tensor, batches: int, rng: torch.Generator) -> tuple[Tensor, float]:
+    """(2): for each zero, how much of its measured mean is signal by a draw from the posterior, in [0, 1]; and the overall ratio of signal
+    to noise power of one batch."""
+    noise, share = v / batches, torch.ones_like(g)
+    order = torch.argsort(v)
+    order = order[v[order] > 0]
+    for part in order.chunk(max(1, min(BINS, order.numel() // LIKE))):
+        if not part.numel():
+            continue
+        likelihood = _likelihood(g[part] / noise[part].sqrt())
+        some = likelihood[:: max(1, part.numel() // LEARNT)]
+        weights = torch.full_like(POWERS, 1 / len(POWERS))
+        for _ in range(EM):
+            posterior = some * weights
+            weights = (posterior / posterior.sum(1, keepdim=True)).mean(0)
+        which = torch.multinomial(likelihood * weights + 1e-300, 1, generator=rng)[:, 0]
+        share[part] = (POWERS / (1 + POWERS))[which]
+    signal = max(0.0, float((g.square() - noise).mean()))
+    return share, signal / max(float(v.mean()), 1e-300)
+
+
+def _likelihood(z: Tensor) -> Tensor:
+    """Of means in units of their noise, under each component, (m, components)."""
+    exponent = -0.5 * z[:, None].square() / (1 + POWERS) - 0.5 * (1 + POWERS).log()
+    return (exponent - exponent.max(1, keepdim=True).values).exp()
+
+
+def _noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None, rng: torch.Generator) -> Tensor:
+    """One draw of the noise of a batch at all these places together, by the bootstrap: samples drawn again, less what they were."""
+    dy, x = operands[int(torch.randint(len(operands), (), generator=rng))]
+    B = dy.shape[0]
+    again = torch.bincount(torch.randint(B, (B,), generator=rng), minlength=B) - 1
+    drawn = dy * again.to(dy).view(-1, *(1,) * (dy.dim() - 1))
+    return (B / (B - 1)) ** 0.5 * run(SAMPLED, drawn, x, ids, s.shape, s.unit, geometry).double().cpu()
+
+
+def _played(
+    g: Tensor,
+    share: Tensor,
+    draw: Callable[[], Tensor],
+    batches: int,
+    k: int,
+    fraction: float,
+    window: int,
+    decay: float,
+    rng: torch.Generator,
+) -> tuple[float, float]:
+    """(3): recall among all, and among those of the strongest that lay in the sample."""
+    hits, lay, scale = 0, 0, sum(w * w for w in _weights(window, decay)) ** 0.5
+    for _ in range(PLAYS):
+        truth = share * g + (share / batches).sqrt() * draw()
+        best = torch.zeros(truth.numel(), dtype=torch.bool)
+        best[top_k(truth.abs(), k)] = True
+        at = distinct(truth.numel(), max(k, round(fraction * truth.numel())), rng)
+        seen = (truth + scale * draw())[at]
+        hits += int(best[at[top_k(seen.abs(), k)]].sum())
+        lay += int(best[at].sum())
+    return hits / (PLAYS * k), hits / max(lay, 1)
+
+
+def _weights(window: int, decay: float) -> list[float]:
+    """Of each step of a window in its bias-corrected moving average."""
+    raw = [decay ** (window - 1 - i) for i in range(window)]
+    return [w / sum(raw) for w in raw]
+
+
+class Watch:
+    """Diagnoses every event of a training: pass it to ``fit(on_step=...)``, or call it after each ``rewirer.step()``.
+
+    Listens to the layers on event steps only, and keeps their operands of that step until it is called.
+
+    Args:
+        rewirer: a :class:`gossamer.Rewirer`.
+        path: a file to which a line of JSON per event and layer is added.
+        tell: called with each :class:`Diagnosis`, e.g. ``lambda d: print(d.sentence)``.
+    """
+
+    def __init__(self, rewirer: Any, path: str | Path | None = None, tell: Callable[[Diagnosis], object] | None = None):
+        self.rewirer, self.path, self.tell = rewirer, None if path is None else Path(path), tell
+        self.last: dict[str, Diagnosis] = {}
+        self._heard: dict[str, tuple[list[tuple[Tensor, Tensor]], Support, int]] = {}
+        self._handles = [layer.register_forward_hook(partial(self._listen, name)) for name, layer in rewirer.layers.items()]
+
+    def close(self) -> None:
+        """Listens no more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _listen(self, name: str, layer: SparseLayer, args: tuple[Tensor, ...], y: Tensor) -> None:
+        if not y.requires_grad or layer.unit != (1, 1) or self.rewirer.topology.when(self.rewirer.t + 1) is None:
+            return
+        heard = self._heard.setdefault(name, ([], layer.support, self.rewirer.sensing.get(name, 0)))[0]
+        x, dtype = args[0].detach().to(layer.values.dtype), layer.values.dtype
+        y.register_hook(lambda dy: heard.append((dy.detach().to(dtype), x)))
+
+    def __call__(self, *_: object) -> dict[str, Diagnosis]:
+        """The diagnoses of the event of the step just made, by layer; {} if it had none."""
+        event, self.last = self.rewirer.last, {}
+        if event is not None:
+            sense = self.rewirer.topology.sense
+            window = next((w for w in range(1, 1000) if (asked := sense(event.t - w + 1)) is None or asked.fresh), 1)
+            asked = sense(event.t)
+            for name, (operands, s, sensed) in self._heard.items():
+                if operands and operands[0][0].shape[0] > 1:
+                    self.last[name] = sensing(
+                        operands,
+                        s,
+                        grow=event.grown.get(name, 0),
+                        fraction=sensed / max(1, s.total - s.n),
+                        window=window,
+                        decay=0.0 if asked is None else asked.decay,
+                        geometry=self.rewirer.layers[name].geometry,
+                        name=name,
+                    )
+        self._heard = {}
+        for d in self.last.values():
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"step": self.rewirer.t, **d.record()}) + "\n")
+            if self.tell is not None:
+                self.tell(d)
+        return self.last
+
+
+def hear(layers: dict[str, SparseLayer], passes: Iterable[Callable[[], object]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Operands (dy, x) of every layer in each of several backward passes; ``passes`` call ``loss(...).backward()``."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+    before = {name: layer.sense for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.sense = lambda dy, x, name=name: found[name].append((dy, x))
+        for backward in passes:
+            backward()
+    finally:
+        for name, layer in layers.items():
+            layer.sense = before[name]
+    return found
+
+
+__all__ = [
+    "Coherence",
+    "Convexity",
+    "Diagnosis",
+    "Isometry",
+    "Watch",
+    "coherence",
+    "convexity",
+    "gradient_and_noise",
+    "hear",
+    "isometry",
+    "measured_recall",
+    "sensing",
+    "support_conditioning",
+]

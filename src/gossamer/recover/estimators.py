@@ -1,0 +1,356 @@
+"""Estimators in scikit-learn's conventions: pipelines, grid search, ``clone``, pickling, data frames. They need scikit-learn.
+
+    SparseLinearRecovery    y = X w + c with exactly counted non-zeros in w: any solver of this package behind ``coef_``
+    SparseReLURegressor     a sparse two-layer ReLU network: ``fit_scalar`` (one target) or ``fit_vector`` (several)
+    SparseReLUClassifier    the same with cross-entropy, two classes or more: ``fit_vector``
+
+Inputs are standardised inside, since a threshold compares coefficients across features, and the scaling is folded back into the weights:
+``network_`` and ``coef_`` act on inputs as they come. Errors are ValueErrors, as in scikit-learn.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from ..errors import nearest
+from ..support import Support
+from .aiht import aiht
+from .cosamp import cosamp
+from .htp import htp
+from .iht import iht
+from .networks import Layer, ReLUNetwork
+from .niht import niht
+from .omp import omp
+from .scalar import fit_scalar
+from .vector import fit_vector
+
+SOLVERS: dict[str, Callable[..., Any]] = {"omp": omp, "iht": iht, "niht": niht, "htp": htp, "cosamp": cosamp, "aiht": aiht}
+FLOOR = 50  # non-zeros that a network gets by default at least, if it has as many
+
+
+class SparseLinearRecovery(RegressorMixin, BaseEstimator):
+    """Linear regression with at most ``n_nonzero`` non-zero coefficients, by the solvers of compressed sensing.
+
+    Args:
+        n_nonzero: non-zero coefficients; None is a tenth of the features, one at least.
+        solver: ``"niht"``, ``"htp"``, ``"cosamp"``, ``"aiht"``, ``"iht"`` or ``"omp"``.
+        fit_intercept: with a constant that is not counted.
+        inflate: support while iterating over that of the result (``s_tilde / s``); not for ``"omp"``.
+        max_iter: iterations at most; ``"omp"`` needs ``n_nonzero``.
+        tol: residual over the norm of y at which it stops; None is the solver's own.
+
+    After ``fit``: ``coef_`` (features,), ``intercept_``, ``support_`` (indices of the non-zeros), ``n_iter_``, ``converged_``, ``reason_``.
+    """
+
+    def __init__(self, n_nonzero=None, solver="niht", fit_intercept=True, inflate=1.0, max_iter=1000, tol=None):
+        self.n_nonzero = n_nonzero
+        self.solver = solver
+        self.fit_intercept = fit_intercept
+        self.inflate = inflate
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def fit(self, X, y):
+        """X (samples, features), y (samples,)."""
+        X, y = _data(self, X, y, y_numeric=True)
+        if self.solver not in SOLVERS:
+            raise ValueError(f"unknown solver {self.solver!r}{nearest(self.solver, SOLVERS)}; one of {', '.join(SOLVERS)}")
+        features = X.shape[1]
+        s = _count(self.n_nonzero, max(1, features // 10), features, f"{features} features")
+        _at_least_one(max_iter=self.max_iter, inflate=self.inflate)
+        centre, mean = (X.mean(0), y.mean()) if self.fit_intercept else (np.zeros(features), 0.0)
+        A = X - centre
+        norms = np.sqrt((A**2).sum(0))
+        norms[norms <= 1e-12 * max(float(np.abs(X).max()), 1e-300) * np.sqrt(len(X))] = np.inf  # a constant feature is never chosen
+        settings = {} if self.solver == "omp" else {"s_tilde": min(features, round(self.inflate * s)), "steps": self.max_iter}
+        found = SOLVERS[self.solver](_tensor(A / norms), _tensor(y - mean), s, tolerance=self.tol, **settings)
+        if not found.converged:
+            warnings.warn(f"SparseLinearRecovery: {found.reason}", ConvergenceWarning, stacklevel=2)
+        self.coef_ = found.dense().numpy() / norms
+        self.intercept_ = float(mean - centre @ self.coef_)
+        self.support_ = found.support.numpy()
+        self.n_iter_ = max(1, found.iterations)
+        self.converged_, self.reason_ = found.converged, found.reason
+        return self
+
+    def predict(self, X):
+        """(samples, features) -> (samples,)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return X @ self.coef_ + self.intercept_
+
+
+class SparseReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Regression by a sparse two-layer ReLU network, trained by IHT on the convex reformulation (arXiv 2509.20323).
+
+    Args:
+        n_nonzero: non-zero weights of the network; None is a tenth of the first layer's, 50 at least. With one target, weights fused across
+            the two layers are counted, hidden biases among them; with several, the weights of both layers, biases not.
+        n_neurons: hidden neurons that may be used.
+        max_iter: rounds (one target), or passes over the data (several, Adam steps in each).
+        inflate: the support begins that many times as large.
+        batch_size: samples per step; None is all (one target), 128 (several).
+        learning_rate: with several targets.
+        tol: stops at this mean squared error over the variance of y; one target only.
+        random_state: seed, or a NumPy generator: of gates, batches, initial weights.
+        verbose: 1 shows progress.
+
+    After ``fit``: ``network_`` (a :class:`gossamer.recover.ReLUNetwork` in torch, float64, on raw inputs), ``loss_curve_``, ``n_iter_``,
+    ``n_nonzero_``. ``to_torch()`` gives the network as modules.
+    """
+
+    def __init__(
+        self,
+        n_nonzero=None,
+        n_neurons=32,
+        max_iter=60,
+        inflate=4.0,
+        batch_size=None,
+        learning_rate=0.02,
+        tol=1e-12,
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_nonzero = n_nonzero
+        self.n_neurons = n_neurons
+        self.max_iter = max_iter
+        self.inflate = inflate
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.tol = tol
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y):
+        """X (samples, features), y (samples,) or (samples, targets)."""
+        X, y = _data(self, X, y, y_numeric=True, multi_output=True)
+        y = y.astype(np.float64)
+        Y = y if y.ndim == 2 else y[:, None]
+        several = Y.shape[1] > 1
+        coefficients = self.n_neurons * (X.shape[1] + (Y.shape[1] if several else 1))
+        described = f"{self.n_neurons} neurons on {X.shape[1]} features"
+        _at_least_one(n_neurons=self.n_neurons, max_iter=self.max_iter, inflate=self.inflate)
+        s = _count(self.n_nonzero, max(FLOOR, coefficients // 10), coefficients, described)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        centre, scale = _scaling(X)
+        mean, spread = _scaling(Y)
+        Z, T = _tensor((X - centre) / scale), _tensor((Y - mean) / spread)
+        if several:
+            batch = self.batch_size or 128
+            steps = self.max_iter * max(1, -(-len(X) // batch))
+            with _Progress(self, steps) as told:
+                fit = fit_vector(
+                    Z, T, max(2, s), neurons=self.n_neurons, steps=steps, batch=batch, lr=self.learning_rate, inflate=self.inflate,
+                    bias=True, seed=seed, on_step=told,
+                )  # fmt: skip
+            network, self.n_iter_ = _folded(fit.network, centre, scale), self.max_iter
+        else:
+            Z = torch.cat([Z, torch.ones(len(Z), 1, dtype=Z.dtype)], 1)  # hidden biases
+            with _Progress(self, self.max_iter) as told:
+                fit = fit_scalar(
+                    Z, T[:, 0], s, neurons=self.n_neurons, rounds=self.max_iter, inflate=self.inflate, batch=self.batch_size,
+                    tolerance=self.tol, seed=seed, on_round=told,
+                )  # fmt: skip
+            network, self.n_iter_ = _folded(_with_bias(fit.network), centre, scale), len(fit.losses)
+        self.n_nonzero_ = fit.network.nonzeros
+        last = network.layers[-1]
+        rows = last.support.rows().long()
+        scaled = Layer(last.support, last.values * _tensor(spread)[rows], _biased(last) * _tensor(spread) + _tensor(mean))
+        self.network_ = ReLUNetwork((*network.layers[:-1], scaled), network.fused)
+        self.loss_curve_ = fit.losses
+        self.n_outputs_, self._column = Y.shape[1], y.ndim == 2
+        return self
+
+    def predict(self, X):
+        """(samples, features) -> (samples,) or (samples, targets)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        y = self.network_.predict(_tensor(X)).numpy()
+        return y if self._column else y[:, 0]
+
+    def to_torch(self) -> nn.Sequential:
+        """SparseLinear, ReLU, SparseLinear in float64, with identical predictions."""
+        check_is_fitted(self)
+        return self.network_.to_sequential()
+
+
+class SparseReLUClassifier(ClassifierMixin, BaseEstimator):
+    """Classification by a sparse two-layer ReLU network with cross-entropy, trained by IHT on both layers together.
+
+    Args:
+        n_nonzero: non-zero weights of both layers, biases not counted; None is a tenth of all, 50 at least.
+        n_neurons: hidden neurons that may be used.
+        max_iter: Adam steps between and after the thresholds.
+        inflate: the support begins that many times as large.
+        batch_size: samples per step.
+        learning_rate: Adam's, cosine-annealed.
+        alpha: decoupled weight decay.
+        random_state: seed, or a NumPy generator: of gates, batches, initial weights.
+        verbose: 1 shows progress.
+
+    After ``fit``: ``classes_``, ``network_`` (float64, on raw inputs; one output per class), ``loss_curve_``, ``n_iter_``, ``n_nonzero_``.
+    """
+
+    def __init__(
+        self,
+        n_nonzero=None,
+        n_neurons=32,
+        max_iter=500,
+        inflate=4.0,
+        batch_size=128,
+        learning_rate=0.02,
+        alpha=0.0,
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_nonzero = n_nonzero
+        self.n_neurons = n_neurons
+        self.max_iter = max_iter
+        self.inflate = inflate
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.alpha = alpha
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y):
+        """X (samples, features), y (samples,) labels of any kind."""
+        X, y = _data(self, X, y)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"SparseReLUClassifier needs samples of two classes at least; y holds one class only: {self.classes_[0]!r}")
+        _at_least_one(n_neurons=self.n_neurons, max_iter=self.max_iter, inflate=self.inflate, batch_size=self.batch_size)
+        weights = self.n_neurons * (X.shape[1] + len(self.classes_))
+        described = f"{self.n_neurons} neurons on {X.shape[1]} features and {len(self.classes_)} classes"
+        s = max(2, _count(self.n_nonzero, max(FLOOR, weights // 10), weights, described))
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        centre, scale = _scaling(X)
+        with _Progress(self, self.max_iter) as told:
+            fit = fit_vector(
+                _tensor((X - centre) / scale), torch.from_numpy(labels.astype(np.int64)), s, neurons=self.n_neurons, loss="cross_entropy",
+                steps=self.max_iter, batch=self.batch_size, lr=self.learning_rate, inflate=self.inflate, weight_decay=self.alpha, bias=True,
+                seed=seed, on_step=told,
+            )  # fmt: skip
+        self.network_ = _folded(fit.network, centre, scale)
+        self.loss_curve_, self.n_iter_, self.n_nonzero_ = fit.losses, self.max_iter, fit.network.nonzeros
+        return self
+
+    def _logits(self, X) -> Tensor:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return self.network_.predict(_tensor(X))
+
+    def decision_function(self, X):
+        """Scores: (samples,) for two classes, (samples, classes) for more."""
+        scores = self._logits(X).numpy()
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X):
+        """(samples, classes), rows add up to one."""
+        return self._logits(X).softmax(1).numpy()
+
+    def predict(self, X):
+        """(samples,) of ``classes_``."""
+        best = self._logits(X).argmax(1).numpy()
+        return self.classes_[best]
+
+    def to_torch(self) -> nn.Sequential:
+        """SparseLinear, ReLU, SparseLinear in float64; its outputs are the logits."""
+        check_is_fitted(self)
+        return self.network_.to_sequential()
+
+
+# -------------------------------------------------------------------- details
+
+
+class _Progress:
+    """Tells how far a fit has come: nothing, a bar on a terminal with rich, ten lines elsewhere."""
+
+    def __init__(self, estimator: Any, total: int):
+        self.name, self.total, self.verbose, self.bar, self.last = type(estimator).__name__, total, estimator.verbose, None, 0
+
+    def __enter__(self) -> "_Progress":
+        if self.verbose and sys.stdout.isatty() and find_spec("rich") is not None:
+            from rich.progress import Progress
+
+            self.bar = Progress()
+            self.task = self.bar.add_task(self.name, total=self.total)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, t: int, loss: float) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=t, description=f"{self.name} loss {loss:.4g}")
+        elif self.verbose and t * 10 // self.total > self.last:
+            self.last = t * 10 // self.total
+            print(f"{self.name}: {t}/{self.total}  loss {loss:.4g}", flush=True)
+
+
+def _data(estimator: Any, X: Any, y: Any, **how: bool) -> tuple[Any, Any]:
+    """What every fit accepts: two samples at least, finite numbers, in double precision."""
+    checked: Any = validate_data(estimator, X, y, dtype=np.float64, ensure_min_samples=2, **how)
+    return checked
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float64, copy=True))
+
+
+def _scaling(X: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation of each column; 1 where a column is constant."""
+    centre, scale = X.mean(0), X.std(0)
+    return centre, np.where(scale > 1e-12 * np.maximum(np.abs(centre), 1e-300), np.where(scale > 0, scale, 1.0), 1.0)
+
+
+def _count(asked: Any, default: int, most: int, described: str) -> int:
+    s = min(default, most) if asked is None else asked
+    if isinstance(s, bool) or s != int(s) or s < 1:
+        raise ValueError(f"n_nonzero must be a whole number of at least 1, or None; got {asked!r}")
+    if s > most:
+        raise ValueError(f"n_nonzero={s} asks for more non-zeros than there are coefficients: {described} have {most}")
+    return int(s)
+
+
+def _at_least_one(**settings: Any) -> None:
+    for name, value in settings.items():
+        if value is None or not value >= 1:
+            raise ValueError(f"{name} must be at least 1; got {value!r}")
+
+
+def _biased(layer: Layer) -> Tensor:
+    return layer.values.new_zeros(layer.support.shape[0]) if layer.bias is None else layer.bias
+
+
+def _with_bias(network: ReLUNetwork) -> ReLUNetwork:
+    """A network on inputs with a constant one at the end, as one on the inputs alone with hidden biases."""
+    first, *rest = network.layers
+    (p, d), rows, cols = first.support.shape, first.support.rows().long(), first.support.col.long()
+    constant = cols == d - 1
+    bias = first.values.new_zeros(p).index_add_(0, rows[constant], first.values[constant])
+    ids = rows[~constant] * (d - 1) + cols[~constant]
+    return ReLUNetwork((Layer(Support.from_ids(ids, (p, d - 1)), first.values[~constant], bias), *rest), network.fused)
+
+
+def _folded(network: ReLUNetwork, centre: Any, scale: Any) -> ReLUNetwork:
+    """A network on (x - centre) / scale as one on x."""
+    first, *rest = network.layers
+    values = first.values / _tensor(scale)[first.support.col.long()]
+    moved = values * _tensor(centre)[first.support.col.long()]
+    bias = _biased(first).index_add(0, first.support.rows().long(), -moved)
+    return ReLUNetwork((Layer(first.support, values, bias), *rest), network.fused)

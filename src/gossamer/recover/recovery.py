@@ -1,0 +1,154 @@
+"""What all solvers share: the result, the exact hard threshold, and one streamed look at the gradient that serves every step size.
+
+    H_s(z)       keeps the s largest |z|; exactly s of them where there are so many non-zeros; among equals the lowest index
+    sense        g = A^T r on the support and at its s strongest places elsewhere, from one stream over the columns
+
+Off the support of x, x + mu g is mu g: whatever the step size mu, what H_s keeps of it lies among the support and the s strongest entries
+of g off it. So one pass over A^T r, of which O(s + block) numbers are ever held, is enough for all step sizes that a solver may try.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import Unfit, check_count
+from ..ops.csr_sense.op import top_k
+from .operators import PRECISIONS, Operator, operator
+
+
+class Recovery(NamedTuple):
+    """What a solver found.
+
+    ``support`` (k,) int64, sorted, and ``values`` (k,): the non-zeros of x; ``size``: entries of x; ``residuals``: ||y - A x|| after each
+    iteration (the last one is that of what is returned); ``iterations``; ``converged`` and ``reason``, a sentence on why it ended.
+    """
+
+    support: Tensor
+    values: Tensor
+    size: int
+    residuals: list[float]
+    iterations: int
+    converged: bool
+    reason: str
+
+    def dense(self) -> Tensor:
+        """x, (size,)."""
+        return torch.zeros(self.size, dtype=self.values.dtype, device=self.values.device).index_put_((self.support,), self.values)
+
+    def __repr__(self) -> str:
+        left = f"{self.residuals[-1]:.3g}" if self.residuals else "none"
+        return f"Recovery({self.support.numel()} of {self.size} non-zero, residual {left}, {self.iterations} iterations: {self.reason})"
+
+
+class Problem(NamedTuple):
+    """A checked problem: y = A x with at most s non-zeros; ``inflated`` of them while iterating."""
+
+    A: Operator
+    y: Tensor
+    s: int
+    inflated: int
+    tolerance: float  # of the residual's norm, absolute
+
+
+def problem(who: str, A: Any, y: Tensor, s: int | None = None, s_tilde: int | None = None, tolerance: float | None = None) -> Problem:
+    """Checks what a solver is given. Raises Unfit."""
+    A = operator(A, who)
+    rows, cols = A.shape
+    if not isinstance(y, Tensor) or y.shape != (rows,):
+        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise Unfit(who, f"y must be a vector with the {rows} rows of A", got=got, remedy="Stacked(A, k) solves for several at once")
+    if y.dtype not in PRECISIONS or y.dtype != A.dtype:
+        raise Unfit(who, f"y must have the precision of A, {A.dtype}", got=y.dtype)
+    if not bool(y.isfinite().all()):
+        raise Unfit(who, f"y holds {int((~y.isfinite()).sum())} entries that are NaN or infinite", remedy="drop these measurements")
+    if not all(bool(block.isfinite().all()) for _, block in A.adjoint(torch.ones_like(y))):
+        raise Unfit(who, "A holds entries that are NaN or infinite", remedy="drop or impute these columns")
+    count: int = cols if s is None else s
+    check_count(who, "s", count, 0)
+    if count > cols:
+        raise Unfit(who, f"x has {cols} coefficients, fewer than the {count} non-zeros asked for", remedy=f"s of at most {cols}")
+    if s_tilde is not None and not count <= s_tilde:
+        raise Unfit(who, f"s_tilde inflates the support: at least s = {count}", got=s_tilde)
+    default = 1e-9 if y.dtype == torch.float64 else 2e-5
+    return Problem(A, y.detach(), count, min(s_tilde or count, cols), (default if tolerance is None else tolerance) * float(y.norm()))
+
+
+def hard(ids: Tensor, z: Tensor, s: int) -> tuple[Tensor, Tensor]:
+    """H_s of a sparse vector, ids sorted: the s largest |z| that are not zero, ties to the lowest id."""
+    keep = top_k(z.abs(), s)
+    keep = keep[z[keep] != 0]
+    return ids[keep], z[keep]
+
+
+class Largest:
+    """The k largest |values| of a stream of blocks in order of their ids; zeros never enter; ties to the lowest id. O(k + block)."""
+
+    def __init__(self, k: int, like: Tensor):
+        self.k = k
+        self.ids = torch.empty(0, dtype=torch.int64, device=like.device)
+        self.values = torch.empty(0, dtype=like.dtype, device=like.device)
+
+    def offer(self, first: int, values: Tensor) -> None:
+        """Values of ids first, first + 1, ..."""
+        best = top_k(values.abs(), min(self.k, values.numel()))
+        ids, values = torch.cat([self.ids, best + first]), torch.cat([self.values, values[best]])
+        self.ids, self.values = hard(ids, values, self.k)
+
+
+def sense(A: Operator, r: Tensor, support: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """A^T r on the support and at its k strongest entries off it: ids, sorted, and values."""
+    best, on = Largest(k, r), []
+    for first, g in A.adjoint(r):
+        inside = support[torch.searchsorted(support, first) : torch.searchsorted(support, first + g.numel())] - first
+        on.append(g[inside])
+        best.offer(first, g.index_fill(0, inside, 0.0))
+    ids, order = torch.sort(torch.cat([support, best.ids]))
+    return ids, torch.cat([*on, best.values])[order]
+
+
+def spread(ids: Tensor, support: Tensor, values: Tensor) -> Tensor:
+    """A sparse vector's values at sorted ids that contain its support."""
+    return values.new_zeros(ids.numel()).index_put_((torch.searchsorted(ids, support),), values)
+
+
+def least_squares(A_S: Tensor, y: Tensor) -> Tensor:
+    """argmin ||A_S x - y||, the one of least norm where the columns depend on each other."""
+    if A_S.shape[1] == 0:
+        return y.new_empty(0)
+    if A_S.is_cuda:
+        return torch.linalg.pinv(A_S) @ y
+    return torch.linalg.lstsq(A_S, y[:, None], driver="gelsd").solution[:, 0]
+
+
+def finished(p: Problem, support: Tensor, x: Tensor, residuals: list[float], steps: int, converged: bool, reason: str) -> Recovery:
+    """The result; what an inflated run found beyond s is cut, and the values are fitted once more to what stays."""
+    if support.numel() > p.s:
+        support, x = hard(support, x, p.s)
+        A_S = p.A.columns(support)
+        x = least_squares(A_S, p.y)
+        residuals = [*residuals, float((p.y - A_S @ x).norm())]
+        reason = f"{reason}; cut to {p.s} non-zeros and fitted again"
+    return Recovery(support, x, p.A.shape[1], residuals, steps, converged, reason)
+
+
+def trivial(p: Problem) -> Recovery | None:
+    """The result where nothing is to be solved: s = 0, or y = 0."""
+    if p.s and bool(p.y.any()):
+        return None
+    none = torch.empty(0, dtype=torch.int64, device=p.y.device)
+    reason = "nothing may be non-zero" if p.s == 0 else "y is zero"
+    return Recovery(none, p.y.new_empty(0), p.A.shape[1], [float(p.y.norm())], 0, True, reason)
+
+
+Watch = Callable[[int, float], object]  # what ``on_step`` is: called with the iteration and the residual's norm
+
+
+def fitted(residual: float, p: Problem) -> str | None:
+    """The sentence on a residual that is small enough, or None."""
+    return f"the residual is down to {residual:.2g}" if residual <= p.tolerance else None
+
+
+USED_UP = "all {} iterations were used and it still moved; more steps, a larger s_tilde or more measurements may help"
+STANDS = "support and values repeat; the residual of {:.3g} stays: noise, too small an s, or a wrong support"
