@@ -205,9 +205,7 @@ def gaussian_problem(m: int, d: int, s: int, seed: int, signs: bool = False) -> 
     return A, x, A @ x
 
 
-def planted_network(
-    d: int, neurons: int, s: int, n: int, seed: int, mixed: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def planted_network(d: int, neurons: int, s: int, n: int, seed: int, mixed: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """X, first layer (neurons, d), output signs, y."""
     W, where = torch.zeros(neurons * d, dtype=torch.float64), torch.randperm(neurons * d, generator=generator(seed))[:s]
     W[where] = normal(s, seed=seed + 1)

@@ -18,6 +18,7 @@ from gossamer.layouts import Layout, gather, scatter
 from gossamer.ops.csr_conv2d import reference as conv2d
 from gossamer.ops.csr_linear import reference as linear
 from gossamer.ops.csr_sense import reference as sense
+from gossamer.ops.index import reference as index_reference
 from gossamer.ops.kernels import Kernel, always
 from gossamer.support import Support, distinct
 from gossamer.surgery import set_support_
@@ -837,10 +838,56 @@ SOLVER = {
     "s = 0 gives something": _solver(lambda A, y, s: recover.niht(A, y, max(s, 1))),
 }
 
+
+def _index(**changed):
+    """The reference kernels of an index, some of them broken, on a matrix with an empty row and column, -0.0 and NaN."""
+    good = {k: getattr(index_reference, k) for k in ("rows_of", "columns_of", "values_at")}
+    w = torch.tensor([[0.0, 2.0, -0.0, 3.0, 0.0], [0.0] * 5, [4.0, 5.0, 0.0, float("nan"), 0.0], [0.0, 6.0, 0.0, 7.0, 0.0]])
+    kernels = {k: Kernel("mutant", changed.get(k, run), always) for k, run in good.items()}
+    return lambda: laws.check_index(kernels, w)
+
+
+def _by_bits(w):
+    """Takes -0.0 for a non-zero."""
+    return index_reference.rows_of(w.view(torch.int32))
+
+
+def _in_any_order(crow, col, cols):
+    """Rows fall within a column."""
+    perm = torch.sort(col.flip(0), stable=True)[1]
+    perm = col.numel() - 1 - perm
+    ccol, row, right = index_reference.columns_of(crow, col, cols)
+    return ccol, row[torch.argsort(right)][perm], perm.to(right.dtype)
+
+
+def _inverse(crow, col, cols):
+    """The places in column order, asked for by row order."""
+    ccol, row, perm = index_reference.columns_of(crow, col, cols)
+    return ccol, row, torch.argsort(perm).to(perm.dtype)
+
+
+INDEX = {
+    "-0.0 is a non-zero": _index(rows_of=_by_bits),
+    "NaN is a zero": _index(rows_of=lambda w: index_reference.rows_of(w.nan_to_num(0.0))),
+    "a long index": _index(rows_of=lambda w: tuple(t.long() for t in index_reference.rows_of(w))),
+    "pointers one row late": _index(rows_of=lambda w: (index_reference.rows_of(w)[0].roll(1), index_reference.rows_of(w)[1])),
+    "the order within a column is lost": _index(columns_of=_in_any_order),
+    "perm is its inverse": _index(columns_of=_inverse),
+    "one column short": _index(
+        columns_of=lambda crow, col, cols: (
+            index_reference.columns_of(crow, col, cols)[0][:-1],
+            *index_reference.columns_of(crow, col, cols)[1:],
+        )
+    ),
+    "values of the transpose": _index(values_at=lambda w, crow, col: index_reference.values_at(w.abs() + 1, crow, col)),
+    "values in another dtype": _index(values_at=lambda w, crow, col: index_reference.values_at(w, crow, col).double()),
+}
+
 MUTANTS: dict[str, dict[str, Callable]] = {
     "check_support": SUPPORT,
     "check_rewire": REWIRE,
     "check_kernel": KERNEL,
+    "check_index": INDEX,
     "check_layout": LAYOUT,
     "check_surgery": SURGERY,
     "check_penalty": PENALTY,

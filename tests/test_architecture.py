@@ -13,11 +13,24 @@ import gossamer
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(gossamer.__file__).parent
 LAYERS = [
-    {"errors", "support", "schedules", "budgets"},
-    {"ops", "penalties"},
+    {"errors", "schedules", "budgets"},
+    {"support", "ops", "penalties"},
     {"layouts", "rules", "topology"},
-    {"layers", "batch_last", "allotment", "timing", "plan", "convert", "surgery", "sensing", "checkpoint", "ledger", "laws",
-     "recover", "target"},
+    {
+        "layers",
+        "batch_last",
+        "allotment",
+        "timing",
+        "plan",
+        "convert",
+        "surgery",
+        "sensing",
+        "checkpoint",
+        "ledger",
+        "laws",
+        "recover",
+        "target",
+    },
     {"train", "multilevel"},
     {"experiments"},
 ]

@@ -90,7 +90,7 @@ def test_resume_is_bit_equal_wherever_it_was_cut(name, tmp_path):
         again = Job(TOPOLOGIES[name], seed=5)
         checkpoint.load(tmp_path / f"{t}.safetensors", again.model, **again.parts)
         assert again.train(t + 1, 24) == losses[done:], f"cut after step {t + 1}"
-        assert laws._same(again.state(), end), f"cut after step {t + 1}"
+        assert laws.details.same(again.state(), end), f"cut after step {t + 1}"
 
 
 # ---------------------------------------------------------------- what is in it
@@ -130,7 +130,7 @@ def test_the_model_alone(tmp_path):
     other = Job(seed=1)
     before = copy.deepcopy(other.optimizer.state_dict())
     assert checkpoint.load(path, other.model) == {"epoch": 2}
-    assert same_state(other.model, job.model) and laws._same(other.optimizer.state_dict(), before)
+    assert same_state(other.model, job.model) and laws.details.same(other.optimizer.state_dict(), before)
 
 
 def test_a_single_layer_as_model(tmp_path):
@@ -156,7 +156,7 @@ def test_saving_does_not_touch_the_run(tmp_path):
     job.train(0, 3)
     before = job.state()
     checkpoint.save(tmp_path / "x", job.model, **job.parts)
-    assert laws._same(job.state(), before)
+    assert laws.details.same(job.state(), before)
 
 
 def test_extra_must_be_json(tmp_path):
@@ -268,7 +268,7 @@ def test_a_file_that_is_not_right_is_refused_and_nothing_changes(case, tmp_path)
     with pytest.raises(gs.Unfit, match=sentence) as caught:
         checkpoint.load(path, victim.model, **victim.parts)
     assert str(path) in str(caught.value)
-    assert laws._same(victim.state(), before)
+    assert laws.details.same(victim.state(), before)
 
 
 @table(STRANGERS)
@@ -279,7 +279,7 @@ def test_a_run_that_is_not_the_same_is_refused_and_nothing_changes(case, tmp_pat
     before = victim.state()
     with pytest.raises(gs.Unfit, match=sentence):
         checkpoint.load(path, victim.model, optimizer=victim.optimizer, rewirer=victim.rewirer)
-    assert laws._same(victim.state(), before)
+    assert laws.details.same(victim.state(), before)
 
 
 def test_a_ledger_of_other_layers_is_refused_before_anything_changes(tmp_path):
@@ -289,7 +289,7 @@ def test_a_ledger_of_other_layers_is_refused_before_anything_changes(tmp_path):
     before = victim.state()
     with pytest.raises(gs.Unfit, match="layers"):
         checkpoint.load(path, victim.model, **victim.parts)
-    assert laws._same(victim.state(), before)
+    assert laws.details.same(victim.state(), before)
 
 
 def test_a_state_that_was_not_saved_is_refused(tmp_path):

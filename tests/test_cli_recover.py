@@ -10,6 +10,8 @@ pytest.importorskip("jsonargparse")
 
 from gossamer.experiments import cells, cli
 from gossamer.experiments import recover as experiments
+from gossamer.experiments.recover.phase_diagrams import crossing
+from gossamer.experiments.recover.planted_networks import imp
 
 PHASE = ["recover", "phase", "--d", "40", "--deltas", "[0.5]", "--rhos", "[0.1, 0.9]", "--trials", "3", "--picture", "false"]
 
@@ -92,15 +94,15 @@ def test_help_lists_the_experiments(capsys):
 def test_pruning_counts_exactly_and_trains():
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > 0).long()
-    model = experiments.imp(x, y, [5], 9, "cross_entropy", steps=60, lr=0.02)
+    model = imp(x, y, [5], 9, "cross_entropy", steps=60, lr=0.02)
     assert sum(int(p.count_nonzero()) for p in model.parameters()) == 9
     assert float((model(x).argmax(1) == y).double().mean()) > 0.9
 
 
 def test_where_success_falls_below_one_half():
     points = [(0.1, 1.0), (0.2, 1.0), (0.3, 0.5), (0.4, 0.0)]
-    assert abs((experiments.crossing(points) or 0) - 0.3) < 0.01
-    assert experiments.crossing([(0.1, 1.0), (0.2, 0.9)]) is None and experiments.crossing([]) is None
+    assert abs((crossing(points) or 0) - 0.3) < 0.01
+    assert crossing([(0.1, 1.0), (0.2, 0.9)]) is None and crossing([]) is None
 
 
 def test_a_failing_cell_keeps_what_is_finished(tmp_path):

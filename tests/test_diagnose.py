@@ -20,7 +20,7 @@ def test_coherence_is_the_largest_cosine(monkeypatch):
     gram = (unit.T @ unit).abs().fill_diagonal_(0)
     whole = diagnose.coherence(A)
     assert whole.value == pytest.approx(float(gram.max())) and float(gram[whole.pair]) == pytest.approx(whole.value)
-    monkeypatch.setattr(diagnose, "BLOCK_NUMBERS", 100)
+    monkeypatch.setattr(diagnose.matrices, "BLOCK_NUMBERS", 100)
     assert diagnose.coherence(A).value == pytest.approx(whole.value)
     assert diagnose.coherence(torch.eye(4, dtype=torch.float64)).value == 0
     assert diagnose.coherence(normal(5, 1).repeat(1, 2)).value == pytest.approx(1)
@@ -46,8 +46,8 @@ def test_sampled_constants_are_the_listed_ones():
     """m = 256, d = 512, Gaussian, 2000 supports, columns as they are: largest and mean. Columns of unit norm have smaller ones."""
     A = normal(256, 512, seed=1) / 16
     for s, largest, mean in ((4, 0.446, 0.214), (8, 0.560, 0.325)):
-        S = diagnose._supports(512, s, 2000, None)
-        low, high = diagnose._edges(recover.Dense(A * 16), S, normalised=False)
+        S = diagnose.matrices._supports(512, s, 2000, None)
+        low, high = diagnose.matrices._edges(recover.Dense(A * 16), S, normalised=False)
         delta = torch.maximum(high - 1, 1 - low)
         assert abs(float(delta.max()) - largest) < 0.08 and abs(float(delta.mean()) - mean) < 0.01
         found = diagnose.isometry(A, s, swaps=0)

@@ -7,13 +7,16 @@ import gossamer as gs
 from cases import CONVS, OPERATORS, RULES, SUPPORTS, TOPOLOGIES
 from gossamer import laws, recover
 from gossamer.ops.csr_linear import op as csr_linear
+from gossamer.ops.index import op as index
 from gossamer.ops.kernels import Kernel
 from mutants import MUTANTS
 
+INDEX = {"rows_of": index.ROWS_OF[-1], "columns_of": index.COLUMNS_OF[-1], "values_at": index.VALUES_AT[-1]}
 REAL = {
     "check_support": lambda: laws.check_support(SUPPORTS["ragged tiles"]),
     "check_rewire": laws.check_rewire,
     "check_kernel": lambda: laws.check_kernel("csr_linear.forward", csr_linear.FORWARD[0], SUPPORTS["primes"]),
+    "check_index": lambda: laws.check_index(INDEX, torch.eye(3, 5)),
     "check_layout": lambda: laws.check_layout(gs.CSR),
     "check_surgery": laws.check_surgery,
     "check_penalty": lambda: laws.check_penalty(gs.LogL1(0.5, 0.1, "kernel")),

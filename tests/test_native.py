@@ -25,6 +25,8 @@ from gossamer.ops.csr_conv2d import native as conv2d
 from gossamer.ops.csr_conv2d.reference import Geometry
 from gossamer.ops.csr_linear import native as linear
 from gossamer.ops.csr_sense import native as sense
+from gossamer.ops.index import native as index
+from gossamer.ops.index import op as index_op
 from gossamer.ops.kernels import Kernel
 from gossamer.support import Support
 
@@ -220,6 +222,26 @@ def test_memory_orders_are_turned(m, dtype, count):
         y = native.like(x, *shape).fill_(torch.nan)
         m.turn(x, y, count)
         assert torch.equal(y, x)
+
+
+@every_build
+@pytest.mark.parametrize("count", (1, 2, 5))
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_indices_of_matrices(m, dtype, count):
+    """Empty rows and columns, nothing, everything, what is zero and what only looks like it."""
+    some = torch.randn(23, 17, dtype=dtype, generator=generator()) * (torch.rand(23, 17, generator=generator()) < 0.2)
+    some[3], some[:, 5], some[7, 7:9] = 0.0, 0.0, torch.tensor([-0.0, float("nan")], dtype=dtype)
+    with threads(count):
+        for w in (some, some[:1], some[:, 4:5].contiguous(), torch.zeros(3, 4, dtype=dtype), torch.ones(4, 3, dtype=dtype)):
+            laws.check_index(index.kernels(m), w)
+
+
+def test_what_the_kernels_of_indices_decline():
+    """Other dtypes, gaps in memory: the reference takes them, the result is the same."""
+    w = torch.randn(6, 8, generator=generator()).relu()
+    for other in (w.bfloat16(), w.bool(), w.t().contiguous().t()):
+        assert not other.is_contiguous() or other.dtype is not torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(index_op.rows_of(other), index_op.rows_of(w), strict=True))
 
 
 @every_build

@@ -16,7 +16,7 @@ from .allotment import Allotment, Pick, allot
 from .batch_last import keep_batch_last, plain_modules
 from .errors import Unfit, check_density, nearest
 from .layers import SparseConv2d, SparseLayer, SparseLinear, sparse_layers
-from .layouts import CSR, LAYOUTS, Layout, gather, layout_named
+from .layouts import LAYOUTS, MASKED, Layout, gather, layout_named
 from .ops.csr_sense.reference import top_k
 from .plan import Plan, plan
 from .support import Support, grid_of
@@ -105,8 +105,8 @@ def sparsify(
             layer the faster of csr and masked on this machine, measured now by :func:`~gossamer.plan`; or such a plan. Supports and
             values do not depend on it.
         input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
-        batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr wants them: modules
-            between the layers become twins with the same parameters and results. None: on the CPU, if a layer is csr.
+        batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr and shadow want them:
+            modules between the layers become twins with the same parameters and results. None: on the CPU, if a layer is either.
         include, exclude: which layers: names (a container's name stands for all below it), ``"re:PATTERN"`` or compiled patterns
             (searched in the qualified name), or module types.
         init: ``"kaiming"`` draws new values; ``"keep"`` keeps the model's weights on a random support; ``"magnitude"`` keeps its
@@ -133,7 +133,7 @@ def sparsify(
     rows = [_row(name, twins.get(name, m), given.reasons[name], planned) for name, m in given.owners.items()]
     if batch_last is None:
         here = planned.batch_last if planned else all(m.values.device.type == "cpu" for m in twins.values())
-        batch_last = here and CSR in layouts.values()
+        batch_last = here and any(layout.name != MASKED.name for layout in layouts.values())
     model = _replaced(model, {given.owners[name]: twin for name, twin in twins.items()})
     model = keep_batch_last(model) if batch_last else model
     model.sparsity_report = Report(tuple(rows), density, planned)  # type: ignore[assignment]

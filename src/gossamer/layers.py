@@ -20,6 +20,7 @@ from .ops.csr_conv2d import op as conv2d_op
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear import op as linear_op
 from .ops.csr_sense.op import SAMPLED
+from .ops.index.op import columns_of, rows_of
 from .ops.kernels import choose, device_type, run
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
@@ -98,11 +99,10 @@ class SparseLayer(nn.Module):
         if now == self._seen or self.values.shape != self.dense_shape:
             return
         self._seen = now
-        ids, shape = self.values.flatten().nonzero().flatten(), (self.dense_shape[0], math.prod(self.dense_shape[1:]))
-        index = tuple(getattr(self, name) for name in INDEX)
-        if ids.numel() == self.col.numel() and torch.equal(ids, Support(shape, self.unit, *index).ids()):  # type: ignore[arg-type]
+        crow, col = rows_of(self.values.flatten(1))
+        if torch.equal(crow, self.crow) and torch.equal(col, self.col):
             return
-        for name, tensor in self.index_of(Support.from_ids(ids, shape)).items():
+        for name, tensor in zip(INDEX, (crow, col, *columns_of(crow, col, math.prod(self.dense_shape[1:]))), strict=True):
             setattr(self, name, tensor)
 
     @property

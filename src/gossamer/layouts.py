@@ -20,7 +20,8 @@ from .errors import Unfit, nearest
 from .ops.csr_conv2d.op import csr_conv2d
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear.op import csr_linear
-from .ops.dense_gradient import shadow_conv2d, shadow_linear
+from .ops.dense_gradient import for_dense, shadow_conv2d, shadow_linear
+from .ops.index.op import values_at
 from .support import Support
 
 DENSE_ABOVE = 0.25  # the density above which a shadow layer is multiplied by torch's dense kernels, which are then the faster ones
@@ -73,16 +74,20 @@ def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Ten
     return F.conv2d(x, _masked_weight(values, s), bias, g.stride, g.padding, g.dilation)
 
 
+def _non_zeros(values: Tensor, s: Support) -> Tensor:
+    return values_at(values.detach().flatten(1), s.crow, s.col) if s.unit == (1, 1) else gather(values.detach(), s)
+
+
 def _shadow_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
     if s.density > DENSE_ABOVE:
         return F.linear(x, values, bias)
-    return shadow_linear(x, values, gather(values.detach(), s), s, bias)
+    return shadow_linear(x, values, _non_zeros(values, s), s, bias)
 
 
 def _shadow_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
     if s.density > DENSE_ABOVE:
-        return F.conv2d(x, values, bias, g.stride, g.padding, g.dilation)
-    return shadow_conv2d(x, values, gather(values.detach(), s), s, g, bias)
+        return F.conv2d(for_dense(x), for_dense(values), bias, g.stride, g.padding, g.dilation)
+    return shadow_conv2d(x, values, _non_zeros(values, s), s, g, bias)
 
 
 MASKED = Layout("masked", "dense", _masked_linear, _masked_conv2d)

@@ -23,7 +23,7 @@ from .layers import SparseLayer, sparse_layers
 from .ops.csr_sense import op as sense_op
 from .rules.adabreg import AdaBreg
 from .rules.linbreg import LinBreg
-from .rules.rule import SparseOptimizer
+from .rules.rule import Now, SparseOptimizer
 from .sensing import mean_over_ranks
 from .support import Support
 from .surgery import set_support_
@@ -31,6 +31,7 @@ from .topology.topology import Change, Topology
 from .train import Event
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
+ALMOST = 1 - 1e-5  # of the strength: what a rounded level may miss
 
 
 class Multilevel:
@@ -85,10 +86,10 @@ class Multilevel:
                 self.layers[name].values.grad = None  # the optimizer moves the rest
         result = self.optimizer.step()
         if heard:
-            before = {name: layer.support for name, layer in self.layers.items()}
-            for name in heard:
-                self._fine(name)
-            self.last = _event(self.t, before, {name: layer.support for name, layer in self.layers.items()})
+            n = {name: layer.support.n for name, layer in self.layers.items()}
+            kept = {**n, **{name: self._fine(name) for name in heard}}
+            now = {name: layer.support.n for name, layer in self.layers.items()}
+            self.last = Event(self.t, {name: n[name] - kept[name] for name in n}, {name: now[name] - kept[name] for name in n}, now)
         self._arm()
         return result
 
@@ -152,10 +153,11 @@ class Multilevel:
         return rule, groups[at]
 
     @torch.no_grad()
-    def _fine(self, name: str) -> None:
+    def _fine(self, name: str) -> int:
+        """The fine step of a layer; how many weights of its support stay in it."""
         layer, operands = self.layers[name], self._heard[name].pairs
         if not operands:
-            return  # it took no part in the forward pass
+            return layer.support.n  # it took no part in the forward pass
         rule, group = self._rule(name)
         now, s = self.optimizer.now(group), layer.support
         ids, (rows, cols) = s.ids(), s.shape
@@ -163,7 +165,7 @@ class Multilevel:
         cold = self._cold.setdefault(name, {key: t.new_zeros(rows, cols) for key, t in hot.items()})
         for key, t in hot.items():
             cold[key].view(-1)[ids] = t  # write back
-        kept, shown = [], []
+        alive, shown, kept = [], [], 0
         step = max(1, BLOCK_NUMBERS // cols)
         for top in range(0, rows, step):
             part = slice(top, min(top + step, rows))
@@ -172,21 +174,24 @@ class Multilevel:
             g = mean_over_ranks(sense_op.gradient_rows(operands, part, s, layer.geometry))
             if group["weight_decay"]:
                 g.view(-1)[mine] += group["weight_decay"] * layer.values[first:last]
-            state, w = {key: [t[part]] for key, t in cold.items()}, torch.empty_like(g)
+            state = {key: [t[part]] for key, t in cold.items()}
             old = state["v"][0].clone() if self.fine_lr_scale != 1.0 else None
             rule.descend_([g], state, now)
             if old is not None:
                 _stretch(state["v"][0], old, mine, self.fine_lr_scale)
-            rule.show_([w], state, now)
-            alive = w.view(-1).nonzero().flatten()
-            kept.append(alive + top * cols)
-            shown.append(w.view(-1)[alive])
-        now_kept = torch.cat(kept)
-        set_support_(layer, Support.from_ids(now_kept, s.shape), self.optimizer)
+            here = (rule.levels([g], state, now)[0] > ALMOST * now.strength).view(-1).nonzero().flatten()  # w is zero elsewhere
+            w, stay = (_shown(rule, state["v"][0].view(-1)[at], now) for at in (here, mine))
+            here, w = here[w != 0], w[w != 0]
+            kept += int(stay.count_nonzero())
+            alive.append(here + top * cols)
+            shown.append(w)
+        ids = torch.cat(alive)
+        set_support_(layer, Support.from_ids(ids, s.shape), self.optimizer)
         layer.values.copy_(torch.cat(shown))
         state = self.optimizer.state[layer.values]
         for key, t in cold.items():
-            state[key].copy_(t.view(-1)[now_kept])  # restrict
+            state[key].copy_(t.view(-1)[ids])  # restrict
+        return kept
 
 
 @dataclass(frozen=True)
@@ -209,17 +214,18 @@ class Operands:
         self.pairs.append((dy, x))
 
 
+def _shown(rule: LinBreg | AdaBreg, v: Tensor, now: Now) -> Tensor:
+    """The weights that belong to entries of the mirror variable."""
+    w = torch.empty_like(v)
+    rule.show_([w], {"v": [v]}, now)
+    return w
+
+
 def _stretch(v: Tensor, old: Tensor, on: Tensor, scale: float) -> None:
     """v <- old + scale (v - old) except at the flat indices ``on``."""
     moved = v.view(-1)[on].clone()
     v.sub_(old).mul_(scale).add_(old)
     v.view(-1)[on] = moved
-
-
-def _event(t: int, before: dict[str, Support], after: dict[str, Support]) -> Event:
-    both = {name: int((after[name].find(s.ids()) >= 0).sum()) for name, s in before.items()}
-    n = {name: s.n for name, s in after.items()}
-    return Event(t, {name: s.n - both[name] for name, s in before.items()}, {name: n[name] - both[name] for name in n}, n)
 
 
 def _check(layers: dict[str, SparseLayer], optimizer: object) -> None:

@@ -356,7 +356,9 @@ def shrink(u: Tensor, tau: Tau, group: str) -> Tensor:
 
 def ratio(size: Tensor, tau: Tau) -> Tensor:
     """size / tau, 0 where size is 0."""
-    return torch.where(size > 0, size / tau, 0.0) if isinstance(tau, Tensor) or tau > 0.0 else torch.where(size > 0, math.inf, 0.0)
+    if isinstance(tau, Tensor):
+        return torch.where(size > 0, size / tau, 0.0)
+    return size / tau if tau > 0.0 else torch.where(size > 0, math.inf, 0.0)
 
 
 def norms(w: Tensor, group: str) -> Tensor:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from .errors import Unfit
+from .ops.index import op as index
+from .ops.index.reference import INT, pointers
 
-INT = torch.int32
 ROUNDS = 8  # of drawing by weight
 LIMIT = 2**31 - 1  # units of one support, unit rows and unit columns: what int32 can count
 
@@ -43,17 +44,18 @@ class Support:
         """The support of the given unit ids (int64, any order, no duplicates)."""
         shape, unit = checked("Support", shape, unit)
         grid = grid_of(shape, unit)
-        ids = torch.sort(ids.long())[0]
-        if ids.numel():
-            if int(ids[0]) < 0 or int(ids[-1]) >= grid[0] * grid[1]:
-                raise Unfit("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
+        ids = ids.to(torch.int64, copy=True)
+        if not bool((ids[1:] > ids[:-1]).all()):
+            ids = torch.sort(ids)[0]
             if bool((ids[1:] == ids[:-1]).any()):
                 raise Unfit("Support", "ids must be distinct")
+        if ids.numel() and (int(ids[0]) < 0 or int(ids[-1]) >= grid[0] * grid[1]):
+            raise Unfit("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
         if ids.numel() > LIMIT:
             raise Unfit("Support", f"one support holds at most {LIMIT} units", got=ids.numel(), remedy="larger units, unit=(h, w)")
         col = (ids % grid[1]).to(INT)
         rows = ids.div_(grid[1], rounding_mode="floor") if ids.numel() else ids
-        return _with_column_order(shape, unit, _pointers(rows, grid[0]), col, rows.to(INT))
+        return _with_column_order(shape, unit, pointers(rows, grid[0]), col)
 
     @staticmethod
     def from_index(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
@@ -62,9 +64,8 @@ class Support:
         problems = index_problems(crow, col, shape, unit)
         if problems:
             raise Unfit("Support", f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in units of {unit}", reasons=problems)
-        crow, col = crow.to(INT), col.to(INT)
-        rows = torch.repeat_interleave(torch.arange(crow.numel() - 1, dtype=INT, device=crow.device), crow.diff())
-        return _with_column_order(shape, unit, crow, col, rows)
+        crow, col = crow.to(INT).contiguous(), col.to(INT).contiguous()
+        return _with_column_order(shape, unit, crow, col)
 
     @staticmethod
     def random(
@@ -95,6 +96,8 @@ class Support:
     def of(dense: Tensor, unit: Sequence[int] = (1, 1)) -> "Support":
         """The units of a dense matrix (rows, cols) that hold a non-zero."""
         shape, unit = checked("Support.of", tuple(dense.shape), unit)
+        if unit == (1, 1):
+            return _with_column_order(shape, unit, *index.rows_of(dense))
         i, j = dense.nonzero(as_tuple=True)
         ids = (i // unit[0]) * grid_of(shape, unit)[1] + j // unit[1]
         return Support.from_ids(ids.unique(), shape, unit)
@@ -299,12 +302,5 @@ def checked(who: str, shape: Sequence[int], unit: Sequence[int]) -> tuple[tuple[
     return (shape[0], shape[1]), (unit[0], unit[1])
 
 
-def _pointers(sorted_index: Tensor, size: int) -> Tensor:
-    counts = torch.bincount(sorted_index, minlength=size)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(INT)
-
-
-def _with_column_order(shape: tuple[int, int], unit: tuple[int, int], crow: Tensor, col: Tensor, rows: Tensor) -> Support:
-    perm = torch.sort(col, stable=True)[1]
-    row = rows[perm]
-    return Support(shape, unit, crow, col, _pointers(col, grid_of(shape, unit)[1]), row, perm.to(INT))
+def _with_column_order(shape: tuple[int, int], unit: tuple[int, int], crow: Tensor, col: Tensor) -> Support:
+    return Support(shape, unit, crow, col, *index.columns_of(crow, col, grid_of(shape, unit)[1]))

@@ -20,6 +20,7 @@ groups and is saved with them; if somebody else sets it, or an older state is lo
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,7 +150,7 @@ class TargetDensity:
         source = self.optimizer if self.multilevel is None else self.multilevel
         levels = torch.cat([level.flatten() for level in source.levels()] or [torch.zeros(1)])
         stay = min(levels.numel() - 1, max(1, round(wanted * self.total)))
-        level = float(levels.kthvalue(levels.numel() - stay)[0])
+        level = smallest(levels, levels.numel() - stay)
         if not 0.0 < level < math.inf:
             return 0.0 if landing or level > 0.0 else -self.limit
         way = math.log(level / self.groups[0]["strength"])
@@ -157,6 +158,13 @@ class TargetDensity:
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.groups for p in group["params"]]
+
+
+def smallest(x: Tensor, k: int) -> float:
+    """The k-th smallest entry of a vector, k = 1, 2, ..."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return float(np.partition(x.numpy(), k - 1)[k - 1])  # several times faster than torch's
+    return float(x.kthvalue(k)[0])
 
 
 def steerable(rule: Rule) -> bool:

@@ -144,3 +144,11 @@ class _bar:
     def __exit__(self, *_: object) -> None:
         if self.progress is not None:
             self.progress.stop()
+
+
+def save(plt: Any, figure: Any, path: Path) -> None:
+    """Writes a figure as a PNG, says so, and closes it."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(f"wrote {path}", flush=True)

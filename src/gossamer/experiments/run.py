@@ -277,7 +277,10 @@ def steering(optimizer: torch.optim.Optimizer, rewirer: Any, config: Config, ste
     method = config.method
     if not isinstance(method, (Proximal, Coarse)) or not method.target or not isinstance(optimizer, SparseOptimizer):
         return None
-    every = method.coarse + 1 if isinstance(method, Coarse) else max(1, min(10, steps // 100))
+    often = max(1, steps // 100)
+    if not isinstance(method, Coarse):
+        return TargetDensity(optimizer, config.density, steps, reach=method.reach, every=min(10, often))
+    every = (method.coarse + 1) * max(1, min(50, often) // (method.coarse + 1))  # a measurement costs half a fine step
     return TargetDensity(optimizer, config.density, steps, reach=method.reach, every=every, multilevel=rewirer)
 
 

@@ -19,7 +19,7 @@ from ..support import Support
 from .csr_conv2d import op as conv2d
 from .csr_conv2d.reference import Geometry
 from .csr_linear import op as linear
-from .native import bias_gradient
+from .native import bias_gradient, plain
 
 
 @torch.compiler.disable()
@@ -40,6 +40,21 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
 def shadow_conv2d(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
     """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw). Otherwise as :func:`shadow_linear`."""
     return _Conv2d.apply(x, dense, values, bias, s, g)  # type: ignore[return-value]
+
+
+def for_dense(t: Tensor) -> Tensor:
+    """In the memory format in which torch's dense convolutions are fastest: on the CPU channels last, by a third to a half."""
+    return _ForDense.apply(t) if t.is_cpu else t  # type: ignore[return-value]
+
+
+class _ForDense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t):
+        return _for_dense(t)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy  # the order in memory is not seen by arithmetic
 
 
 class _Linear(torch.autograd.Function):
@@ -75,8 +90,12 @@ class _Conv2d(torch.autograd.Function):
         dx, _ = conv2d.gradients(dy, None, values, ctx.support, g, x.shape[2:], of_x, False)
         if of_w:
             where: Any = (g.stride, g.padding, g.dilation)  # torch's annotation knows single numbers only
-            dw = conv2d_weight(_as(x, values).contiguous(), ctx.shape, _as(dy, values).contiguous(), *where)
+            dw = conv2d_weight(_for_dense(_as(x, values)), ctx.shape, _for_dense(_as(dy, values)), *where)
         return dx, dw, None, bias_gradient(dy, ctx.bias) if of_b else None, None, None
+
+
+def _for_dense(t: Tensor) -> Tensor:
+    return plain(t).contiguous(memory_format=torch.channels_last) if t.is_cpu else t.contiguous()
 
 
 def _as(t: Tensor, values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
 ``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -89,11 +90,11 @@ def top_k(score: Tensor, k: int) -> Tensor:
 
 def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
     """A slice of rows of the dense gradient, summed over the micro-batches."""
+    if g is None:
+        parts = (dy.reshape(-1, s.shape[0])[:, rows].t() @ x.reshape(-1, s.shape[1]) for dy, x in operands)
+        return functools.reduce(Tensor.add_, parts)
     total = operands[0][0].new_zeros(len(range(*rows.indices(s.shape[0]))), s.shape[1])
     for dy, x in operands:
-        if g is None:
-            total += dy.reshape(-1, s.shape[0])[:, rows].t() @ x.reshape(-1, s.shape[1])
-        else:
-            for part, columns in conv2d.unfolded(x, g):
-                total += conv2d.flat_outputs(dy[part, rows]).t() @ columns
+        for part, columns in conv2d.unfolded(x, g):
+            total += conv2d.flat_outputs(dy[part, rows]).t() @ columns
     return total

@@ -107,11 +107,22 @@ def batch_last(x: Tensor) -> Tensor:
     """:func:`gossamer.ops.memory.batch_last` for use below autograd: a kernel turns what it can."""
     if is_batch_last(x):
         return x
-    if BEST is None or x.dim() not in (2, 4) or not x.is_cpu or x.dtype not in COMPUTED or not x.is_contiguous():
+    if BEST is None or x.dim() not in (2, 4) or not x.is_cpu or x.dtype not in COMPUTED:
         return memory.batch_last(x)
+    if not x.is_contiguous():
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return memory.batch_last(x)
+        x = x.contiguous()  # two quick turns, where one between these two formats is slow
     y = like(x, *x.shape)
     BEST.turn(x, y, torch.get_num_threads())
     return y
+
+
+def plain(x: Tensor) -> Tensor:
+    """The way back, to torch's contiguous memory; for use below autograd."""
+    if not is_batch_last(x):
+        return x.contiguous()
+    return batch_last(x.movedim(0, -1).flatten(0, -2)).t().view(x.shape)
 
 
 def computed(values: Tensor) -> Tensor:
@@ -141,5 +152,6 @@ def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 __all__ = [
-    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "unfit", "warn_once", "why_not",
+    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "plain", "unfit", "warn_once",
+    "why_not",
 ]  # fmt: skip

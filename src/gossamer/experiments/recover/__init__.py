@@ -1,0 +1,8 @@
+"""``gossamer recover phase | planted | inr | mnist``: what compressed sensing recovers, as tables and pictures. Resumable, in processes."""
+
+from .digits import mnist
+from .images import inr
+from .phase_diagrams import phase
+from .planted_networks import planted
+
+COMMANDS = {"phase": phase, "planted": planted, "inr": inr, "mnist": mnist}

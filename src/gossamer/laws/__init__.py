@@ -1,0 +1,37 @@
+"""Laws: what supports, kernels, layouts, surgery, penalties, rules, topologies, checkpoints, operators and solvers obey, as functions.
+
+    from gossamer import laws
+    laws.check_layout(MY_LAYOUT)
+    laws.check_kernel("csr_linear.forward", MY_KERNEL, some_support)
+    laws.check_topology(my_topology(stop=40), gs.Rewirer)
+
+Each raises AssertionError with one sentence: which law is broken, and where. Each is itself tested against mutants, objects broken on
+purpose that it must reject. Everything is tiny, in float64, and draws from its own generators; new memory is filled with NaN.
+"""
+
+from .checkpoints import check_checkpoint
+from .details import nesterov
+from .kernels import check_index, check_kernel, check_layout, poisoned_memory
+from .penalties import check_penalty
+from .recovery import check_operator, check_solver
+from .rules import check_rule
+from .supports import check_rewire, check_support
+from .surgery import check_surgery
+from .topologies import check_topology
+
+__all__ = (
+    "check_checkpoint",
+    "check_index",
+    "check_kernel",
+    "check_layout",
+    "check_operator",
+    "check_penalty",
+    "check_rewire",
+    "check_rule",
+    "check_solver",
+    "check_support",
+    "check_surgery",
+    "check_topology",
+    "nesterov",
+    "poisoned_memory",
+)

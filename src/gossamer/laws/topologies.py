@@ -1,0 +1,180 @@
+"""Laws of topologies."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..convert import sparsify
+from ..errors import Unfit
+from ..layers import sparse_layers
+from ..layouts import Layout
+from ..topology import topology as topologies
+from ..topology.topology import Topology
+from .details import Optimizers, demand, nesterov, same
+from .supports import check_support
+
+
+class Run:
+    """A tiny training run that a law can drive, copy and compare."""
+
+    def __init__(
+        self, topology: Topology, rewirer: Callable[..., Any], layout: str | Layout, unit: tuple[int, int], optimizer: Optimizers, seed: int
+    ):
+        rng = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            model = nn.Sequential(nn.Linear(9, 11), nn.Tanh(), nn.Linear(11, 6)).double()
+        for p in model.parameters():  # biases too must differ between seeds, and not depend on torch's own generator
+            nn.init.normal_(p, 0.0, 0.3, generator=rng)
+        fan_in = max(1, topology.min_fan_in)
+        self.model = sparsify(model, 0.4, budget="pooled", layout=layout, unit=unit, min_fan_in=fan_in, rng=rng)
+        self.optimizer = optimizer(self.model.parameters())
+        self.rewirer = rewirer(self.model, self.optimizer, topology, rng=torch.Generator().manual_seed(seed))
+        self.layers = sparse_layers(self.model)
+
+    def backward(self, t: int) -> None:
+        rng = torch.Generator().manual_seed(1000 + t)
+        x, y = (torch.randn(4, n, generator=rng, dtype=torch.float64) for n in (9, 6))
+        self.optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(self.model(x), y).backward()
+
+    def snapshot(self) -> tuple[Any, Any, Any]:
+        return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.rewirer.state_dict()))
+
+    def restore(self, snapshot: tuple[Any, Any, Any]) -> None:
+        for part, state in zip((self.model, self.optimizer, self.rewirer), snapshot, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+
+
+def check_topology(
+    topology: Topology,
+    rewirer: Callable[..., Any],
+    *,
+    steps: int | None = None,
+    layout: str | Layout = "csr",
+    unit: tuple[int, int] = (1, 1),
+    optimizer: Optimizers = nesterov,
+) -> None:
+    """One topology on a tiny run: sizes, survivors, births, sensing, places in memory, hidden randomness, the end, and resuming.
+
+    Args:
+        rewirer: what trains by the topology: ``gossamer.Rewirer``, or anything with its signature and methods.
+        steps: how many (default: a few more than ``topology.stop``).
+    """
+    steps = topology.stop + 3 if steps is None else steps
+    run = Run(topology, rewirer, layout, unit, optimizer, seed=0)
+    start = {name: layer.support.n for name, layer in run.layers.items()}
+    cuts: dict[str, tuple[int, tuple[Any, Any, Any]]] = {}
+    try:
+        for t in range(1, steps + 1):
+            changed = _checked_step(run, topology, t, start)
+            label = "just after an event" if changed else "in the middle of a window" if _in_window(topology, t) else "on a plain step"
+            if label not in cuts and t < steps:
+                cuts[label] = (t, run.snapshot())
+    except Unfit as refusal:
+        raise AssertionError(f"topology {topology.name!r}: must not fail in the middle of training: {refusal}") from refusal
+    late = [t for t in range(topology.stop + 1, steps + 1) if topology.when(t) is not None]
+    demand(not late, f"topology {topology.name!r}: no event after step {topology.stop}, but at {late}")
+    end = run.snapshot()
+    for label, (t, snapshot) in cuts.items():
+        other = Run(topology, rewirer, layout, unit, optimizer, seed=1)
+        other.restore(snapshot)
+        for later in range(t + 1, steps + 1):
+            other.backward(later)
+            other.rewirer.step()
+        where = f"topology {topology.name!r}: a run resumed {label} (step {t})"
+        demand(same(other.snapshot(), end), f"{where} must end with the same bits as one that was not interrupted")
+
+
+def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -> bool:
+    """One step, all laws of one step checked; whether it had an event."""
+    where = f"topology {topology.name!r}, step {t}"
+    change, asked = topology.when(t), topology.sense(t)
+    _check_sensing(run, asked, where)
+    before = {name: layer.support for name, layer in run.layers.items()}
+    places = {name: layer.values.data_ptr() for name, layer in run.layers.items()}
+    run.backward(t)
+    moved, moved_optimizer = copy.deepcopy((run.model, run.optimizer))  # the same step without the event
+    for mine, twin in zip(run.model.parameters(), moved.parameters(), strict=True):
+        twin.grad = mine.grad  # deepcopy leaves gradients behind
+    if change is None or change.move:
+        moved_optimizer.step()
+    state = torch.get_rng_state()
+    run.rewirer.step()
+    demand(torch.equal(state, torch.get_rng_state()), f"{where}: random choices must come from the rewirer's generator, not torch's own")
+
+    last = run.rewirer.last
+    demand((last is None) == (change is None), f"{where}: an event must take place exactly where `when` says so")
+    for (name, layer), twin in zip(run.layers.items(), sparse_layers(moved).values(), strict=True):
+        old, new, here = before[name], layer.support, f"{where}, layer {name}"
+        if change is None:
+            demand(new.same(old), f"{here}: the support must not change without an event")
+        else:
+            check_support(new, draws=0)
+        both, ids = new.find(old.ids()) >= 0, new.ids()
+        born = old.find(ids) < 0
+        states = {"values": (layer.values, twin.values), **_pairs(run.optimizer, layer.values, moved_optimizer, twin.values)}
+        for key, (mine, shadow) in states.items():
+            mine, shadow = layer.layout.compact(mine.detach(), new), layer.layout.compact(shadow.detach(), old)
+            demand(bool((mine[born] == 0).all()), f"{here}: {key} of a born unit must be 0")
+            demand(torch.equal(mine[~born], shadow[both]), f"{here}: {key} of a unit that stays must be what the optimizer made it")
+        if new.n == old.n:
+            demand(layer.values.data_ptr() == places[name], f"{here}: where n stays the same, the values must stay in place")
+        if last is not None:
+            dropped, grown = last.dropped[name], last.grown[name]
+            demand(new.n == old.n - dropped + grown == last.n[name], f"{here}: n must become {old.n} - {dropped} + {grown}, not {new.n}")
+            demand(int(born.sum()) <= grown and int((~both).sum()) <= dropped, f"{here}: the event's record must count its changes")
+        least = topology.min_fan_in
+        demand(bool((new.crow.diff() >= least).all()), f"{here}: every output unit must keep {least} incoming units")
+    if change is not None:
+        _check_sizes(run, topology, t, start, where)
+    return change is not None
+
+
+def _check_sensing(run: Run, asked: Any, where: str) -> None:
+    sensing, probes = run.rewirer.sensing, run.rewirer.state_dict()["probes"]
+    for name, layer in run.layers.items():
+        s, zeros = layer.support, layer.support.total - layer.support.n
+        m = 0
+        if asked is not None:
+            m = zeros if asked.stream else round(asked.fraction * zeros) if asked.count is None else min(asked.count, zeros)
+        demand(sensing.get(name, 0) == m, f"{where}, layer {name}: must sense {m} units, not {sensing.get(name, 0)}")
+        if name in probes:
+            ids = probes[name]["ids"]
+            fine = bool((s.find(ids) == -1).all()) and bool((ids.diff() > 0).all())
+            demand(fine, f"{where}, layer {name}: sensed units must be distinct zeros")
+
+
+def _check_sizes(run: Run, topology: Topology, t: int, start: dict[str, int], where: str) -> None:
+    final = run.rewirer.final
+    due = {name: _due(t, start[name], final[name], topology.stop) for name in start}
+    now = {name: layer.support.n for name, layer in run.layers.items()}
+    if topology.share is topologies.fixed:
+        for name in now:
+            over = now[name] - due[name]
+            fine = over == 0 or (topology.merge and over > 0 and t < topology.stop)
+            demand(fine, f"{where}, layer {name}: n must be {due[name]}, not {now[name]}")
+    else:
+        total, held = sum(due.values()), sum(now.values())
+        demand(held == total, f"{where}: the layers together must hold {total} units, not {held}")
+        demand(min(now.values()) >= 1, f"{where}: no layer may lose its last unit")
+
+
+def _due(t: int, start: int, final: int, stop: int) -> int:
+    """Zhu & Gupta's cubic, written out."""
+    if start == final:
+        return start
+    return final if t >= stop else round(final + (start - final) * (1 - t / stop) ** 3)
+
+
+def _in_window(topology: Topology, t: int) -> bool:
+    asked = topology.sense(t + 1)
+    return asked is not None and not asked.fresh
+
+
+def _pairs(a: torch.optim.Optimizer, p: Tensor, b: torch.optim.Optimizer, q: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    mine, theirs = a.state.get(p, {}), b.state.get(q, {})
+    return {key: (t, theirs[key]) for key, t in mine.items() if torch.is_tensor(t) and t.dim() > 0}

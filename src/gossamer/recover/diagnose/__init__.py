@@ -1,0 +1,20 @@
+"""How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, and of any sparse layer while it trains."""
+
+from .layers import Diagnosis, Watch, gradient_and_noise, hear, measured_recall, sensing, support_conditioning
+from .matrices import Coherence, Convexity, Isometry, coherence, convexity, isometry
+
+__all__ = [
+    "Coherence",
+    "Convexity",
+    "Diagnosis",
+    "Isometry",
+    "Watch",
+    "coherence",
+    "convexity",
+    "gradient_and_noise",
+    "hear",
+    "isometry",
+    "measured_recall",
+    "sensing",
+    "support_conditioning",
+]
