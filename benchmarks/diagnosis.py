@@ -1,6 +1,7 @@
 """Predicted and measured recall of sensing on the Fashion-MNIST MLP (784-512-512-10, density 0.05), along its training.
 
     GOSSAMER_DATA=... python benchmarks/diagnosis.py [--out DIR]
+    python benchmarks/diagnosis.py --isometry            of Gaussian matrices 256 x 512, five of them, 2000 supports each
 
 At each stage the gradient of 200 batches at the present weights is the truth; sensing is predicted from ``window`` batches of it. Writes
 DIR/recall.csv and prints the table; ``grow`` is a hundredth of the zeros.
@@ -20,12 +21,34 @@ from gossamer.experiments.tasks import FashionMNIST
 from gossamer.recover import diagnose
 
 
+def isometry() -> None:
+    """Prints the isometry constants of Gaussian matrices: mean and range over five of them."""
+    found = {s: [] for s in (4, 8, 16, 32)}
+    for seed in range(5):
+        A = torch.randn(256, 512, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for s, values in found.items():
+            values.append(diagnose.isometry(A, s, supports=2000))
+    print(
+        "| s | sampled, mean over supports | sampled, largest | improved by exchanges | Gershgorin | edge law |\n|---|---|---|---|---|---|"
+    )
+    for s, values in found.items():
+        columns = ([getattr(v, name) for v in values] for name in ("mean", "sampled", "improved", "gershgorin", "edge"))
+        print(
+            f"| {s} | "
+            + " | ".join(f"{sum(c) / len(c):.3f} ({min(c):.3f} to {max(c):.3f})" if max(c) > min(c) else f"{c[0]:.3f}" for c in columns)
+            + " |"
+        )
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/recover/diagnosis")
     parser.add_argument("--stages", type=int, nargs="*", default=[0, 100, 1000, 3000])
+    parser.add_argument("--isometry", action="store_true", help="isometry constants in place of recall")
     given = parser.parse_args()
+    if given.isometry:
+        return isometry()
     data = FashionMNIST().load()
     X, Y = data.inputs(data.train_x).flatten(1), data.train_y
     torch.manual_seed(0)

@@ -45,11 +45,11 @@ def test_isometry_brackets_the_constant_and_swaps_find_it(s):
 def test_sampled_constants_are_the_listed_ones():
     """m = 256, d = 512, Gaussian, 2000 supports, columns as they are: largest and mean. Columns of unit norm have smaller ones."""
     A = normal(256, 512, seed=1) / 16
-    for s, largest, mean in ((4, 0.446, 0.214), (8, 0.560, 0.325)):
+    for s, largest, mean in ((4, 0.446, 0.214), (8, 0.560, 0.325), (16, 0.726, 0.487), (32, 0.980, 0.752)):
         S = diagnose.matrices._supports(512, s, 2000, None)
         low, high = diagnose.matrices._edges(recover.Dense(A * 16), S, normalised=False)
         delta = torch.maximum(high - 1, 1 - low)
-        assert abs(float(delta.max()) - largest) < 0.08 and abs(float(delta.mean()) - mean) < 0.01
+        assert abs(float(delta.max()) - largest) < 0.08 and abs(float(delta.mean()) - mean) < 0.015
         found = diagnose.isometry(A, s, swaps=0)
         assert found.mean < mean and found.sampled < largest
 

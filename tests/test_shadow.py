@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from cases import FLAT, IMAGES, convnet, generator, mlp, same_state, train
-from gossamer.layouts import DENSE_ABOVE
 
 RULE = gs.LinBreg(gs.L1(0.05), momentum=0.5)
 
@@ -37,7 +36,9 @@ def test_a_run_is_that_of_the_dense_network(make, data, density):
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-12)
     kernels = {name for layer in gs.sparse_layers(net).values() for name in layer.kernels.values()}
-    assert "dense" in kernels and any(layer.density < DENSE_ABOVE for layer in gs.sparse_layers(net).values()) == (kernels != {"dense"})
+    assert "dense" in kernels and any(layer.density < layer.dense_above for layer in gs.sparse_layers(net).values()) == (
+        kernels != {"dense"}
+    )
 
 
 def test_the_support_follows_the_values():
@@ -106,7 +107,7 @@ def test_the_ledger_counts_a_dense_weight_gradient():
     ledger.step(8)
     for entry in ledger.entries:
         n, N, cost = entry.n, entry.weights, ledger.by_layer[entry.name]
-        assert n < DENSE_ABOVE * N and not entry.simulated
+        assert n < entry.module.dense_above * N and not entry.simulated
         assert (cost.forward, cost.backward_weight) == (16 * n, 16 * N)
     assert not ledger.simulated
     full = gs.Ledger(shadow(density=1.0), FLAT.batch(0)[0])

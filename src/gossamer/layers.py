@@ -99,8 +99,8 @@ class SparseLayer(nn.Module):
         if now == self._seen or self.values.shape != self.dense_shape:
             return
         self._seen = now
-        crow, col = rows_of(self.values.flatten(1))
-        if torch.equal(crow, self.crow) and torch.equal(col, self.col):
+        (crow, col), known = rows_of(self.values.flatten(1)), self._buffers
+        if torch.equal(crow, known["crow"]) and torch.equal(col, known["col"]):  # type: ignore[arg-type]
             return
         for name, tensor in zip(INDEX, (crow, col, *columns_of(crow, col, math.prod(self.dense_shape[1:]))), strict=True):
             setattr(self, name, tensor)
@@ -109,6 +109,11 @@ class SparseLayer(nn.Module):
     def density(self) -> float:
         """Kept over all weights."""
         return self.support.weights / self.dense_shape.numel()
+
+    @property
+    def dense_above(self) -> float:
+        """The density above which a ``shadow`` layer is multiplied by dense kernels."""
+        return DENSE_ABOVE["linear" if self.geometry is None else "conv2d"]
 
     @property
     def weight(self) -> Tensor:
@@ -164,7 +169,7 @@ class SparseLayer(nn.Module):
         """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
         s, products = self.support, ("forward", "input_gradient", "weight_gradient")
         if self.layout.follows:
-            return dict.fromkeys(products, "dense") if s.density > DENSE_ABOVE else {**self._sparse_kernels(s), products[2]: "dense"}
+            return dict.fromkeys(products, "dense") if s.density > self.dense_above else {**self._sparse_kernels(s), products[2]: "dense"}
         return dict.fromkeys(products, "dense (simulated)") if self.layout.storage == "dense" else self._sparse_kernels(s)
 
     def _sparse_kernels(self, s: Support) -> dict[str, str]:

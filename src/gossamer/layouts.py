@@ -24,7 +24,7 @@ from .ops.dense_gradient import for_dense, shadow_conv2d, shadow_linear
 from .ops.index.op import values_at
 from .support import Support
 
-DENSE_ABOVE = 0.25  # the density above which a shadow layer is multiplied by torch's dense kernels, which are then the faster ones
+DENSE_ABOVE = {"linear": 0.25, "conv2d": 0.5}  # densities above which shadow layers take torch's dense kernels, then the faster ones
 
 
 class Layout(NamedTuple):
@@ -79,13 +79,13 @@ def _non_zeros(values: Tensor, s: Support) -> Tensor:
 
 
 def _shadow_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
-    if s.density > DENSE_ABOVE:
+    if s.density > DENSE_ABOVE["linear"]:
         return F.linear(x, values, bias)
     return shadow_linear(x, values, _non_zeros(values, s), s, bias)
 
 
 def _shadow_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
-    if s.density > DENSE_ABOVE:
+    if s.density > DENSE_ABOVE["conv2d"]:
         return F.conv2d(for_dense(x), for_dense(values), bias, g.stride, g.padding, g.dilation)
     return shadow_conv2d(x, values, _non_zeros(values, s), s, g, bias)
 

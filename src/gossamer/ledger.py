@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import Unfit, nearest
 from .layers import SparseLayer
-from .layouts import DENSE_ABOVE
 
 OTHER = "(other arithmetic)"
 PARTS = ("forward", "backward_input", "backward_weight", "sensing")
@@ -75,7 +74,7 @@ class Entry(NamedTuple):
         """FLOPs of one step in which n weights are kept and ``sensed`` weights off the support are measured."""
         of_weight = n
         if self.follows:
-            n, of_weight = (self.weights if n > DENSE_ABOVE * self.weights else n), self.weights
+            n, of_weight = (self.weights if n > self.module.dense_above * self.weights else n), self.weights  # type: ignore[operator]
         one, last = round(2 * batch * self.positions * n), round(2 * batch * self.positions * of_weight)
         return Cost(one, one * self.input_gradient, last * self.weight_gradient, round(2 * batch * self.positions * sensed))
 
@@ -264,7 +263,7 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
 def _seen(e: Entry) -> int:
     """Weights of a forward pass that torch's counter sees: tiles whole, masked layers dense, shadow layers dense or not at all."""
     if isinstance(e.module, SparseLayer):
-        return e.module.values.numel() if not e.follows or e.n > DENSE_ABOVE * e.weights else 0
+        return e.module.values.numel() if not e.follows or e.n > e.module.dense_above * e.weights else 0
     return e.weights
 
 

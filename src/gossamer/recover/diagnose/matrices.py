@@ -4,6 +4,8 @@
     isometry      delta_s = max over |S| = s of ||A_S^T A_S - I||: sampled supports and local swaps bound it from below, Gershgorin's
                   (s - 1) coherence from above; beside them the edge law of a single Gaussian support, 2 sqrt(s/m) + s/m
     convexity     alpha, beta: extreme eigenvalues of A_S^T A_S / m over sampled supports; of gated ReLUs beside the population formula
+
+Sampling finds what is bad; that nothing is, no sampling can show.
 """
 
 from typing import Any, NamedTuple
