@@ -440,7 +440,7 @@ REFUSALS = {
         lambda: gs.SparseOptimizer(gs.parameter_groups(gs.sparsify(mlp(), 0.2)), gs.LinBreg(L1), 0.1),
         "brings weights back",
     ),
-    "compact values unmarked": (lambda: gs.SparseOptimizer(gs.sparsify(mlp(), 0.2).parameters(), gs.LinBreg(L1), 0.1), "no parameter"),
+    "compact values unmarked": (lambda: gs.SparseOptimizer(gs.sparsify(mlp(), 0.2).parameters(), gs.LinBreg(L1), 0.1), "stored compactly"),
     "a step of its own beside a schedule": (
         lambda: gs.SparseOptimizer([{"params": weight(), "lr": 0.1}], gs.ProxSGD(L1), cosine(0.1, 50)),
         "schedule",

@@ -165,7 +165,7 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float | None = None, weight_decay: float = 0.0, density_exponent: float = 0.0
+    model: nn.Module, *, lr: float | None = None, weight_decay: float | None = None, density_exponent: float = 0.0
 ) -> list[dict[str, Any]]:
     """Parameter groups for any torch optimizer: each sparse layer's step follows its density; biases and normalisation are not decayed.
 
@@ -179,6 +179,7 @@ def parameter_groups(
 
     Args:
         lr: the step size; needed when ``density_exponent`` is not 0, otherwise optional.
+        weight_decay: of weights; None leaves it to the optimizer's own. Biases and normalisation have none either way.
     """
     if density_exponent and lr is None:
         raise Unfit("parameter_groups", "density_exponent scales the step size, so it needs lr")
@@ -192,7 +193,8 @@ def parameter_groups(
         scale = layer.density**density_exponent
         step = {} if lr is None else {"lr": lr / scale}
         marks = {"name": name, "penalised": True, "compact": layer.layout.storage == "compact"}
-        groups.append({"params": [layer.values], "weight_decay": weight_decay * scale, **marks, **step})
+        decay = {} if weight_decay is None else {"weight_decay": weight_decay * scale}
+        groups.append({"params": [layer.values], **decay, **marks, **step})
     rest = [p for p in model.parameters() if p.requires_grad and p not in seen]
     for label, members, decay in (
         ("dense weights", [p for p in rest if p.dim() >= 2], weight_decay),
@@ -200,7 +202,7 @@ def parameter_groups(
     ):
         if members:
             marks = {"name": label, "penalised": not seen and label == "dense weights", "compact": False}
-            groups.append({"params": members, "weight_decay": decay, **marks, **base})
+            groups.append({"params": members, **({} if decay is None else {"weight_decay": decay}), **marks, **base})
     return groups
 
 

@@ -1,6 +1,7 @@
 """The one exception of this library: what is wrong, what was got, why, and one thing to do."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 
@@ -39,7 +40,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def check_density(who: str, density: float) -> float:
     """``density`` as a float in (0, 1], or :class:`Unfit`."""
-    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0.0 < density <= 1.0:
+    if not is_real(density) or not 0.0 < density <= 1.0:
         raise Unfit(
             who,
             "density is the share of weights that may be non-zero, a number in (0, 1]",
@@ -49,9 +50,14 @@ def check_density(who: str, density: float) -> float:
     return float(density)
 
 
+def is_real(value: object) -> bool:
+    """Whether it is a number, of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_at_least(who: str, name: str, value: float, least: float) -> None:
-    """Refuses ``value < least``."""
-    if not value >= least:
+    """Refuses ``value < least``, and what is no number."""
+    if not is_real(value) or not value >= least:
         raise Unfit(who, f"{name} must be at least {least}", got=value)
 
 
@@ -63,5 +69,5 @@ def check_count(who: str, name: str, value: object, least: int) -> None:
 
 def check_share(who: str, name: str, value: float) -> None:
     """Refuses a share outside [0, 1]."""
-    if not 0.0 <= value <= 1.0:
+    if not is_real(value) or not 0.0 <= value <= 1.0:
         raise Unfit(who, f"{name} is a share, a number in [0, 1]", got=value)

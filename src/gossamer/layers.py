@@ -10,6 +10,7 @@ pre-activations of a sparse layer have the variance of a dense one's).
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +72,23 @@ class SparseLayer(nn.Module):
             self.register_buffer(name, index.to(device) if device else index, persistent=name in INDEX[:2])
         self.values = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
         self.register_parameter("bias", nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None)
+        self._mark()
         self.reset_parameters(rng)
         self.register_load_state_dict_pre_hook(_adopt_index)
         self.register_state_dict_pre_hook(_current_index)
+
+    def _mark(self) -> None:
+        """Lets an optimizer that is given bare parameters tell compact values, which are vectors, from biases."""
+        self.values.compact = self.layout.storage == "compact"  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()  # a copy of a parameter forgets its attributes
+
+    def train(self, mode: bool = True) -> "SparseLayer":
+        """As ``nn.Module.train``. The support under ``shadow`` is then looked up anew: a write through ``.data`` leaves no other trace."""
+        self._seen = None
+        return super().train(mode)
 
     @staticmethod
     def index_of(s: Support) -> dict[str, Tensor]:
@@ -95,8 +110,9 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def _follow(self) -> None:
         """Looks the non-zeros up, if the values have changed since, and makes another index, if they are others."""
-        now = (self.values.data_ptr(), self.values._version)
-        if now == self._seen or self.values.shape != self.dense_shape:
+        version = -1 if self.values.is_inference() else self.values._version  # torch counts no writes to the former
+        now = (self.values.data_ptr(), version)
+        if (now == self._seen and version >= 0) or self.values.shape != self.dense_shape:
             return
         self._seen = now
         (crow, col), known = rows_of(self.values.flatten(1)), self._buffers

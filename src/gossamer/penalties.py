@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .errors import Unfit, check_density
+from .errors import Unfit, check_density, is_real
 
 GROUPS = {"row": 2, "kernel": 4, "channel": 4}  # the dimensions of the tensors that each kind of group cuts
 Tau = float | Tensor
@@ -93,7 +93,7 @@ class L1:
     adaptive: ClassVar[bool] = False
 
     def __post_init__(self):
-        _check_lam("L1", self.lam)
+        _check_lam(self)
 
     def value(self, w: Tensor) -> Tensor:
         return self.lam * w.abs().sum()
@@ -123,7 +123,7 @@ class NonNegativeL1:
     adaptive: ClassVar[bool] = False
 
     def __post_init__(self):
-        _check_lam("NonNegativeL1", self.lam)
+        _check_lam(self)
 
     def value(self, w: Tensor) -> Tensor:
         return torch.where(w >= 0, self.lam * w, math.inf).sum()
@@ -162,7 +162,7 @@ class GroupL1:
     adaptive: ClassVar[bool] = False
 
     def __post_init__(self):
-        _check_lam("GroupL1", self.lam)
+        _check_lam(self)
         _check_group("GroupL1", self.group)
 
     def value(self, w: Tensor) -> Tensor:
@@ -214,8 +214,8 @@ class LogL1:
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_lam("LogL1", self.lam)
-        if not 0.0 < self.beta < math.inf:
+        _check_lam(self)
+        if not is_real(self.beta) or not 0.0 < self.beta < math.inf:
             raise Unfit("LogL1", "beta is a positive number; small values penalise small weights most", got=self.beta)
         if self.group not in (None, "kernel", "channel"):
             raise Unfit("LogL1", f"unknown group {self.group!r}", remedy="None, 'kernel' or 'channel'")
@@ -241,11 +241,28 @@ class LogL1:
         scale = (self.beta + 1) * (1.0 if kind is None else root(w, kind))
         return (ratio + self.beta).reciprocal_().mul_((largest > 0).to(r.dtype) * scale)
 
+    def moments(self, ws: Sequence[Tensor]) -> list[Tensor]:
+        """:meth:`magnitudes` of many tensors."""
+        return list(torch._foreach_abs(list(ws))) if self.group is None else [self.magnitudes(w) for w in ws]
+
+    def weightings(self, rs: Sequence[Tensor], ws: Sequence[Tensor]) -> list[Tensor]:
+        """:meth:`weights` of many tensors: of single entries, two launches for each and the rest batched."""
+        if self.group is not None:
+            return [self.weights(r, w) for r, w in zip(rs, ws, strict=True)]
+        largest = torch._foreach_norm(list(rs), math.inf)
+        z = [r / most.clamp_min(torch.finfo(r.dtype).tiny) for r, most in zip(rs, largest, strict=True)]
+        torch._foreach_add_(z, self.beta)
+        torch._foreach_reciprocal_(z)
+        torch._foreach_mul_(z, [(most > 0).to(most.dtype) * (self.beta + 1) for most in largest])
+        return z
+
     def value(self, w: Tensor) -> Tensor:
         r = self.magnitudes(w)
         largest = r.max()
         logs = torch.log(self.beta + r / largest.clamp_min(torch.finfo(r.dtype).tiny)).sum()
-        return self.lam * (self.beta + 1) * largest * logs * (w.numel() / r.numel())
+        kind = self.cut(w)
+        size = 1.0 if kind is None else root(w, kind) * (1.0 if self.shrinking else w.numel() / r.numel())
+        return self.lam * (self.beta + 1) * largest * logs * size
 
     def majoriser(self, w: Tensor, tau: Tensor) -> Tensor:
         """lam sum tau |w|, or with ``shrinking`` lam sum_G tau_G |w_G|_2: what ``prox(u, tau)`` belongs to."""
@@ -271,7 +288,10 @@ class LogL1:
         return spread(ratio(norms(u, kind), tau), u).expand_as(u) if self.shrinking else ratio(u.abs(), spread(tau, u))
 
     def subgradient(self, w: Tensor) -> Tensor:
-        weights = self.weights(self.magnitudes(w), w)
+        r, kind = self.magnitudes(w), self.cut(w)
+        weights = self.weights(r, w)
+        if self.shrinking and kind:
+            return self.lam * spread(weights / r.clamp_min(torch.finfo(r.dtype).tiny), w) * w
         return self.lam * (weights if weights.shape == w.shape else spread(weights, w)) * w.sign()
 
     def problems(self, shape: Sequence[int]) -> list[str]:
@@ -308,13 +328,14 @@ class TopK:
         return torch.where(w.count_nonzero() <= self.count(w), 0.0, math.inf)
 
     def prox(self, u: Tensor, tau: Tau) -> Tensor:
-        if not isinstance(tau, Tensor) and tau == 0.0:
+        if not u.numel() or (not isinstance(tau, Tensor) and tau == 0.0):
             return u.clone()
         k, size = self.count(u), u.abs().flatten()
         least = size.topk(k, sorted=True)[0][-1]
         above, level = size > least, size == least
         kept = above | (level & (level.cumsum(0) <= k - above.sum()))
-        return torch.where(kept.view(u.shape), u, 0.0)
+        kept = kept.view(u.shape)
+        return torch.where(kept | (tau == 0.0) if isinstance(tau, Tensor) else kept, u, 0.0)
 
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
@@ -388,9 +409,11 @@ def _pairs(us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> Any:
     return zip(us, [taus] * len(us) if isinstance(taus, (int, float)) else taus, strict=True)
 
 
-def _check_lam(who: str, lam: float) -> None:
-    if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0.0 <= lam < math.inf:
-        raise Unfit(who, "lam, the strength of the penalty, is a number of at least 0", got=lam)
+def _check_lam(penalty: Any) -> None:
+    lam = penalty.lam
+    if not is_real(lam) or not 0.0 <= lam < math.inf:
+        raise Unfit(type(penalty).__name__, "lam, the strength of the penalty, is a number of at least 0", got=lam)
+    object.__setattr__(penalty, "lam", float(lam))
 
 
 def _check_group(who: str, group: str) -> None:

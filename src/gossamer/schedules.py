@@ -36,6 +36,7 @@ class cosine:
     stop: int
 
     def __post_init__(self):
+        check_at_least("cosine", "value", self.value, 0.0)
         check_at_least("cosine", "stop", self.stop, 1)
 
     def __call__(self, t: int) -> float:

@@ -10,7 +10,7 @@ and the logarithm of the strength moves, by at most `limit`. How far depends on 
                              d*(t) of all weights exceed is the strength that would give d*(t) at once; a share of the way is gone:
                              log strength += pull log(q / strength)
     ProxSGD, XRDA            weights take steps to shrink: an integral law with damping, of the error e = log(d_measured / d*(t)),
-                             log strength += gain e + damping (e - e_before)
+                             log strength += gain e + damping (e - e_before); where a quarter too many are gone, at every step
 
 In the last steps, `landing` of them, the strength is set to q itself, after every step: what is over or short is by then a few of the
 weights nearest to zero. Logarithms make the laws the same for any scale of lam and any density. The strength lives in the optimizer's
@@ -29,6 +29,7 @@ from .penalties import TopK, Zero
 from .rules.rule import Rule, SparseOptimizer
 
 SMALLEST, LARGEST = 1e-12, 1e12  # of the strength
+ALARM = -0.3  # of the logarithm of density over target, from which on it is about survival
 
 
 class Measured(NamedTuple):
@@ -94,9 +95,14 @@ class TargetDensity:
         layers = {} if multilevel is None else multilevel.layers
         self._dense = {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
         _check(self, who)
-        self.total = sum(self._dense.get(id(p), p.numel()) for p in self._parameters())
+        optimizer.check_run(steps)
         steered = [rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"]]
         self.instant = all(rule.instant for rule in steered)
+
+    @property
+    def total(self) -> int:
+        """Weights that are steered, zero or not."""
+        return sum(self._dense.get(id(p), p.numel()) for p in self._parameters())
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -117,7 +123,7 @@ class TargetDensity:
         """After each step of the optimizer: measures and steers, if it is time."""
         self.t += 1
         landing = self.steps - self.landing <= self.t < self.steps
-        if self.t % self.every and not landing:
+        if self.t % self.every and not landing and not self._alarmed():
             return
         measured = max(self.measure(), 0.5 / self.total)  # half a weight: none has no logarithm
         if self.start is None:
@@ -128,7 +134,7 @@ class TargetDensity:
             change = self._pulled(wanted, landing)
         else:
             change = self.gain * error + self.damping * (error - (error if self.before is None else self.before))
-            change = min(self.limit, max(-self.limit, change))
+            change = min(self.limit, max(-10 * self.limit if error < ALARM else -self.limit, change))
         self.before = error
         for group in self.groups:
             group["strength"] = min(LARGEST, max(SMALLEST, group["strength"] * math.exp(change)))
@@ -152,12 +158,16 @@ class TargetDensity:
         stay = min(levels.numel() - 1, max(1, round(wanted * self.total)))
         level = smallest(levels, levels.numel() - stay)
         if not 0.0 < level < math.inf:
-            return 0.0 if landing or level > 0.0 else -self.limit
+            return 0.0 if level > 0.0 else -self.limit  # more weights are wanted, and none is known that would enter
         way = math.log(level / self.groups[0]["strength"])
         return way if landing else min(self.limit, max(-self.limit, self.pull * way))
 
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self.groups for p in group["params"]]
+        return [p for group in self.groups for p in group["params"] if p.requires_grad]
+
+    def _alarmed(self) -> bool:
+        """Whether so many weights have died that every step counts: a network without weights has no gradients to bring them back."""
+        return not self.instant and self.before is not None and self.before < ALARM
 
 
 def smallest(x: Tensor, k: int) -> float:

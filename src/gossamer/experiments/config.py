@@ -27,7 +27,7 @@ from .tasks import TASKS, Digits, Task
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "halving", "constant")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Config:
         epochs: passes over the training set.
         batch: examples per batch.
         accumulate: batches per optimizer step.
-        schedule: of the step size: cosine (to 0 at the end) or constant.
+        schedule: of the step size: cosine (to 0 at the end), halving (after each fifth of the run) or constant.
         warm_up: optimizer steps over which the step size grows linearly from 0.
         density_exponent: the step size of a layer is divided by its density to this power.
         clip: largest norm of the gradient; no limit by default.

@@ -14,6 +14,7 @@ from ..errors import Unfit
 from .config import KINDS, PLAIN, Config, Tree, expected, flat, merged, name_of, names, parse, read_yaml, schema, settings
 from .folder import Folder
 from .methods import Dense, Static
+from .optimizers import OPTIMIZERS
 from .progress import watch_for
 from .report import report
 from .run import build, run
@@ -36,10 +37,16 @@ class Given(NamedTuple):
     help: bool
 
 
+def main_job(flags: dict[str, str]) -> Tree:
+    """What a command without a configuration begins at; without null models where the optimizer asked for makes zeros by itself."""
+    chosen = OPTIMIZERS.get(flags.get("optimizer", flags.get("optimizer.name", "")))
+    return {**MAIN_JOB, "null_models": False} if chosen is not None and chosen.shrinks else MAIN_JOB
+
+
 def job(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code. Raises Unfit."""
     given = split(argv)
-    base = MAIN_JOB if given.config is None else read_yaml(given.config)
+    base = main_job(given.flags) if given.config is None else read_yaml(given.config)
     if given.help:
         print(help_text(given, base))
         return 0

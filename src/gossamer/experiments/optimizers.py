@@ -1,16 +1,17 @@
 """Optimizers: frozen records of settings that become a torch optimizer over a model's parameter groups."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..convert import parameter_groups
-from ..errors import Unfit, check_at_least
+from ..errors import Unfit, check_at_least, nearest
 from ..layers import sparse_layers
-from ..penalties import L1, LogL1, TopK
+from ..penalties import GROUPS, L1, GroupL1, LogL1, NonNegativeL1, TopK
 from ..rules import RDA, XRDA, AdaBreg, LinBreg, ProxSGD, Rule, SparseOptimizer
 
 
@@ -104,7 +105,13 @@ class Shrinking(Optimizer):
         raise NotImplementedError
 
     def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
-        return SparseOptimizer(groups, self.rule(), self.lr, confined=confined)
+        rule = self.rule()
+        return SparseOptimizer([self._fitted(group, rule) for group in groups], rule, self.lr, confined=confined)
+
+    def _fitted(self, group: dict[str, Any], rule: Rule) -> dict[str, Any]:
+        """The group, under plain l1 where the penalty's groups are not those of its tensors: rows of a matrix, kernels of a convolution."""
+        fits = not isinstance(rule.penalty, GroupL1) or not any(rule.penalty.problems(tuple(p.shape)) for p in group["params"])
+        return group if fits or not group["penalised"] else {**group, "rule": replace(rule, penalty=L1(rule.penalty.lam))}  # type: ignore
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,15 @@ class ProximalSGD(Shrinking):
     Args:
         lr: step size.
         lam: strength of the penalty.
+        penalty: l1, nonnegative (l1 of weights that stay at or above 0), or whole groups by their l2 norm: row (an output unit), kernel,
+            channel (an output filter); plain l1 where a tensor has no such groups.
         momentum: of the mean gradient.
         weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
     """
 
     lr: float = 0.5
     lam: float = 1e-4
+    penalty: str = "l1"
     momentum: float = 0.9
     weight_decay: float = 0.0
 
@@ -128,7 +138,7 @@ class ProximalSGD(Shrinking):
         self.rule()
 
     def rule(self) -> Rule:
-        return ProxSGD(L1(self.lam), self.momentum)
+        return ProxSGD(penalty_of(self), self.momentum)
 
 
 @dataclass(frozen=True)
@@ -162,11 +172,14 @@ class DualAveraging(Shrinking):
     Args:
         lr: step size.
         lam: strength of the penalty, times the sum of all steps.
+        penalty: l1, nonnegative (l1 of weights that stay at or above 0), or whole groups by their l2 norm: row (an output unit), kernel,
+            channel (an output filter); plain l1 where a tensor has no such groups.
         weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
     """
 
     lr: float = 0.1
     lam: float = 1e-6
+    penalty: str = "l1"
     weight_decay: float = 0.0
 
     def __post_init__(self):
@@ -174,7 +187,7 @@ class DualAveraging(Shrinking):
         self.rule()
 
     def rule(self) -> Rule:
-        return RDA(L1(self.lam))
+        return RDA(penalty_of(self))
 
 
 @dataclass(frozen=True)
@@ -186,8 +199,10 @@ class ExtendedDualAveraging(Shrinking):
         lam: strength of the penalty on the largest weights.
         beta: small weights are penalised up to 1 + 1 / beta times as much.
         group: kernel or channel, if the entries of convolutions share thresholds.
+        shrinking: shrink such a group as one, by its l2 norm.
         averaging: a number in [0, 1] instead of the pairing.
-        time_scale: of the momentum and of the averaged magnitudes, in units of the step size.
+        time_scale: of the momentum, in units of the step size.
+        magnitude_time_scale: of the averaged magnitudes; null is that of the momentum.
         accumulate: thresholds accumulate weight by weight, as in the authors' program.
         weight_decay: pull of all parameters towards 0, biases and normalisation too.
     """
@@ -196,8 +211,10 @@ class ExtendedDualAveraging(Shrinking):
     lam: float = 1e-5
     beta: float = 1 / 499
     group: str | None = None
+    shrinking: bool = False
     averaging: float | None = None
     time_scale: float = 9.5
+    magnitude_time_scale: float | None = None
     accumulate: bool = True
     weight_decay: float = 5e-4
 
@@ -207,8 +224,8 @@ class ExtendedDualAveraging(Shrinking):
 
     def rule(self) -> Rule:
         averaging = "paired" if self.averaging is None else self.averaging
-        penalty = LogL1(self.lam, self.beta, self.group)
-        return XRDA(penalty, averaging, self.time_scale, weight_decay=self.weight_decay, accumulate=self.accumulate)
+        penalty = LogL1(self.lam, self.beta, self.group, self.shrinking)
+        return XRDA(penalty, averaging, self.time_scale, self.magnitude_time_scale, self.weight_decay, self.accumulate)
 
     def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
         return super().over([{**group, "weight_decay": 0.0} for group in groups], confined)
@@ -221,6 +238,8 @@ class Bregman(Shrinking):
     Args:
         lr: step size.
         lam: strength of the penalty: a weight is zero until its mirror variable exceeds it.
+        penalty: l1, nonnegative (l1 of weights that stay at or above 0), or whole groups by their l2 norm: row (an output unit), kernel,
+            channel (an output filter); plain l1 where a tensor has no such groups.
         delta: weight of the quadratic part of the mirror map.
         momentum: of the mean gradient.
         weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
@@ -228,6 +247,7 @@ class Bregman(Shrinking):
 
     lr: float = 0.5
     lam: float = 0.1
+    penalty: str = "l1"
     delta: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -238,7 +258,7 @@ class Bregman(Shrinking):
         self.rule()
 
     def rule(self) -> Rule:
-        return LinBreg(L1(self.lam), self.delta, self.momentum)
+        return LinBreg(penalty_of(self), self.delta, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -248,17 +268,22 @@ class AdamBregman(Shrinking):
     Args:
         lr: step size.
         lam: strength of the penalty: a weight is zero until its mirror variable exceeds it.
+        penalty: l1, nonnegative (l1 of weights that stay at or above 0), or whole groups by their l2 norm: row (an output unit), kernel,
+            channel (an output filter); plain l1 where a tensor has no such groups.
         delta: weight of the quadratic part of the mirror map.
         beta1: decay of the average gradient.
         beta2: decay of the average squared gradient.
+        eps: added to its root.
         weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
     """
 
     lr: float = 1e-3
     lam: float = 0.1
+    penalty: str = "l1"
     delta: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.999
+    eps: float = 1e-8
     weight_decay: float = 0.0
     mirrors: ClassVar[bool] = True
 
@@ -267,9 +292,10 @@ class AdamBregman(Shrinking):
         self.rule()
 
     def rule(self) -> Rule:
-        return AdaBreg(L1(self.lam), self.delta, (self.beta1, self.beta2))
+        return AdaBreg(penalty_of(self), self.delta, (self.beta1, self.beta2), self.eps)
 
 
+PENALTIES: dict[str, Any] = {"l1": L1, "nonnegative": NonNegativeL1, **{name: partial(GroupL1, group=name) for name in GROUPS}}
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adamw": AdamW,
@@ -280,6 +306,14 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "linbreg": Bregman,
     "adabreg": AdamBregman,
 }
+
+
+def penalty_of(optimizer: Any) -> Any:
+    """The penalty that an optimizer's settings name. Raises Unfit."""
+    name, lam = optimizer.penalty, optimizer.lam
+    if name not in PENALTIES:
+        raise Unfit("optimizer", f"unknown penalty {name!r}{nearest(name, PENALTIES)}", remedy=f"one of {', '.join(PENALTIES)}")
+    return PENALTIES[name](lam)
 
 
 def _check(name: str, lr: float, weight_decay: float) -> None:

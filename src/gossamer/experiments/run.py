@@ -285,11 +285,16 @@ def steering(optimizer: torch.optim.Optimizer, rewirer: Any, config: Config, ste
 
 
 def step_size(config: Config, steps: int) -> Callable[[int], float]:
-    """The factor on the step size after t optimizer steps: linear warm-up, then (or times) half a cosine to 0 at the end."""
+    """The factor on the step size after t optimizer steps: linear warm-up, times the schedule's."""
+    shapes: dict[str, Callable[[float], float]] = {  # of the share of the run that is over
+        "cosine": lambda p: 0.5 * (1 + math.cos(math.pi * p)),
+        "halving": lambda p: 0.5 ** int(5 * p + 1e-9),
+        "constant": lambda p: 1.0,
+    }
 
     def factor(t: int) -> float:
         warm = min(1.0, (t + 1) / config.warm_up) if config.warm_up else 1.0
-        return warm * (0.5 * (1 + math.cos(math.pi * min(t, steps) / steps)) if config.schedule == "cosine" else 1.0)
+        return warm * shapes[config.schedule](min(t, steps) / steps)
 
     return factor
 

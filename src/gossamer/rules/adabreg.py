@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import Unfit
 from ..penalties import Penalty
 from ..schedules import Schedule
-from .rule import Now, State, check_momentum, check_penalty
+from .rule import Now, State, check_momentum, check_penalty, check_positive
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class AdaBreg:
 
     def __post_init__(self):
         check_penalty("AdaBreg", self.penalty, convex=True)
-        if len(self.betas) != 2:
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise Unfit("AdaBreg", "betas are two numbers", got=self.betas)
+        object.__setattr__(self, "betas", tuple(self.betas))
         for beta in self.betas:
             check_momentum("AdaBreg", "each of betas", beta)
-        if not self.delta > 0.0 or not self.eps > 0.0:
-            raise Unfit("AdaBreg", "delta and eps are positive numbers", got=(self.delta, self.eps))
+        check_positive("AdaBreg", "delta", self.delta)
+        check_positive("AdaBreg", "eps", self.eps)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         v = w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())

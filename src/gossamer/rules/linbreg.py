@@ -18,10 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
 from ..penalties import Penalty
 from ..schedules import Schedule
-from .rule import Now, State, check_momentum, check_penalty
+from .rule import Now, State, check_momentum, check_penalty, check_positive
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class LinBreg:
     def __post_init__(self):
         check_penalty("LinBreg", self.penalty, convex=True)
         check_momentum("LinBreg", "momentum", self.momentum)
-        if not self.delta > 0.0:
-            raise Unfit("LinBreg", "delta is a positive number", got=self.delta)
+        check_positive("LinBreg", "delta", self.delta)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         state = {"v": w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())}

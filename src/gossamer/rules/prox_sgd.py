@@ -51,7 +51,8 @@ class ProxSGD:
         torch._foreach_copy_(w, self.penalty.proxes(w, s * now.strength))  # w <- prox_{s R}(w)
 
     def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        u = torch._foreach_sub(w, torch._foreach_mul(state["v"], now.lr)) if self.momentum else w
+        v = state.get("v") or state.get("g")  # the next gradient is not known: the last one stands for it
+        u = torch._foreach_sub(w, torch._foreach_mul(v, now.lr)) if v else w
         return [self.penalty.level(p, now.lr) for p in u]
 
     def schedules(self) -> dict[str, Schedule]:

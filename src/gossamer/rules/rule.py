@@ -17,19 +17,19 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, check_at_least
+from ..errors import Unfit, check_at_least, is_real
 from ..penalties import Penalty, Zero
 from ..schedules import Schedule, end_of
 
 LOOKS = 2000  # steps at which a schedule is evaluated before the first one
-KEYS = ("t", "lr", "lr0", "strength", "weight_decay", "sums")  # of a group: those that agree in all of them step as one
+KEYS = ("t", "born", "lr", "lr0", "strength", "weight_decay", "sums")  # of a group: those that agree in all of them step as one
 State = dict[str, list[Tensor]]  # what a rule keeps, by name, in the order of the tensors
 
 
 class Now(NamedTuple):
     """What a rule is told of a step."""
 
-    t: int  # 1, 2, ...
+    t: int  # 1, 2, ... of this group: one that was added later began later
     lr: float  # s_t
     lr0: float  # the largest step size so far
     strength: float  # factor on the penalty
@@ -61,7 +61,8 @@ class Rule(Protocol):
         ...
 
     def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        """Entry by entry the strength from which the weight would be zero now (``Penalty.level``)."""
+        """Entry by entry the strength from which the weight would be zero now (``Penalty.level``). ``state`` also has the last gradient,
+        "g", where there is one."""
         ...
 
     def schedules(self) -> dict[str, Schedule]:
@@ -104,8 +105,8 @@ class SparseOptimizer(torch.optim.Optimizer):
         self.rule, self.confined, self.steps = rule, confined, steps
         self.rules: list[Rule] = []
         self.schedule = lr if callable(lr) else None
-        _check_schedules({**rule.schedules(), **({"lr": self.schedule} if self.schedule else {})}, steps)
-        first = self.schedule(1) if self.schedule else lr
+        self.check_run(steps)
+        first = _value("lr", self.schedule, 1) if self.schedule else lr
         super().__init__(params, {"lr": first, "weight_decay": weight_decay, "strength": 1.0})
         if not any(group["penalised"] for group in self.param_groups):
             what = "no parameter is penalised: all have fewer than two dimensions, as biases do"
@@ -125,9 +126,13 @@ class SparseOptimizer(torch.optim.Optimizer):
         if "penalised" in given:
             self._add(params, given)
             return
-        for penalised, members in ((True, [p for p in params if p.dim() >= 2]), (False, [p for p in params if p.dim() < 2])):
+        kinds: dict[tuple[bool, bool], list[Tensor]] = {(True, True): [], (True, False): [], (False, False): []}
+        for p in params:
+            compact = is_compact(p)
+            kinds[compact or p.dim() >= 2, compact].append(p)
+        for (penalised, compact), members in kinds.items():
             if members:
-                self._add(members, {**given, "penalised": penalised})
+                self._add(members, {"compact": compact, **given, "penalised": penalised})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -140,7 +145,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         for i, group in enumerate(self.param_groups):
             group["t"] += 1
             if self.schedule is not None:
-                group["lr"] = self.schedule(group["t"])
+                group["lr"] = _value("lr", self.schedule, group["t"])
             group["lr0"] = max(group["lr0"], group["lr"])
             alike = tuple(tuple(sorted(group[key].items())) if key == "sums" else group[key] for key in KEYS)
             together.setdefault((self.rules[i], *alike), []).append(i)
@@ -148,9 +153,27 @@ class SparseOptimizer(torch.optim.Optimizer):
             self._move(rule, members)
         return result
 
+    def check_run(self, steps: int | None) -> None:
+        """Refuses schedules that are wrong at some step of a run of this length, or end before it. Of a run of unknown length, step sizes
+        are looked at as they come, and averagings ahead for as long as they have values."""
+        schedules = {**self.rule.schedules(), **({"lr": self.schedule} if self.schedule else {})}
+        for name, schedule in schedules.items():
+            end = end_of(schedule)
+            if steps is not None and end is not None and end < steps:
+                what = f"the schedule of {name} ends at step {end}, the run at step {steps}"
+                raise Unfit("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run")
+            last = steps or (1 if name == "lr" else LOOKS)
+            for t in range(1, last + 1, max(1, last // LOOKS)):
+                try:
+                    _value(name, schedule, t)
+                except Unfit as unfit:
+                    if steps is not None or t == 1 or unfit.__cause__ is None:
+                        raise
+                    break
+
     def now(self, group: dict[str, Any]) -> Now:
         """What the rule is told of a group's step."""
-        return Now(group["t"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
+        return Now(group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
 
     def state_of(self, rule: Rule, parameter: Tensor, strength: float) -> dict[str, Tensor]:
         """The state of one parameter, made now if there is none."""
@@ -166,7 +189,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         for rule, group in zip(self.rules, self.param_groups, strict=True):
             for p in group["params"] if group["penalised"] else ():
                 state = {key: [t] for key, t in self.state[p].items()}
-                if state or not rule.init(p):
+                known = bool(state) or not rule.init(p)
+                if p.grad is not None:
+                    state["g"] = [p.grad]
+                if known:
                     found += rule.levels([p], state, self._next(group))
         return found
 
@@ -178,15 +204,21 @@ class SparseOptimizer(torch.optim.Optimizer):
     def _next(self, group: dict[str, Any]) -> Now:
         """``now`` with the step size of the step to come, where it is known."""
         now = self.now(group)
-        return now._replace(lr=self.schedule(now.t + 1)) if self.schedule is not None else now
+        if self.schedule is None:
+            return now
+        try:
+            return now._replace(lr=_value("lr", self.schedule, group["t"] + 1))
+        except Unfit:
+            return now  # it ends here
 
     def _add(self, params: list[Tensor], given: dict[str, Any]) -> None:
         rule = given.pop("rule", self.rule)
-        compact = given.get("compact", False)
-        group = {"t": max((g["t"] for g in self.param_groups), default=0), "sums": {}, "compact": compact, **given, "params": params}
+        compact = given.get("compact", False) or any(is_compact(p) for p in params)
+        group = {"t": max((g["t"] for g in self.param_groups), default=0), "sums": {}, **given, "compact": compact, "params": params}
+        group["born"] = group["t"]
         group["rule"] = description(rule)
         _check_group(group, rule, self.defaults, self.confined)
-        group["lr0"] = group.get("lr", self.defaults["lr"])
+        group["lr0"] = 0.0
         if self.schedule is not None and "lr" in given:
             raise Unfit("SparseOptimizer", "lr is a schedule that all groups follow, and a group has its own", got=given["lr"])
         super().add_param_group(group)
@@ -194,7 +226,7 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     def _move(self, rule: Rule, members: list[int]) -> None:
         groups = [self.param_groups[i] for i in members]
-        w = [p for group in groups for p in group["params"] if p.grad is not None]
+        w = [p for group in groups for p in group["params"] if p.grad is not None and p.numel()]
         now = self.now(groups[0])
         if w:
             g: list[Tensor] = [p.grad for p in w]
@@ -206,6 +238,11 @@ class SparseOptimizer(torch.optim.Optimizer):
             group["sums"] = dict(now.sums)
 
 
+def is_compact(p: Tensor) -> bool:
+    """Whether these are the values of a layer that stores nothing off its support."""
+    return getattr(p, "compact", False)
+
+
 def description(rule: Rule) -> str:
     """A rule and its settings in words that are the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(rule))
@@ -213,7 +250,7 @@ def description(rule: Rule) -> str:
 
 def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:
     """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
-    if not isinstance(penalty, Penalty):
+    if not isinstance(penalty, Penalty) or isinstance(penalty, type):
         raise Unfit(
             who, "penalty must be a penalty", got=penalty, remedy="gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
         )
@@ -230,8 +267,14 @@ def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: boo
 
 def check_momentum(who: str, name: str, value: float) -> None:
     """Refuses what is not in [0, 1)."""
-    if not 0.0 <= value < 1.0:
+    if not is_real(value) or not 0.0 <= value < 1.0:
         raise Unfit(who, f"{name} lies in [0, 1)", got=value)
+
+
+def check_positive(who: str, name: str, value: float) -> None:
+    """Refuses what is no positive, finite number."""
+    if not is_real(value) or not 0.0 < value < math.inf:
+        raise Unfit(who, f"{name} is a positive number", got=value)
 
 
 # -------------------------------------------------------------------- refusals
@@ -243,7 +286,7 @@ def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], co
         raise Unfit(who, "a group's rule must be a rule", got=rule)
     for key in ("lr", "weight_decay", "strength"):
         check_at_least(who, key, group.get(key, defaults[key]), 0.0)
-        if not isinstance(group.get(key, defaults[key]), (int, float)) or group.get(key, defaults[key]) == math.inf:
+        if group.get(key, defaults[key]) == math.inf:
             raise Unfit(who, f"{key} is a finite number", got=group.get(key, defaults[key]))
     for p in group["params"]:
         if not p.is_floating_point():
@@ -261,18 +304,24 @@ def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], co
         raise Unfit(who, what, reasons=reasons, remedy=remedy)
 
 
-def _check_schedules(schedules: dict[str, Schedule], steps: int | None) -> None:
-    last = steps or LOOKS
-    for name, schedule in schedules.items():
-        top = math.inf if name == "lr" else 1.0
-        for t in range(1, last + 1, max(1, last // LOOKS)):
-            if not 0.0 <= (value := schedule(t)) <= top or value == math.inf:
-                bounds = "at least 0 and finite" if name == "lr" else "in [0, 1]"
-                raise Unfit("SparseOptimizer", f"{name} must be {bounds} at every step, and is {value} at step {t}", got=schedule)
-        end = end_of(schedule)
-        if steps is not None and end is not None and end < steps:
-            what = f"the schedule of {name} ends at step {end}, the run at step {steps}"
-            raise Unfit("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run")
+def in_unit(averaging: Schedule, t: int) -> float:
+    """An averaging, in [0, 1]; Unfit otherwise."""
+    return _value("averaging", averaging, t)
+
+
+def _value(name: str, schedule: Schedule, t: int) -> float:
+    """What a schedule says at a step. Raises Unfit where that is no step size, no averaging, or nothing."""
+    top = math.inf if name == "lr" else 1.0
+    try:
+        value = schedule(t)
+    except (LookupError, StopIteration, ValueError, ArithmeticError) as error:
+        what = f"the schedule of {name} has no value at step {t}: {type(error).__name__}, {error}"
+        raise Unfit("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run, and steps= to have it checked") from error
+    if not 0.0 <= value <= top or value == math.inf:
+        bounds = "at least 0 and finite" if name == "lr" else "in [0, 1]"
+        remedy = "another schedule; or steps=, if the run is shorter than that"
+        raise Unfit("SparseOptimizer", f"{name} must be {bounds} at every step, and is {value} at step {t}", got=schedule, remedy=remedy)
+    return value
 
 
 def _refuse_other_rules(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -27,10 +27,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from ..errors import Unfit, is_real
 from ..penalties import Penalty
 from ..schedules import Schedule
-from .rule import Now, State, check_penalty
+from .rule import Now, State, check_penalty, in_unit
 
 PAIRED = "paired"
 
@@ -60,13 +60,13 @@ class XRDA:
     def __post_init__(self):
         check_penalty("XRDA", self.penalty)
         a = self.averaging
-        if a != PAIRED and not callable(a) and not (isinstance(a, (int, float)) and 0.0 <= a <= 1.0):
+        if a != PAIRED and not callable(a) and not (is_real(a) and 0.0 <= a <= 1.0):  # type: ignore[operator]
             raise Unfit("XRDA", "averaging is a number in [0, 1], a schedule, or 'paired'", got=a)
         for name in ("time_scale", "magnitude_time_scale"):
             value = getattr(self, name)
-            if value is not None and not value > 0.0:
+            if value is not None and not (is_real(value) and value > 0.0):
                 raise Unfit("XRDA", f"{name} is a positive number of step sizes", got=value, remedy="None averages nothing")
-        if not 0.0 <= self.weight_decay < math.inf:
+        if not is_real(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
             raise Unfit("XRDA", "weight_decay is a number of at least 0", got=self.weight_decay)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class XRDA:
     def alpha(self, now: Now) -> float:
         """alpha_t of a step."""
         if callable(self.averaging):
-            return min(1.0, max(0.0, self.averaging(now.t)))
+            return in_unit(self.averaging, now.t)
         if self.averaging == PAIRED:
             return 1 - now.lr / now.lr0 if now.lr0 > 0.0 else 0.0
         return float(self.averaging)  # type: ignore[arg-type]
@@ -112,8 +112,8 @@ class XRDA:
             now.sums["S"] = a * now.sums.get("S", 0.0) + s  # S <- a S + s
             return now.sums["S"] * now.strength
         penalty, r = _adaptive(self.penalty), state["r"]
-        torch._foreach_lerp_(r, [penalty.magnitudes(p) for p in w], 1 - _decay(s, self.magnitude_time_scale or self.time_scale))
-        z = [penalty.weights(mean, p) for mean, p in zip(r, w, strict=True)]
+        torch._foreach_lerp_(r, penalty.moments(w), 1 - _decay(s, self.magnitude_time_scale or self.time_scale))
+        z = penalty.weightings(r, w)
         if not self.accumulate:
             now.sums["S"] = a * now.sums.get("S", 0.0) + s
             return torch._foreach_mul(z, now.sums["S"] * now.strength)
@@ -125,14 +125,15 @@ class XRDA:
         if "u" in state:
             u = state["u"]
         else:
-            u = torch._foreach_sub(w, torch._foreach_mul(state["v"], now.lr)) if "v" in state else w
+            v = state.get("v") or state.get("g")
+            u = torch._foreach_sub(w, torch._foreach_mul(v, now.lr)) if v else w
         S: Any = now.sums.get("S", 0.0)
         if not self.penalty.adaptive:
             return [self.penalty.level(p, S) for p in u]
         penalty = _adaptive(self.penalty)
         if self.accumulate:
             return [penalty.level(p, tau) for p, tau in zip(u, state["S"], strict=True)]
-        return [penalty.level(p, penalty.weights(r, p) * S) for p, r in zip(u, state["r"], strict=True)]
+        return [penalty.level(p, z * S) for p, z in zip(u, penalty.weightings(state["r"], u), strict=True)]
 
     def schedules(self) -> dict[str, Schedule]:
         return {"averaging": self.averaging} if callable(self.averaging) else {}
