@@ -32,6 +32,25 @@ def test_the_level_of_an_entry_is_where_it_goes_to_zero(case, shape):
             assert torch.equal(at != 0, level > q * (1 + 1e-12)) and torch.equal(below != 0, level > q * (1 - 1e-9))
 
 
+@pytest.mark.parametrize(
+    ("group", "shrinking"), [(None, False), ("kernel", False), ("channel", False), ("kernel", True), ("channel", True)]
+)
+def test_the_majoriser_touches_the_logarithm(group, shrinking):
+    """Their gradients agree where the magnitudes are those of w, but for the largest, by which all are scaled."""
+    penalty = gs.LogL1(0.3, 0.1, group, shrinking)
+    w = torch.randn(3, 4, 3, 3, generator=generator(), dtype=torch.float64)
+    fixed, r = w.clone(), penalty.magnitudes(w)
+    largest = r == r.max()
+    a, b = fixed.clone().requires_grad_(), fixed.clone().requires_grad_()
+    held = gs.LogL1(0.3, 0.1, group, shrinking)
+    object.__setattr__(held, "magnitudes", lambda p: torch.where(largest, r, penalty.magnitudes(p)))
+    held.value(a).backward()
+    penalty.majoriser(b, penalty.weights(r, w)).backward()
+    free = (penalties.spread(~largest, w) if largest.shape != w.shape else ~largest).expand_as(w)
+    assert torch.allclose(a.grad[free], b.grad[free], atol=1e-12)
+    assert torch.allclose((penalty.subgradient(w) * w).sum(), penalty.majoriser(w, penalty.weights(r, w)))
+
+
 def test_the_weight_of_an_entry_is_one_at_the_largest_and_f_at_zero():
     penalty, w = gs.LogL1(1.0, beta=1 / 499), torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
     weights = penalty.weights(penalty.magnitudes(w), w)

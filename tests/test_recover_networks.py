@@ -283,6 +283,52 @@ def test_mistakes_are_explained(name):
         call()
 
 
+@pytest.mark.parametrize("s", [2, 3, 4, 6])
+@pytest.mark.parametrize("steps", [3, 20])
+def test_a_vector_network_never_has_more_than_it_may(s, steps):
+    for seed in range(4):
+        X, Y = normal(60, 5, seed=seed), normal(60, 2, seed=seed + 9)
+        assert recover.fit_vector(X, Y, s, neurons=5, steps=steps, every=3, seed=seed).network.nonzeros <= s
+
+
+@pytest.mark.parametrize(("widths", "s"), [([20, 2], 60), ([3, 30], 60), ([4, 4, 4], 20), ([20, 2], 160)])
+def test_a_deep_network_shares_its_weights_by_what_layers_hold(widths, s):
+    X = normal(60, 6)
+    fit = recover.fit_deep(X, normal(60, seed=1), s, widths, steps=10, polish=False)
+    assert fit.network.nonzeros <= s and all(layer.support.n for layer in fit.network.layers)
+
+
+def test_scalar_fits_converge_in_single_precision():
+    X, _, _, y = planted_network(10, 2, 4, 300, 0)
+    assert (
+        recover.fit_scalar(X.float(), y.float(), 4, neurons=6, seed=1).converged == recover.fit_scalar(X, y, 4, neurons=6, seed=1).converged
+    )
+
+
+REFUSED = {
+    "one class": (lambda X, y: recover.fit_vector(X, torch.ones(30, dtype=torch.int64), 5, loss="cross_entropy"), "only one class"),
+    "numbers of NumPy": (lambda X, y: recover.fit_vector(X.numpy(), y, 5), "must be tensors"),
+    "three dimensions": (lambda X, y: recover.fit_vector(X, y[:, None, None], 5), "samples, outputs"),
+    "an empty batch": (lambda X, y: recover.fit_vector(X, y, 5, batch=0), "batch"),
+    "an empty batch of the scalar fit": (lambda X, y: recover.fit_scalar(X, y, 5, batch=0), "batch"),
+    "a solver by name": (lambda X, y: recover.fit_gated(X, y, 5, solver="htp"), "solver"),
+    "widths and neurons": (lambda X, y: recover.fit_deep(X, y, 9, [4, 4], neurons=3), "widths"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_at_once(name):
+    make, words = REFUSED[name]
+    with pytest.raises(gs.Unfit, match=words):
+        make(normal(30, 4), normal(30, seed=1))
+
+
+def test_labels_of_any_width_are_taken():
+    X = normal(40, 4)
+    y = (X[:, 0] > 0).to(torch.int32)
+    assert recover.fit_vector(X, y, 8, neurons=4, loss="cross_entropy", steps=20).network.nonzeros <= 8
+
+
 def test_psnr():
     y = torch.tensor([0.0, 1.0, -2.0])
     assert networks.psnr(y + 0.02, y) == pytest.approx(40, abs=1e-3)

@@ -408,7 +408,33 @@ def weight() -> list[nn.Parameter]:
 
 
 L1 = gs.L1(0.1)
+
+
+def partly_sparse(**options) -> nn.Module:
+    """One layer compact, the others plain."""
+    return gs.sparsify(mlp(), 0.2, include="0", **options)
+
+
 REFUSALS = {
+    "a class in place of a penalty": (lambda: gs.ProxSGD(gs.L1), "must be a penalty"),
+    "an infinite delta": (lambda: gs.LinBreg(L1, delta=math.inf), "delta"),
+    "words for numbers": (lambda: gs.XRDA(L1, time_scale="9"), "time_scale"),
+    "a word for momentum": (lambda: gs.ProxSGD(L1, momentum="a"), "momentum"),
+    "one beta": (lambda: gs.AdaBreg(L1, betas=0.9), "two numbers"),
+    "compact values among dense ones": (lambda: gs.SparseOptimizer(partly_sparse().parameters(), gs.LinBreg(L1), 0.1), "stored compactly"),
+    "compact tiles": (lambda: gs.SparseOptimizer(partly_sparse(unit=(2, 2)).parameters(), gs.LinBreg(L1), 0.1), "stored compactly"),
+    "compact values of a copy": (
+        lambda: gs.SparseOptimizer(copy.deepcopy(partly_sparse()).parameters(), gs.LinBreg(L1), 0.1),
+        "stored compactly",
+    ),
+    "compact values in a group made by hand": (
+        lambda: gs.SparseOptimizer([{"params": [partly_sparse()[0].values], "penalised": True}], gs.LinBreg(L1), 0.1),
+        "stored compactly",
+    ),
+    "a list of averagings shorter than the run": (
+        lambda: gs.SparseOptimizer(weight(), gs.XRDA(L1, lambda t: ([0.1] * 10)[t - 1]), 0.1, steps=20),
+        "no value at step 11",
+    ),
     "no rule": (lambda: gs.SparseOptimizer(weight(), L1, 0.1), "rule must be"),
     "no penalty": (lambda: gs.ProxSGD(0.1), "must be a penalty"),
     "averaging above 1": (lambda: gs.XRDA(L1, 1.5), "averaging"),
@@ -455,6 +481,51 @@ def test_misuse_is_refused_before_the_first_step(case):
     make, words = case
     with pytest.raises(gs.Unfit, match=words):
         make()
+
+
+def test_schedules_of_runs_of_unknown_length():
+    """Lists go as far as they go; a step size that is none is refused when it comes, before anything has moved."""
+    w = nn.Parameter(torch.ones(3, 4))
+    optimizer = gs.SparseOptimizer([w], gs.XRDA(L1, lambda t: ([0.1] * 10)[t - 1]), lambda t: 0.1 * (1 - t / 8))
+    for _ in range(8):
+        w.grad = torch.ones(3, 4)
+        optimizer.step()
+    before = w.detach().clone()
+    with pytest.raises(gs.Unfit, match="at step 9"):
+        optimizer.step()
+    assert torch.equal(w, before)
+
+
+def test_a_group_that_comes_later_begins_at_its_own_first_step():
+    """AdaBreg without penalty is Adam, whose bias correction counts the steps of the parameter."""
+    first, late = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
+    optimizer = gs.SparseOptimizer([first], gs.AdaBreg(gs.L1(0.0)), 0.01)
+    for _ in range(50):
+        first.grad = torch.ones(2, 2)
+        optimizer.step()
+    optimizer.add_param_group({"params": [late]})
+    late.grad = torch.full((2, 2), 3.0)
+    optimizer.step()
+    assert torch.allclose(late, torch.tensor(-0.01))
+
+
+def test_decay_of_the_optimizer_reaches_weights_and_not_biases():
+    for make in (
+        lambda groups: torch.optim.SGD(groups, 0.1, weight_decay=5e-4),
+        lambda groups: gs.SparseOptimizer(groups, gs.ProxSGD(L1), 0.1, weight_decay=5e-4),
+    ):
+        net = gs.sparsify(mlp(), 0.2, layout="shadow")
+        found = {group["name"]: group["weight_decay"] for group in make(gs.parameter_groups(net)).param_groups}
+        assert found.pop("biases and normalisation") == 0.0 and set(found.values()) == {5e-4}
+
+
+def test_numbers_of_numpy_and_empty_tensors_are_taken():
+    w, empty = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.empty(0, 4))
+    optimizer = gs.SparseOptimizer([w, empty], gs.XRDA(gs.LogL1(np.float32(0.1)), np.float64(0.5)), np.float32(0.1))
+    w.grad, empty.grad = torch.ones(3, 4), torch.empty(0, 4)
+    optimizer.step()
+    assert bool((w < 1).all())
+    assert gs.AdaBreg(L1, betas=[0.9, 0.99]) == gs.AdaBreg(L1, betas=(0.9, 0.99))
 
 
 def test_schedules_of_xrda():

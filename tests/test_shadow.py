@@ -14,6 +14,23 @@ from cases import FLAT, IMAGES, convnet, generator, mlp, same_state, train
 RULE = gs.LinBreg(gs.L1(0.05), momentum=0.5)
 
 
+def test_a_write_that_torch_does_not_count_is_seen_at_the_next_change_of_mode():
+    net, x = shadow(), FLAT.batch(0)[0]
+    net(x)
+    for layer in gs.sparse_layers(net).values():
+        layer.values.data.copy_(torch.randn(layer.values.shape, generator=generator()))  # as averages of weights are written
+    net.eval()
+    assert torch.allclose(net(x), gs.densify(copy.deepcopy(net))(x))
+
+
+def test_a_layer_made_in_inference_mode_works():
+    with torch.inference_mode():
+        net, x = shadow(), FLAT.batch(0)[0]
+        first = net(x)
+        net[0].values.zero_()
+        assert not torch.equal(net(x), first)
+
+
 def shadow(make=mlp, density: float = 0.15, seed: int = 0) -> nn.Module:
     return gs.sparsify(make(seed), density, layout="shadow", budget="pooled", rng=generator(seed))
 

@@ -3,6 +3,7 @@
 import difflib
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 
 class Unfit(ValueError):
@@ -61,10 +62,11 @@ def check_at_least(who: str, name: str, value: float, least: float) -> None:
         raise Unfit(who, f"{name} must be at least {least}", got=value)
 
 
-def check_count(who: str, name: str, value: object, least: int) -> None:
-    """Refuses what is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or not value >= least:
+def check_count(who: str, name: str, value: Any, least: int) -> int:
+    """``value`` as an int; refuses what is not a whole number of at least ``least``."""
+    if not is_real(value) or value % 1 or not value >= least:
         raise Unfit(who, f"{name} must be at least {least}, a whole number", got=value)
+    return int(value)
 
 
 def check_share(who: str, name: str, value: float) -> None:

@@ -37,7 +37,7 @@ def aiht(
 
     ``refine``: inner gradient steps on the fixed support after each threshold.
     """
-    p = problem("aiht", A, y, s, s_tilde, tolerance)
+    p = problem("aiht", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
     S, r = start(p), p.y

@@ -35,7 +35,7 @@ def amp(
         alpha: threshold in units of tau; None is the minimax one.
         steps, tolerance, on_step, errors: as in :func:`gossamer.recover.iht`.
     """
-    p = problem("amp", A, y, tolerance=tolerance)
+    p = problem("amp", A, y, tolerance=tolerance, steps=steps)
     m, d = p.A.shape
     if alpha is None and not m < d:
         raise Unfit("amp", f"A must have fewer rows than columns, or alpha must be given (got {m} x {d})")

@@ -42,7 +42,7 @@ def basis_pursuit(
 
     Raises: Unfit as :func:`gossamer.recover.iht`, and if A lacks full row rank (the constraints then contradict or repeat each other).
     """
-    p = problem("basis_pursuit", A, y)
+    p = problem("basis_pursuit", A, y, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
     tolerance = (1e-7 if y.dtype == torch.float64 else 1e-4) if tolerance is None else tolerance

@@ -6,7 +6,8 @@
     S <- supp H_s(b),  x <- b_S                 prune
     r <- y - A_S x
 
-At the end, and in subspace pursuit at every step, x is fitted to S once more. Stops when S repeats or the residual no longer falls.
+At the end, and in subspace pursuit at every step, x is fitted to S once more. Stops when S and r repeat: those of the last step, or of an
+earlier one, after which the iterates would run in a circle.
 Cost per step: one stream of A^T r and a least-squares problem of m x 3 s: useful where 3 s <= m.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_count
+from ..ops.csr_sense.op import top_k
 from .recovery import USED_UP, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, trivial
 
 
@@ -34,19 +36,22 @@ def cosamp(
 
     ``merge``: how many times s columns are merged at each step; 2 is CoSaMP, 1 subspace pursuit.
     """
-    p = problem("cosamp", A, y, s, s_tilde, tolerance)
+    p = problem("cosamp", A, y, s, s_tilde, tolerance, steps=steps)
     check_count("cosamp", "merge", merge, 1)
     if (nothing := trivial(p)) is not None:
         return nothing
     S, r = torch.empty(0, dtype=torch.int64, device=y.device), p.y
     residuals: list[float] = []
-    best, stale = (S, y.new_empty(0), float(p.y.norm())), 0
+    seen: dict[tuple[bytes, str], int]
+    best, seen = (S, y.new_empty(0), float(p.y.norm())), {}
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, min(merge * p.inflated, p.A.shape[1]))
         T = torch.cat([hard(ids, g, merge * p.inflated)[0], S]).unique()  # some of the strongest lie on S: 2 s + |S| at most, often fewer
         A_T = p.A.columns(T)
         b = least_squares(A_T, p.y)
-        new, x = hard(T, b, p.inflated)
+        unit = torch.finfo(b.dtype).eps ** 0.6 * float(b.norm())
+        keep = top_k((b.abs() / max(unit, 1e-300)).round(), p.inflated)  # equal columns share a value but for rounding: a tie
+        new, x = T[keep], b[keep]
         A_S = A_T[:, torch.searchsorted(T, new)]
         if merge == 1:
             x = least_squares(A_S, p.y)
@@ -55,14 +60,14 @@ def cosamp(
         residuals.append(float((p.y - A_S @ fit).norm()))
         if on_step is not None:
             on_step(t, residuals[-1])
-        stale = 0 if residuals[-1] < best[2] * (1 - 1e-9) else stale + 1
         if residuals[-1] <= best[2]:
             best = new, fit, residuals[-1]
         if reason := fitted(residuals[-1], p):
             return finished(p, new, fit, residuals, t, True, reason)
-        if torch.equal(new, S) or stale >= 10:
-            why = "the support repeats" if torch.equal(new, S) else "the residual has not fallen for ten iterations"
-            reason = f"{why}; {best[2]:.3g} of it stays: noise, too small an s, or a wrong support"
-            return finished(p, best[0], best[1], [*residuals, best[2]], t, torch.equal(new, S), reason)
-        S = new
+        state = new.cpu().numpy().tobytes(), f"{float(r.norm()):.9e}"
+        if state in seen:
+            why = "the support repeats" if seen[state] == t - 1 else f"the iterates of step {seen[state]} return"
+            reason = f"{why}; {best[2]:.3g} of the residual stays: noise, too small an s, or a wrong support"
+            return finished(p, best[0], best[1], [*residuals, best[2]], t, seen[state] == t - 1, reason)
+        seen[state], S = t, new
     return finished(p, best[0], best[1], [*residuals, best[2]], steps, False, USED_UP.format(steps))

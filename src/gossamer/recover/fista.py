@@ -13,6 +13,7 @@ scikit-learn's Lasso with ``alpha`` on m samples is lam = m alpha.  State: two d
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import Unfit
@@ -28,7 +29,7 @@ def fista(
     *,
     momentum: bool = True,
     steps: int = 5000,
-    tolerance: float = 1e-8,
+    tolerance: float | None = None,
     on_step: Watch | None = None,
 ) -> Recovery:
     """The Lasso solution.
@@ -38,12 +39,13 @@ def fista(
         lam: strength; None is a hundredth of ||A^T y||_inf, at which everything is zero.
         momentum: FISTA; False is ISTA.
         steps: iterations at most.
-        tolerance: duality gap over 1/2 ||y||^2 at which it stops.
+        tolerance: duality gap over 1/2 ||y||^2 at which it stops; default 1e-8 in float64, 1e-5 in float32.
         on_step: called with (iteration, residual) after each.
 
     Raises: Unfit if shapes or precisions do not fit, y or A hold NaN or infinities, or lam is not positive.
     """
-    p = problem("fista" if momentum else "ista", A, y)
+    p = problem("fista" if momentum else "ista", A, y, steps=steps)
+    tolerance = (1e-8 if y.dtype == torch.float64 else 1e-5) if tolerance is None else tolerance
     top = float(p.A.rmatvec(p.y).abs().max())
     lam = 0.01 * top if lam is None else lam
     if not lam > 0 and top > 0:

@@ -32,7 +32,7 @@ def htp(
 
     ``mu``: step size of (1).
     """
-    p = problem("htp", A, y, s, s_tilde, tolerance)
+    p = problem("htp", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
     S = start(p)

@@ -6,11 +6,13 @@ mu = 1 / ||A||^2 by default, which is safe and slow: it needs ||A|| < 1 / sqrt(m
 State: s indices and values. Cost per step: one A_S x and one stream of A^T r, 2 m (s + d) multiply-adds. Memory O(s + block + m s).
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import Unfit, is_real
 from .operators import Operator
 from .recovery import STANDS, USED_UP, Recovery, Watch, finished, fitted, hard, problem, sense, spread, trivial
 
@@ -40,9 +42,11 @@ def iht(
 
     Raises: Unfit if shapes, precisions or counts do not fit, or y or A hold NaN or infinities.
     """
-    p = problem("iht", A, y, s, s_tilde, tolerance)
+    p = problem("iht", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
+    if mu is not None and not (is_real(mu) and 0.0 < mu < math.inf):
+        raise Unfit("iht", "mu, the step size, is a positive number", got=mu)
     mu = 0.99 / spectral_norm(p.A) ** 2 if mu is None else mu
     S, x, r = torch.empty(0, dtype=torch.int64, device=y.device), y.new_empty(0), p.y
     residuals: list[float] = []

@@ -157,6 +157,10 @@ def products(X: Tensor, ids: Tensor, w: Tensor, features: int) -> tuple[Tensor, 
 
 def inputs(who: str, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """Checked data: X (n, d) and Y (n, k). Raises Unfit."""
+    if not isinstance(X, Tensor) or not isinstance(Y, Tensor):
+        raise Unfit(who, "X and Y must be tensors", got=(type(X).__name__, type(Y).__name__), remedy="torch.as_tensor(array)")
+    if Y.dim() > 2:
+        raise Unfit(who, "targets must be (samples,) or (samples, outputs)", got=tuple(Y.shape))
     if X.dim() != 2 or X.dtype not in (torch.float32, torch.float64) or not X.numel():
         raise Unfit(who, "X must be (samples, features), float32 or float64", got=(tuple(X.shape), X.dtype))
     if len(Y) != len(X):
@@ -171,9 +175,9 @@ def classes_of(who: str, y: Tensor) -> int:
     """How many classes labels 0, 1, ... have. Raises Unfit."""
     if y.dim() != 1 or y.is_floating_point() or not len(y) or int(y.min()) < 0:
         raise Unfit(who, "labels must be whole numbers 0, 1, ..., one per sample", got=(tuple(y.shape), y.dtype))
-    if (k := int(y.max()) + 1) < 2:
+    if int(y.min()) == int(y.max()):
         raise Unfit(who, "there is only one class", remedy="samples of two classes at least")
-    return k
+    return int(y.max()) + 1
 
 
 def psnr(prediction: Tensor, target: Tensor) -> float:

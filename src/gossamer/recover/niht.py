@@ -17,6 +17,7 @@ from torch import Tensor
 from .recovery import STANDS, USED_UP, Problem, Recovery, Watch, finished, fitted, hard, problem, sense, spread, trivial
 
 C, KAPPA, TRIES = 0.01, 2.0, 60
+ORTHOGONAL = "no column of A has anything in common with y, and x = 0 is the answer"
 
 
 def niht(
@@ -30,10 +31,12 @@ def niht(
     on_step: Watch | None = None,
 ) -> Recovery:
     """Solves y = A x for x with at most s non-zeros; arguments, result and errors as in :func:`gossamer.recover.iht`."""
-    p = problem("niht", A, y, s, s_tilde, tolerance)
+    p = problem("niht", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
     S, x, r = start(p), p.y.new_zeros(p.inflated), p.y
+    if not S.numel():
+        return finished(p, S, x[:0], [float(p.y.norm())], 0, True, ORTHOGONAL)
     x, residuals = x[: S.numel()], []
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, p.inflated)
@@ -47,7 +50,7 @@ def niht(
             on_step(t, residuals[-1])
         if reason := fitted(residuals[-1], p):
             return finished(p, S, x, residuals, t, True, reason)
-        if not moved or float((spread(ids, S, x) - before).norm()) <= 1e-10 * float(x.norm()):
+        if not moved or float((spread(ids, S, x) - before).norm()) <= 4 * torch.finfo(x.dtype).eps * float(x.norm()):
             return finished(p, S, x, residuals, t, True, STANDS.format(residuals[-1]))
     return finished(p, S, x, residuals, steps, False, USED_UP.format(steps))
 
@@ -67,7 +70,7 @@ def step_size(g_S: Tensor, A_S: Tensor) -> float:
 def _step(p: Problem, ids: Tensor, g: Tensor, before: Tensor, columns: Tensor, S: Tensor) -> tuple[Tensor, Tensor, bool]:
     on = torch.searchsorted(ids, S)
     mu = step_size(g[on], columns[:, on])  # (1)
-    if mu == 0.0 or float(g[on].abs().max()) <= 1e-13 * float(g.abs().max()):
+    if mu == 0.0:
         mu = 1 / max(float(columns.square().sum(0).max()), 1e-300)  # the gradient on the support is spent, elsewhere it is not
     for _ in range(TRIES):
         new, x = hard(ids, before + mu * g, p.inflated)  # (2)

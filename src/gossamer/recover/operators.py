@@ -16,7 +16,7 @@ solver that keeps the s best needs O(s + block) besides the operator itself.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,7 @@ class GatedReLU(Operator):
         _check_inputs("GatedReLU", X)
         if generators.dim() != 2 or generators.shape[1] != X.shape[1] or not len(generators):
             raise Unfit("GatedReLU", f"generators must be (neurons, {X.shape[1]}), at least one", got=tuple(generators.shape))
-        self._take(X, packed([X @ part.to(X.dtype).T > 0 for part in generators.split(_neurons_at_a_time(X))]))
+        self._take(X, packed(X @ part.to(X.dtype).T > 0 for part in generators.split(_neurons_at_a_time(X))))
 
     @staticmethod
     def random(X: Tensor, neurons: int, seed: int = 0) -> "GatedReLU":
@@ -200,7 +200,7 @@ class GatedReLU(Operator):
         step = -(-_neurons_at_a_time(X) // DRAWN) * DRAWN
         starts = range(0, neurons, step)
         parts = (random_generators(seed, range(first, min(first + step, neurons)), X.shape[1]).to(X) for first in starts)
-        return GatedReLU.of_gates(X, packed([X @ part.T > 0 for part in parts]))
+        return GatedReLU.of_gates(X, packed(X @ part.T > 0 for part in parts))
 
     @staticmethod
     def of_gates(X: Tensor, bits: Tensor) -> "GatedReLU":
@@ -284,6 +284,8 @@ class FromSciPy(Operator):
         from scipy.sparse.linalg import aslinearoperator
 
         self.linear = aslinearoperator(linear)
+        if np.issubdtype(self.linear.dtype or float, np.complexfloating):
+            raise Unfit("operator", "A is complex; solvers here are of real numbers", remedy="real and imaginary parts as rows and columns")
         self.shape, self.device = (self.linear.shape[0], self.linear.shape[1]), torch.device("cpu")
         self.dtype = torch.float32 if self.linear.dtype == np.float32 else torch.float64
 
@@ -333,7 +335,7 @@ def operator(A: Any, who: str = "operator") -> Operator:
         return Dense(A)
     if isinstance(A, np.ndarray):
         return Dense(torch.as_tensor(A))
-    if callable(getattr(A, "matvec", None)) and callable(getattr(A, "rmatvec", None)):
+    if (callable(getattr(A, "matvec", None)) and callable(getattr(A, "rmatvec", None))) or type(A).__module__.startswith("scipy.sparse"):
         return FromSciPy(A)
     raise Unfit(who, "A must be a matrix (tensor), an Operator, or a scipy LinearOperator", got=type(A).__name__)
 
@@ -355,8 +357,9 @@ def generator(seed: int, *path: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> 1))
 
 
-def packed(gates: list[Tensor]) -> Tensor:
-    """Gates (n, k) bool, a list along the neurons, as bits: (all neurons, ceil(n / 8)) uint8, lowest bit first."""
+def packed(gates: Iterable[Tensor]) -> Tensor:
+    """Gates (n, k) bool, block after block along the neurons, as bits: (all neurons, ceil(n / 8)) uint8, lowest bit first. Blocks that are
+    made as they are asked for are never there all at once."""
     parts = []
     for part in gates:
         bits = torch.nn.functional.pad(part.T.to(torch.uint8), (0, -part.shape[0] % 8)).view(part.shape[1], -(-part.shape[0] // 8), 8)

@@ -52,8 +52,18 @@ class Problem(NamedTuple):
     tolerance: float  # of the residual's norm, absolute
 
 
-def problem(who: str, A: Any, y: Tensor, s: int | None = None, s_tilde: int | None = None, tolerance: float | None = None) -> Problem:
+def problem(
+    who: str,
+    A: Any,
+    y: Tensor,
+    s: int | None = None,
+    s_tilde: int | None = None,
+    tolerance: float | None = None,
+    *,
+    steps: int = 1,
+) -> Problem:
     """Checks what a solver is given. Raises Unfit."""
+    check_count(who, "steps", steps, 1)
     A = operator(A, who)
     rows, cols = A.shape
     if not isinstance(y, Tensor) or y.shape != (rows,):
@@ -65,14 +75,12 @@ def problem(who: str, A: Any, y: Tensor, s: int | None = None, s_tilde: int | No
         raise Unfit(who, f"y holds {int((~y.isfinite()).sum())} entries that are NaN or infinite", remedy="drop these measurements")
     if not all(bool(block.isfinite().all()) for _, block in A.adjoint(torch.ones_like(y))):
         raise Unfit(who, "A holds entries that are NaN or infinite", remedy="drop or impute these columns")
-    count: int = cols if s is None else s
-    check_count(who, "s", count, 0)
+    count = cols if s is None else check_count(who, "s", s, 0)
     if count > cols:
         raise Unfit(who, f"x has {cols} coefficients, fewer than the {count} non-zeros asked for", remedy=f"s of at most {cols}")
-    if s_tilde is not None and not count <= s_tilde:
-        raise Unfit(who, f"s_tilde inflates the support: at least s = {count}", got=s_tilde)
+    inflated = count if s_tilde is None else check_count(who, "s_tilde, which inflates the support,", s_tilde, count)
     default = 1e-9 if y.dtype == torch.float64 else 2e-5
-    return Problem(A, y.detach(), count, min(s_tilde or count, cols), (default if tolerance is None else tolerance) * float(y.norm()))
+    return Problem(A, y.detach(), count, min(inflated, cols), (default if tolerance is None else tolerance) * float(y.norm()))
 
 
 def hard(ids: Tensor, z: Tensor, s: int) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,8 @@ def fit_gated(
     Raises: Unfit as the solver.
     """
     X, Y = inputs("fit_gated", X, Y)
+    if not callable(solver):
+        raise Unfit("fit_gated", "solver is a function, as recover.niht", got=solver)
     gates = GatedReLU.random(X, neurons, seed) if generators is None else GatedReLU(X, generators)
     A = gates if Y.shape[1] == 1 else Stacked(gates, Y.shape[1])
     found = solver(A, Y.flatten(), s, **settings)
@@ -90,7 +92,7 @@ def fit_scalar(
     signs: bool = True,
     revive: bool = True,
     batch: int | None = None,
-    tolerance: float = 1e-16,
+    tolerance: float | None = None,
     seed: int = 0,
     on_round: Callable[[int, float], object] | None = None,
 ) -> Fit:
@@ -105,7 +107,7 @@ def fit_scalar(
         refine: Armijo steps (2); newton: steps (4), None is 5 on full batches and 0 on mini-batches.
         signs, revive: False are the authors' conventions.
         batch: samples per step; None is all.
-        tolerance: stops at this mean squared error over the mean square of y.
+        tolerance: stops at this mean squared error over the mean square of y; default 1e-16 in float64, 1e-12 in float32.
         seed: of gates and batches; the result follows from it.
         on_round: called with (round, loss).
 
@@ -121,6 +123,9 @@ def fit_scalar(
         raise Unfit(who, "y must have one column", got=tuple(Y.shape), remedy="fit_vector for several outputs")
     if s > neurons * d:
         raise Unfit(who, f"{neurons} neurons on {d} inputs have {neurons * d} coefficients, fewer than the {s} non-zeros asked for")
+    if batch is not None:
+        check_count(who, "batch", batch, 1)
+    tolerance = (1e-16 if X.dtype == torch.float64 else 1e-12) if tolerance is None else tolerance
     y = Y[:, 0]
     state = _State(torch.empty(0, dtype=torch.int64, device=X.device), X.new_empty(0), X.new_ones(neurons))
     newton = (5 if batch is None or batch >= n else 0) if newton is None else newton
@@ -158,7 +163,10 @@ def _round(
 ) -> _State:
     (n, d), p = X.shape, now.signs.numel()
     used, z = products(X, now.ids, now.w, d)
-    bits = _scouts(X, p, seed, t if revive else 0, b if revive else 0) if revive or t == b == 0 else packed([X.new_full((n, p), -1.0) > 0])
+    if revive or t == b == 0:
+        bits = _scouts(X, p, seed, t if revive else 0, b if revive else 0)
+    else:
+        bits = torch.zeros(p, -(-n // 8), dtype=torch.uint8, device=X.device)  # no gate is open
     bits[used] = packed([z * now.signs[used] > 0]) if used.numel() else bits[used]
     A = GatedReLU.of_gates(X, bits)
     sigma = now.signs.clone()
@@ -201,7 +209,7 @@ def _scouts(X: Tensor, p: int, seed: int, t: int, b: int) -> Tensor:
     state = int(torch.randint(2**62, (), generator=generator(seed, t, b)))
     step = max(64, (1 << 21) // sum(X.shape) // 64 * 64)
     parts = (random_generators(state, range(first, min(first + step, p)), X.shape[1]).to(X) for first in range(0, p, step))
-    return packed([X @ part.T > 0 for part in parts])
+    return packed(X @ part.T > 0 for part in parts)
 
 
 def _batches(n: int, batch: int | None, seed: int, t: int) -> list[Tensor | None]:

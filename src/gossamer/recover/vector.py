@@ -99,11 +99,14 @@ def fit_deep(X: Tensor, Y: Tensor, s: int, widths: Sequence[int], *, loss: str =
     """
     if not widths:
         raise Unfit("fit_deep", "widths must name one hidden layer at least", got=list(widths))
+    if "neurons" in settings:
+        raise Unfit("fit_deep", "widths says how many neurons each layer has", got=settings["neurons"])
     X, Y = _checked("fit_deep", X, Y, loss, s, widths)
     layers: list[Layer] = []
+    shares, most = _shares(s, [X.shape[1], *widths, _outputs(Y, loss)])
     inside, left, losses = X, s, []
     for i, width in enumerate(widths):
-        share = left if i == len(widths) - 1 else min(s // (len(widths) + 1), width * inside.shape[1])
+        share = min(left, most) if i == len(widths) - 1 else shares[i]
         extra = 0 if i == len(widths) - 1 else max(1, min(share // 2, width * _outputs(Y, loss)))  # for the temporary output layer
         fit = fit_vector(inside, Y, share + extra, neurons=width, loss=loss, seed=seed + i, **settings)
         losses += fit.losses
@@ -124,6 +127,17 @@ def fit_deep(X: Tensor, Y: Tensor, s: int, widths: Sequence[int], *, loss: str =
     return Fit(network, losses, True, f"{len(widths)} hidden layers, one after the other" + (", then refined together" if polish else ""))
 
 
+def _shares(s: int, sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Non-zeros of each hidden layer but the last, s / layers where they fit, more where the last stage could not hold what is left; and
+    how many the last stage holds."""
+    room = [a * b for a, b in zip(sizes[:-3], sizes[1:-2], strict=True)]
+    last = sizes[-3] * sizes[-2] + sizes[-2] * sizes[-1]
+    shares = [min(s // (len(sizes) - 1), most) for most in room]
+    for i, most in enumerate(room):
+        shares[i] += max(0, min(s - sum(shares) - last, most - shares[i]))
+    return shares, last
+
+
 def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) -> nn.Sequential:
     """A random sparse network with n weights, shared among its layers by their widths (as ERK does), values as in SparseLayer."""
     rng = generator(seed, 1)
@@ -132,7 +146,8 @@ def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) ->
     modules: list[nn.Module] = []
     left = n
     for i, (rows, cols) in reversed(list(enumerate(shapes))):  # the last layer is the smallest: what it cannot take goes to the others
-        kept = min(rows * cols, left if i == 0 else max(1, round(left * shares[i] / sum(shares[: i + 1]))))
+        mine = left if i == 0 else max(1, min(left - i, round(left * shares[i] / sum(shares[: i + 1]))))  # one at least is left for each
+        kept = min(rows * cols, mine)
         left -= kept
         s = Support.random((rows, cols), kept, rng=rng)
         modules = [SparseLinear(cols, rows, support=s, bias=bias, rng=rng, dtype=like.dtype, device=like.device), nn.ReLU(), *modules]
@@ -161,6 +176,8 @@ def train(
     for name, value, least in (("steps", steps, 1), ("every", every, 1), ("window", window, 1), ("scouts", scouts, 0)):
         check_count("fit_vector", name, value, least)
     check_share("fit_vector", "shrink", shrink)
+    if batch is not None:
+        check_count("fit_vector", "batch", batch, 1)
     layers = [m for m in model if isinstance(m, SparseLinear)]
     first = sum(layer.support.n for layer in layers)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -215,7 +232,8 @@ def threshold(
         balance_(before, after)
     born = _scouted(layers[-2], layers[-1], operands[-2], operands[-1], scouts, seed, t, like) if scouts and len(layers) > 1 else []
     ids, scores, owner, new_ = [], [], [], []
-    room = max(0, k - 2 * len(born))
+    born = born[: max(0, (k - len(layers)) // 2)]
+    room = k - 2 * len(born)
     for i, (layer, heard) in enumerate(zip(layers, operands, strict=True)):
         s = layer.support
         sensed = heard and most and s.n < s.total
@@ -228,6 +246,8 @@ def threshold(
     allowed = torch.where(entering, scored, -1.0)
     refused = entering.clone()
     refused[top_k(allowed, min(most, int(entering.sum())))] = False
+    for i in range(len(layers)):  # a layer keeps one weight at least
+        scored[top_k(torch.where((everything == i) & ~entering, scored, -1.0), 1)] = math.inf
     kept = top_k(torch.where(refused, -1.0, scored), min(room, int((~refused).sum())))
     for i, (layer, mine) in enumerate(zip(layers, ids, strict=True)):
         start = int((everything < i).sum())
@@ -235,8 +255,6 @@ def threshold(
         new = mine[chosen]
         extra = [unit[i - len(layers) + 2] for unit in born] if i >= len(layers) - 2 else []
         new = torch.cat([new, torch.tensor(extra, dtype=torch.int64, device=new.device)]).unique()
-        if not new.numel():  # a layer keeps one weight at least
-            new = mine[top_k(scores[i], 1)]
         s = Support.from_ids(new, layer.support.shape)
         if not s.same(layer.support):
             set_support_(layer, s, opt)
@@ -300,8 +318,9 @@ def _checked(who: str, X: Tensor, Y: Tensor, loss: str, s: int, widths: Sequence
     if loss not in LOSSES:
         raise Unfit(who, f"unknown loss {loss!r}", remedy=f"one of {', '.join(LOSSES)}")
     if loss == "cross_entropy":
-        classes_of(who, Y)
         X, _ = inputs(who, X, Y)
+        classes_of(who, Y)
+        Y = Y.long()
     else:
         X, Y = inputs(who, X, Y)
     for width in widths:
