@@ -10,7 +10,7 @@ pytest.importorskip("jsonargparse")
 
 from gossamer.experiments import cells, cli
 from gossamer.experiments import recover as experiments
-from gossamer.experiments.recover.phase_diagrams import crossing
+from gossamer.experiments.recover.phase_diagrams import crossing, gaussian_problem, recovered
 from gossamer.experiments.recover.planted_networks import imp
 
 PHASE = ["recover", "phase", "--d", "40", "--deltas", "[0.5]", "--rhos", "[0.1, 0.9]", "--trials", "3", "--picture", "false"]
@@ -72,8 +72,32 @@ def test_an_image(tmp_path, capsys):
     (["phase", "--trials", "0"], "trials must be at least 1"),
     (["phase", "--jobs", "0", "--picture", "false"], "jobs must be at least 1"),
     (["phase", "--rhos", "[-1]"], "rhos must be a list of numbers"),
+    (["phase", "--d", "0"], "d must be at least 1"),
+    (["phase", "--d=-5"], "d must be at least 1"),
+    (["phase", "--seed=-1"], "seed must be at least 0"),
+    (["phase", "--error=-1"], "error must be at least 0"),
+    (["phase", "--deltas", "[.inf]"], "must be finite"),
+    (["phase", "--rhos", "[0.5, 1.5]"], "rho = s / m is at most 1"),
+    (["phase", "--deltas", "[2]", "--rhos", "[0.9]"], "ask for 360 non-zeros among 200 numbers"),
+    (["phase", "--solver", "amp", "--deltas", "[0.5, 1]"], "amp needs fewer measurements than numbers, and delta = 1 gives 200 of 200"),
+    (["phase", "--solver", "basis_pursuit", "--deltas", "[0.5, 1.2]"], "basis_pursuit needs fewer measurements"),
     (["phase", "--tirals", "3"], "did you mean '--trials'"),
     (["planted", "--methods", "[imq]"], "did you mean 'imp'"),
+    (["planted", "--seeds", "0"], "seeds must be at least 1"),
+    (["planted", "--rounds", "0"], "rounds must be at least 1"),
+    (["planted", "--d", "0"], "d must be at least 1"),
+    (["planted", "--distractors=-1"], "distractors must be at least 0"),
+    (["planted", "--d", "4", "--neurons", "[9, 2]", "--nonzeros", "[3, 9]"], "have 8 weights, fewer than the 9 non-zeros"),
+    (["inr", "--neurons", "2", "--frequencies", "3", "--nonzeros", "[13]"], "have 12 weights, fewer than the 13 non-zeros"),
+    (["inr", "--rounds", "0"], "rounds must be at least 1"),
+    (["inr", "--seed=-1"], "seed must be at least 0"),
+    (["inr", "--sigma", "0"], "sigma must be a positive number"),
+    (["mnist", "--seeds", "0"], "seeds must be at least 1"),
+    (["mnist", "--steps", "0"], "steps must be at least 1"),
+    (["mnist", "--batch", "0"], "batch must be at least 1"),
+    (["mnist", "--imp_steps", "0"], "imp_steps must be at least 1"),
+    (["mnist", "--lr", "0"], "lr must be a positive number"),
+    (["mnist", "--widths", "[9, 2]", "--nonzeros", "[1600]"], "has 1588 weights, fewer than the 1600 non-zeros"),
     (["inr", "--image", "nowhere.png"], "there is no such image"),
     (["mnist", "--digits", "17"], "unknown digits"),
     (["mnist", "--data", "/nowhere"], "data files are missing"),
@@ -83,6 +107,7 @@ def test_mistakes_are_one_message(arguments, sentence, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert cli.main(["recover", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_lists_the_experiments(capsys):
@@ -97,6 +122,37 @@ def test_pruning_counts_exactly_and_trains():
     model = imp(x, y, [5], 9, "cross_entropy", steps=60, lr=0.02)
     assert sum(int(p.count_nonzero()) for p in model.parameters()) == 9
     assert float((model(x).argmax(1) == y).double().mean()) > 0.9
+
+
+def test_a_network_that_need_not_be_pruned_is_trained_too():
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    for s in (5 * 8, 1000):
+        model = imp(x, y, [5], s, "cross_entropy", steps=60, lr=0.02)
+        assert sum(int(p.count_nonzero()) for p in model.parameters()) == 40
+        assert float((model(x).argmax(1) == y).double().mean()) > 0.9
+
+
+@pytest.mark.parametrize("solver", ["fista", "ista"])
+def test_the_lasso_recovers_where_l1_does(solver):
+    A, x, y = gaussian_problem(60, 30, 4, "gaussian", (0,))
+    torch.testing.assert_close(recovered(solver, A, y, 4), x)
+    assert not recovered(solver, A, y * 0, 4).any()
+    A, x, y = gaussian_problem(60, 30, 27, "gaussian", (0,))
+    assert float((recovered(solver, A, y, 27) - x).norm()) > 0.1
+
+
+def test_the_lasso_has_a_phase_diagram(tmp_path):
+    assert cli.main([*PHASE, "--solver", "fista", "--out", str(tmp_path)]) == 0
+    assert [json.loads(line)["success"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("step", [0.02, 0.05, 0.1, 0.2, 0.4])
+def test_a_step_is_placed_midway_whatever_the_grid(step):
+    rhos = [0.1 + step * i for i in range(max(2, round(0.8 / step) + 1))]
+    for last in range(len(rhos) - 1):
+        found = crossing([(rho, float(i <= last)) for i, rho in enumerate(rhos)])
+        assert found is not None and abs(found - (rhos[last] + rhos[last + 1]) / 2) < 0.003
 
 
 def test_where_success_falls_below_one_half():

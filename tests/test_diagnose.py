@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -26,14 +27,18 @@ def test_coherence_is_the_largest_cosine(monkeypatch):
     assert diagnose.coherence(normal(5, 1).repeat(1, 2)).value == pytest.approx(1)
 
 
+def isometry_constant(A: torch.Tensor, s: int) -> float:
+    """By enumeration."""
+    eye = torch.eye(s, dtype=A.dtype)
+    supports = itertools.combinations(range(A.shape[1]), s)
+    return max(float(torch.linalg.matrix_norm(A[:, list(S)].T @ A[:, list(S)] - eye, 2)) for S in supports)
+
+
 @pytest.mark.parametrize("s", [2, 3])
 def test_isometry_brackets_the_constant_and_swaps_find_it(s):
     A = normal(12, 14)
     unit = A / A.norm(dim=0)
-    eye = torch.eye(s, dtype=torch.float64)
-    true = max(
-        float(torch.linalg.matrix_norm(unit[:, list(S)].T @ unit[:, list(S)] - eye, 2)) for S in itertools.combinations(range(14), s)
-    )
+    eye, true = torch.eye(s, dtype=torch.float64), isometry_constant(unit, s)
     found = diagnose.isometry(A * torch.rand(14, generator=generator(), dtype=torch.float64).add(0.5), s, supports=20)
     assert found.mean <= found.sampled <= found.improved <= true + 1e-9 <= found.gershgorin + 2e-9
     assert found.improved > 0.9 * true
@@ -42,16 +47,26 @@ def test_isometry_brackets_the_constant_and_swaps_find_it(s):
     assert "<= delta_" in str(found)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("d, s", [(4, 4), (8, 5), (12, 9), (9, 7), (9, 8), (12, 1), (12, 2)])
+def test_swaps_stay_within_the_supports_there_are(d, s, normalise):
+    """With d - s columns off the support, no fewer and no more can enter: the constant is never exceeded, and here it is found."""
+    A = normal(20, d, seed=d) * torch.rand(d, generator=generator(s), dtype=torch.float64).add(0.5) / 20**0.5
+    true = isometry_constant(A / A.norm(dim=0) if normalise else A, s)
+    found = diagnose.isometry(A, s, normalise=normalise, supports=5)
+    assert found.support.unique().numel() == s
+    assert found.sampled <= found.improved <= true + 1e-9 <= found.gershgorin + 2e-9
+    assert found.improved == pytest.approx(true, rel=0.05 if s > 1 or not normalise else None, abs=1e-12)
+
+
 def test_sampled_constants_are_the_listed_ones():
     """m = 256, d = 512, Gaussian, 2000 supports, columns as they are: largest and mean. Columns of unit norm have smaller ones."""
     A = normal(256, 512, seed=1) / 16
     for s, largest, mean in ((4, 0.446, 0.214), (8, 0.560, 0.325), (16, 0.726, 0.487), (32, 0.980, 0.752)):
-        S = diagnose.matrices._supports(512, s, 2000, None)
-        low, high = diagnose.matrices._edges(recover.Dense(A * 16), S, normalised=False)
-        delta = torch.maximum(high - 1, 1 - low)
-        assert abs(float(delta.max()) - largest) < 0.08 and abs(float(delta.mean()) - mean) < 0.015
-        found = diagnose.isometry(A, s, swaps=0)
-        assert found.mean < mean and found.sampled < largest
+        found = diagnose.isometry(A, s, normalise=False, swaps=0)
+        assert abs(found.sampled - largest) < 0.08 and abs(found.mean - mean) < 0.015
+        scaled = diagnose.isometry(A, s, swaps=0)
+        assert scaled.mean < mean and scaled.sampled < largest
 
 
 def test_gated_constants_are_those_of_the_population():
@@ -64,15 +79,54 @@ def test_gated_constants_are_those_of_the_population():
     assert diagnose.convexity(A, 8, supports=5).population_alpha is None
 
 
-@pytest.mark.parametrize("call", [
-    lambda: diagnose.isometry(normal(4, 5), 6),
-    lambda: diagnose.isometry(torch.zeros(4, 5, dtype=torch.float64), 2),
-    lambda: diagnose.convexity(normal(4, 5), 2, generators=normal(4, 5)),
-    lambda: diagnose.sensing([(normal(1, 4), normal(1, 5))], gs.Support.random((4, 5), 5, rng=generator()), grow=2),
-    lambda: diagnose.sensing([(normal(3, 4), normal(3, 4))], gs.Support.random((4, 4), 2, (2, 2), generator()), grow=2),
+def holed(*shape: int, value: float = math.nan) -> torch.Tensor:
+    """Normal numbers, one of them ``value``."""
+    A = normal(*shape)
+    A[1, 2] = value
+    return A
+
+
+def layer_4x5() -> gs.Support:
+    return gs.Support.random((4, 5), 5, rng=generator())
+
+
+def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(normal(b, 4, seed=b), normal(b, 5, seed=b + 50)) for b in sizes]
+
+
+@pytest.mark.parametrize("call, sentence", [
+    (lambda: diagnose.isometry(normal(4, 5), 6), "A has 5 columns"),
+    (lambda: diagnose.isometry(torch.zeros(4, 5, dtype=torch.float64), 2), "zero columns"),
+    (lambda: diagnose.isometry(normal(4, 5), 2, supports=0), "supports must be at least 1"),
+    (lambda: diagnose.isometry(normal(4, 5), 2, swaps=-1), "swaps must be at least 0"),
+    (lambda: diagnose.isometry(holed(4, 5), 2), "A holds entries that are NaN"),
+    (lambda: diagnose.isometry(holed(4, 5), 2, normalise=False), "A holds entries that are NaN"),
+    (lambda: diagnose.coherence(holed(4, 5, value=math.inf)), "A holds entries that are NaN"),
+    (lambda: diagnose.coherence(normal(4, 0)), "A is empty"),
+    (lambda: diagnose.convexity(holed(4, 5), 2), "A holds entries that are NaN"),
+    (lambda: diagnose.convexity(normal(4, 5), 2, supports=0), "supports must be at least 1"),
+    (lambda: diagnose.convexity(normal(4, 5), 2, generators=normal(4, 5)), "belong to a GatedReLU"),
+    (lambda: diagnose.convexity(recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=holed(2, 5)), "generators hold"),
+    (lambda: diagnose.convexity(recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=normal(2, 5) * torch.tensor([[0.0], [1.0]])),
+     "a generator is zero"),
+    (lambda: diagnose.sensing([(normal(3, 4), normal(3, 4))], gs.Support.random((4, 4), 2, (2, 2), generator()), grow=2), "single weights"),
+    (lambda: diagnose.sensing(pairs(1), layer_4x5(), grow=2), "one sample"),
+    (lambda: diagnose.sensing(pairs(3, 1), layer_4x5(), grow=2), "one sample"),
+    (lambda: diagnose.sensing([], layer_4x5(), grow=2), "one batch at least"),
+    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=-1), "grow must be at least 0"),
+    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=2, fraction=1.5), "fraction is a share"),
+    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=2, fraction=-0.1), "fraction is a share"),
+    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=2, window=0), "window must be at least 1"),
+    (lambda: diagnose.sensing([(holed(3, 4), normal(3, 5))], layer_4x5(), grow=2), "dy of batch 0 holds 1 entries"),
+    (lambda: diagnose.sensing([*pairs(3), (normal(3, 4), holed(3, 5, value=math.inf))], layer_4x5(), grow=2), "x of batch 1 holds 1"),
+    (lambda: diagnose.measured_recall([], layer_4x5(), grow=2), "one batch at least"),
+    (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), grow=0), "grow must be at least 1"),
+    (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), grow=2, fraction=0.0), "nothing is sensed"),
+    (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), grow=2, fraction=0.5, window=2), "a window of 2 steps"),
+    (lambda: diagnose.measured_recall([(holed(3, 4), normal(3, 5))], layer_4x5(), grow=2, fraction=0.5), "dy of batch 0"),
 ])  # fmt: skip
-def test_what_cannot_be_diagnosed_is_refused(call):
-    with pytest.raises(gs.Unfit):
+def test_what_cannot_be_diagnosed_is_refused(call, sentence):
+    with pytest.raises(gs.Unfit, match=sentence):
         call()
 
 
@@ -120,6 +174,52 @@ def test_pure_noise_is_called_random():
     assert clear.recall > 0.7 and "follows the gradient" in clear.sentence
     assert diagnose.sensing(strong, s, grow=0).sentence.endswith("nothing grows here")
     assert diagnose.sensing(strong, s, grow=9, fraction=0.0).sentence.endswith("what grows is random")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 1.0])
+def test_without_gradients_recall_is_that_of_chance(fraction):
+    s = gs.Support.random((30, 40), 60, rng=generator())
+    nothing = [(torch.zeros(64, 30, dtype=torch.float64), normal(64, 40))]
+    d = diagnose.sensing(nothing, s, grow=57, fraction=fraction)
+    assert d.recall == d.chance == 0.05 and "there is no gradient" in d.sentence
+    assert d.record()["snr"] is None and json.dumps(d.record())
+    assert diagnose.measured_recall(nothing, s, grow=57, fraction=fraction, trials=40) == pytest.approx(0.05, abs=0.03)
+
+
+def test_zeros_without_gradient_are_no_easy_finds():
+    """Only one output has a gradient, at fewer zeros than grow: what else grows is random."""
+    s, dy = gs.Support.random((30, 40), 60, rng=generator()), torch.zeros(512, 30, dtype=torch.float64)
+    x = normal(512, 40)
+    dy[:, 7] = x @ normal(40, seed=5)
+    d = diagnose.sensing([(dy, x)], s, grow=570, fraction=1.0)
+    live = 40 - int((s.rows() == 7).sum())
+    assert d.recall == pytest.approx((live + (570 - live) ** 2 / (1140 - live)) / 570, abs=0.05)
+
+
+def told(recall: float, of_sensed: float, chance: float, fraction: float) -> str:
+    return diagnose.Diagnosis("a", 32, 1, 100, fraction, 10, recall, of_sensed, chance, 1.0, 1.0, 1.0, 1.0, None).sentence
+
+
+def test_the_verdict_compares_with_chance():
+    assert "near random" in told(0.52, 0.52, 0.5, 1.0) and "near random" not in told(0.67, 0.67, 0.5, 1.0)
+    assert "follows the gradient" in told(0.95, 0.95, 0.6, 1.0)
+    assert "chosen at random; raise the fraction" in told(0.1, 1.0, 0.1, 0.1)
+    assert "near random" in told(0.06, 0.6, 0.05, 0.1) and "ranked well" in told(0.06, 0.6, 0.002, 0.1)
+    assert "nothing to choose" in told(1.0, 1.0, 1.0, 1.0)
+    full = diagnose.sensing(pairs(8), gs.Support.full((4, 5)), grow=5)
+    assert full.recall == full.chance == 0 and full.sentence.endswith("nothing grows here")
+
+
+def test_a_watched_step_that_overflows_is_told_as_such():
+    net = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 2))
+    gs.sparsify(net, density=0.3, batch_last=False)
+    rewirer = gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.csst(stop=20, every=2, last_every=2, window=1))
+    watch = diagnose.Watch(rewirer)
+    for t in range(2):
+        net(normal(16, 9).float()).sum().mul(math.inf if t else 1.0).backward()
+        rewirer.step()
+    assert watch().keys() == {"0", "2"}
+    assert all("NaN or infinities" in d.sentence and json.loads(json.dumps(d.record()))["recall"] is None for d in watch.last.values())
 
 
 def test_conditioning_is_that_of_the_rows_inputs():

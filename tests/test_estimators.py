@@ -120,12 +120,72 @@ def test_data_frames_keep_their_names():
     (lambda X, y: SparseLinearRecovery().fit(X[:1], y[:1]), "minimum of 2 is required"),
     (lambda X, y: SparseReLURegressor().fit(X / 0, y), "infinity|NaN"),
     (lambda X, y: SparseReLURegressor(n_neurons=0).fit(X, y), "n_neurons must be at least 1"),
+    (lambda X, y: SparseReLURegressor(n_neurons=2.5).fit(X, y), "n_neurons must be at least 1, a whole number"),
+    (lambda X, y: SparseLinearRecovery(max_iter="many").fit(X, y), "max_iter must be at least 1"),
+    (lambda X, y: SparseLinearRecovery(inflate=np.nan).fit(X, y), "inflate must be at least 1"),
+    (lambda X, y: SparseLinearRecovery("few").fit(X, y), "n_nonzero must be a whole number"),
+    (lambda X, y: SparseReLURegressor(1).fit(X, np.stack([y, y], 1)), "two layers need one weight each"),
+    (lambda X, y: SparseReLUClassifier(1).fit(X, y > 0), "two layers need one weight each"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mistakes_are_value_errors_that_help(call, sentence):
     X, y, _ = regression()
     with pytest.raises(ValueError, match=sentence):
         call(X, y)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, np.int64(0)])
+def test_batches_of_no_samples_are_refused(batch_size):
+    X, y, _ = regression()
+    for model, target in ((SparseReLURegressor, y), (SparseReLURegressor, np.stack([y, y], 1)), (SparseReLUClassifier, y > 0)):
+        with pytest.raises(ValueError, match="batch_size must be at least 1, a whole number"):
+            model(batch_size=batch_size).fit(X, target)
+
+
+def test_numbers_of_numpy_are_numbers():
+    X, y, _ = regression()
+    few = {"n_nonzero": np.arange(3, 5), "max_iter": np.arange(2, 4)}
+    networks = {**few, "n_neurons": np.arange(3, 5), "batch_size": np.arange(40, 42)}
+    for model, target, grid in (
+        (SparseLinearRecovery(), y, {"n_nonzero": np.arange(3, 5), "max_iter": np.arange(500, 502)}),
+        (SparseReLURegressor(random_state=0), y, networks),
+        (SparseReLURegressor(random_state=0), np.stack([y, -y], 1), networks),
+        (SparseReLUClassifier(random_state=0), y > 0, networks),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = GridSearchCV(model, grid, cv=2, error_score="raise").fit(X, target)
+        assert type(found.best_estimator_.n_iter_) is int
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_any_unit_of_measurement_will_do(scale):
+    X, y, w = regression()
+    linear = SparseLinearRecovery(4).fit(X, y)
+    np.testing.assert_allclose(SparseLinearRecovery(4).fit(X * scale, y).coef_ * scale, linear.coef_, rtol=1e-6)
+    np.testing.assert_allclose(SparseLinearRecovery(4).fit(X, y * scale).coef_ / scale, linear.coef_, rtol=1e-6)
+    apart = X.copy()
+    apart[:, np.nonzero(w)[0][0]] *= scale
+    assert np.array_equal(SparseLinearRecovery(4).fit(apart, y).support_, linear.support_)
+    plain = SparseReLURegressor(6, n_neurons=4, max_iter=4, random_state=0)
+    np.testing.assert_allclose(clone(plain).fit(X * scale, y).predict(X * scale), plain.fit(X, y).predict(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["niht", "htp", "cosamp", "aiht", "iht", "omp"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_features_that_tell_nothing_give_the_mean(solver):
+    model = SparseLinearRecovery(solver=solver).fit(np.ones((10, 3)), np.arange(10))
+    assert not model.coef_.any() and model.predict(np.ones((2, 3))).tolist() == [4.5, 4.5]
+
+
+@pytest.mark.parametrize("solver", ["niht", "omp"])
+def test_linear_progress(solver, capsys):
+    X, y, _ = regression()
+    model = SparseLinearRecovery(4, solver=solver, verbose=1).fit(X, y)
+    said = capsys.readouterr().out
+    assert f"SparseLinearRecovery: {model.n_iter_}/{4 if solver == 'omp' else 1000}  residual" in said
+    SparseLinearRecovery(4, solver=solver).fit(X, y)
+    assert not capsys.readouterr().out
 
 
 def test_progress(capsys):

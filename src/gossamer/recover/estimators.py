@@ -8,6 +8,7 @@ Inputs are standardised inside, since a threshold compares coefficients across f
 ``network_`` and ``coef_`` act on inputs as they come. Errors are ValueErrors, as in scikit-learn.
 """
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from ..errors import nearest
+from ..errors import is_real, nearest
 from ..support import Support
 from .aiht import aiht
 from .cosamp import cosamp
@@ -49,17 +50,19 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
         inflate: support while iterating over that of the result (``s_tilde / s``); not for ``"omp"``.
         max_iter: iterations at most; ``"omp"`` needs ``n_nonzero``.
         tol: residual over the norm of y at which it stops; None is the solver's own.
+        verbose: 1 shows progress.
 
     After ``fit``: ``coef_`` (features,), ``intercept_``, ``support_`` (indices of the non-zeros), ``n_iter_``, ``converged_``, ``reason_``.
     """
 
-    def __init__(self, n_nonzero=None, solver="niht", fit_intercept=True, inflate=1.0, max_iter=1000, tol=None):
+    def __init__(self, n_nonzero=None, solver="niht", fit_intercept=True, inflate=1.0, max_iter=1000, tol=None, verbose=0):
         self.n_nonzero = n_nonzero
         self.solver = solver
         self.fit_intercept = fit_intercept
         self.inflate = inflate
         self.max_iter = max_iter
         self.tol = tol
+        self.verbose = verbose
 
     def fit(self, X, y):
         """X (samples, features), y (samples,)."""
@@ -68,16 +71,20 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
             raise ValueError(f"unknown solver {self.solver!r}{nearest(self.solver, SOLVERS)}; one of {', '.join(SOLVERS)}")
         features = X.shape[1]
         s = _count(self.n_nonzero, max(1, features // 10), features, f"{features} features")
-        _at_least_one(max_iter=self.max_iter, inflate=self.inflate)
+        max_iter = _whole("max_iter", self.max_iter)
+        _inflation(self.inflate)
         centre, mean = (X.mean(0), y.mean()) if self.fit_intercept else (np.zeros(features), 0.0)
-        A = X - centre
-        norms = np.sqrt((A**2).sum(0))
-        norms[norms <= 1e-12 * max(float(np.abs(X).max()), 1e-300) * np.sqrt(len(X))] = np.inf  # a constant feature is never chosen
-        settings = {} if self.solver == "omp" else {"s_tilde": min(features, round(self.inflate * s)), "steps": self.max_iter}
-        found = SOLVERS[self.solver](_tensor(A / norms), _tensor(y - mean), s, tolerance=self.tol, **settings)
+        A, b = X - centre, y - mean
+        norms = math.sqrt(len(X)) * _rms(A)
+        norms[norms <= 1e-12 * np.maximum(np.abs(X).max(0), 1e-300) * math.sqrt(len(X))] = np.inf  # a constant feature is never chosen
+        unit = float(_largest(b))
+        settings: dict[str, Any] = {} if self.solver == "omp" else {"s_tilde": min(features, round(self.inflate * s)), "steps": max_iter}
+        with _Progress(self, s if self.solver == "omp" else max_iter, "residual") as told:
+            settings["on_step"] = lambda t, residual: told(t, residual * unit)
+            found = SOLVERS[self.solver](_tensor(A / norms), _tensor(b / unit), s, tolerance=self.tol, **settings)
         if not found.converged:
             warnings.warn(f"SparseLinearRecovery: {found.reason}", ConvergenceWarning, stacklevel=2)
-        self.coef_ = found.dense().numpy() / norms
+        self.coef_ = found.dense().numpy() / norms * unit
         self.intercept_ = float(mean - centre @ self.coef_)
         self.support_ = found.support.numpy()
         self.n_iter_ = max(1, found.iterations)
@@ -138,29 +145,31 @@ class SparseReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         y = y.astype(np.float64)
         Y = y if y.ndim == 2 else y[:, None]
         several = Y.shape[1] > 1
-        coefficients = self.n_neurons * (X.shape[1] + (Y.shape[1] if several else 1))
-        described = f"{self.n_neurons} neurons on {X.shape[1]} features"
-        _at_least_one(n_neurons=self.n_neurons, max_iter=self.max_iter, inflate=self.inflate)
-        s = _count(self.n_nonzero, max(FLOOR, coefficients // 10), coefficients, described)
+        neurons, max_iter = _whole("n_neurons", self.n_neurons), _whole("max_iter", self.max_iter)
+        batch = None if self.batch_size is None else _whole("batch_size", self.batch_size)
+        _inflation(self.inflate)
+        coefficients = neurons * (X.shape[1] + (Y.shape[1] if several else 1))
+        described = f"{neurons} neurons on {X.shape[1]} features"
+        s = _count(self.n_nonzero, max(FLOOR, coefficients // 10), coefficients, described, two_layers=several)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         centre, scale = _scaling(X)
         mean, spread = _scaling(Y)
         Z, T = _tensor((X - centre) / scale), _tensor((Y - mean) / spread)
         if several:
-            batch = self.batch_size or 128
-            steps = self.max_iter * max(1, -(-len(X) // batch))
+            batch = 128 if batch is None else batch
+            steps = max_iter * -(-len(X) // batch)
             with _Progress(self, steps) as told:
                 fit = fit_vector(
-                    Z, T, max(2, s), neurons=self.n_neurons, steps=steps, batch=batch, lr=self.learning_rate, inflate=self.inflate,
+                    Z, T, s, neurons=neurons, steps=steps, batch=batch, lr=self.learning_rate, inflate=self.inflate,
                     bias=True, seed=seed, on_step=told,
                 )  # fmt: skip
-            network, self.n_iter_ = _folded(fit.network, centre, scale), self.max_iter
+            network, self.n_iter_ = _folded(fit.network, centre, scale), max_iter
         else:
             Z = torch.cat([Z, torch.ones(len(Z), 1, dtype=Z.dtype)], 1)  # hidden biases
-            with _Progress(self, self.max_iter) as told:
+            with _Progress(self, max_iter) as told:
                 fit = fit_scalar(
-                    Z, T[:, 0], s, neurons=self.n_neurons, rounds=self.max_iter, inflate=self.inflate, batch=self.batch_size,
-                    tolerance=self.tol, seed=seed, on_round=told,
+                    Z, T[:, 0], s, neurons=neurons, rounds=max_iter, inflate=self.inflate, batch=batch, tolerance=self.tol, seed=seed,
+                    on_round=told,
                 )  # fmt: skip
             network, self.n_iter_ = _folded(_with_bias(fit.network), centre, scale), len(fit.losses)
         self.n_nonzero_ = fit.network.nonzeros
@@ -231,20 +240,22 @@ class SparseReLUClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"SparseReLUClassifier needs samples of two classes at least; y holds one class only: {self.classes_[0]!r}")
-        _at_least_one(n_neurons=self.n_neurons, max_iter=self.max_iter, inflate=self.inflate, batch_size=self.batch_size)
-        weights = self.n_neurons * (X.shape[1] + len(self.classes_))
-        described = f"{self.n_neurons} neurons on {X.shape[1]} features and {len(self.classes_)} classes"
-        s = max(2, _count(self.n_nonzero, max(FLOOR, weights // 10), weights, described))
+        neurons, max_iter = _whole("n_neurons", self.n_neurons), _whole("max_iter", self.max_iter)
+        batch = _whole("batch_size", self.batch_size)
+        _inflation(self.inflate)
+        weights = neurons * (X.shape[1] + len(self.classes_))
+        described = f"{neurons} neurons on {X.shape[1]} features and {len(self.classes_)} classes"
+        s = _count(self.n_nonzero, max(FLOOR, weights // 10), weights, described, two_layers=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         centre, scale = _scaling(X)
-        with _Progress(self, self.max_iter) as told:
+        with _Progress(self, max_iter) as told:
             fit = fit_vector(
-                _tensor((X - centre) / scale), torch.from_numpy(labels.astype(np.int64)), s, neurons=self.n_neurons, loss="cross_entropy",
-                steps=self.max_iter, batch=self.batch_size, lr=self.learning_rate, inflate=self.inflate, weight_decay=self.alpha, bias=True,
+                _tensor((X - centre) / scale), torch.from_numpy(labels.astype(np.int64)), s, neurons=neurons, loss="cross_entropy",
+                steps=max_iter, batch=batch, lr=self.learning_rate, inflate=self.inflate, weight_decay=self.alpha, bias=True,
                 seed=seed, on_step=told,
             )  # fmt: skip
         self.network_ = _folded(fit.network, centre, scale)
-        self.loss_curve_, self.n_iter_, self.n_nonzero_ = fit.losses, self.max_iter, fit.network.nonzeros
+        self.loss_curve_, self.n_iter_, self.n_nonzero_ = fit.losses, max_iter, fit.network.nonzeros
         return self
 
     def _logits(self, X) -> Tensor:
@@ -276,10 +287,11 @@ class SparseReLUClassifier(ClassifierMixin, BaseEstimator):
 
 
 class _Progress:
-    """Tells how far a fit has come: nothing, a bar on a terminal with rich, ten lines elsewhere."""
+    """Tells how far a fit has come: nothing, a bar on a terminal with rich, ten lines and the last step elsewhere."""
 
-    def __init__(self, estimator: Any, total: int):
-        self.name, self.total, self.verbose, self.bar, self.last = type(estimator).__name__, total, estimator.verbose, None, 0
+    def __init__(self, estimator: Any, total: int, what: str = "loss"):
+        self.name, self.total, self.what, self.verbose, self.bar = type(estimator).__name__, total, what, estimator.verbose, None
+        self.last, self.untold = 0, ""
 
     def __enter__(self) -> "_Progress":
         if self.verbose and sys.stdout.isatty() and find_spec("rich") is not None:
@@ -293,13 +305,18 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+        elif self.verbose and self.untold:
+            print(self.untold, flush=True)
 
-    def __call__(self, t: int, loss: float) -> None:
+    def __call__(self, t: int, value: float) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=t, description=f"{self.name} loss {loss:.4g}")
-        elif self.verbose and t * 10 // self.total > self.last:
-            self.last = t * 10 // self.total
-            print(f"{self.name}: {t}/{self.total}  loss {loss:.4g}", flush=True)
+            self.bar.update(self.task, completed=t, description=f"{self.name} {self.what} {value:.4g}")
+        elif self.verbose:
+            self.untold = f"{self.name}: {t}/{self.total}  {self.what} {value:.4g}"
+            if t * 10 // self.total > self.last:
+                self.last = t * 10 // self.total
+                print(self.untold, flush=True)
+                self.untold = ""
 
 
 def _data(estimator: Any, X: Any, y: Any, **how: bool) -> tuple[Any, Any]:
@@ -312,25 +329,46 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64, copy=True))
 
 
+def _largest(A: Any) -> Any:
+    """max |a| of each column, or of a vector; 1 where that is zero."""
+    top = np.abs(A).max(0)
+    return np.where(top > 0, top, 1.0)
+
+
+def _rms(A: Any) -> Any:
+    """Root mean square of each column; no square overflows or vanishes."""
+    top = _largest(A)
+    return top * np.sqrt(((A / top) ** 2).mean(0))
+
+
 def _scaling(X: Any) -> tuple[Any, Any]:
     """Mean and standard deviation of each column; 1 where a column is constant."""
-    centre, scale = X.mean(0), X.std(0)
+    centre = X.mean(0)
+    scale = _rms(X - centre)
     return centre, np.where(scale > 1e-12 * np.maximum(np.abs(centre), 1e-300), np.where(scale > 0, scale, 1.0), 1.0)
 
 
-def _count(asked: Any, default: int, most: int, described: str) -> int:
-    s = min(default, most) if asked is None else asked
-    if isinstance(s, bool) or s != int(s) or s < 1:
+def _count(asked: Any, default: int, most: int, described: str, two_layers: bool = False) -> int:
+    if asked is None:
+        return min(default, most)
+    if not is_real(asked) or asked % 1 or asked < 1:
         raise ValueError(f"n_nonzero must be a whole number of at least 1, or None; got {asked!r}")
-    if s > most:
-        raise ValueError(f"n_nonzero={s} asks for more non-zeros than there are coefficients: {described} have {most}")
-    return int(s)
+    if two_layers and asked < 2:
+        raise ValueError(f"n_nonzero={asked} is too few: the two layers need one weight each, 2 at least")
+    if asked > most:
+        raise ValueError(f"n_nonzero={asked} asks for more non-zeros than there are coefficients: {described} have {most}")
+    return int(asked)
 
 
-def _at_least_one(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value is None or not value >= 1:
-            raise ValueError(f"{name} must be at least 1; got {value!r}")
+def _whole(name: str, value: Any) -> int:
+    if not is_real(value) or value % 1 or not value >= 1:
+        raise ValueError(f"{name} must be at least 1, a whole number; got {value!r}")
+    return int(value)
+
+
+def _inflation(value: Any) -> None:
+    if not is_real(value) or not 1 <= value < math.inf:
+        raise ValueError(f"inflate must be at least 1; got {value!r}")
 
 
 def _biased(layer: Layer) -> Tensor:

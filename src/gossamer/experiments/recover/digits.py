@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from ... import recover as solvers
-from ...errors import Unfit
+from ...errors import Unfit, check_count, is_real
 from ..cells import Row, compute, numbers, pyplot, save
 from ..console import show
 from .planted_networks import imp
+
+PIXELS = 28 * 28
 
 
 def mnist(
@@ -52,6 +54,13 @@ def mnist(
         raise Unfit(who, f"unknown digits {digits!r}", remedy='"all" or "01"')
     widths = numbers(who, "widths", widths or [100], 1)
     nonzeros = numbers(who, "nonzeros", nonzeros or ([200] if digits == "01" else [1000]), 2)
+    for name, value in (("seeds", seeds), ("steps", steps), ("batch", batch), ("imp_steps", imp_steps), ("jobs", jobs)):
+        check_count(who, name, value, 1)
+    if not is_real(lr) or not 0 < lr < math.inf:
+        raise Unfit(who, "lr must be a positive number", got=lr)
+    if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
+        what = f"a network of {min(widths)} neurons has {weights} weights, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise Unfit(who, what, remedy="larger widths, or fewer nonzeros")
     plt = pyplot(who) if picture else None
     _mnist(data, digits)  # before the processes begin: are the files there?
     settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}

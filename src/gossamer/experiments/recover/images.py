@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import recover as solvers
-from ...errors import Unfit
+from ...errors import Unfit, check_count, is_real
 from ...recover.operators import generator
 from ..cells import Row, compute, numbers, pyplot, save
 from ..console import show
@@ -44,6 +44,19 @@ def inr(
     """
     who = "gossamer recover inr"
     nonzeros = numbers(who, "nonzeros", nonzeros or [25, 50, 100, 200, 400], 1)
+    for name, value, least in (
+        ("neurons", neurons, 1),
+        ("frequencies", frequencies, 1),
+        ("rounds", rounds, 1),
+        ("seed", seed, 0),
+        ("jobs", jobs, 1),
+    ):
+        check_count(who, name, value, least)
+    if not is_real(sigma) or not 0 < sigma < math.inf:
+        raise Unfit(who, "sigma must be a positive number", got=sigma)
+    if max(nonzeros) > (places := neurons * 2 * frequencies):
+        what = f"{neurons} neurons on {2 * frequencies} features have {places} weights, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise Unfit(who, what, remedy="more neurons or frequencies, or fewer nonzeros")
     plt = pyplot(who) if picture or image not in ("digit", "mnist") else None
     pixels = load_image(image)
     settings = {"image": image, "neurons": neurons, "frequencies": frequencies, "sigma": sigma, "rounds": rounds, "seed": seed}

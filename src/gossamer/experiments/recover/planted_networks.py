@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import recover as solvers
-from ...errors import Unfit, nearest
+from ...errors import Unfit, check_count, nearest
 from ...recover.operators import generator
 from ..cells import Row, compute, numbers, pyplot, save
 from ..console import show
@@ -54,6 +54,11 @@ def planted(
             raise Unfit(who, f"unknown method {method!r}{nearest(method, METHODS)}", remedy=f"one of {', '.join(METHODS)}")
     samples = numbers(who, "samples", samples or [100, 200, 400, 1000, 2000], 2)
     neurons, nonzeros = numbers(who, "neurons", neurons or [5], 1), numbers(who, "nonzeros", nonzeros or [10], 1)
+    for name, value, least in (("d", d, 1), ("distractors", distractors, 0), ("rounds", rounds, 1), ("seeds", seeds, 1), ("jobs", jobs, 1)):
+        check_count(who, name, value, least)
+    if max(nonzeros) > (places := min(neurons) * d):
+        what = f"{min(neurons)} neurons on {d} inputs have {places} weights, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise Unfit(who, what, remedy="more neurons, a larger d, or fewer nonzeros")
     plt = pyplot(who) if picture else None
     settings = {"d": d, "mixed": mixed, "distractors": distractors, "rounds": rounds}
     cells = [
@@ -131,7 +136,8 @@ def imp(
     prune: float = 0.1,
 ) -> nn.Sequential:
     """Iterative magnitude pruning, the baseline: train (Adam, no biases), prune a tenth of what is left by magnitude over all layers,
-    rewind to the initial values, again, until s weights are left; evaluated right after the last pruning, as in arXiv 2509.20323's code."""
+    rewind to the initial values, again, until s weights are left; evaluated right after the last pruning, as in arXiv 2509.20323's code.
+    Where there are no more than s weights it is trained once, and nothing is pruned."""
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]
     rng = generator(seed, 4)
@@ -141,7 +147,7 @@ def imp(
     masks = [torch.ones_like(w) for w in weights]
     loss_of = F.cross_entropy if loss == "cross_entropy" else F.mse_loss
     final = weights
-    while (left := int(sum(float(m.sum()) for m in masks))) > s:
+    while (left := int(sum(float(m.sum()) for m in masks))) > s or final is weights:
         final = [nn.Parameter(w * m) for w, m in zip(weights, masks, strict=True)]
         opt = torch.optim.Adam(final, lr=lr)
         for _ in range(steps):
@@ -153,7 +159,7 @@ def imp(
             opt.zero_grad()
             loss_of(h, Y[where]).backward()
             opt.step()
-        keep = max(s, min(left - 1, round(left * (1 - prune))))
+        keep = min(left, max(s, min(left - 1, round(left * (1 - prune)))))
         flat = torch.cat([(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)])  # what is pruned stays last
         chosen = torch.zeros_like(flat)
         chosen[flat.topk(keep).indices] = 1.0

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import Unfit
+from ...errors import Unfit, check_count, check_share
 from ...layers import SparseLayer
 from ...ops.csr_conv2d import reference as conv2d
 from ...ops.csr_conv2d.reference import Geometry
@@ -43,7 +43,7 @@ class Diagnosis(NamedTuple):
     """What sensing of one layer is worth. ``recall``: expected share of the truly strongest ``grow`` gradients, of all zeros, among those
     chosen; ``of_sensed``: of those that lay in the sample; ``chance``: what a random choice has; ``measured``: by the gradient of all data.
     ``conditioning``, ``alpha``, ``beta``: of the input on the support of an output row (median over rows, unit columns); ``snr``: signal
-    over noise power of one batch's gradient."""
+    over noise power of one batch's gradient, NaN where there is neither. All are NaN if the operands hold NaN or infinities."""
 
     name: str
     batch: int
@@ -69,13 +69,23 @@ class Diagnosis(NamedTuple):
         return f"{head}, conditioning {self.conditioning:.1f}; {self._verdict()}"
 
     def _verdict(self) -> str:
+        if math.isnan(self.recall):
+            return "the operands hold NaN or infinities, and nothing can be told"
         if self.zeros == 0 or self.grow == 0:
             return "nothing grows here"
         if self.fraction == 0:
             return "nothing is sensed, and what grows is random"
-        if self.recall < 3 * self.chance or self.of_sensed < 0.2:
+        if math.isnan(self.snr):
+            return "there is no gradient at the zeros, and what grows is random"
+        if self.chance >= 1:
+            return "all zeros grow, and there is nothing to choose"
+        luck = self.chance / self.fraction  # what a random choice among the sensed has of those of the strongest that lie there
+        if luck >= 1:
+            return "all that is sensed grows, and it was chosen at random; raise the fraction"
+        ranked = (self.of_sensed - luck) / (1 - luck)
+        if (self.recall - self.chance) / (1 - self.chance) < min(2 * self.chance, 0.2) or ranked < 0.2:
             return "growth will be near random; raise the batch or the window" + (", then the fraction" if self.fraction < 0.5 else "")
-        if self.of_sensed < 0.5:
+        if ranked < 0.5:
             return "noise decides half of the growth; a larger batch or window would help"
         if self.fraction < 0.5:
             return "what is sensed is ranked well; a larger fraction, or more events, would find more"
@@ -111,22 +121,29 @@ def sensing(
         measured: what :func:`measured_recall` says, to stand in the sentence.
         rng: of samples and noise; None is a fixed seed.
 
-    Raises: Unfit for tiles, or operands of one sample only.
+    Without any gradient at the zeros recall is that of chance, and the sentence says so.
+
+    Raises: Unfit for tiles, no operands, operands of one sample only or with NaN or infinities, or settings out of their range.
     """
-    if s.unit != (1, 1):
-        raise Unfit("diagnose.sensing", "knows supports of single weights only", got=s.unit)
+    who = "diagnose.sensing"
+    grow, window = _checked(who, operands, s, grow, 0, fraction, window, decay)
+    if min(dy.shape[0] for dy, _ in operands) < 2:
+        raise Unfit(who, "noise cannot be told from signal on a batch of one sample")
+    if (broken := _not_finite(operands)) is not None:
+        raise Unfit(who, broken, remedy="leave out steps whose loss overflowed")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     zeros, batch = s.total - s.n, operands[0][0].shape[0]
-    if batch < 2:
-        raise Unfit("diagnose.sensing", "noise cannot be told from signal on a batch of one sample")
     alpha, beta = support_conditioning(operands, s, geometry, rng)
     cond = math.sqrt(beta / alpha) if alpha > 1e-12 else math.inf
-    chance = grow / max(zeros, 1)
+    chance = min(grow, zeros) / max(zeros, 1)
     if not zeros or not grow or not fraction:
         return Diagnosis(name, batch, window, zeros, fraction, grow, chance, 0.0, chance, 0.0, cond, alpha, beta, measured)
     grow = max(1, min(grow, round(fraction * zeros)))
     ids = s.sample_outside(min(zeros, CALIBRATION), rng)
     g, v = gradient_and_noise(operands, s, ids, geometry)
+    if not bool(g.any()) and not bool(v.any()):
+        chance, luck = grow / zeros, min(1.0, grow / (fraction * zeros))
+        return Diagnosis(name, batch, window, zeros, fraction, grow, chance, luck, chance, math.nan, cond, alpha, beta, measured)
     share, snr = _signal(g, v, len(operands), rng)
     draw, k = partial(_noise, operands, s, ids, geometry, rng), max(1, round(grow * ids.numel() / zeros))
     recall, within = _played(g, share, draw, len(operands), k, fraction, window, decay, rng)
@@ -148,7 +165,20 @@ def measured_recall(
     """Recall (3) with the mean gradient of all ``batches`` (dy, x) as the truth: each trial senses some zeros on ``window`` of them.
 
     The gradient of all zeros is made, a vector of their number; batches of one size, of a loss averaged over each.
+
+    Raises: Unfit as :func:`sensing`, and if nothing grows or is sensed, or the window has more steps than there are batches.
     """
+    who = "diagnose.measured_recall"
+    grow, window = _checked(who, batches, s, grow, 1, fraction, window, decay)
+    check_count(who, "trials", trials, 1)
+    if window > len(batches):
+        raise Unfit(who, f"a window of {window} steps needs as many batches", got=len(batches))
+    if round(fraction * (s.total - s.n)) < 1:
+        raise Unfit(
+            who, f"a share of {fraction} of {s.total - s.n} zeros is less than one, and nothing is sensed", remedy="a larger fraction"
+        )
+    if (broken := _not_finite(batches)) is not None:
+        raise Unfit(who, broken, remedy="leave out steps whose loss overflowed")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     everything = s.outside(torch.arange(s.total - s.n, device=s.col.device))
     truth: Tensor | float = 0.0
@@ -157,7 +187,7 @@ def measured_recall(
     assert isinstance(truth, Tensor)
     grow = min(grow, round(fraction * truth.numel()))
     best = torch.zeros(truth.numel(), dtype=torch.bool)
-    best[top_k(truth.abs(), grow)] = True
+    best[_strongest(truth, grow, rng)] = True
     weights, hits = _weights(window, decay), 0
     for _ in range(trials):
         at = distinct(truth.numel(), round(fraction * truth.numel()), rng)
@@ -165,7 +195,7 @@ def measured_recall(
         for weight, b in zip(weights, torch.randperm(len(batches), generator=rng)[:window].tolist(), strict=True):
             mean = mean + weight * run(SAMPLED, *batches[b], everything[at], s.shape, s.unit, geometry).cpu()
         assert isinstance(mean, Tensor)
-        hits += int(best[at[top_k(mean.abs(), grow)]].sum())
+        hits += int(best[at[_strongest(mean, grow, rng)]].sum())
     return hits / (trials * grow)
 
 
@@ -259,12 +289,45 @@ def _played(
     for _ in range(PLAYS):
         truth = share * g + (share / batches).sqrt() * draw()
         best = torch.zeros(truth.numel(), dtype=torch.bool)
-        best[top_k(truth.abs(), k)] = True
+        best[_strongest(truth, k, rng)] = True
         at = distinct(truth.numel(), max(k, round(fraction * truth.numel())), rng)
         seen = (truth + scale * draw())[at]
-        hits += int(best[at[top_k(seen.abs(), k)]].sum())
+        hits += int(best[at[_strongest(seen, k, rng)]].sum())
         lay += int(best[at].sum())
     return hits / (PLAYS * k), hits / max(lay, 1)
+
+
+def _strongest(g: Tensor, k: int, rng: torch.Generator) -> Tensor:
+    """Where the k largest |g| are; where fewer are not zero, the others by chance, as no gradient tells them apart."""
+    best = top_k(g.abs(), k)
+    best = best[g[best] != 0]
+    if short := min(k, g.numel()) - best.numel():
+        none = (g == 0).nonzero().flatten()
+        best = torch.cat([best, none[distinct(none.numel(), short, rng)]])
+    return best
+
+
+def _checked(
+    who: str, operands: Operands, s: Support, grow: int, least: int, fraction: float, window: int, decay: float
+) -> tuple[int, int]:
+    if s.unit != (1, 1):
+        raise Unfit(who, "knows supports of single weights only", got=s.unit)
+    if not len(operands):
+        raise Unfit(who, "needs the operands (dy, x) of one batch at least")
+    check_count(who, "grow", grow, least)
+    check_share(who, "fraction", fraction)
+    check_count(who, "window", window, 1)
+    check_share(who, "decay", decay)
+    return int(grow), int(window)
+
+
+def _not_finite(operands: Operands) -> str | None:
+    """The sentence on the first operand that holds NaN or infinities, or None."""
+    for b, pair in enumerate(operands):
+        for name, values in zip(("dy", "x"), pair, strict=True):
+            if bad := int((~values.isfinite()).sum()):
+                return f"{name} of batch {b} holds {bad} entries that are NaN or infinite"
+    return None
 
 
 def _weights(window: int, decay: float) -> list[float]:
@@ -276,7 +339,8 @@ def _weights(window: int, decay: float) -> list[float]:
 class Watch:
     """Diagnoses every event of a training: pass it to ``fit(on_step=...)``, or call it after each ``rewirer.step()``.
 
-    Listens to the layers on event steps only, and keeps their operands of that step until it is called.
+    Listens to the layers on event steps only, and keeps their operands of that step until it is called. Where these hold NaN or infinities,
+    as in a step that a loss scaler skips, the diagnosis is NaN and its sentence says why.
 
     Args:
         rewirer: a :class:`gossamer.Rewirer`.
@@ -310,17 +374,24 @@ class Watch:
             window = next((w for w in range(1, 1000) if (asked := sense(event.t - w + 1)) is None or asked.fresh), 1)
             asked = sense(event.t)
             for name, (operands, s, sensed) in self._heard.items():
-                if operands and operands[0][0].shape[0] > 1:
-                    self.last[name] = sensing(
-                        operands,
-                        s,
-                        grow=event.grown.get(name, 0),
-                        fraction=sensed / max(1, s.total - s.n),
-                        window=window,
-                        decay=0.0 if asked is None else asked.decay,
-                        geometry=self.rewirer.layers[name].geometry,
-                        name=name,
-                    )
+                if not operands or min(dy.shape[0] for dy, _ in operands) < 2:
+                    continue
+                grow, zeros = event.grown.get(name, 0), s.total - s.n
+                fraction = min(1.0, sensed / max(1, zeros))
+                if _not_finite(operands) is not None:
+                    batch, no = operands[0][0].shape[0], math.nan
+                    self.last[name] = Diagnosis(name, batch, window, zeros, fraction, grow, no, no, no, no, no, no, no, None)
+                    continue
+                self.last[name] = sensing(
+                    operands,
+                    s,
+                    grow=grow,
+                    fraction=fraction,
+                    window=window,
+                    decay=0.0 if asked is None else asked.decay,
+                    geometry=self.rewirer.layers[name].geometry,
+                    name=name,
+                )
         self._heard = {}
         for d in self.last.values():
             if self.path is not None:
