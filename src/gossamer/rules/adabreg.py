@@ -10,19 +10,19 @@ Without penalty and with delta = 1 this is Adam (Kingma & Ba 2015). State: v, m,
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import Unfit
 from ..penalties import Penalty
-from ..schedules import Schedule
-from .rule import Now, State, check_momentum, check_penalty, check_positive
+from .checks import check_momentum, check_penalty, check_positive
+from .mirror import Mirror
+from .rule import Now, State
 
 
 @dataclass(frozen=True)
-class AdaBreg:
+class AdaBreg(Mirror):
     """Linearised Bregman iterations with Adam's step.
 
     Args:
@@ -36,8 +36,6 @@ class AdaBreg:
     delta: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    revives: ClassVar[bool] = True
-    instant: ClassVar[bool] = True
 
     def __post_init__(self):
         check_penalty("AdaBreg", self.penalty, convex=True)
@@ -50,31 +48,15 @@ class AdaBreg:
         check_positive("AdaBreg", "eps", self.eps)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
-        v = w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())
+        v = self.mirrored(w, strength)
         return {"v": v, "m": torch.zeros_like(w), "q": torch.zeros_like(w)}
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
-        self.descend_(g, state, now)
-        self.show_(w, state, now)
-
     def descend_(self, g: list[Tensor], state: State, now: Now) -> None:
-        """The step of the mirror variable."""
         (b1, b2), (v, m, q) = self.betas, (state[key] for key in ("v", "m", "q"))
         torch._foreach_lerp_(m, g, 1 - b1)  # m <- b1 m + (1 - b1) g
         torch._foreach_mul_(q, b2)
         torch._foreach_addcmul_(q, g, g, 1 - b2)  # q <- b2 q + (1 - b2) g^2
         scale = torch._foreach_sqrt(q)
-        torch._foreach_div_(scale, math.sqrt(1 - b2**now.t))
+        torch._foreach_div_(scale, math.sqrt(1 - b2**now.own))
         torch._foreach_add_(scale, self.eps)
-        torch._foreach_addcdiv_(v, m, scale, -now.lr / (1 - b1**now.t))  # v <- v - s / (1 - b1^t) m / (...)
-
-    def show_(self, w: list[Tensor], state: State, now: Now) -> None:
-        """The weights that belong to the mirror variable."""
-        u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
-        torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
-
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        return [self.penalty.level(v, 1.0) for v in state["v"]]
-
-    def schedules(self) -> dict[str, Schedule]:
-        return {}
+        torch._foreach_addcdiv_(v, m, scale, -now.lr / (1 - b1**now.own))  # v <- v - s / (1 - b1^t) m / (...)

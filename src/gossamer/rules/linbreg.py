@@ -13,18 +13,18 @@ State: v; m if beta > 0. Cost per step: O(N) beside the gradient.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..penalties import Penalty
-from ..schedules import Schedule
-from .rule import Now, State, check_momentum, check_penalty, check_positive
+from .checks import check_momentum, check_penalty, check_positive
+from .mirror import Mirror
+from .rule import Now, State
 
 
 @dataclass(frozen=True)
-class LinBreg:
+class LinBreg(Mirror):
     """Linearised Bregman iterations.
 
     Args:
@@ -36,8 +36,6 @@ class LinBreg:
     penalty: Penalty
     delta: float = 1.0
     momentum: float = 0.0
-    revives: ClassVar[bool] = True
-    instant: ClassVar[bool] = True
 
     def __post_init__(self):
         check_penalty("LinBreg", self.penalty, convex=True)
@@ -45,15 +43,10 @@ class LinBreg:
         check_positive("LinBreg", "delta", self.delta)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
-        state = {"v": w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())}
+        state = {"v": self.mirrored(w, strength)}
         return {**state, "m": torch.zeros_like(w)} if self.momentum else state
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
-        self.descend_(g, state, now)
-        self.show_(w, state, now)
-
     def descend_(self, g: list[Tensor], state: State, now: Now) -> None:
-        """The step of the mirror variable."""
         s, beta, v = now.lr, self.momentum, state["v"]
         if not beta:
             torch._foreach_add_(v, g, alpha=-s)  # v <- v - s g
@@ -62,14 +55,3 @@ class LinBreg:
         torch._foreach_mul_(m, beta)
         torch._foreach_add_(m, g, alpha=(1 - beta) * s)  # m <- beta m + (1 - beta) s g
         torch._foreach_sub_(v, m)  # v <- v - m
-
-    def show_(self, w: list[Tensor], state: State, now: Now) -> None:
-        """The weights that belong to the mirror variable."""
-        u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
-        torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
-
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        return [self.penalty.level(v, 1.0) for v in state["v"]]
-
-    def schedules(self) -> dict[str, Schedule]:
-        return {}

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..penalties import Penalty
 from ..schedules import Schedule
-from .rule import Now, State, check_momentum, check_penalty
+from .checks import check_momentum, check_penalty
+from .rule import Now, State
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..penalties import Penalty
 from ..schedules import Schedule
-from .rule import Now, State, check_penalty
+from .checks import check_penalty
+from .rule import Now, State
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ a group, so ``state_dict`` is complete and a resumed run goes on bit for bit.
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, check_at_least, is_real
+from ..errors import Unfit, check_at_least
 from ..penalties import Penalty, Zero
 from ..schedules import Schedule, end_of
+from .checks import value_of
 
 LOOKS = 2000  # steps at which a schedule is evaluated before the first one
 KEYS = ("t", "born", "lr", "lr0", "strength", "weight_decay", "sums")  # of a group: those that agree in all of them step as one
@@ -29,7 +30,8 @@ State = dict[str, list[Tensor]]  # what a rule keeps, by name, in the order of t
 class Now(NamedTuple):
     """What a rule is told of a step."""
 
-    t: int  # 1, 2, ... of this group: one that was added later began later
+    t: int  # 1, 2, ... of the run: what schedules are asked with
+    own: int  # 1, 2, ... of this group, which may have been added later
     lr: float  # s_t
     lr0: float  # the largest step size so far
     strength: float  # factor on the penalty
@@ -106,7 +108,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         self.rules: list[Rule] = []
         self.schedule = lr if callable(lr) else None
         self.check_run(steps)
-        first = _value("lr", self.schedule, 1) if self.schedule else lr
+        first = value_of("lr", self.schedule, 1) if self.schedule else lr
         super().__init__(params, {"lr": first, "weight_decay": weight_decay, "strength": 1.0})
         if not any(group["penalised"] for group in self.param_groups):
             what = "no parameter is penalised: all have fewer than two dimensions, as biases do"
@@ -143,9 +145,9 @@ class SparseOptimizer(torch.optim.Optimizer):
                 result = closure()
         together: dict[Any, list[int]] = {}
         for i, group in enumerate(self.param_groups):
-            group["t"] += 1
             if self.schedule is not None:
-                group["lr"] = _value("lr", self.schedule, group["t"])
+                group["lr"] = value_of("lr", self.schedule, group["t"] + 1)
+            group["t"] += 1
             group["lr0"] = max(group["lr0"], group["lr"])
             alike = tuple(tuple(sorted(group[key].items())) if key == "sums" else group[key] for key in KEYS)
             together.setdefault((self.rules[i], *alike), []).append(i)
@@ -165,7 +167,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             last = steps or (1 if name == "lr" else LOOKS)
             for t in range(1, last + 1, max(1, last // LOOKS)):
                 try:
-                    _value(name, schedule, t)
+                    value_of(name, schedule, t)
                 except Unfit as unfit:
                     if steps is not None or t == 1 or unfit.__cause__ is None:
                         raise
@@ -173,7 +175,7 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     def now(self, group: dict[str, Any]) -> Now:
         """What the rule is told of a group's step."""
-        return Now(group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
+        return Now(group["t"], group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
 
     def state_of(self, rule: Rule, parameter: Tensor, strength: float) -> dict[str, Tensor]:
         """The state of one parameter, made now if there is none."""
@@ -183,9 +185,8 @@ class SparseOptimizer(torch.optim.Optimizer):
         return state
 
     @torch.no_grad()
-    def levels(self) -> list[Tensor]:
-        """For every penalised parameter that has been moved, entry by entry, the strength from which it would be zero now."""
-        found = []
+    def levels(self) -> Iterator[Tensor]:
+        """For every penalised parameter that has been moved, made one by one: entry by entry the strength from which it would be zero."""
         for rule, group in zip(self.rules, self.param_groups, strict=True):
             for p in group["params"] if group["penalised"] else ():
                 state = {key: [t] for key, t in self.state[p].items()}
@@ -193,8 +194,7 @@ class SparseOptimizer(torch.optim.Optimizer):
                 if p.grad is not None:
                     state["g"] = [p.grad]
                 if known:
-                    found += rule.levels([p], state, self._next(group))
-        return found
+                    yield from rule.levels([p], state, self._next(group))
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # torch's own forgets what a subclass has: a copy would have no rule
@@ -207,7 +207,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         if self.schedule is None:
             return now
         try:
-            return now._replace(lr=_value("lr", self.schedule, group["t"] + 1))
+            return now._replace(lr=value_of("lr", self.schedule, group["t"] + 1))
         except Unfit:
             return now  # it ends here
 
@@ -248,35 +248,6 @@ def description(rule: Rule) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(rule))
 
 
-def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:
-    """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
-    if not isinstance(penalty, Penalty) or isinstance(penalty, type):
-        raise Unfit(
-            who, "penalty must be a penalty", got=penalty, remedy="gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
-        )
-    if plain and penalty.adaptive:
-        raise Unfit(
-            who,
-            "an adaptive penalty needs running magnitudes, which only XRDA keeps",
-            got=penalty,
-            remedy="gs.XRDA(penalty, averaging=0.0)",
-        )
-    if convex and not penalty.convex:
-        raise Unfit(who, "a mirror map is built on a convex penalty", got=penalty, remedy="gs.L1, gs.NonNegativeL1 or gs.GroupL1")
-
-
-def check_momentum(who: str, name: str, value: float) -> None:
-    """Refuses what is not in [0, 1)."""
-    if not is_real(value) or not 0.0 <= value < 1.0:
-        raise Unfit(who, f"{name} lies in [0, 1)", got=value)
-
-
-def check_positive(who: str, name: str, value: float) -> None:
-    """Refuses what is no positive, finite number."""
-    if not is_real(value) or not 0.0 < value < math.inf:
-        raise Unfit(who, f"{name} is a positive number", got=value)
-
-
 # -------------------------------------------------------------------- refusals
 
 
@@ -304,33 +275,8 @@ def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], co
         raise Unfit(who, what, reasons=reasons, remedy=remedy)
 
 
-def in_unit(averaging: Schedule, t: int) -> float:
-    """An averaging, in [0, 1]; Unfit otherwise."""
-    return _value("averaging", averaging, t)
-
-
-def _value(name: str, schedule: Schedule, t: int) -> float:
-    """What a schedule says at a step. Raises Unfit where that is no step size, no averaging, or nothing."""
-    top = math.inf if name == "lr" else 1.0
-    try:
-        value = schedule(t)
-    except (LookupError, StopIteration, ValueError, ArithmeticError) as error:
-        what = f"the schedule of {name} has no value at step {t}: {type(error).__name__}, {error}"
-        raise Unfit("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run, and steps= to have it checked") from error
-    if not 0.0 <= value <= top or value == math.inf:
-        bounds = "at least 0 and finite" if name == "lr" else "in [0, 1]"
-        remedy = "another schedule; or steps=, if the run is shorter than that"
-        raise Unfit("SparseOptimizer", f"{name} must be {bounds} at every step, and is {value} at step {t}", got=schedule, remedy=remedy)
-    return value
-
-
 def _refuse_other_rules(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     mine, theirs = ([group.get("rule") for group in groups] for groups in (optimizer.param_groups, state["param_groups"]))
     reasons = [f"group {i} was {b}, is {a}" for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
     if reasons:
         raise Unfit("SparseOptimizer", "this state was saved under another rule", reasons=reasons, remedy="the rule it was saved with")
-
-
-def settings(rule: Any) -> dict[str, Any]:
-    """A rule's settings by name."""
-    return {f.name: getattr(rule, f.name) for f in fields(rule)}

@@ -30,7 +30,8 @@ from torch import Tensor
 from ..errors import Unfit, is_real
 from ..penalties import Penalty
 from ..schedules import Schedule
-from .rule import Now, State, check_penalty, in_unit
+from .checks import check_penalty, value_of
+from .rule import Now, State
 
 PAIRED = "paired"
 
@@ -84,7 +85,7 @@ class XRDA:
     def alpha(self, now: Now) -> float:
         """alpha_t of a step."""
         if callable(self.averaging):
-            return in_unit(self.averaging, now.t)
+            return value_of("averaging", self.averaging, now.t)
         if self.averaging == PAIRED:
             return 1 - now.lr / now.lr0 if now.lr0 > 0.0 else 0.0
         return float(self.averaging)  # type: ignore[arg-type]
