@@ -372,8 +372,7 @@ def _parameter_swapped(layer, *_):
 
 
 def _index_forgotten(layer, _new, _optimizer, _values, _state, old, _grad):
-    for name, t in layer.index_of(old).items():
-        setattr(layer, name, t)
+    layer.adopt_(old)
 
 
 def _bias_zeroed(layer, *_):
@@ -585,7 +584,7 @@ def _looks_after_loading(path, model, **parts):
     values = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     with torch.no_grad():
         for key, t in model.state_dict().items():
-            if key in values and values[key].shape == t.shape:
+            if key in values and values[key].shape == t.shape and not key.endswith(("crow", "col")):
                 t.copy_(values[key])
     return checkpoint.load(path, model, **parts)
 

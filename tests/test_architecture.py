@@ -15,7 +15,7 @@ PACKAGE = Path(gossamer.__file__).parent
 LAYERS = [
     {"errors", "schedules", "budgets"},
     {"support", "ops", "penalties"},
-    {"layouts", "rules", "topology"},
+    {"layouts", "rules", "topology", "observe"},
     {
         "layers",
         "batch_last",
@@ -25,6 +25,8 @@ LAYERS = [
         "convert",
         "surgery",
         "sensing",
+        "newborn",
+        "average",
         "checkpoint",
         "ledger",
         "laws",

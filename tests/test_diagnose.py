@@ -275,7 +275,7 @@ def test_convolutions_are_diagnosed_too():
     layers = gs.sparse_layers(net)
     x, y = IMAGES.batch(0)
     heard = diagnose.hear(layers, [lambda: F.cross_entropy(net(x), y).backward()] * 2)
-    assert all(len(operands) == 2 for operands in heard.values()) and all(layer.sense is None for layer in layers.values())
+    assert all(len(operands) == 2 for operands in heard.values()) and all(layer.observers == () for layer in layers.values())
     name = next(iter(layers))
     layer, operands = layers[name], heard[name]
     ids = layer.support.sample_outside(10, generator())

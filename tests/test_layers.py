@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import CONVS, FLAT, IMAGES, convnet, generator, mlp, same_state, table
 from gossamer.layouts import gather
+from gossamer.observe import Tap
 
 
 def linear(density: float = 0.3, seed: int = 0, **options) -> gs.SparseLinear:
@@ -92,7 +93,7 @@ def test_to_another_dtype():
     x = inputs((4, 11))
     before = layer(x.float())
     assert layer.to(torch.float64)(x).dtype == torch.float64 and torch.allclose(layer(x).float(), before, atol=1e-5)
-    assert all(t.dtype == torch.int32 for t in (layer.crow, layer.col, layer.ccol, layer.row, layer.perm))
+    assert all(t.dtype == torch.int32 for t in (layer.crow, layer.col, layer.support.ccol, layer.support.row, layer.support.perm))
 
 
 def test_values_in_half_precision_are_refused_with_a_reason():
@@ -167,7 +168,7 @@ def test_empty_batches():
 
 def test_nothing_is_sensed_without_a_gradient():
     layer, told = linear(), []
-    layer.sense = lambda dy, x: told.append((dy, x))
+    Tap(layer, lambda dy, x: told.append((dy, x))).__enter__()
     with torch.no_grad():
         layer(inputs((4, 11)))
     assert not told
@@ -180,7 +181,7 @@ def test_a_layer_used_twice_senses_twice():
     """The gradient at a coordinate is the sum over the uses, as it is on the support."""
     layer = gs.SparseLinear(7, 7, density=0.3, rng=generator(), dtype=torch.float64)
     ids, sensed = layer.support.outside(torch.arange(5)), []
-    layer.sense = lambda dy, x: sensed.append(layer.sensed(dy, x, ids))
+    Tap(layer, lambda dy, x: sensed.append(layer.sensed(dy, x, ids))).__enter__()
     x, dense = inputs((4, 7)), layer.to_dense().requires_grad_()
     layer(layer(x).tanh()).square().sum().backward()
     F.linear(F.linear(x, dense, layer.bias).tanh(), dense, layer.bias).square().sum().backward()

@@ -155,7 +155,7 @@ def test_fit_drives_it_and_forgets_what_diverged():
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(gs.Diverged):
         gs.fit(net, bad, optimizer, rewirer=multilevel)  # type: ignore[arg-type]
-    assert not any(heard.pairs for heard in multilevel._heard.values()) and before.keys() == net.state_dict().keys()
+    assert not any(observer.seen() for observer in multilevel._observers.values()) and before.keys() == net.state_dict().keys()
 
 
 def refusals():

@@ -175,7 +175,7 @@ def test_sensing_buffers_are_freed_after_the_event(case):
     model, opt, rewirer = run(case)
     train(model, opt, rewirer, FLAT.batches(30))
     assert rewirer.sensing == {} and rewirer.sensing_bytes == 0
-    assert all(layer.sense is None for layer in gs.sparse_layers(model).values())
+    assert all(layer.observers == () for layer in gs.sparse_layers(model).values())
 
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)

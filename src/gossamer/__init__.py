@@ -9,6 +9,7 @@ from . import penalties as penalties
 from . import recover as recover
 from . import rules as rules
 from . import schedules as schedules
+from .average import AveragedModel as AveragedModel
 from .budgets import BUDGETS as BUDGETS
 from .budgets import er as er
 from .budgets import erk as erk

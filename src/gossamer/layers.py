@@ -1,14 +1,19 @@
-"""Sparse layers: a support, its values, a layout that multiplies, and the one hook that senses.
+"""Sparse layers: a support, its values, a layout that multiplies, and observers of the backward pass.
 
-A sparse layer owns ``values`` (its only weight parameter), the index of its support as integer buffers (so ``state_dict``, ``.to()``,
-``deepcopy`` and pickling work), and a ``layout`` that multiplies. Biases stay dense.
+A sparse layer owns ``values`` (its only weight parameter), a ``support``, and a ``layout`` that multiplies. Biases stay dense.
+
+The support is the layer's own: kernels read it, and nobody else writes it. The buffers ``crow`` and ``col`` are its public copy, so that
+``state_dict``, ``.to()`` and broadcasts of buffers work. A copy that somebody has changed is noticed at the next use of the layer, by the
+identity and the version of its two tensors, without a look at their contents; it is then verified, and adopted or refused. Under
+``shadow`` the support is where the values are not zero, and there is no copy.
 
 Initial values: normal with variance 2 / (density fan_in) (Kaiming, He et al. 2015, the fan-in scaled by the density, so that the
 pre-activations of a sparse layer have the variance of a dense one's).
 """
 
 import math
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,16 +22,17 @@ from torch import Tensor, nn
 
 from .errors import Unfit, check_density
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter
+from .observe import Observer, version_of
 from .ops.csr_conv2d import op as conv2d_op
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear import op as linear_op
 from .ops.csr_sense.op import SAMPLED
-from .ops.index.op import columns_of, rows_of
+from .ops.index.op import rows_of
 from .ops.kernels import choose, device_type, run
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
 
-INDEX = ("crow", "col", "ccol", "row", "perm")  # buffers; the first two are saved, the others follow from them
+INDEX = ("crow", "col")  # the buffers
 
 
 class SparseLayer(nn.Module):
@@ -61,50 +67,119 @@ class SparseLayer(nn.Module):
         self.dense_shape = torch.Size(dense_shape)
         self.geometry = geometry
         self.unit = support.unit
-        self._support: Support | None = None  # the one made last, good as long as its five tensors are the layer's
         self.layout = layout_named(layout, who)
         self._seen: tuple[int, int] | None = None  # where the values were, and in which version, when their non-zeros were last looked up
         if self.layout.follows and self.unit != (1, 1):
             raise Unfit(who, f"layout {self.layout.name} follows single weights", got=self.unit, remedy="unit=(1, 1), or another layout")
-        self.sense: Callable[[Tensor, Tensor], None] | None = None  # called with (dy, x) in the backward pass, set by a Rewirer
+        self.observers: tuple[Observer, ...] = ()  # who is told of the backward passes of the step in progress
+        self._owner: Any = None  # a weak reference to the Rewirer or Multilevel that changes the support
         dtype = dtype or torch.get_default_dtype()
-        for name, index in self.index_of(support).items():
-            self.register_buffer(name, index.to(device) if device else index, persistent=name in INDEX[:2])
         self.values = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
         self.register_parameter("bias", nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None)
+        self.adopt_(support.to(device) if device else support)
         self._mark()
         self.reset_parameters(rng)
         self.register_load_state_dict_pre_hook(_adopt_index)
-        self.register_state_dict_pre_hook(_current_index)
+        self.register_state_dict_post_hook(_add_index)  # type: ignore[arg-type]
 
     def _mark(self) -> None:
         """Lets an optimizer that is given bare parameters tell compact values, which are vectors, from biases."""
         self.values.compact = self.layout.storage == "compact"  # type: ignore[attr-defined]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a file, has no observer, no owner, and nothing of what they have measured."""
+        return {**vars(self), "observers": (), "_owner": None, "_copied": None, "_seen": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._mark()  # a copy of a parameter forgets its attributes
+
+    @property
+    def owner(self) -> Any:
+        """The :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel` in charge of the support, if there is one."""
+        return None if self._owner is None else self._owner()
+
+    def give_to(self, owner: Any) -> None:
+        """Puts ``owner`` in charge; the one before lets go."""
+        if (before := self.owner) is not None and before is not owner:
+            before.release()
+        self._owner = None if owner is None else weakref.ref(owner)
 
     def train(self, mode: bool = True) -> "SparseLayer":
         """As ``nn.Module.train``. The support under ``shadow`` is then looked up anew: a write through ``.data`` leaves no other trace."""
         self._seen = None
         return super().train(mode)
 
-    @staticmethod
-    def index_of(s: Support) -> dict[str, Tensor]:
-        """The five index tensors of a support, by the names of the buffers that hold them."""
-        return {name: getattr(s, name) for name in INDEX}
+    # ---------------------------------------------------------------- the support
 
     @property
     def support(self) -> Support:
-        """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero; under ``shadow``, which are."""
+        """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero; under ``shadow``, which are.
+
+        Raises: Unfit where ``crow`` and ``col`` have been changed to something that does not go with the values.
+        """
         if self.layout.follows:
             self._follow()
-        index, known = self._buffers, self._support
-        if known is None or any(index[name] is not getattr(known, name) for name in INDEX):
-            shape = (self.dense_shape[0], math.prod(self.dense_shape[1:]))
-            self._support = known = Support(shape, self.unit, *(getattr(self, name) for name in INDEX))
-        return known
+            return self._support
+        if torch.compiler.is_compiling():
+            return self._support
+        buffers, seen = self._buffers, self._copied
+        crow, col = buffers["crow"], buffers["col"]
+        if seen is None or crow is not seen[0] or col is not seen[1] or crow._version != seen[2] or col._version != seen[3]:  # type: ignore[union-attr]
+            self._look_again()
+        return self._support
+
+    @torch.no_grad()
+    def adopt_(self, s: Support) -> None:
+        """Makes ``s`` the support. The values are the caller's to bring along (:func:`~gossamer.set_support_` does)."""
+        before: Any = vars(self).get("_support")
+        self._support = s
+        if self.layout.follows:
+            return
+        for name in INDEX:
+            mine, new = self._buffers.get(name), getattr(s, name)
+            if before is not None and mine is not None and mine.shape == new.shape and mine.device == new.device:
+                mine.copy_(new)  # a state_dict that was not copied stays a pair with the values, which are written in place too
+            else:
+                self.register_buffer(name, new.clone())
+        self._remember()
+
+    def _remember(self) -> None:
+        crow, col = (self._buffers[name] for name in INDEX)
+        self._copied = (crow, col, crow._version, col._version, self.values)  # type: ignore[union-attr]
+
+    @torch.compiler.disable()  # type: ignore[arg-type]
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _look_again(self) -> None:
+        """Somebody has written or replaced the copy of the index: the same one, another with other values, or what cannot be used."""
+        for name in INDEX:
+            if self._buffers[name].is_inference():  # type: ignore[union-attr]
+                self._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
+        (crow, col), s, seen = (self._buffers[name] for name in INDEX), self._support, self._copied
+        assert crow is not None and col is not None
+        if crow.is_meta or col.is_meta:
+            self._support = s if s.crow.is_meta else s.to("meta")
+        elif s.crow.is_meta or not _equal(crow, s.crow) or not _equal(col, s.col):
+            self._take(crow, col, s, whole=self._copied is not None and seen[4] is not self.values)  # type: ignore[index]
+        elif crow.device != s.crow.device:
+            self._support = s.to(crow.device)
+        self._remember()
+
+    def _take(self, crow: Tensor, col: Tensor, s: Support, whole: bool) -> None:
+        """Another index than before: good where the values have been exchanged with it, or do not depend on it."""
+        who = f"{type(self).__name__} of {tuple(self.dense_shape)}"
+        reasons = index_problems(crow, col, s.shape, s.unit)
+        if not reasons and self.layout.storage == "compact":
+            if self.values.shape[0] != col.numel():
+                reasons = [f"it has {col.numel()} units, and there are values for {self.values.shape[0]}"]
+            elif not whole:
+                reasons = ["its values have stayed, and belong to the connections of the old one"]
+        if reasons:
+            what = "the buffers crow and col have been changed from outside, to an index that this layer cannot use"
+            remedy = "load_state_dict with index and values together, gs.set_support_; for an average of weights gs.AveragedModel"
+            raise Unfit(who, what, reasons=reasons, remedy=remedy)
+        self._support = Support.from_index(crow.clone(), col.clone(), s.shape, s.unit)
 
     @torch.compiler.disable()  # type: ignore[arg-type]
     @torch.no_grad()
@@ -115,11 +190,10 @@ class SparseLayer(nn.Module):
         if (now == self._seen and version >= 0) or self.values.shape != self.dense_shape:
             return
         self._seen = now
-        (crow, col), known = rows_of(self.values.flatten(1)), self._buffers
-        if torch.equal(crow, known["crow"]) and torch.equal(col, known["col"]):  # type: ignore[arg-type]
+        (crow, col), known = rows_of(self.values.flatten(1)), self._support
+        if crow.device == known.crow.device and torch.equal(crow, known.crow) and torch.equal(col, known.col):
             return
-        for name, tensor in zip(INDEX, (crow, col, *columns_of(crow, col, math.prod(self.dense_shape[1:]))), strict=True):
-            setattr(self, name, tensor)
+        self._support = Support.of_index(crow, col, known.shape)
 
     @property
     def density(self) -> float:
@@ -176,8 +250,11 @@ class SparseLayer(nn.Module):
         return sums(dy, h, 1), sums(x, w, math.prod(self.geometry.kernel) if self.geometry is not None else 1)
 
     def _watched(self, y: Tensor, x: Tensor) -> Tensor:
-        if self.sense is not None and y.requires_grad:
-            y.register_hook(partial(_tell, self.sense, x.detach()))
+        """Lets the observers see this output's gradient, in the passes that make one."""
+        if y.requires_grad:
+            for observer in self.observers:
+                observer.look(self)
+                y.register_hook(partial(observer.report, x.detach(), version_of(x)))
         return y
 
     @property
@@ -255,7 +332,7 @@ class SparseLinear(SparseLayer):
             raise Unfit("SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape))
         x = _cast(x)
         y = self.layout.linear(x, self.values, self.support, self.bias)
-        return y if self.sense is None else self._watched(y, x)
+        return self._watched(y, x) if self.observers else y
 
 
 class SparseConv2d(SparseLayer):
@@ -300,16 +377,12 @@ class SparseConv2d(SparseLayer):
         assert self.geometry is not None
         x = _cast(x)
         y = self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias)
-        return y if self.sense is None else self._watched(y, x)
+        return self._watched(y, x) if self.observers else y
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The sparse layers of a model by qualified name, in order of definition."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
-
-
-def _tell(sense: Callable[[Tensor, Tensor], None], x: Tensor, dy: Tensor) -> None:
-    sense(dy.detach(), x)
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -338,44 +411,55 @@ def _padding(
     return _pair(padding)
 
 
-def _current_index(layer: SparseLayer, _prefix: str, _keep: bool) -> None:
-    """Before a state_dict is made: its index must be that of its values."""
-    _ = layer.support
+def _add_index(layer: SparseLayer, state: dict[str, Any], prefix: str, _local_metadata: Any) -> None:
+    """After a state_dict is made: what is saved must be a pair, and under ``shadow`` the index is of the values as they are."""
+    if layer.layout.follows:
+        state.update({prefix + name: getattr(layer.support, name) for name in INDEX})
+    else:
+        layer._look_again()  # a write through .data, or through NumPy, leaves no trace but its numbers
 
 
 @torch.no_grad()
 def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _meta, _strict, missing, _unexpected, errors) -> None:
-    """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse it and stay as it was."""
+    """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse it and stay as it was.
+
+    A layer that is loaded has a new support even if it has the same units: what is measured over a window begins anew.
+    """
     crow, col, values = (state.get(prefix + name) for name in ("crow", "col", "values"))
-    problems = _state_problems(layer, crow, col, values)
+    s = layer._support
+    problems = _state_problems(layer, s, crow, col, values)
     if problems:
         errors.extend(f"{prefix.rstrip('.') or type(layer).__name__}: {problem}" for problem in problems)
-        for name in ("crow", "col", "values"):  # torch goes on and copies what is there: let that be what is here
-            state[prefix + name] = getattr(layer, name).detach()
-        return
-    if crow is None or col is None:
-        return
-    s = layer.support
-    new = Support.from_index(crow, col, s.shape, s.unit).to(s.col.device)
-    if not new.same(s):
-        for name, index in layer.index_of(new).items():
-            setattr(layer, name, index)
-        if layer.layout.storage == "compact":
+        for name in (*INDEX, "values"):  # torch goes on and copies what is there: let that be what is here
+            state[prefix + name] = (getattr(s, name) if name in INDEX else layer.values).detach()
+    elif crow is not None and col is not None:
+        same = _equal(crow, s.crow) and _equal(col, s.col)
+        new = (s.again() if same else Support.from_index(crow, col, s.shape, s.unit)).to(layer.values.device)
+        layer.adopt_(new)
+        if layer.layout.storage == "compact" and layer.values.shape[0] != new.n:
             write_(layer.values, layer.values.new_zeros(new.n, *layer.values.shape[1:]))
+    if layer.layout.follows:
+        for name in INDEX:
+            state.pop(prefix + name, None)
 
 
-def _state_problems(layer: SparseLayer, crow: Tensor | None, col: Tensor | None, values: Tensor | None) -> list[str]:
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two index tensors, on whatever devices, hold the same numbers."""
+    return a.shape == b.shape and not a.is_floating_point() and torch.equal(a.to(b.device, b.dtype), b)
+
+
+def _state_problems(
+    layer: SparseLayer, s: Support, crow: Tensor | None, col: Tensor | None, values: Tensor | None
+) -> list[str]:
     """Why index and values of a state_dict must not be read, in sentences."""
     if crow is None or col is None:
         alone = values is not None or crow is not None or col is not None
         return ["values and index (values, crow, col) come without each other: values never load onto another support"] if alone else []
-    s = layer.support
     problems = index_problems(crow, col, s.shape, s.unit)
     if problems:
         return problems
     if values is None:
-        same = Support.from_index(crow, col, s.shape, s.unit).to(s.col.device).same(s)
-        return [] if same else ["the index is another support's, and comes without its values"]
+        return [] if _equal(crow, s.crow) and _equal(col, s.col) else ["the index is another support's, and comes without its values"]
     expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
     fits = tuple(values.shape) == expected
     return [] if fits else [f"values of shape {tuple(values.shape)} for {col.numel()} kept units, {expected} expected"]

@@ -11,8 +11,10 @@ Values are compact (layout ``csr``): w exists on S only. What has the dense size
 storage, read and written off S once in m + 1 steps. m = 0 is plain ``LinBreg`` or ``AdaBreg``.
 """
 
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +22,15 @@ from torch import Tensor, nn
 
 from .errors import Unfit, check_at_least, check_count
 from .layers import SparseLayer, sparse_layers
+from .observe import Observer, Seen, operands
 from .ops.csr_sense import op as sense_op
 from .rules.adabreg import AdaBreg
+from .rules.latent import drawn_back
 from .rules.linbreg import LinBreg
 from .rules.rule import Now, SparseOptimizer
-from .sensing import mean_over_ranks
+from .sensing import agreed, mean_over_ranks
 from .support import Support
-from .surgery import set_support_
+from .surgery import keeper_of, set_support_
 from .topology.topology import Change, Topology
 from .train import Event
 
@@ -59,44 +63,52 @@ class Multilevel:
         self.t = 0
         self.last: Event | None = None
         self._cold: dict[str, dict[str, Tensor]] = {}
-        self._heard: dict[str, Operands] = {}
+        self._loaded: dict[str, int] = {}  # tags of the supports that load_state_dict brought, until the layers are used
+        self._attach()
         self._arm()
 
     @property
     def sensing(self) -> dict[str, int]:
         """Weights off the support whose gradient the step in progress measures, per layer; empty in a coarse phase."""
-        return {name: self.layers[name].support.total - self.layers[name].support.n for name in self._heard}
+        return {name: self.layers[name].support.total - self.layers[name].support.n for name in self._fine_layers}
 
     @property
     def sensing_bytes(self) -> int:
         """Bytes of cold storage, of what fine steps keep of their backward pass, and of one block of the gradient."""
-        held = [t for state in self._cold.values() for t in state.values()]
-        held += [t for heard in self._heard.values() for pair in heard.pairs for t in pair]
+        held = sum(t.numel() * t.element_size() for state in self._cold.values() for t in state.values())
+        held += sum(observer.bytes for observer in self._observers.values())
         blocks = [2 * min(BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size() for layer in self.layers.values()]
-        return sum(t.numel() * t.element_size() for t in held) + (max(blocks) if self._heard else 0)
+        return held + (max(blocks) if self._fine_layers else 0)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step: coarse, or fine if it is the last of m + 1."""
+        """One step: coarse, or fine if it is the last of m + 1. A fine gradient that is not finite moves nothing."""
         if closure is not None:
             raise Unfit("Multilevel.step", "a closure has no single gradient to take the fine step by", remedy="backward() before step()")
+        self._look_at_all()
         self.t += 1
-        heard, self.last = self._heard, None
-        if heard:
-            for name in heard:
-                self.layers[name].values.grad = None  # the optimizer moves the rest
+        fine, self.last = self._fine_layers, None
+        pairs = {name: self._operands(name) for name in fine}
+        finite = agreed(all(self._is_finite(name, pairs[name]) for name in fine), [])[0]
+        for name in fine:
+            self.layers[name].values.grad = None  # the optimizer moves the rest
         result = self.optimizer.step()
-        if heard:
+        if fine:
             n = {name: layer.support.n for name, layer in self.layers.items()}
-            kept = {**n, **{name: self._fine(name) for name in heard}}
+            kept = {**n, **{name: self._fine(name, pairs[name]) for name in fine if finite}}
             now = {name: layer.support.n for name, layer in self.layers.items()}
             self.last = Event(self.t, {name: n[name] - kept[name] for name in n}, {name: now[name] - kept[name] for name in n}, now)
         self._arm()
         return result
 
     def discard(self) -> None:
-        """Forgets the backward passes since the last step: call it where you drop their gradients and go on."""
-        for heard in self._heard.values():
-            heard.pairs.clear()
+        """Forgets the backward passes since the last step. Dropping their gradients (``zero_grad``) is enough."""
+        for observer in self._observers.values():
+            observer.forget()
+
+    def release(self) -> None:
+        """Lets go of the layers: nothing is observed any more."""
+        for observer in self._observers.values():
+            observer.detach()
 
     @torch.no_grad()
     def levels(self) -> list[Tensor]:
@@ -113,25 +125,100 @@ class Multilevel:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
         cold = {name: dict(state) for name, state in self._cold.items()}
-        return {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "layers": list(self.layers), "cold": cold}
+        self._look_at_all()
+        supports = {name: layer.support.tag for name, layer in self.layers.items()}
+        return {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "supports": supports, "cold": cold}
 
-    def problems(self, state: dict[str, Any]) -> list[str]:
-        """In which settings a saved state differs from this, in sentences; [] if it may go on."""
+    def problems(self, state: Any) -> list[str]:
+        """Why a saved state cannot be taken over, in sentences; [] if it may go on."""
+        keys = ("t", "topology", "settings", "supports", "cold")
+        if not isinstance(state, dict) or not set(keys) <= set(state) or not all(isinstance(state[key], dict) for key in keys[2:]):
+            return [f"a state of Multilevel has {', '.join(keys)}"]
+        if state["topology"] != self.topology.name or not isinstance(state["t"], int) or state["t"] < 0:
+            return [f"it is of topology {state['topology']!r} at step {state['t']!r}, not {self.topology.name!r}"]
         here, there = self._settings(), state["settings"]
-        return [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
+        problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
+        if list(state["supports"]) != list(self.layers) or not set(state["cold"]) <= set(self.layers):
+            return [*problems, f"it is of layers {list(state['supports'])}, not {list(self.layers)}"]
+        if not all(isinstance(tag, int) for tag in state["supports"].values()):
+            problems.append("supports are told by whole numbers")
+        for name, cold in state["cold"].items():
+            layer = self.layers[name]
+            expected = set(self._rule(name)[0].init(layer.values))
+            shape = layer.support.shape
+            fits = isinstance(cold, dict) and set(cold) == expected
+            if not fits or not all(torch.is_tensor(t) and t.shape == shape and t.dtype == layer.values.dtype for t in cold.values()):
+                problems.append(f"{name}: cold storage has {', '.join(sorted(expected))}, each of shape {shape} and {layer.values.dtype}")
+        return problems
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state; refuses one of other layers or settings."""
         problems = self.problems(state)
-        if state["layers"] != list(self.layers):
-            problems.append(f"it is of layers {state['layers']}, not {list(self.layers)}")
         if problems:
             raise Unfit("Multilevel", "this state was saved under other rules", reasons=problems, remedy="what it was saved with")
         self.t, self.last = int(state["t"]), None
         self._cold = {
             name: {key: t.to(self.layers[name].values.device).clone() for key, t in saved.items()} for name, saved in state["cold"].items()
         }
+        self._loaded = dict(state["supports"])
         self._arm()
+
+    # ---------------------------------------------------------------- whose layers they are
+
+    def _attach(self) -> None:
+        reference = weakref.ref(self)
+
+        def look(layer: SparseLayer) -> None:
+            if (living := reference()) is not None:
+                living._look_at_all()
+
+        keeper_of(self.optimizer).add(self.layers.values())
+        self._observers = {}
+        for name, layer in self.layers.items():
+            layer.give_to(self)
+            keep = partial(_operands_of, layer.values.dtype)
+            self._observers[name] = Observer(layer, name or type(layer).__name__, keep, look)
+        self._known = {name: layer.support for name, layer in self.layers.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy takes charge of the copied layers; what the step in progress has seen is not copied, as its gradients are not."""
+        self._look_at_all()
+        return {**vars(self), "_observers": {}, "_known": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._attach()
+        self._arm()
+
+    @torch.no_grad()
+    def _look_at_all(self) -> None:
+        """Notices that a layer has another support than when it was last looked at: the optimizer's state follows, through cold storage."""
+        for name, layer in self.layers.items():
+            s, known, tag = layer.support, self._known[name], self._loaded.pop(name, None)
+            if tag is not None and tag != s.tag:
+                what = f"the state that was loaded belongs to another support than layer {name!r} has"
+                raise Unfit("Multilevel", what, remedy="load the model, the optimizer and this of the same step")
+            if s is not known:
+                self._known[name] = s
+                if tag is None and not s.same(known):
+                    self._thaw(name, known, s)
+                keeper_of(self.optimizer).follow(layer)
+
+    def _thaw(self, name: str, old: Support, new: Support) -> None:
+        """Weights were loaded on another support: their state comes from cold storage, and that of those that left goes there."""
+        layer, keeper = self.layers[name], keeper_of(self.optimizer)
+        state = self.optimizer.state.get(layer.values)
+        if not state or keeper.held.get(id(layer.values)) is not old:
+            return  # the optimizer has been loaded too
+        rule, group = self._rule(name)
+        cold = self._cold.setdefault(name, {key: t.new_zeros(new.shape) for key, t in state.items()})
+        for key, t in state.items():
+            cold[key].view(-1)[old.ids()] = t
+            state[key] = cold[key].view(-1)[new.ids()]
+        left = old.ids()[new.find(old.ids()) < 0]  # zero now, so their mirror variable shows zero
+        v = cold["v"].view(-1)[left]
+        cold["v"].view(-1)[left] = drawn_back(v, rule.penalty.level(v, 1.0), group["strength"])
+        keeper.moved(layer)
 
     # ---------------------------------------------------------------- details
 
@@ -140,9 +227,25 @@ class Multilevel:
 
     def _arm(self) -> None:
         """Tells the layers to keep the operands of the weight gradient, if step t + 1 is fine."""
-        self._heard = {name: Operands() for name in self.layers} if self.topology.when(self.t + 1) else {}
-        for name, layer in self.layers.items():
-            layer.sense = self._heard.get(name)
+        self._fine_layers = list(self.layers) if self.topology.when(self.t + 1) else []
+        for name, observer in self._observers.items():
+            observer.start() if name in self._fine_layers else observer.detach()
+
+    def _operands(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """What the fine gradient is made of: a pair (dy, x) for each pass whose gradient is in ``values.grad``."""
+        observer = self._observers[name]
+        seen = observer.seen()
+        return [] if seen is None else [pair.checked(observer.who) for pair in seen.operands]
+
+    def _is_finite(self, name: str, pairs: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether the fine gradient is finite: by a bound from its operands, and where that says nothing by a look at all of it."""
+        bound = sum(float(dy.abs().max()) * float(x.abs().max()) * dy.numel() for dy, x in pairs if dy.numel() and x.numel())
+        if bound < torch.finfo(self.layers[name].values.dtype).max:
+            return True
+        if not all(bool(t.isfinite().all()) for pair in pairs for t in pair):
+            return False
+        layer = self.layers[name]
+        return all(bool(sense_op.gradient_rows(pairs, part, layer.support, layer.geometry).isfinite().all()) for part in _blocks(layer))
 
     def _rule(self, name: str) -> tuple[LinBreg | AdaBreg, dict[str, Any]]:
         """The rule and the group of a layer's values."""
@@ -153,9 +256,9 @@ class Multilevel:
         return rule, groups[at]
 
     @torch.no_grad()
-    def _fine(self, name: str) -> int:
+    def _fine(self, name: str, operands: list[tuple[Tensor, Tensor]]) -> int:
         """The fine step of a layer; how many weights of its support stay in it."""
-        layer, operands = self.layers[name], self._heard[name].pairs
+        layer = self.layers[name]
         if not operands:
             return layer.support.n  # it took no part in the forward pass
         rule, group = self._rule(name)
@@ -166,9 +269,8 @@ class Multilevel:
         for key, t in hot.items():
             cold[key].view(-1)[ids] = t  # write back
         alive, shown, kept = [], [], 0
-        step = max(1, BLOCK_NUMBERS // cols)
-        for top in range(0, rows, step):
-            part = slice(top, min(top + step, rows))
+        for part in _blocks(layer):
+            top = part.start
             first, last = int(s.crow[part.start]), int(s.crow[part.stop])
             mine = ids[first:last] - top * cols  # units of the support in this block
             g = mean_over_ranks(sense_op.gradient_rows(operands, part, s, layer.geometry))
@@ -191,6 +293,8 @@ class Multilevel:
         state = self.optimizer.state[layer.values]
         for key, t in cold.items():
             state[key].copy_(t.view(-1)[ids])  # restrict
+        self._known[name] = layer.support
+        self.optimizer.wrote([layer.values])
         return kept
 
 
@@ -204,14 +308,15 @@ class Fine:
         return Change(interval=self.every) if t % self.every == 0 else None
 
 
-@dataclass
-class Operands:
-    """Keeps what the weight gradient of a step is made of: pairs (output gradient, input), one per backward pass."""
+def _operands_of(dtype: torch.dtype, dy: Tensor, x: Tensor) -> Seen:
+    return Seen(operands=[operands(dy, x, dtype)])
 
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def __call__(self, dy: Tensor, x: Tensor) -> None:
-        self.pairs.append((dy, x))
+def _blocks(layer: SparseLayer) -> list[slice]:
+    """Rows of a layer's matrix, so many at a time that a block of the gradient has BLOCK_NUMBERS numbers or one row."""
+    rows, cols = layer.support.shape
+    step = max(1, BLOCK_NUMBERS // cols)
+    return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
 def _shown(rule: LinBreg | AdaBreg, v: Tensor, now: Now) -> Tensor:

@@ -1,10 +1,13 @@
-"""Sensing: what is measured of one layer over a window of steps. A probe hangs on a layer and listens to its backward passes.
+"""Sensing: what is measured of one layer over a window of steps, smoothed. A probe belongs to the support that its coordinates are off.
 
-off the support    the layer tells its hook (dy, x); sampled coordinates are measured at once, streamed sensing keeps the operands
-on the support     a hook on the values sees their gradient as it comes, before anybody clips or unscales it
+    m <- decay m + (1 - decay) g       at the sensed coordinates, and on the support if that is asked for; g sums the passes of a step
+    shown: m / (1 - decay^steps)
+
+Sampled coordinates are measured in the backward pass, at once. Streamed sensing keeps the operands of one step and makes the whole
+gradient from them, a block of rows at a time, when the event asks for the strongest.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,112 +15,129 @@ import torch
 from torch import Tensor
 
 from .layers import SparseLayer
+from .observe import Observer, Seen, operands
 from .ops.csr_sense import reference as csr_sense
 from .ops.csr_sense.op import STRONGEST
 from .ops.kernels import choose
+from .support import Support
 from .topology.topology import Sense, Site
 
 
 @dataclass
 class Probe:
-    """What is measured of one layer over a window of steps: called as ``layer.sense`` with (dy, x) by every backward pass."""
+    """What is measured of one layer over a window of steps."""
 
     layer: SparseLayer
+    observer: Observer
     sense: Sense
+    support: Support
     ids: Tensor  # sensed unit ids, sorted, (m,) int64
-    steps: int = 0  # in the moving average so far
+    steps: int = 0  # in the moving averages so far
     mean: Tensor | None = None  # of the gradient at ids
     active_mean: Tensor | None = None  # of the gradient on the support
-    now: Tensor | None = None  # this step's gradient at ids, summed over micro-batches
-    active_now: Tensor | None = None  # ... and of the stored values, before anybody clips it
-    handle: Any = None  # of the hook on the values that fills it
-    flow: tuple[Tensor, Tensor] | None = None  # this step's sums of squares of dy and x per unit row and unit column
-    flow_now: tuple[Tensor, Tensor] | None = None  # ... so far
-    operands: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # this step's (dy, x), when streaming
+    flow: tuple[Tensor, Tensor] | None = None  # the last step's sums of squares of dy and x per unit row and unit column
 
-    def __call__(self, dy: Tensor, x: Tensor) -> None:
+    def __post_init__(self) -> None:
+        self.observer.start(on_support=self.sense.active)
+
+    def measure(self, dy: Tensor, x: Tensor) -> Seen | None:
+        """What one pass shows."""
+        if self.layer.support is not self.support:
+            return None  # the coordinates are of another support
         if self.sense.stream:
-            dtype = self.layer.values.dtype
-            self.operands.append((dy.to(dtype), x.to(dtype)))
-            return
-        if self.ids.numel():
-            measured = self.layer.sensed(dy, x, self.ids)
-            self.now = measured if self.now is None else self.now.add_(measured)
-        if self.sense.flow:
-            flow = self.layer.flow(dy, x)
-            self.flow_now = flow if self.flow_now is None else (self.flow_now[0] + flow[0], self.flow_now[1] + flow[1])
-
-    def attach(self) -> "Probe":
-        """From now on the layer's backward pass reports here."""
-        self.layer.sense = self
-        if self.sense.active:
-            self.handle = self.layer.values.register_hook(self._on_support)
-        return self
-
-    def release(self) -> None:
-        """No more."""
-        self.layer.sense = None
-        if self.handle is not None:
-            self.handle.remove()
-
-    def _on_support(self, grad: Tensor) -> None:
-        self.active_now = grad.detach().clone() if self.active_now is None else self.active_now.add_(grad.detach())
+            return Seen(operands=[operands(dy, x, self.layer.values.dtype)])
+        sampled = self.layer.sensed(dy, x, self.ids) if self.ids.numel() else None
+        return Seen(sampled, flow=self.layer.flow(dy, x) if self.sense.flow else None)
 
     @property
     def units(self) -> int:
         """Units off the support that a step measures."""
-        s = self.layer.support
+        s = self.support
         return s.total - s.n if self.sense.stream else self.ids.numel()
 
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        held = [t for t in (self.ids, self.mean, self.active_mean, self.now, self.active_now) if t is not None] + [
-            t for pair in self.operands for t in pair
-        ]
+        held = [t for t in (self.ids, self.mean, self.active_mean) if t is not None]
         block = min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size() if self.sense.stream else 0
-        return sum(t.numel() * t.element_size() for t in held) + block
+        return sum(t.numel() * t.element_size() for t in held) + self.observer.bytes + block
 
-    def discard(self) -> None:
-        """Forgets what the step in progress has measured so far."""
-        self.now, self.active_now, self.flow_now, self.operands = None, None, None, []
+    def seen(self) -> Seen | None:
+        """What the passes whose gradients are in ``values.grad`` have shown; None if there are none."""
+        return self.observer.seen()
 
-    def finish(self, scale: float, finite: bool = True) -> None:
-        """Ends a step: its gradients, unscaled, enter the moving averages; those of a step that overflowed do not."""
-        if not finite:
-            return self.discard()
+    def finish(self, seen: Seen | None, scale: float) -> None:
+        """Ends a step that counts: its gradients, unscaled, enter the moving averages. ``seen`` is None where only other ranks saw any."""
         self.steps += 1
-        if not self.sense.stream:
+        seen = seen or Seen()
+        if not self.sense.stream and (self.ids.numel() or not self.sense.flow):
             shape = (self.ids.numel(), *(() if self.layer.unit == (1, 1) else self.layer.unit))
-            now = self.layer.values.new_zeros(shape) if self.now is None else self.now.div_(scale)
-            if scale != 1.0 and not bool(now.isfinite().all()):  # a step that the GradScaler skips measures nothing
-                now.zero_()
-            self.mean = _moved(self.mean, mean_over_ranks(now), self.sense.decay)
+            self.mean = _moved(self.mean, _mean(seen.sampled, shape, self.layer.values, scale), self.sense.decay)
         if self.sense.active:
-            stored = torch.zeros_like(self.layer.values) if self.active_now is None else self.active_now.div_(scale)
-            on = self.layer.layout.compact(stored, self.layer.support)
+            stored = self.layer.values
+            active = stored.new_zeros(stored.shape) if seen.active is None else seen.active / scale
+            on = self.layer.layout.compact(active, self.support)
             self.active_mean = _moved(self.active_mean, mean_over_ranks(on), self.sense.decay)
-        if self.flow_now is not None:
-            self.flow = (mean_over_ranks(self.flow_now[0]), mean_over_ranks(self.flow_now[1]))
-        self.now = self.active_now = self.flow_now = None
+        if self.sense.flow and seen.flow is not None:
+            self.flow = (mean_over_ranks(seen.flow[0].clone()), mean_over_ranks(seen.flow[1].clone()))
 
-    def site(self, size: int, start: int, lookahead: float, scale: float) -> Site:
+    def site(self, size: int, start: int, lookahead: float, scale: float, has_gradient: bool) -> Site:
         """What an event may know of this layer."""
-        layer, s = self.layer, self.layer.support
+        layer, s = self.layer, self.support
         unbias = 1 - self.sense.decay**self.steps
         w = layer.layout.compact(layer.values.detach(), s)
-        ids = self.ids if self.steps else self.ids[:0]  # every step of the window overflowed: nothing is known, nothing can grow
+        ids = self.ids if self.steps else self.ids[:0]  # nothing was seen in the whole window: nothing is known
         g = None if self.active_mean is None else self.active_mean / unbias
         h = w[:0] if self.mean is None else self.mean / unbias
-        strongest = partial(self.strongest, scale=scale) if self.sense.stream and self.operands else None
-        return Site(s, w, g, ids, h, size, start, lookahead, strongest)
+        strongest = partial(self.strongest, scale=scale) if self.sense.stream else None
+        return Site(s, w, g, ids, h, size, start, lookahead, strongest, has_gradient)
 
-    def strongest(self, k: int, scale: float) -> tuple[Tensor, Tensor]:
-        """The k strongest units off the support by this step's gradient, streamed: ids and gradients."""
-        asked = (self.operands, self.layer.support, k, self.layer.geometry, mean_over_ranks)
+    def strongest(self, k: int, *more: Any, scale: float) -> tuple[Tensor, Tensor]:
+        """The k strongest units off the support by this step's gradient, streamed: ids and gradients, those that are finite."""
+        seen = self.observer.seen()
+        pairs = [] if seen is None else [pair.checked(self.observer.who) for pair in seen.operands]
+        if not pairs:
+            return self.ids[:0], self.layer.values.detach().new_empty(0, *(() if self.layer.unit == (1, 1) else self.layer.unit))
+        asked = (pairs, self.support, k, self.layer.geometry, mean_over_ranks, *more)
         with torch.autocast(self.layer.values.device.type, enabled=False):
             ids, tiles = choose(STRONGEST, *asked).run(*asked)
-        return ids, tiles / scale
+        known = tiles.isfinite().flatten(1).all(1) if tiles.dim() > 1 else tiles.isfinite()
+        return (ids, tiles / scale) if bool(known.all()) else (ids[known], tiles[known] / scale)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"ids": self.ids, "steps": self.steps, "mean": self.mean, "active_mean": self.active_mean, "flow": self.flow}
+
+
+def state_problems(name: str, state: Any, s: Support) -> list[str]:
+    """What is wrong with the saved state of a probe, in sentences; [] if it goes with the support."""
+    keys = ("ids", "steps", "mean", "active_mean", "flow")
+    if not isinstance(state, dict) or set(state) != set(keys):
+        return [f"{name}: the state of a window has {', '.join(keys)}"]
+    ids, steps, tile = state["ids"], state["steps"], () if s.unit == (1, 1) else s.unit
+    if not _is_vector(ids) or not isinstance(steps, int) or steps < 0:
+        return [f"{name}: ids are a vector of int64, and steps a count"]
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= s.total or bool((ids.diff() <= 0).any())):
+        return [f"{name}: sensed ids must lie in [0, {s.total}) and increase"]
+    problems = [f"{name}: the ids that are sensed must lie off the support"] if bool((s.find(ids.to(s.col.device)) >= 0).any()) else []
+    for key, n in (("mean", ids.numel()), ("active_mean", s.n)):
+        t = state[key]
+        if t is not None and not (torch.is_tensor(t) and t.is_floating_point() and t.shape == (n, *tile) and bool(t.isfinite().all())):
+            problems.append(f"{name}: {key} must hold {n} finite gradients")
+    flow = state["flow"]
+    sizes = [(grid,) for grid in s.grid]
+    if flow is not None and not (isinstance(flow, (tuple, list)) and [tuple(getattr(t, "shape", ())) for t in flow] == sizes):
+        problems.append(f"{name}: flow must be a vector for the rows and one for the columns")
+    return problems
+
+
+def _is_vector(ids: Any) -> bool:
+    return torch.is_tensor(ids) and ids.dim() == 1 and ids.dtype == torch.int64
+
+
+def _mean(sampled: Tensor | None, shape: tuple[int, ...], values: Tensor, scale: float) -> Tensor:
+    """A step's gradient, unscaled, over all ranks."""
+    return mean_over_ranks(values.new_zeros(shape) if sampled is None else sampled / scale)
 
 
 def _moved(mean: Tensor | None, now: Tensor, decay: float) -> Tensor:
@@ -130,3 +150,12 @@ def mean_over_ranks(g: Tensor) -> Tensor:
         torch.distributed.all_reduce(g)
         g.div_(torch.distributed.get_world_size())
     return g
+
+
+def agreed(finite: bool, seen: list[bool]) -> tuple[bool, list[bool]]:
+    """Of a step on all ranks: whether all that was measured is finite, and which layers any rank has seen."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return finite, seen
+    flags = torch.tensor([not finite, *seen], dtype=torch.int32)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return not bool(flags[0]), [bool(flag) for flag in flags[1:]]

@@ -10,9 +10,11 @@ The rank r of a unit that is *not* kept (the r-th zero) has a closed form: of th
 zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}.  That makes sampling m zeros O(m log n) with no mask.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,6 +68,11 @@ class Support:
             raise Unfit("Support", f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in units of {unit}", reasons=problems)
         crow, col = crow.to(INT).contiguous(), col.to(INT).contiguous()
         return _with_column_order(shape, unit, crow, col)
+
+    @staticmethod
+    def of_index(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
+        """The support of a CSR index (int32) that a kernel has just made: nothing is verified."""
+        return _with_column_order(*checked("Support", shape, unit), crow, col)
 
     @staticmethod
     def random(
@@ -217,6 +224,23 @@ class Support:
         """The same support on another device."""
         move = (t.to(device) for t in (self.crow, self.col, self.ccol, self.row, self.perm))
         return Support(self.shape, self.unit, *move)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of (crow, col): what two processes compare, and what a file remembers."""
+        state = hashlib.sha256()
+        for t in (self.crow, self.col):
+            state.update(t.detach().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    @property
+    def tag(self) -> int:
+        """The first 60 bits of the digest, as a number."""
+        return int(self.digest[:15], 16)
+
+    def again(self) -> "Support":
+        """The same units under a new identity: whoever holds the old one learns that its layer was loaded."""
+        return Support(self.shape, self.unit, self.crow, self.col, self.ccol, self.row, self.perm)
 
     def same(self, other: "Support") -> bool:
         """True if both keep the same units of the same matrix."""

@@ -1,13 +1,19 @@
-"""Changing a layer's support: the only place that changes what a parameter holds besides the optimizer.
+"""Changing a layer's support: the only place, besides the optimizer, that changes what a parameter holds and what is indexed by it.
 
-Units kept by the old and the new support keep their value and every optimizer-state tensor *of the parameter's shape* (momenta, moments:
-whatever the optimizer calls them); units that are born start at 0 with zero state. Where the number of units stays the same, values and
-state are written in place, so data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
+Units kept by the old and the new support keep their value and the optimizer's state for them, whatever its shape: entries of the
+parameter's shape, and under compact storage every entry whose first dimension counts the units (factored moments of tiles). Units that
+are born start at 0 with zero state, or with a state that is given. Where the number of units stays the same, values and state are written
+in place, so data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
+
+A :class:`Keeper` knows to which support an optimizer's state belongs. It takes the state along when the support has changed behind the
+optimizer's back (``load_state_dict`` of the model), and tells by the support's digest when the state itself was loaded.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,10 +25,17 @@ from .support import Support
 if TYPE_CHECKING:
     from .layers import SparseLayer
 
+TAG = "support"  # in a saved state of an optimizer: the tag of the support that a parameter's state belongs to
+
 
 @torch.no_grad()
-def set_support_(layer: SparseLayer, new: Support, optimizer: torch.optim.Optimizer | None = None) -> None:
+def set_support_(
+    layer: SparseLayer, new: Support, optimizer: torch.optim.Optimizer | None = None, *, born: Mapping[str, Tensor] | None = None
+) -> None:
     """Gives ``layer`` another support, carrying its values and the optimizer's state for them.
+
+    Args:
+        born: state of a unit that is born, by name, each with a first dimension of 1; zeros where nothing is given.
 
     The gradient of the layer's values is dropped (None): it belongs to the old support.
     """
@@ -32,32 +45,61 @@ def set_support_(layer: SparseLayer, new: Support, optimizer: torch.optim.Optimi
         raise Unfit("set_support_", what, remedy='layout="csr" or "masked"; or change the values')
     if (new.shape, new.unit) != (old.shape, old.unit):
         raise Unfit("set_support_", f"the layer is {old.shape} in units of {old.unit}", got=(new.shape, new.unit))
+    keeper = None if optimizer is None else KEEPERS.get(optimizer)
+    if keeper is not None:
+        keeper.follow(layer)
     new = new.to(old.col.device)
     came_from = old.find(new.ids())
-    values = layer.values
-    if optimizer is not None and values in optimizer.state:
-        state = optimizer.state[values]
-        for key, entry in state.items():
-            if torch.is_tensor(entry) and entry.shape == values.shape:
-                state[key] = _written(entry, carry(entry, layer.layout, new, came_from))
-    values.grad = None
-    moved = carry(values, layer.layout, new, came_from)
-    write_(values, moved)
-    for name, index in layer.index_of(new).items():  # replaced, never overwritten: a Support that somebody holds does not change
-        setattr(layer, name, index)
+    if optimizer is not None:
+        carry_state_(layer, optimizer, old, new, came_from, born)
+    layer.values.grad = None
+    write_(layer.values, carry(layer.values, layer.layout, new, came_from))
+    layer.adopt_(new)
+    if keeper is not None:
+        keeper.moved(layer)
 
 
-def carry(stored: Tensor, layout: Layout, new: Support, came_from: Tensor) -> Tensor:
-    """``stored`` (a parameter or its state) on the new support; ``came_from`` (n_new,): position in the old one, -1 if born (then 0)."""
+def carry_state_(
+    layer: SparseLayer,
+    optimizer: torch.optim.Optimizer,
+    old: Support,
+    new: Support,
+    came_from: Tensor | None = None,
+    born: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Moves the optimizer's state of a layer's values from one support to another."""
+    if layer.values not in optimizer.state:
+        return
+    came_from = old.find(new.ids()) if came_from is None else came_from
+    state = optimizer.state[layer.values]
+    for key, entry in state.items():
+        if torch.is_tensor(entry) and is_indexed(entry, layer, old):
+            moved = carry(entry, layer.layout, new, came_from, None if born is None else born.get(key))
+            state[key] = entry.copy_(moved) if entry.shape == moved.shape else moved
+
+
+def is_indexed(entry: Tensor, layer: SparseLayer, s: Support) -> bool:
+    """Whether a tensor of the optimizer's state has a place for every unit of ``s``."""
+    if layer.layout.storage == "dense":
+        return entry.shape == layer.dense_shape
+    return entry.dim() > 0 and entry.shape[0] == s.n
+
+
+def carry(stored: Tensor, layout: Layout, new: Support, came_from: Tensor, fill: Tensor | None = None) -> Tensor:
+    """``stored`` (a parameter or its state) on the new support; ``came_from`` (n_new,): position in the old one, -1 if born (then ``fill``,
+    or 0)."""
     born = came_from < 0
     if layout.storage == "dense":
         compact = gather(stored, new)
-        compact[born] = 0
+        compact[born] = 0 if fill is None or fill.shape[1:] != compact.shape[1:] else fill.to(compact.dtype)
         return scatter(compact, new).view(stored.shape)
     if stored.shape[0] == 0:
-        return stored.new_zeros(new.n, *stored.shape[1:])
-    compact = stored[came_from.clamp(min=0)]
-    compact[born] = 0
+        compact = stored.new_zeros(new.n, *stored.shape[1:])
+    else:
+        compact = stored[came_from.clamp(min=0)]
+        compact[born] = 0
+    if fill is not None and fill.shape[1:] == compact.shape[1:]:
+        compact[born] = fill.to(compact.dtype)
     return compact
 
 
@@ -75,6 +117,102 @@ def write_(parameter: Tensor, data: Tensor) -> None:
     parameter.data = data.to(dtype)
 
 
-def _written(old: Tensor, fresh: Tensor) -> Tensor:
-    """``fresh`` written into ``old`` where it fits, or ``fresh`` itself."""
-    return old.copy_(fresh) if old.shape == fresh.shape else fresh
+# -------------------------------------------------------------------- whose state it is
+
+
+class Keeper:
+    """Knows of one optimizer to which support its state of each layer's values belongs, and takes it along.
+
+    ``held`` is a Support; or, after the optimizer has loaded a state, the tag that came with it; or None: that of the next step, whatever
+    it is then. Made by :func:`keeper_of`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._optimizer = weakref.ref(optimizer)
+        self.layers: dict[int, SparseLayer] = {}  # by the identity of their values
+        self.held: dict[int, Support | int | None] = {}
+        optimizer.register_step_pre_hook(_weakly(self, Keeper._before_step))
+        optimizer.register_state_dict_pre_hook(_weakly(self, Keeper._tag))
+        optimizer.register_state_dict_post_hook(_weakly(self, Keeper._untag))
+        optimizer.register_load_state_dict_post_hook(_weakly(self, Keeper._loaded))
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose state it is."""
+        optimizer = self._optimizer()
+        assert optimizer is not None  # its hooks call
+        return optimizer
+
+    def add(self, layers: Iterable[SparseLayer]) -> None:
+        """Layers whose support may change. The state there is belongs to the supports they have now, unless it is known better."""
+        for layer in layers:
+            self.layers[id(layer.values)] = layer
+            self.held.setdefault(id(layer.values), layer.support)
+
+    def moved(self, layer: SparseLayer) -> None:
+        """The state has been brought to the layer's support."""
+        if id(layer.values) in self.layers:
+            self.held[id(layer.values)] = layer.support
+
+    def follow(self, layer: SparseLayer, born: Callable[[SparseLayer], Mapping[str, Tensor] | None] | None = None) -> bool:
+        """Brings the state of one layer to the support that the layer has now; whether that is another one than it was.
+
+        Raises: Unfit where the state was loaded and belongs to a support that the layer does not have.
+        """
+        key, now = id(layer.values), layer.support
+        held = self.held.get(key)
+        if held is now or key not in self.layers:
+            return False
+        if isinstance(held, int) and held != now.tag and self.optimizer.state.get(layer.values):
+            what = "the state that the optimizer has loaded belongs to another support than the layer has"
+            got = f"a layer of {tuple(layer.dense_shape)}"
+            remedy = "load the model and the optimizer of the same step, or reset the optimizer's state"
+            raise Unfit("optimizer", what, got=got, remedy=remedy)
+        if isinstance(held, Support) and not now.same(held):
+            with torch.no_grad():
+                carry_state_(layer, self.optimizer, held, now)
+        self.held[key] = now
+        return True
+
+    # ---------------------------------------------------------------- hooks
+
+    def _before_step(self, *_: Any) -> None:
+        for layer in self.layers.values():
+            self.follow(layer)
+
+    def _tag(self, optimizer: torch.optim.Optimizer) -> None:
+        for layer in self.layers.values():
+            if optimizer.state.get(layer.values):
+                self.follow(layer)
+                optimizer.state[layer.values][TAG] = layer.support.tag
+
+    def _untag(self, optimizer: torch.optim.Optimizer, _state: Any) -> None:
+        for layer in self.layers.values():
+            if layer.values in optimizer.state:
+                state = optimizer.state[layer.values]
+                optimizer.state[layer.values] = {key: entry for key, entry in state.items() if key != TAG}  # what is saved keeps its own
+
+    def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        for key, layer in self.layers.items():
+            self.held[key] = optimizer.state[layer.values].pop(TAG, None) if layer.values in optimizer.state else None
+
+
+KEEPERS: weakref.WeakKeyDictionary[torch.optim.Optimizer, Keeper] = weakref.WeakKeyDictionary()
+
+
+def keeper_of(optimizer: torch.optim.Optimizer) -> Keeper:
+    """The keeper of an optimizer, made at the first call."""
+    if optimizer not in KEEPERS:
+        KEEPERS[optimizer] = Keeper(optimizer)
+    return KEEPERS[optimizer]
+
+
+def _weakly(owner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does not keep its owner alive."""
+    reference = weakref.ref(owner)
+
+    def hook(*args: Any) -> Any:
+        living = reference()
+        return None if living is None else method(living, *args)
+
+    return hook

@@ -96,6 +96,7 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
     _check_sensing(run, asked, where)
     before = {name: layer.support for name, layer in run.layers.items()}
     places = {name: layer.values.data_ptr() for name, layer in run.layers.items()}
+    young = _young(run)
     run.backward(t)
     moved, moved_optimizer = copy.deepcopy((run.model, run.optimizer))  # the same step without the event
     for mine, twin in zip(run.model.parameters(), moved.parameters(), strict=True):
@@ -120,7 +121,12 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
         for key, (mine, shadow) in states.items():
             mine, shadow = layer.layout.compact(mine.detach(), new), layer.layout.compact(shadow.detach(), old)
             demand(bool((mine[born] == 0).all()), f"{here}: {key} of a born unit must be 0")
-            demand(torch.equal(mine[~born], shadow[both]), f"{here}: {key} of a unit that stays must be what the optimizer made it")
+            grown = old.find(young[name]) if name in young else old.find(ids[:0])
+            by_the_optimizer = torch.ones(old.n, dtype=torch.bool)  # the young ones step by themselves
+            by_the_optimizer[grown[grown >= 0]] = False
+            stays = by_the_optimizer[old.find(ids[~born])]
+            fine = torch.equal(mine[~born][stays], shadow[both][stays])
+            demand(fine, f"{here}: {key} of a unit that stays must be what the optimizer made it")
         if new.n == old.n:
             demand(layer.values.data_ptr() == places[name], f"{here}: where n stays the same, the values must stay in place")
         if last is not None:
@@ -132,6 +138,14 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
     if change is not None:
         _check_sizes(run, topology, t, start, where)
     return change is not None
+
+
+def _young(run: Run) -> dict[str, Tensor]:
+    """Ids of the units, per layer, that have a step count of their own."""
+    young: dict[str, list[Tensor]] = {}
+    for cohort in run.rewirer.state_dict().get("newborn", {}).get("cohorts", []):
+        young.setdefault(cohort["layer"], []).append(cohort["ids"])
+    return {name: torch.cat(ids) for name, ids in young.items()}
 
 
 def _check_sensing(run: Run, asked: Any, where: str) -> None:

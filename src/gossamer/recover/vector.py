@@ -20,6 +20,7 @@ State: s values and two moments each; nothing of the dense size but X. Cost of a
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from ..errors import Unfit, check_at_least, check_count, check_share
 from ..layers import SparseLinear
+from ..observe import Tap
 from ..ops.csr_sense.op import STRONGEST, top_k
 from ..ops.kernels import choose
 from ..support import Support
@@ -187,13 +189,15 @@ def train(
     for t in range(1, steps + 1):
         event = t <= settled and (t == settled or t % every == 0)
         upcoming = min(settled, -(-t // every) * every)
-        for layer, heard in zip(layers, operands, strict=True):
-            layer.sense = partial(_keep, heard) if t <= settled and upcoming - t < window else None
         for group in opt.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * (t - 1) / steps))
         where = slice(None) if batch is None or batch >= len(X) else torch.randint(len(X), (batch,), generator=rng).to(X.device)
-        value = loss_of(model(X[where]), Y[where])
-        value.backward()
+        with ExitStack() as stack:
+            for layer, heard in zip(layers, operands, strict=True):
+                if t <= settled and upcoming - t < window:
+                    stack.enter_context(Tap(layer, partial(_keep, heard)))
+            value = loss_of(model(X[where]), Y[where])
+            value.backward()
         losses.append(float(value.detach()))
         if not math.isfinite(losses[-1]):
             raise Unfit("fit_vector", f"the loss is {losses[-1]} at step {t}", remedy="a smaller lr, or inputs of unit scale")
@@ -208,8 +212,6 @@ def train(
             operands, thresholds = [[] for _ in layers], thresholds + 1
         if on_step is not None:
             on_step(t, losses[-1])
-    for layer in layers:
-        layer.sense = None
     return losses
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..penalties import Penalty
 from ..schedules import Schedule
+from .latent import drawn_back
 from .rule import Now, State
 
 
@@ -42,6 +43,12 @@ class Mirror:
         """The weights that belong to the mirror variable."""
         u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
         torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
+
+    def restart_(self, w: list[Tensor], state: State, now: Now) -> None:
+        """The weights were written by somebody else: v becomes theirs."""
+        for p, v in zip(w, state["v"], strict=True):
+            back = drawn_back(v, self.penalty.level(v, 1.0), now.strength)
+            v.copy_(torch.where(p != 0, self.mirrored(p, now.strength), back))
 
     def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
         return [self.penalty.level(v, 1.0) for v in state["v"]]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..penalties import Penalty
 from ..schedules import Schedule
 from .checks import check_penalty
+from .latent import drawn_back, shown_by
 from .rule import Now, State
 
 
@@ -42,6 +43,13 @@ class RDA:
         torch._foreach_add_(u, g, alpha=-s)  # u <- u - s g
         now.sums["S"] = now.sums.get("S", 0.0) + s  # S <- S + s
         torch._foreach_copy_(w, self.penalty.proxes(u, now.sums["S"] * now.strength))  # w <- prox_{S R}(u)
+
+    def restart_(self, w: list[Tensor], state: State, now: Now) -> None:
+        """The weights were written by somebody else: u becomes theirs."""
+        S = now.sums.get("S", 0.0)
+        for p, u in zip(w, state["u"], strict=True):
+            back = drawn_back(u, self.penalty.level(u, S), now.strength)
+            u.copy_(torch.where(p != 0, shown_by(self.penalty, p, S * now.strength), back))
 
     def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
         return [self.penalty.level(u, now.sums.get("S", 0.0)) for u in state["u"]]

@@ -21,6 +21,7 @@ from ..errors import Unfit, check_at_least
 from ..penalties import Penalty, Zero
 from ..schedules import Schedule, end_of
 from .checks import value_of
+from .latent import Latent
 
 LOOKS = 2000  # steps at which a schedule is evaluated before the first one
 KEYS = ("t", "born", "lr", "lr0", "strength", "weight_decay", "sums")  # of a group: those that agree in all of them step as one
@@ -106,6 +107,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             raise Unfit("SparseOptimizer", "rule must be a rule", got=rule, remedy="gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg")
         self.rule, self.confined, self.steps = rule, confined, steps
         self.rules: list[Rule] = []
+        self._written: dict[Tensor, int] = {}  # in which version the last step left a parameter
         self.schedule = lr if callable(lr) else None
         self.check_run(steps)
         first = value_of("lr", self.schedule, 1) if self.schedule else lr
@@ -114,7 +116,11 @@ class SparseOptimizer(torch.optim.Optimizer):
             what = "no parameter is penalised: all have fewer than two dimensions, as biases do"
             remedy = "gs.parameter_groups(model), which knows the values of sparse layers; or groups with 'penalised': True"
             raise Unfit("SparseOptimizer", what, remedy=remedy)
+        self._register()
+
+    def _register(self) -> None:
         self.register_load_state_dict_pre_hook(_refuse_other_rules)
+        self.register_load_state_dict_post_hook(_trust)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, or two where it holds weights and biases and does not say which are penalised. Its step count is the others'."""
@@ -173,6 +179,17 @@ class SparseOptimizer(torch.optim.Optimizer):
                         raise
                     break
 
+    def wrote(self, w: Iterable[Tensor]) -> None:
+        """What these parameters hold now goes with their state."""
+        self._written.update({p: p._version for p in w if not p.is_inference()})
+
+    def _restart(self, rule: "Latent", w: list[Tensor], states: list[dict[str, Tensor]], now: Now) -> None:
+        """Finds the parameters that somebody else has written since the last step, and lets the rule's state follow them."""
+        foreign = [i for i, p in enumerate(w) if self._written.get(p, -1) not in (-1, p._version)]
+        if foreign:
+            mine = [states[i] for i in foreign]
+            rule.restart_([w[i] for i in foreign], {key: [state[key] for state in mine] for key in mine[0]}, now)
+
     def now(self, group: dict[str, Any]) -> Now:
         """What the rule is told of a group's step."""
         return Now(group["t"], group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
@@ -197,7 +214,12 @@ class SparseOptimizer(torch.optim.Optimizer):
                     yield from rule.levels([p], state, self._next(group))
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(self))  # torch's own forgets what a subclass has: a copy would have no rule
+        """All but the hooks: torch's own forgets what a subclass has, and a copy would have no rule."""
+        return {**{key: value for key, value in vars(self).items() if not key.startswith("_optimizer_")}, "_written": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._register()
 
     # ---------------------------------------------------------------- details
 
@@ -233,7 +255,10 @@ class SparseOptimizer(torch.optim.Optimizer):
             if decay := groups[0]["weight_decay"]:
                 g = list(torch._foreach_add(g, w, alpha=decay))
             states = [self.state_of(rule, p, now.strength) for p in w]
+            if isinstance(rule, Latent):
+                self._restart(rule, w, states, now)
             rule.update_(w, g, {key: [state[key] for state in states] for key in states[0]}, now)
+            self.wrote(w)
         for group in groups:
             group["sums"] = dict(now.sums)
 
@@ -273,6 +298,11 @@ def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], co
         reasons = [group.get("name", "a group") + ": the values are stored compactly, and nothing would let the support grow"]
         remedy = 'sparsify(layout="shadow"); or confined=True where a topology or gs.Multilevel changes the support'
         raise Unfit(who, what, reasons=reasons, remedy=remedy)
+
+
+def _trust(optimizer: Any) -> None:
+    """A state that was loaded goes with the weights that are loaded with it, before or after."""
+    optimizer._written = {}
 
 
 def _refuse_other_rules(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from ..errors import Unfit, is_real
 from ..penalties import Penalty
 from ..schedules import Schedule
 from .checks import check_penalty, value_of
+from .latent import drawn_back, shown_by
 from .rule import Now, State
 
 PAIRED = "paired"
@@ -121,6 +122,18 @@ class XRDA:
         torch._foreach_mul_(state["S"], a)
         torch._foreach_add_(state["S"], z, alpha=s)  # S <- a S + s z
         return state["S"] if now.strength == 1.0 else torch._foreach_mul(state["S"], now.strength)
+
+    def restart_(self, w: list[Tensor], state: State, now: Now) -> None:
+        """The weights were written by somebody else: u becomes theirs."""
+        if "u" not in state:
+            return
+        levels, S = self.levels(w, state, now), now.sums.get("S", 0.0)
+        for i, (p, u, level) in enumerate(zip(w, state["u"], levels, strict=True)):
+            tau: Any = S
+            if self.penalty.adaptive:
+                penalty, r = _adaptive(self.penalty), state["r"][i]
+                tau = state["S"][i] if self.accumulate else penalty.weightings([r], [p])[0] * S
+            u.copy_(torch.where(p != 0, shown_by(self.penalty, p, tau * now.strength), drawn_back(u, level, now.strength)))
 
     def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
         if "u" in state:

@@ -80,6 +80,7 @@ class Site(NamedTuple):
     start: int  # units it had when training began
     lookahead: float  # step size lr / (1 - momentum) times the interval: how far a weight moves until the next event
     strongest: Callable[[int], tuple[Tensor, Tensor]] | None = None  # streamed sensing: k -> the k strongest (ids, gradients)
+    has_gradient: bool = True  # since the last event; without one the layer is left alone
 
 
 class Outcome(NamedTuple):
@@ -252,6 +253,10 @@ def rewire(s: Support, drop_score: Tensor, born: Tensor, born_score: Tensor, dro
 
 def event(topology: Topology, change: Change, sites: Sequence[Site], rng: torch.Generator | None) -> list[Outcome]:
     """One event over all layers: the new supports, in the order of ``sites``."""
+    serving = [site for site in sites if site.has_gradient]
+    if len(serving) < len(sites):
+        done = iter(event(topology, change, serving, rng) if serving else ())
+        return [next(done) if site.has_gradient else Outcome(site.s, 0, 0) for site in sites]
     wanted = topology.amount(sites, change)
     plans = [_plan(topology, change, site, k) for site, k in zip(sites, wanted, strict=True)]
     drops, grows = [d for d, _ in plans], [g for _, g in plans]

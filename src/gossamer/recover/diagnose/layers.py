@@ -16,6 +16,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ...errors import Unfit, check_count, check_share
 from ...layers import SparseLayer
+from ...observe import Tap
 from ...ops.csr_conv2d import reference as conv2d
 from ...ops.csr_conv2d.reference import Geometry
 from ...ops.csr_sense.op import SAMPLED, top_k
@@ -405,13 +407,9 @@ class Watch:
 def hear(layers: dict[str, SparseLayer], passes: Iterable[Callable[[], object]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """Operands (dy, x) of every layer in each of several backward passes; ``passes`` call ``loss(...).backward()``."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-    before = {name: layer.sense for name, layer in layers.items()}
-    try:
+    with ExitStack() as stack:
         for name, layer in layers.items():
-            layer.sense = lambda dy, x, name=name: found[name].append((dy, x))
+            stack.enter_context(Tap(layer, lambda dy, x, name=name: found[name].append((dy, x))))
         for backward in passes:
             backward()
-    finally:
-        for name, layer in layers.items():
-            layer.sense = before[name]
     return found
