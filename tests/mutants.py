@@ -23,6 +23,7 @@ from gossamer.ops.kernels import Kernel, always
 from gossamer.support import Support, distinct
 from gossamer.surgery import set_support_
 from gossamer.topology.topology import sensed, survivors
+from mutants_ownership import OWNERSHIP
 
 # ---------------------------------------------------------------- supports
 
@@ -895,4 +896,5 @@ MUTANTS: dict[str, dict[str, Callable]] = {
     "check_checkpoint": CHECKPOINT,
     "check_operator": OPERATOR,
     "check_solver": SOLVER,
+    **OWNERSHIP,
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gossamer as gs
-from cases import CONVS, OPERATORS, RULES, SUPPORTS, TOPOLOGIES
+from cases import CONVS, OPERATORS, OPTIMIZERS, RULES, SUPPORTS, TOPOLOGIES
 from gossamer import laws, recover
 from gossamer.ops.csr_linear import op as csr_linear
 from gossamer.ops.index import op as index
@@ -22,6 +22,11 @@ REAL = {
     "check_penalty": lambda: laws.check_penalty(gs.LogL1(0.5, 0.1, "kernel")),
     "check_rule": lambda: laws.check_rule(RULES["xRDA"]),
     "check_topology": lambda: laws.check_topology(TOPOLOGIES["csst"], gs.Rewirer),
+    "check_passes": lambda: laws.check_passes(TOPOLOGIES["csst"], gs.Rewirer),
+    "check_copies": lambda: laws.check_copies(TOPOLOGIES["csst"], gs.Rewirer),
+    "check_reload": lambda: laws.check_reload(TOPOLOGIES["csst"], gs.Rewirer),
+    "check_average": laws.check_average,
+    "check_newborn": lambda: laws.check_newborn(gs.Rewirer, OPTIMIZERS["adamw"]),
     "check_checkpoint": lambda: laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer),
     "check_operator": lambda: laws.check_operator(OPERATORS["gated"]()),
     "check_solver": lambda: laws.check_solver(recover.niht),

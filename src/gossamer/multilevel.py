@@ -116,7 +116,7 @@ class Multilevel:
         found = []
         for name, layer in self.layers.items():
             rule, group = self._rule(name)
-            hot, cold = self.optimizer.state_of(rule, layer.values, group["strength"])["v"], self._cold.get(name)
+            hot, cold = self.optimizer.state_of(rule, layer.values, self.optimizer.now(group))["v"], self._cold.get(name)
             if cold is not None:
                 cold["v"].view(-1)[layer.support.ids()] = hot
             found.append(rule.penalty.level(hot if cold is None else cold["v"], 1.0))  # off the support v is 0 before the first fine step
@@ -264,7 +264,7 @@ class Multilevel:
         rule, group = self._rule(name)
         now, s = self.optimizer.now(group), layer.support
         ids, (rows, cols) = s.ids(), s.shape
-        hot = self.optimizer.state_of(rule, layer.values, now.strength)
+        hot = self.optimizer.state_of(rule, layer.values, now)
         cold = self._cold.setdefault(name, {key: t.new_zeros(rows, cols) for key, t in hot.items()})
         for key, t in hot.items():
             cold[key].view(-1)[ids] = t  # write back

@@ -103,7 +103,9 @@ class Rewirer:
     @property
     def sensing(self) -> dict[str, int]:
         """Units off the support that the step in progress measures, per layer; empty on plain steps."""
-        return {name: probe.units for name, probe in self._probes.items() if probe.units}
+        units = {name: probe.units for name, probe in self._probes.items()}
+        units.update({name: saved["ids"].numel() for name, (_, saved) in self._loaded.items() if saved is not None and not units[name]})
+        return {name: n for name, n in units.items() if n}
 
     @property
     def sensing_bytes(self) -> int:
@@ -215,9 +217,6 @@ class Rewirer:
             s = self.layers[name].support
             nothing = s.col.new_empty(0, dtype=torch.int64)  # until the layer is looked at: it may be loaded later than this
             self._probes[name] = Probe(self.layers[name], self._observers[name], asked, s, nothing)
-        for name, layer in self._moving.items():
-            if layer.support.tag == state["supports"][name]:
-                self._look(name, layer)
 
     # ---------------------------------------------------------------- whose layers they are
 

@@ -12,6 +12,7 @@ purpose that it must reject. Everything is tiny, in float64, and draws from its 
 from .checkpoints import check_checkpoint
 from .details import nesterov
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
+from .ownership import check_average, check_copies, check_newborn, check_passes, check_reload
 from .penalties import check_penalty
 from .recovery import check_operator, check_solver
 from .rules import check_rule
@@ -20,12 +21,17 @@ from .surgery import check_surgery
 from .topologies import check_topology
 
 __all__ = (
+    "check_average",
     "check_checkpoint",
+    "check_copies",
     "check_index",
     "check_kernel",
     "check_layout",
+    "check_newborn",
     "check_operator",
+    "check_passes",
     "check_penalty",
+    "check_reload",
     "check_rewire",
     "check_rule",
     "check_solver",

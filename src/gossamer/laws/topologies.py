@@ -34,12 +34,23 @@ class Run:
         self.optimizer = optimizer(self.model.parameters())
         self.rewirer = rewirer(self.model, self.optimizer, topology, rng=torch.Generator().manual_seed(seed))
         self.layers = sparse_layers(self.model)
+        self.at = 0
 
-    def backward(self, t: int) -> None:
+    def with_parts(self, model: Any, optimizer: Any, rewirer: Any, at: int) -> "Run":
+        """The same run, in its state after step ``at``, with other parts."""
+        run = copy.copy(self)
+        run.model, run.optimizer, run.rewirer, run.layers, run.at = model, optimizer, rewirer, sparse_layers(model), at
+        return run
+
+    def batch(self, t: int) -> tuple[Tensor, Tensor]:
         rng = torch.Generator().manual_seed(1000 + t)
-        x, y = (torch.randn(4, n, generator=rng, dtype=torch.float64) for n in (9, 6))
-        self.optimizer.zero_grad(set_to_none=True)
-        F.mse_loss(self.model(x), y).backward()
+        return torch.randn(4, 9, generator=rng, dtype=torch.float64), torch.randn(4, 6, generator=rng, dtype=torch.float64)
+
+    def backward(self, t: int, set_to_none: bool = True, passes: int = 1) -> None:
+        x, y = self.batch(t)
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+        for a, b in zip(x.chunk(passes), y.chunk(passes), strict=True):
+            (F.mse_loss(self.model(a), b) / passes).backward()
 
     def snapshot(self) -> tuple[Any, Any, Any]:
         return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.rewirer.state_dict()))

@@ -183,22 +183,18 @@ class SparseOptimizer(torch.optim.Optimizer):
         """What these parameters hold now goes with their state."""
         self._written.update({p: p._version for p in w if not p.is_inference()})
 
-    def _restart(self, rule: "Latent", w: list[Tensor], states: list[dict[str, Tensor]], now: Now) -> None:
-        """Finds the parameters that somebody else has written since the last step, and lets the rule's state follow them."""
-        foreign = [i for i, p in enumerate(w) if self._written.get(p, -1) not in (-1, p._version)]
-        if foreign:
-            mine = [states[i] for i in foreign]
-            rule.restart_([w[i] for i in foreign], {key: [state[key] for state in mine] for key in mine[0]}, now)
-
     def now(self, group: dict[str, Any]) -> Now:
         """What the rule is told of a group's step."""
         return Now(group["t"], group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
 
-    def state_of(self, rule: Rule, parameter: Tensor, strength: float) -> dict[str, Tensor]:
-        """The state of one parameter, made now if there is none."""
+    def state_of(self, rule: Rule, parameter: Tensor, now: Now) -> dict[str, Tensor]:
+        """The state of one parameter: made now if there is none, and that of the weights as they are if somebody else has written them."""
         state = self.state[parameter]
         if not state:
-            state.update(rule.init(parameter, strength))
+            state.update(rule.init(parameter, now.strength))
+        elif self._written.get(parameter, -1) not in (-1, parameter._version) and isinstance(rule, Latent):
+            rule.restart_([parameter], {key: [t] for key, t in state.items()}, now)
+            self.wrote([parameter])
         return state
 
     @torch.no_grad()
@@ -254,9 +250,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             g: list[Tensor] = [p.grad for p in w]
             if decay := groups[0]["weight_decay"]:
                 g = list(torch._foreach_add(g, w, alpha=decay))
-            states = [self.state_of(rule, p, now.strength) for p in w]
-            if isinstance(rule, Latent):
-                self._restart(rule, w, states, now)
+            states = [self.state_of(rule, p, now) for p in w]
             rule.update_(w, g, {key: [state[key] for state in states] for key in states[0]}, now)
             self.wrote(w)
         for group in groups:

@@ -1,0 +1,268 @@
+"""Objects that let go of what they own, or keep what they do not: for the laws of ownership."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import gossamer as gs
+from cases import OPTIMIZERS
+from gossamer import laws, surgery
+
+WINDOW = gs.csst(12, 4, 4, window=3, fraction=0.5, drop=0.3)
+ADAMW = OPTIMIZERS["adamw"]
+
+
+def _observing(change: Callable) -> type:
+    """A Rewirer whose observers are bent."""
+
+    class Bent(gs.Rewirer):
+        def _attach(self):
+            super()._attach()
+            for observer in self._observers.values():
+                change(observer)
+
+    return Bent
+
+
+def _counts_at_once(observer):
+    def report(x, version, dy):
+        seen = observer.measure(dy.detach(), x)
+        if seen is not None:
+            observer._seen = seen if observer._seen is None else observer._seen.plus(seen)
+
+    observer.report, observer._continues, observer._before = report, lambda: True, lambda grad: None
+
+
+def _never_forgets(observer):
+    observer._continues = lambda: observer.layer.values.grad is not None
+
+
+def _any_pass(observer):
+    after = observer._after
+
+    def commit(values):
+        number = torch._C._current_graph_task_id()
+        observer._waiting = [(number, seen) for _, seen in observer._waiting]
+        after(values)
+
+    observer._after = commit
+    observer.detach()
+    observer.attach()
+
+
+def _last_pass_only(observer):
+    observer._continues = lambda: False
+    observer.seen = lambda: observer._seen
+
+
+def _none_is_nothing(observer):
+    observer._before = lambda grad: None
+
+
+PASSES = {
+    "what is measured counts at once": lambda: laws.check_passes(WINDOW, _observing(_counts_at_once)),
+    "a gradient set to zero is not seen": lambda: laws.check_passes(WINDOW, _observing(_never_forgets)),
+    "a gradient set to None is not seen": lambda: laws.check_passes(WINDOW, _observing(_none_is_nothing)),
+    "passes that wait count with any other": lambda: laws.check_passes(WINDOW, _observing(_any_pass)),
+    "only the last pass counts": lambda: laws.check_passes(WINDOW, _observing(_last_pass_only)),
+    "the same, streamed": lambda: laws.check_passes(gs.rigl(12, 4), _observing(_counts_at_once)),
+}
+
+
+def _copying(**changes: Any) -> type:
+    """A Rewirer whose copies have lost something."""
+
+    class Loses(gs.Rewirer):
+        def __setstate__(self, state):
+            super().__setstate__({**state, **{key: value for key, value in changes.items() if key != "cohorts"}})
+            if "cohorts" in changes:
+                self.newborn.cohorts = []
+
+    Loses.__qualname__ = f"Loses{''.join(sorted(changes))}"
+    Loses.__name__, Loses.__module__ = Loses.__qualname__, __name__
+    globals()[Loses.__name__] = Loses  # so that it pickles
+    return Loses
+
+
+class KeepsBatches(gs.Rewirer):
+    """Its layers remember their last input."""
+
+    def _arm(self):
+        super()._arm()
+        for layer in self.layers.values():
+            if not layer._forward_hooks:
+                layer.register_forward_hook(_remembers)
+
+
+def _remembers(layer, args, y):
+    layer.last_input = args[0].detach()
+
+
+COPIES = {
+    "the window is not copied": lambda: laws.check_copies(WINDOW, _copying(_probes={})),
+    "the generator is another": lambda: laws.check_copies(WINDOW, _copying(rng=torch.Generator().manual_seed(9).get_state())),
+    "the clock is not copied": lambda: laws.check_copies(WINDOW, _copying(t=0)),
+    "the sizes are not copied": lambda: laws.check_copies(gs.set_(12, 4), _copying(start={"0": 9, "2": 9}, final={"0": 9, "2": 9})),
+    "the age of the newborn is not copied": lambda: laws.check_copies(WINDOW, _copying(cohorts=[]), optimizer=ADAMW),
+    "a layer keeps its batch": lambda: laws.check_copies(WINDOW, KeepsBatches),
+}
+
+
+class _StateByPosition(gs.Rewirer):
+    def _look(self, name, layer):
+        keeper = surgery.keeper_of(self.optimizer)
+        keeper.held[id(layer.values)] = layer.support
+        super()._look(name, layer)
+
+
+class _StateReset(gs.Rewirer):
+    def _look(self, name, layer):
+        moved = layer.support is not self._known.get(name)
+        super()._look(name, layer)
+        if moved and "momentum_buffer" in self.optimizer.state[layer.values]:
+            self.optimizer.state[layer.values]["momentum_buffer"].zero_()
+
+
+class _BornWithMomentum(gs.Rewirer):
+    def _look(self, name, layer):
+        known = self._known.get(name)
+        super()._look(name, layer)
+        if known is not None and layer.support is not known and not layer.support.same(known):
+            born = known.find(layer.support.ids()) < 0
+            self.optimizer.state[layer.values]["momentum_buffer"][born] = 1.0
+
+
+class _WindowGoesOn(gs.Rewirer):
+    def _look(self, name, layer):
+        probes, self._probes = self._probes, {}
+        super()._look(name, layer)
+        self._probes = probes
+        for probe in probes.values():
+            probe.support = probe.layer.support
+
+
+class _RefusesToGoOn(gs.Rewirer):
+    def _look(self, name, layer):
+        if layer.support is not self._known.get(name) and self.t:
+            raise gs.Unfit("Rewirer", "not mine")
+        super()._look(name, layer)
+
+
+class _PutsBack(gs.Rewirer):
+    """Writes what it knew over the weights that were loaded."""
+
+    def _look(self, name, layer):
+        if layer.support is not self._known.get(name):
+            with torch.no_grad():
+                layer.values.mul_(float("nan"))
+        super()._look(name, layer)
+
+
+RELOAD = {
+    "state stays where it was": lambda: laws.check_reload(gs.set_(12, 4), _StateByPosition),
+    "state is reset": lambda: laws.check_reload(gs.set_(12, 4), _StateReset),
+    "what was loaded is born with momentum": lambda: laws.check_reload(gs.set_(12, 4), _BornWithMomentum),
+    "a window goes on": lambda: laws.check_reload(WINDOW, _WindowGoesOn),
+    "going on is refused": lambda: laws.check_reload(WINDOW, _RefusesToGoOn),
+    "weights are spoilt": lambda: laws.check_reload(WINDOW, _PutsBack),
+}
+
+
+def _averaging(**methods: Callable) -> Callable[[], None]:
+    return lambda: laws.check_average(type("Bent", (gs.AveragedModel,), methods))
+
+
+def _by_positions(model, *, decay=None):
+    if decay is None:
+        return torch.optim.swa_utils.AveragedModel(model)
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
+
+
+def _first_is_not_copied(mean, model):
+    if not int(mean.n_averaged):
+        mean.n_averaged += 1
+    gs.AveragedModel.update_parameters(mean, model)
+
+
+def _equal_for_all(mean, model):
+    decay, mean.decay = mean.decay, None
+    gs.AveragedModel.update_parameters(mean, model)
+    mean.decay = decay
+
+
+def _copies(mean, model):
+    mean.n_averaged.zero_()
+    gs.AveragedModel.update_parameters(mean, model)
+
+
+def _born_large(mean, model):
+    before = {name: layer.support for name, layer in gs.sparse_layers(mean.module).items()}
+    gs.AveragedModel.update_parameters(mean, model)
+    for name, layer in gs.sparse_layers(mean.module).items():
+        born = before[name].find(layer.support.ids()) < 0
+        with torch.no_grad():
+            layer.values[born] = 1.0
+
+
+def _values_only(mean, model):
+    biases = {name: p.detach().clone() for name, p in mean.module.named_parameters() if name.endswith("bias")}
+    gs.AveragedModel.update_parameters(mean, model)
+    with torch.no_grad():
+        for name, bias in biases.items():
+            mean.module.get_parameter(name).copy_(bias)
+
+
+AVERAGE = {
+    "by position": lambda: laws.check_average(_by_positions),
+    "the first update is averaged too": _averaging(update_parameters=_first_is_not_copied),
+    "the decay is not heeded": _averaging(update_parameters=_equal_for_all),
+    "every update copies": _averaging(update_parameters=_copies),
+    "the newborn do not begin at zero": _averaging(update_parameters=_born_large),
+    "biases are left": _averaging(update_parameters=_values_only),
+}
+
+
+def _newborn(optimizer: Callable, rewirer: Callable = gs.Rewirer, **options: Any) -> Callable[[], None]:
+    return lambda: laws.check_newborn(rewirer, optimizer, **options)
+
+
+class _NoCountOfTheirOwn(gs.Rewirer):
+    def _attach(self):
+        super()._attach()
+        self.newborn.counts = lambda name: False  # type: ignore[method-assign]
+
+
+class _JoinsEarly(gs.Rewirer):
+    def _attach(self):
+        super()._attach()
+        after = self.newborn.after_step
+
+        def early():
+            after()
+            for cohort in self.newborn.cohorts:
+                if cohort.age >= 2:
+                    self.newborn._state.pop(cohort.values, None)
+            self.newborn.cohorts = [c for c in self.newborn.cohorts if c.age < 2]
+
+        self.newborn.after_step = early  # type: ignore[method-assign]
+
+
+NEWBORN = {
+    "Adam's newborn under its step count": _newborn(ADAMW, newborn="zero"),
+    "Rprop's newborn with a step of 0": _newborn(lambda p: torch.optim.Rprop(p, lr=0.01), newborn="zero"),
+    "Adagrad's newborn without its initial sum": _newborn(
+        lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.3), newborn="zero"
+    ),
+    "Adafactor's newborn in tiles": _newborn(lambda p: torch.optim.Adafactor(p, lr=0.01), newborn="zero", unit=(2, 2)),
+    "no count of their own": _newborn(ADAMW, _NoCountOfTheirOwn),
+    "they join after two steps": _newborn(ADAMW, _JoinsEarly),
+}
+
+OWNERSHIP: dict[str, dict[str, Callable]] = {
+    "check_passes": PASSES,
+    "check_copies": COPIES,
+    "check_reload": RELOAD,
+    "check_average": AVERAGE,
+    "check_newborn": NEWBORN,
+}
