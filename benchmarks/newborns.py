@@ -1,21 +1,22 @@
 """What a newborn connection's optimizer state is worth under AdamW: every setting of ``Rewirer(..., newborn=...)`` on two tasks.
 
-    python benchmarks/newborns.py --results runs/newborns.jsonl --data shakespeare.txt                         measure
-    python benchmarks/newborns.py --results runs/newborns.jsonl --newborn fresh --budget 600                      one setting, ten minutes
-    python benchmarks/newborns.py --results runs/newborns.jsonl --cells 0 --markdown docs/methods/newborn.md      only its table
+    python benchmarks/newborns.py --results runs/newborns.jsonl --data tinyshakespeare.txt                    measure
+    python benchmarks/newborns.py --results runs/newborns.jsonl --tasks images --newborn fresh --budget 600   a part of it, ten minutes
+    python benchmarks/newborns.py --results runs/newborns.jsonl --cells 0 --markdown docs/methods/newborn.md  only the table
 
 images   Fashion-MNIST, multilayer perceptron; accuracy on the last tenth of the training set. The test set is not read.
 text     a small transformer on the characters of a text (``--data``); bits per character on its last tenth.
 
-With l_t the loss of the batch of step t, taken before the step, and E the steps whose event is over before step t + 1, t in E:
+With l_t the loss of the batch of step t, taken before the step moves or rewires anything, and E the steps that end with an event, t in E:
 
-    rise    mean over E of   mean(l_{t+1} .. l_{t+5}) - mean(l_{t-19} .. l_t)
-    peak    mean over E of   max(l_{t+1} .. l_{t+20}) - (m + 2 sd),      m, sd: of l_{t-19} .. l_t
-    above   share of E whose peak is positive
+    rise    mean over E of  mean(l_{t+1} .. l_{t+5}) - m        m, sd: mean and standard deviation of l_{t-19} .. l_t
+    peak    mean over E of  max(l_{t+1} .. l_{t+20}) - (m + 2 sd)
+    above   share of E where that is positive
 
-``static``, a random support that stays, is measured at the steps where RigL and SET have their events: what these three are by chance and
-by the trend of the loss. It and ``dense`` are the null models. Cells are run in the order of what they tell, all seeds and settings of one
-before the next. A finished cell is one line of ``--results``, and is not run again: a run that was cut goes on with the next command.
+``static``, a random support that stays, is measured at the steps where RigL and SET have their events: this is what the three are by
+chance and by the trend of the loss. It and ``dense`` are the null models. Cells are run in the order of what they tell, all seeds and
+settings of one before the next. A finished cell is one line of ``--results`` and is not run again: a run that was cut goes on with the next
+command. The tasks are in ``newborn_tasks.py``.
 """
 
 import argparse
