@@ -275,6 +275,7 @@ def notes(rows: Sequence[Result]) -> list[str]:
     machines = sorted({timing.about(row["machine"]).rpartition(";")[0] for row in rows})
     kernels = sorted({name for row in rows for name in row["kernels"] if name != "torch"}) or ["torch"]
     days = sorted({row["machine"]["started"][:10] for row in rows})
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
     seconds = {task: [row["seconds"] for row in rows if row["task"] == task] for task in sorted({row["task"] for row in rows})}
     took = ", ".join(f"{task} {min(values):.0f} to {max(values):.0f}" for task, values in seconds.items())
     return [
@@ -283,7 +284,7 @@ def notes(rows: Sequence[Result]) -> list[str]:
         f"Rise: mean loss of the {SOON} steps after an event less that of the {BEFORE} before. Peak: the largest of {AFTER} steps after it "
         f"less the mean and twice the standard deviation of the {BEFORE} before; above: of so many events it is positive. "
         "Static: at the steps of RigL's and SET's events.",
-        f"Seconds of a run, other work beside: {took}. Kernels: {', '.join(kernels)}. {'; '.join(machines)}; {days[0]} to {days[-1]}.",
+        f"Seconds of a run, other work beside: {took}. Kernels: {', '.join(kernels)}. {'; '.join(machines)}; {when}.",
     ]
 
 
