@@ -1,6 +1,7 @@
 """The benchmarks run, write what they measured, put it on a page; their gates reject a wrong kernel, and then no time is reported."""
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gossamer as gs
 from gossamer.ops.csr_conv2d import op as conv2d_op
 from gossamer.ops.csr_linear import op as linear_op
 from gossamer.ops.kernels import Kernel
@@ -171,6 +173,98 @@ def test_what_cannot_be_measured_is_refused(benchmark, capsys):
     assert "no row's name begins so" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         benchmark("training").main([*FAST, "--models", "vgg16"])
+
+
+# -------------------------------------------------------------------- newborns
+
+
+@pytest.fixture
+def newborns(benchmark, monkeypatch):
+    """The script, and the settings that it asked a Rewirer for; a Rewirer that has no such choice is not told."""
+    asked, known = [], "newborn" in inspect.signature(gs.Rewirer).parameters
+
+    def rewirer(*given, newborn, **more):
+        asked.append(newborn)
+        return plain(*given, **more, **({"newborn": newborn} if known else {}))
+
+    plain, script = gs.Rewirer, benchmark("newborns")
+    monkeypatch.setattr(gs, "Rewirer", rewirer)
+    return script, asked
+
+
+def test_newborns_goes_on_where_it_was_cut(newborns, tmp_path, capsys):
+    (script, asked), file, text = newborns, tmp_path / "results" / "cells.jsonl", tmp_path / "text"
+    text.write_text("to be or not to be, that is the question. " * 30)
+    common = ["--quick", "--results", str(file), "--data", str(text), "--seeds", "1"]
+    assert script.main([*common, "--tasks", "text", "--cells", "1"]) == 0 and asked == ["zero"]
+    first = file.read_text()
+    file.write_text(first + first[:100])  # a line that was cut
+    assert script.main([*common, "--tasks", "text", "--cells", "2"]) == 0 and asked == ["zero", "fresh", "zero"]
+    assert "cut before text rigl 0.1 fresh 0" in capsys.readouterr().err
+    assert script.main([*common, "--tasks", "images"]) == 0 and asked[3:] == ["zero", "fresh"] * 6
+    assert script.main([*common, "--tasks", "images", "--newborn", "sensed", "--cells", "1"]) == 0 and asked[15:] == ["sensed"]
+    rows = list(script.read(file).values())
+    assert len(rows) == len(file.read_text().splitlines()) - 1 == 19 and file.read_text().startswith(first)
+    for row in rows:
+        assert 0 < row["metric"] < 100 and row["diverged"] is None and row["seconds"] > 0 and row["machine"]["processor"]
+        assert (row["newborn"] is None) == (row["method"] in ("static", "dense"))
+        assert row["events"] == (0 if row["method"] == "dense" else 2) and (row["rise"] is None) == (row["method"] == "dense")
+        assert "command" not in row["machine"]  # it has paths
+
+    written = page(tmp_path / "page.md", "newborn")
+    assert script.main([*common, "--cells", "0", "--markdown", str(written)]) == 0 and len(asked) == 16
+    said = written.read_text()
+    assert said.count("| images |") == 16 and said.count("| text |") == 3 and "not measured yet" not in said and "QUICK" in said
+
+
+def test_the_same_cell_is_the_same_run(newborns, tmp_path):
+    script, _ = newborns
+    for name in ("a", "b"):
+        asked = ["--quick", "--tasks", "images", "--newborn", "zero", "--seeds", "1", "--cells", "2"]
+        assert script.main(["--results", str(tmp_path / name), *asked]) == 0
+    a, b = ([(row["metric"], row["rise"], row["peak"]) for row in script.read(tmp_path / name).values()] for name in "ab")
+    assert a == b and len(a) == 2
+
+
+def test_a_rise_is_counted_around_events(benchmark):
+    around = benchmark("newborns").around
+    losses = [float(t % 2) for t in range(1, 41)] + [5.0] + [2.0] * 19 + [0.0] * 40
+    found = around(losses, [5, 40, 80, 95])  # too early, whole, whole, too late
+    sd = (20 * 0.25 / 19) ** 0.5  # of ten zeros and ten ones
+    assert found["events"] == 2 and found["rise"] == pytest.approx((13 / 5 - 0.5 + 0) / 2)
+    assert found["peak"] == pytest.approx((5 - 0.5 - 2 * sd + 0) / 2) and found["above"] == 0.5
+    assert around(losses, [5]) == {"events": 0, "rise": None, "peak": None, "above": None}
+
+
+def cell(newborn, seed, metric, rise, **more):
+    """A line of the results of newborns.py."""
+    told = {"processor": "a", "threads": 1, "vector instructions of torch": "b", "torch": "2", "gossamer": "0", "peers": {}, "started": "c"}
+    known = {"task": "images", "density": 0.05, "method": "rigl", "diverged": None, "peak": 0.1, "above": 0.5, "seconds": 1.0}
+    made = {"newborn": newborn, "seed": seed, "metric": metric, "rise": rise, "kernels": ["native"], "machine": told}
+    return {**known, **made, **more}
+
+
+def test_settings_are_compared_seed_by_seed(benchmark):
+    zero = [cell("zero", 0, 80.0, 0.5), cell("zero", 1, 90.0, 0.3), cell("zero", 2, 85.0, 0.1)]
+    fresh = [cell("fresh", 0, 81.0, 0.4), cell("fresh", 1, 93.0, 0.2), cell("fresh", 2, None, None, diverged=7), cell("fresh", 3, 9.0, 0.3)]
+    table = benchmark("newborns").tabulated([*fresh, *zero])
+    first, second = (dict(zip(range(11), row, strict=True)) for row in table.rows)
+    assert first[3] == "zero" and first[4] == "3" and first[5] == "85.00 ± 5.00" and first[6] == first[8] == "-" and first[10] == "50"
+    assert second[4] == "3, 1 diverged" and second[6] == "+2.00 ± 1.00" and second[8] == "-0.1000 ± 0.0000"
+
+
+def test_newborns_refuses_what_it_cannot_do(newborns, tmp_path, capsys):
+    script, _ = newborns
+    results = ["--quick", "--results", str(tmp_path / "cells.jsonl"), "--cells", "1"]
+    assert script.main([*results, "--tasks", "text"]) == 2 and "--data" in capsys.readouterr().err
+    assert script.main(["--quick", "--results", str(tmp_path / "none.jsonl"), "--cells", "0"]) == 2
+    assert "holds no cell" in capsys.readouterr().err
+    wrong = page(tmp_path / "page.md", "other")
+    assert script.main([*results, "--tasks", "images", "--markdown", str(wrong)]) == 2 and "not measured yet" in wrong.read_text()
+
+
+def test_the_page_about_newborns_has_a_place_for_the_table():
+    assert (ROOT / "docs" / "methods" / "newborn.md").read_text().count("<!-- table: newborn -->\n") == 1
 
 
 def test_the_page_about_speed_has_a_place_for_every_table(benchmark):

@@ -1,0 +1,292 @@
+"""What a newborn connection's optimizer state is worth under AdamW: every setting of ``Rewirer(..., newborn=...)`` on two tasks.
+
+    python benchmarks/newborns.py --results runs/newborns.jsonl --data tinyshakespeare.txt                    measure
+    python benchmarks/newborns.py --results runs/newborns.jsonl --tasks images --newborn fresh --budget 600   a part of it, ten minutes
+    python benchmarks/newborns.py --results runs/newborns.jsonl --cells 0 --markdown docs/methods/newborn.md  only the table
+
+images   Fashion-MNIST, multilayer perceptron; accuracy on the last tenth of the training set. The test set is not read.
+text     a small transformer on the characters of a text (``--data``); bits per character on its last tenth.
+
+With l_t the loss of the batch of step t, taken before the step moves or rewires anything, and E the steps that end with an event, t in E:
+
+    rise    mean over E of  mean(l_{t+1} .. l_{t+5}) - m        m, sd: mean and standard deviation of l_{t-19} .. l_t
+    peak    mean over E of  max(l_{t+1} .. l_{t+20}) - (m + 2 sd)
+    above   share of E where that is positive
+
+``static``, a random support that stays, is measured at the steps where RigL and SET have their events: this is what the three are by
+chance and by the trend of the loss. It and ``dense`` are the null models. Cells are run in the order of what they tell, all seeds and
+settings of one before the next. A finished cell is one line of ``--results`` and is not run again: a run that was cut goes on with the next
+command. The tasks are in ``newborn_tasks.py``.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+
+import gossamer as gs
+import timing
+from gossamer.experiments.tasks import stream
+from newborn_tasks import Images, Setting, Text
+from timing import Result, Table
+
+BEFORE, SOON, AFTER = 20, 5, 20  # steps around an event
+NULLS = ("static", "dense")
+BASE = "zero"  # the setting that others are compared with
+ORDER = (  # task, method, density: the most telling first
+    ("text", "csst", 0.1), ("images", "csst", 0.01), ("text", "rigl", 0.1), ("images", "rigl", 0.01),
+    ("images", "csst", 0.05), ("images", "rigl", 0.05), ("images", "set", 0.01), ("images", "set", 0.05),
+    ("text", "static", 0.1), ("images", "static", 0.01), ("images", "static", 0.05), ("images", "dense", 1.0), ("text", "dense", 1.0),
+    ("text", "csst", 0.05), ("text", "rigl", 0.05), ("text", "static", 0.05),
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """One training run; a null model has no newborns."""
+
+    task: str
+    method: str
+    density: float
+    newborn: str | None
+    seed: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the cells that are missing, then makes the table of all that are there."""
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    begin, ran = time.perf_counter(), 0
+    try:
+        for cell in cells(args):
+            task = args.settings[cell.task]
+            if key(cell, task) in read(args.results):
+                continue
+            spent = args.budget is not None and time.perf_counter() - begin >= args.budget
+            if ran == args.cells or spent:
+                print(f"cut before {' '.join(map(str, cell))}: the same command goes on", file=sys.stderr)
+                break
+            found = measured(cell, task)
+            append(args.results, found)
+            ran += 1
+            print(f"{' '.join(map(str, cell))}: {found['metric']}, rise {found['rise']}, {found['seconds']:.1f} s", file=sys.stderr)
+    except gs.Unfit as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    return report(args)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--results", type=Path, required=True, metavar="FILE", help="one line of JSON per finished cell; lines are added")
+    p.add_argument("--data", type=Path, metavar="FILE", help="the text of the task text: tiny Shakespeare, say")
+    p.add_argument("--images", metavar="FOLDER", help="where Fashion-MNIST is (default: the variable GOSSAMER_DATA, else data)")
+    p.add_argument("--tasks", nargs="+", default=["images", "text"], choices=("images", "text"))
+    p.add_argument("--newborn", nargs="+", default=["zero", "fresh"], metavar="SETTING", help="of the Rewirer (default: zero fresh)")
+    p.add_argument("--seeds", type=int, default=4, metavar="N", help="seeds 0 to N - 1")
+    p.add_argument("--cells", type=int, metavar="N", help="run at most so many; 0 only makes the table")
+    p.add_argument("--budget", type=float, metavar="SECONDS", help="begin no cell after so long")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--quick", action="store_true", help="tiny sizes and made images: to see that it runs; its numbers mean nothing")
+    p.add_argument("--markdown", type=Path, metavar="FILE", help="put the table between its marks in this page")
+    p.add_argument("--mark", default="newborn", metavar="NAME", help="the marks are <!-- table: NAME --> and <!-- end -->")
+    args = p.parse_args(argv)
+    small: dict[str, Any] = {"steps": 60, "every": 20, "last_every": 20, "batch": 4} if args.quick else {}
+    tiny: dict[str, Any] = {"context": 8, "width": 16, "heads": 2, "warm_up": 5} if args.quick else {}
+    made: dict[str, Any] = {"widths": (16, 16), "made": True} if args.quick else {}
+    args.settings = {"images": Images(folder=args.images, **small, **made), "text": Text(file=args.data, **small, **tiny)}
+    return args
+
+
+def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    """All that were asked for, in order."""
+    for task, method, density in ORDER:
+        if task in args.tasks:
+            for seed in range(args.seeds):
+                for newborn in [None] if method in NULLS else args.newborn:
+                    yield Cell(task, method, density, newborn, seed)
+
+
+# -------------------------------------------------------------------- one run
+
+
+def measured(cell: Cell, task: Setting) -> Result:
+    """Trains; what is to be kept of it."""
+    net, events, losses = task.network(cell.seed), [], []
+    if cell.method != "dense":
+        net = gs.sparsify(net, cell.density, rng=stream(cell.seed, "support"))
+    groups = gs.parameter_groups(net, lr=task.lr, weight_decay=task.weight_decay, density_exponent=0.5)
+    optimizer, rewirer = torch.optim.AdamW(groups), None
+    if cell.method not in NULLS:
+        topology, rng = task.topology(cell.method), stream(cell.seed, "topology")
+        rewirer = gs.Rewirer(net, optimizer, topology, newborn=cell.newborn, rng=rng)
+
+    def note(step: gs.Step) -> None:
+        losses.append(step.loss)
+        if step.event is not None:
+            events.append(step.t)
+
+    begin, diverged = time.perf_counter(), None
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, task.rate)
+    try:
+        gs.fit(net, task.batches(cell.seed), optimizer, rewirer=rewirer, scheduler=schedule, on_step=note)
+    except gs.Diverged as end:
+        diverged = end.step
+    seconds = time.perf_counter() - begin
+    if cell.method == "static":
+        others = task.topology("set")
+        events = [t for t in range(1, len(losses) + 1) if others.when(t) is not None]
+    return {
+        **cell._asdict(),
+        "setting": asdict(task),
+        "metric": None if diverged else task.metric(net),
+        "diverged": diverged,
+        **around(losses, events),
+        "seconds": seconds,
+        "kernels": sorted({name for layer in gs.sparse_layers(net).values() for name in layer.kernels.values()}) or ["torch"],
+        "machine": machine(),
+    }
+
+
+@cache
+def machine() -> Result:
+    """Where this process runs; paths stay out of the results."""
+    return {name: value for name, value in timing.machine().items() if name != "command"}
+
+
+def around(losses: Sequence[float], events: Sequence[int]) -> Result:
+    """``rise``, ``peak`` and ``above`` of losses of the steps 1, 2, ... around the events; None where no event has enough steps."""
+    rises, peaks = [], []
+    for t in events:
+        before, after = losses[max(t - BEFORE, 0) : t], losses[t : t + AFTER]
+        if len(before) == BEFORE and len(after) == AFTER:
+            rises.append(mean(after[:SOON]) - mean(before))
+            peaks.append(max(after) - mean(before) - 2 * stdev(before))
+    if not rises:
+        return {"events": 0, "rise": None, "peak": None, "above": None}
+    return {"events": len(rises), "rise": mean(rises), "peak": mean(peaks), "above": mean(peak > 0 for peak in peaks)}
+
+
+# -------------------------------------------------------------------- the file and the table
+
+
+def key(cell: Cell, task: Setting) -> str:
+    """By which a line is known."""
+    return json.dumps([cell, asdict(task)])
+
+
+def read(path: Path) -> dict[str, Result]:
+    """Finished cells by their keys; a line that was cut is no cell."""
+    found = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[json.dumps([[row[name] for name in Cell._fields], row["setting"]])] = row
+    return found
+
+
+def append(path: Path, row: Result) -> None:
+    """Adds a line, on a new one if the last was cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with path.open("a") as file:
+        file.write("\n" * cut + json.dumps(row) + "\n")
+
+
+def report(args: argparse.Namespace) -> int:
+    """Prints the table, and puts it on the page that was asked for. Returns the exit code."""
+    settings = {name: json.loads(json.dumps(asdict(task))) for name, task in args.settings.items()}
+    rows = [row for row in read(args.results).values() if row["setting"] == settings[row["task"]]]
+    if not rows:
+        print(f"{args.results} holds no cell of these sizes", file=sys.stderr)
+        return 2
+    table = tabulated(rows)
+    said = [*table.notes] + ["QUICK: tiny sizes, these numbers mean nothing"] * args.quick
+    timing.show(table.title, table.columns, table.rows, said, table.left)
+    if args.markdown is None:
+        return 0
+    return timing.fill(args.markdown, {args.mark: timing.markdown(table.columns, table.rows) + "\n" + "\n".join(said)})
+
+
+Group = tuple[str, float, str, str | None]  # task, density, method, newborn
+
+
+def tabulated(rows: Sequence[Result]) -> Table:
+    """Tasks, densities and methods by settings; each setting beside "zero" with the same seeds."""
+    groups: dict[Group, dict[int, Result]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["density"], row["method"], row["newborn"]), {})[row["seed"]] = row
+    methods = ("dense", "static", "set", "rigl", "csst")
+
+    def place(group: Group) -> tuple[Any, ...]:
+        task, density, method, newborn = group
+        return task, -density, methods.index(method), newborn != BASE, newborn or ""
+
+    columns = ["task", "density", "method", "newborn", "seeds", "held out", "less zero", "rise", "less zero", "peak", "above, %"]
+    lines = [line(group, groups) for group in sorted(groups, key=place)]
+    return Table("Newborn connections under AdamW", columns, lines, notes(rows), left=4)
+
+
+def line(group: Group, groups: dict[Group, dict[int, Result]]) -> list[str]:
+    """One row of the table."""
+    task, density, method, newborn = group
+    found = {seed: row for seed, row in groups[group].items() if not row["diverged"]}
+    zero = {} if newborn == BASE else groups.get((task, density, method, BASE), {})
+    pairs = [(row, zero[seed]) for seed, row in found.items() if seed in zero and not zero[seed]["diverged"]]
+    lost = len(groups[group]) - len(found)
+
+    def two(name: str, digits: int) -> list[str]:
+        own = [row[name] for row in found.values() if row[name] is not None]
+        less = [row[name] - other[name] for row, other in pairs if None not in (row[name], other[name])]
+        return [spread(own, digits), spread(less, digits, signed=True, error=True)]
+
+    rest = {name: [row[name] for row in found.values() if row[name] is not None] for name in ("peak", "above")}
+    return [
+        *(task, f"{density:g}", method, newborn or "-", f"{len(found)}" + f", {lost} diverged" * (lost > 0)),
+        *two("metric", {"images": 2, "text": 3}[task]),
+        *two("rise", 4),
+        spread(rest["peak"], 3),
+        f"{100 * mean(rest['above']):.0f}" if rest["above"] else "-",
+    ]
+
+
+def spread(values: Sequence[float], digits: int, signed: bool = False, error: bool = False) -> str:
+    """Mean ± standard deviation, or ± standard error of the mean."""
+    if not values:
+        return "-"
+    said = f"{mean(values):{'+' * signed}.{digits}f}"
+    sd = stdev(values) / (math.sqrt(len(values)) if error else 1.0) if len(values) > 1 else None
+    return said if sd is None else f"{said} ± {sd:.{digits}f}"
+
+
+def notes(rows: Sequence[Result]) -> list[str]:
+    """What the columns are, and where they were measured."""
+    machines = sorted({timing.about(row["machine"]).rpartition(";")[0] for row in rows})
+    kernels = sorted({name for row in rows for name in row["kernels"] if name != "torch"}) or ["torch"]
+    days = sorted({row["machine"]["started"][:10] for row in rows})
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    seconds = {task: [row["seconds"] for row in rows if row["task"] == task] for task in sorted({row["task"] for row in rows})}
+    took = ", ".join(f"{task} {min(values):.0f} to {max(values):.0f}" for task, values in seconds.items())
+    return [
+        "Held out: images accuracy in % (more is better), text bits per character (less is better). Rise and peak: in nats. Mean ± "
+        "standard deviation over the seeds. Less zero: less the same seed's with `zero`, mean ± standard error.",
+        f"Rise: mean loss of the {SOON} steps after an event less that of the {BEFORE} before. Peak: the largest of {AFTER} steps after it "
+        f"less the mean and twice the standard deviation of the {BEFORE} before; above: of so many events it is positive. "
+        "Static: at the steps of RigL's and SET's events.",
+        f"Seconds of a run, other work beside: {took}. Kernels: {', '.join(kernels)}. {'; '.join(machines)}; {when}.",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
