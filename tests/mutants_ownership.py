@@ -170,7 +170,7 @@ RELOAD = {
 
 
 def _averaging(**methods: Callable) -> Callable[[], None]:
-    return lambda: laws.check_average(type("Bent", (gs.AveragedModel,), methods))
+    return lambda: laws.check_average(gs.Rewirer, type("Bent", (gs.AveragedModel,), methods))
 
 
 def _by_positions(model, *, decay=None):
@@ -214,7 +214,7 @@ def _values_only(mean, model):
 
 
 AVERAGE = {
-    "by position": lambda: laws.check_average(_by_positions),
+    "by position": lambda: laws.check_average(gs.Rewirer, _by_positions),
     "the first update is averaged too": _averaging(update_parameters=_first_is_not_copied),
     "the decay is not heeded": _averaging(update_parameters=_equal_for_all),
     "every update copies": _averaging(update_parameters=_copies),

@@ -214,10 +214,11 @@ def test_a_watched_step_that_overflows_is_told_as_such():
     net = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 2))
     gs.sparsify(net, density=0.3, batch_last=False)
     rewirer = gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.csst(stop=20, every=2, last_every=2, window=1))
-    watch = diagnose.Watch(rewirer)
+    watch, scaler = diagnose.Watch(rewirer), torch.amp.GradScaler("cpu", init_scale=2.0)
     for t in range(2):
-        net(normal(16, 9).float()).sum().mul(math.inf if t else 1.0).backward()
-        rewirer.step()
+        scaler.scale(net(normal(16, 9).float()).sum().mul(math.inf if t else 1.0)).backward()
+        rewirer.step(scaler=scaler)
+        scaler.update()
     assert watch().keys() == {"0", "2"}
     assert all("NaN or infinities" in d.sentence and json.loads(json.dumps(d.record()))["recall"] is None for d in watch.last.values())
 

@@ -25,7 +25,7 @@ REAL = {
     "check_passes": lambda: laws.check_passes(TOPOLOGIES["csst"], gs.Rewirer),
     "check_copies": lambda: laws.check_copies(TOPOLOGIES["csst"], gs.Rewirer),
     "check_reload": lambda: laws.check_reload(TOPOLOGIES["csst"], gs.Rewirer),
-    "check_average": laws.check_average,
+    "check_average": lambda: laws.check_average(gs.Rewirer),
     "check_newborn": lambda: laws.check_newborn(gs.Rewirer, OPTIMIZERS["adamw"]),
     "check_checkpoint": lambda: laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer),
     "check_operator": lambda: laws.check_operator(OPERATORS["gated"]()),

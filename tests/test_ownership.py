@@ -1,4 +1,4 @@
-"""Who owns what: index, gradient, optimizer state, average, copy. Each test stands for a kind of fault that a user's own loop brings out."""
+"""Who owns what: index, gradient, optimizer state, average, copy. Each test stands for a kind of fault that a user's own loop brings."""
 
 import copy
 import io
@@ -60,7 +60,7 @@ def test_the_same_with_adam(layout):
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 @pytest.mark.parametrize("name", ["set", "gmp", "rigl merging", "set shrinking", "csst pooled", "snfs"])
 def test_averages_follow_connections(name, layout):
-    laws.check_average(topology=TOPOLOGIES[name], layout=layout)
+    laws.check_average(gs.Rewirer, topology=TOPOLOGIES[name], layout=layout)
 
 
 FRESH = {

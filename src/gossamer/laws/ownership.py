@@ -25,7 +25,9 @@ STRAY: dict[str, Callable[[Run, int], None]] = {
 }
 
 
-def check_passes(topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov) -> None:
+def check_passes(
+    topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
+) -> None:
     """What is sensed counts exactly the passes that are in the gradient: those that were thrown away leave no trace.
 
     Args:
@@ -51,7 +53,9 @@ def check_passes(topology: Topology, rewirer: Callable[..., Any], *, layout: str
             demand(same(run.model.state_dict(), plain.model.state_dict()), f"{where}: {what} must leave no trace")
 
 
-def check_copies(topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov) -> None:
+def check_copies(
+    topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
+) -> None:
     """A copy, or a pickle, of (model, optimizer, rewirer) goes the same way, from any step; a copy of the model alone holds no batch."""
     steps, where = topology.stop + 2, f"topology {topology.name!r}"
     run = Run(topology, rewirer, layout, (1, 1), optimizer, seed=0)
@@ -74,7 +78,9 @@ def check_copies(topology: Topology, rewirer: Callable[..., Any], *, layout: str
         demand(same(other.snapshot(), end), f"{where}: {what} must go the way of the original")
 
 
-def check_reload(topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov) -> None:
+def check_reload(
+    topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
+) -> None:
     """``load_state_dict`` of an earlier model under a living optimizer and rewirer: weights are the loaded ones, the optimizer's state
     follows its connections, a window in progress begins anew, and the training goes on."""
     steps, where = topology.stop + 2, f"topology {topology.name!r}"
@@ -109,23 +115,22 @@ def check_reload(topology: Topology, rewirer: Callable[..., Any], *, layout: str
 
 
 def check_average(
+    rewirer: Callable[..., Any],
     average: Callable[..., Any] = AveragedModel,
     *,
     topology: Topology | None = None,
-    rewirer: Callable[..., Any] | None = None,
     layout: str | Layout = "csr",
 ) -> None:
     """An average of weights follows connections: it equals the average of the dense weights on the present support, for every connection
     that has not left and come back; the rest of the model is averaged as torch averages it.
 
     Args:
+        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
         average: ``gossamer.AveragedModel``, or anything with its signature and methods.
     """
-    from ..train import Rewirer  # a law of what stands above the laws
-
     topology = topology or set_(stop=20, every=2, drop=0.5)
     for decay in (None, 0.7):
-        run = Run(topology, rewirer or Rewirer, layout, (1, 1), nesterov, seed=0)
+        run = Run(topology, rewirer, layout, (1, 1), nesterov, seed=0)
         mean = average(run.model, decay=decay)
         dense: dict[str, Tensor] = {}
         gone = {name: torch.zeros(layer.support.shape, dtype=torch.bool) for name, layer in run.layers.items()}
