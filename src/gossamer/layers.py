@@ -196,6 +196,12 @@ class SparseLayer(nn.Module):
         self._support = Support.of_index(crow, col, known.shape)
 
     @property
+    def index_bytes(self) -> int:
+        """Bytes of the index: of the support, and of its public copy."""
+        copies = [self._buffers[name] for name in INDEX if name in self._buffers]
+        return self.support.bytes + sum(t.numel() * t.element_size() for t in copies if t is not None)
+
+    @property
     def density(self) -> float:
         """Kept over all weights."""
         return self.support.weights / self.dense_shape.numel()

@@ -154,25 +154,28 @@ class Keeper:
         if id(layer.values) in self.layers:
             self.held[id(layer.values)] = layer.support
 
-    def follow(self, layer: SparseLayer, born: Callable[[SparseLayer], Mapping[str, Tensor] | None] | None = None) -> bool:
-        """Brings the state of one layer to the support that the layer has now; whether that is another one than it was.
+    def follow(self, layer: SparseLayer, born: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """Brings the state of one layer to the support that the layer has now; ids of the units that are new in it, None if there are none.
 
-        Raises: Unfit where the state was loaded and belongs to a support that the layer does not have.
+        ``born``: as in :func:`set_support_`. Raises: Unfit where the state was loaded and belongs to a support that the layer does not have.
         """
         key, now = id(layer.values), layer.support
         held = self.held.get(key)
         if held is now or key not in self.layers:
-            return False
+            return None
         if isinstance(held, int) and held != now.tag and self.optimizer.state.get(layer.values):
             what = "the state that the optimizer has loaded belongs to another support than the layer has"
             got = f"a layer of {tuple(layer.dense_shape)}"
             remedy = "load the model and the optimizer of the same step, or reset the optimizer's state"
             raise Unfit("optimizer", what, got=got, remedy=remedy)
-        if isinstance(held, Support) and not now.same(held):
-            with torch.no_grad():
-                carry_state_(layer, self.optimizer, held, now)
         self.held[key] = now
-        return True
+        if not isinstance(held, Support) or now.same(held):
+            return None
+        ids = now.ids()
+        came_from = held.find(ids)
+        with torch.no_grad():
+            carry_state_(layer, self.optimizer, held, now, came_from, born)
+        return ids[came_from < 0]
 
     # ---------------------------------------------------------------- hooks
 

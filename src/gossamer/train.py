@@ -272,9 +272,11 @@ class Rewirer:
             raise Unfit("Rewirer", what, remedy="load the model and the rewirer of the same step")
         if tag is not None and saved is not None and (problems := state_problems(name, saved, s)):
             raise Unfit("Rewirer", "the state that was loaded is damaged", reasons=problems)
-        keeper_of(self.optimizer).follow(layer)
+        new = keeper_of(self.optimizer).follow(layer, self.newborn.initial(name))
         self._known[name] = s
         self.newborn.moved(name)
+        if new is not None:
+            self.newborn.born(name, new, None)
         if (probe := self._probes.get(name)) is not None:
             self._probes[name] = self._probe(name, probe.sense, probe if tag is None else None, saved)
 
@@ -435,7 +437,8 @@ def _unscale(scaler: "torch.amp.GradScaler", optimizer: torch.optim.Optimizer) -
 
 
 def _finite(t: Tensor | None) -> bool:
-    return t is None or bool(t.isfinite().all())
+    """Whether all entries are finite. A sum is, if they are, unless it overflows: the second look is seldom taken."""
+    return t is None or bool(t.sum().isfinite()) or bool(t.isfinite().all())
 
 
 def _own(entry: Any) -> Any:
