@@ -112,9 +112,9 @@ class Probe:
         strongest = partial(self.strongest, scale=scale) if self.sense.stream and self.operands else None
         return Site(s, w, g, ids, h, size, start, lookahead, strongest)
 
-    def strongest(self, k: int, scale: float) -> tuple[Tensor, Tensor]:
-        """The k strongest units off the support by this step's gradient, streamed: ids and gradients."""
-        asked = (self.operands, self.layer.support, k, self.layer.geometry, mean_over_ranks)
+    def strongest(self, k: int, ties: int, scale: float) -> tuple[Tensor, Tensor]:
+        """The k strongest units off the support by this step's gradient, streamed: ids and gradients; ``ties`` decides between equals."""
+        asked = (self.operands, self.layer.support, k, self.layer.geometry, mean_over_ranks, ties)
         with torch.autocast(self.layer.values.device.type, enabled=False):
             ids, tiles = choose(STRONGEST, *asked).run(*asked)
         return ids, tiles / scale

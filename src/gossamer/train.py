@@ -22,7 +22,7 @@ from .layers import sparse_layers
 from .sensing import Probe
 from .support import Support
 from .surgery import set_support_
-from .topology.topology import Change, Sense, Topology, chance, event, fixed, never
+from .topology.topology import Change, Sense, Topology, event
 
 
 class Event(NamedTuple):
@@ -32,6 +32,7 @@ class Event(NamedTuple):
     dropped: dict[str, int]
     grown: dict[str, int]
     n: dict[str, int]
+    sensed: dict[str, int]  # units off the support that were measured
 
 
 class Rewirer:
@@ -69,7 +70,7 @@ class Rewirer:
             raise Unfit(
                 "Rewirer", "the optimizer does not hold all sparse values", reasons=reasons, remedy="make the optimizer after sparsify"
             )
-        if topology.final is not None or topology.merge or topology.share is not fixed:
+        if topology.final is not None or topology.merge or not topology.keeps_layer_sizes:
             self._check_not_bucketed(model)
         if rng is None:
             rng = torch.Generator().manual_seed(torch.initial_seed())
@@ -216,6 +217,7 @@ class Rewirer:
             {name: outcome.dropped for name, outcome in done.items()},
             {name: outcome.grown for name, outcome in done.items()},
             {name: outcome.support.n for name, outcome in done.items()},
+            {name: outcome.sensed for name, outcome in done.items()},
         )
 
     def _final(self) -> dict[str, int]:
@@ -247,10 +249,8 @@ class Rewirer:
             raise Unfit("Rewirer", what, remedy=remedy)
 
     def _check_growth(self) -> None:
-        if self.topology.sense is not never or self.topology.grow is chance:
-            return
         bad = [f"{name}: {self.start[name]} units now, {n} at the end" for name, n in self.final.items() if n > self.start[name]]
-        if bad:
+        if bad and not self.topology.can_grow:
             what = f"{self.topology.name} only prunes, and its final budget gives layers more than they hold"
             raise Unfit("Rewirer", what, reasons=bad, remedy="a larger density to start from, or budgets that agree")
 

@@ -11,6 +11,7 @@ purpose that it must reject. Everything is tiny, in float64, and draws from its 
 
 from .checkpoints import check_checkpoint
 from .details import nesterov
+from .events import check_event
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
 from .penalties import check_penalty
 from .recovery import check_operator, check_solver
@@ -21,6 +22,7 @@ from .topologies import check_topology
 
 __all__ = (
     "check_checkpoint",
+    "check_event",
     "check_index",
     "check_kernel",
     "check_layout",
