@@ -89,7 +89,8 @@ class Multilevel:
             n = {name: layer.support.n for name, layer in self.layers.items()}
             kept = {**n, **{name: self._fine(name) for name in heard}}
             now = {name: layer.support.n for name, layer in self.layers.items()}
-            self.last = Event(self.t, {name: n[name] - kept[name] for name in n}, {name: now[name] - kept[name] for name in n}, now)
+            gone, come = ({name: m[name] - kept[name] for name in n} for m in (n, now))
+            self.last = Event(self.t, gone, come, now, {})
         self._arm()
         return result
 
