@@ -115,7 +115,7 @@ def test_a_shrinking_support_ends_at_the_asked_size(tmp_path, method, start):
 def test_the_defaults_of_a_method_are_those_of_its_topology(name):
     function = {"set": topology.set_}.get(name, getattr(topology, name, None))
     theirs = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
-    mine = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if (name, f.name) != ("csst", "drop")}  # here chosen by experiment
+    mine = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
     assert {key: value for key, value in mine.items() if key in theirs} == {key: theirs[key] for key in mine if key in theirs}
     assert set(theirs) - set(mine) <= {"drop", "move", "merge", "final", "min_fan_in", "signed", "decay", "selectivity", "reborn", "budget"}
 
@@ -385,7 +385,7 @@ def test_a_number_in_scientific_notation_is_a_number():
 
 
 def test_no_value_is_a_value_where_the_signature_says_so():
-    assert parse({"method": {"name": "csst", "drop": None}, "clip": None}, "").method.drop is None
+    assert parse({"method": {"name": "csst", "count": None}, "clip": None}, "").method.count is None
 
 
 def test_another_name_discards_the_settings_of_the_former_one():
