@@ -9,6 +9,7 @@ One step t = 1, 2, ...:
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -81,6 +82,7 @@ class Rewirer:
         self.final = self._final()
         self._check_fan_in()
         self._check_growth()
+        self._warn_of_frozen()
         self._probes: dict[str, Probe] = {}
         self._arm()
 
@@ -240,6 +242,13 @@ class Rewirer:
         if bad:
             what = f"min_fan_in={least} asks that every output unit keeps {least} incoming units, and they must have them"
             raise Unfit("Rewirer", what, reasons=bad, remedy=f"sparsify(..., min_fan_in={least}), or a larger density")
+
+    def _warn_of_frozen(self) -> None:
+        """Says at which density a size schedule ends where it cannot reach its own."""
+        frozen = [name for name, layer in self.layers.items() if not layer.values.requires_grad]
+        totals = {name: layer.support.total for name, layer in self.layers.items()}
+        if self.topology.final is not None and (said := budgets.frozen_ends(self.topology.final, totals, self.start, self.final, frozen)):
+            warnings.warn(f"{self.topology.name}: {said}", stacklevel=3)
 
     def _check_not_bucketed(self, model: nn.Module) -> None:
         wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
