@@ -109,11 +109,11 @@ def whole(**members):
 
 WEIGHTS = [torch.nn.Parameter(torch.ones(3, 3))]
 MISFITS = {
-    "of a rule": (Penalised(), [r"it has no levels\(w, state, now\)", "it has no instant", r"update_ must take \(w, g, state, now\), and takes \(w, g, state\)"]),
+    "of a rule": (Penalised(), [r"no levels\(w, state, now\)", "no instant", r"update_ must take \(w, g, state, now\), and takes \(w, g"]),
     "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no revives"]),
     "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
     "a number for a method": (whole(levels=3), [r"levels must take \(w, state, now\), and is 3"]),
-    "its penalty": (whole(penalty=Half()), ["its penalty: it has no adaptive", r"it has no subgradient\(w\)", r"prox must take \(u, tau\), and takes \(u\)"]),
+    "its penalty": (whole(penalty=Half()), ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"]),
     "no penalty": (whole(penalty=None), [r"its penalty: it has no value\(w\)"]),
 }  # fmt: skip
 

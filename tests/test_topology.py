@@ -293,7 +293,10 @@ def lockstep(topology: gs.Topology, steps: int, rule, *, density: float = 0.3, l
 
 CSST_SETTINGS = {
     "by the defaults": {"stop": 60, "every": 12, "last_every": 30},
-    "all other settings": {"stop": 60, "every": 7, "last_every": 15, "window": 4, "fraction": 0.35, "drop": 0.45, "decay": 0.7, "selectivity": 0.6},
+    "all other settings": {
+        **{"stop": 60, "every": 7, "last_every": 15, "window": 4, "fraction": 0.35, "drop": 0.45, "decay": 0.7},
+        "selectivity": 0.6,
+    },
     "selective": {"stop": 50, "every": 6, "last_every": 9, "window": 3, "fraction": 0.6, "selectivity": 0.25},
     "window of one": {"stop": 40, "every": 5, "last_every": 5, "window": 1, "fraction": 0.2, "drop": 0.2},
 }

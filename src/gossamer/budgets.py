@@ -94,8 +94,11 @@ def units(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
     return whole
 
 
-def frozen_ends(asked: float, totals: Mapping[str, int], start: Mapping[str, int], final: Mapping[str, int], frozen: Iterable[str]) -> str | None:
-    """Where the density ends if the frozen ones of these layers keep the units they have, in a sentence; None where that changes nothing."""
+Counts = Mapping[str, int]
+
+
+def frozen_ends(asked: float, totals: Counts, start: Counts, final: Counts, frozen: Iterable[str]) -> str | None:
+    """Where the density ends if the frozen among these layers keep the units they have, in a sentence; None where nothing changes by it."""
     kept = [name for name in frozen if start[name] != final[name]]
     if not kept:
         return None

@@ -199,7 +199,7 @@ class Ledger:
 
     def table(self) -> str:
         """Per layer: weights kept, density, multiply-adds of a forward pass over one example, FLOPs spent by part, share of dense."""
-        lines = [("layer", "kept", "of", "density", "multiply-adds", *PARTS, "of dense")]
+        lines: list[tuple[str, ...]] = [("layer", "kept", "of", "density", "multiply-adds", *PARTS, "of dense")]
         for e in self.entries:
             cost, dense = self.by_layer[e.name], e.cost(self.examples, e.weights).total
             held = _counts(e.n, e.weights) if e.holds else ("-", "-", "-")

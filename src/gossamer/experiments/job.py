@@ -159,7 +159,8 @@ def help_text(given: Given, base: Tree) -> str:
     wanted = {key: value for key, value in given.flags.items() if key.removesuffix(".name") in KINDS}
     tree = merged(base, wanted, WHO)
     parser = schema(names(tree), prog=WHO, description=DESCRIPTION)
-    parser.set_defaults({key: value for key, value in flat(tree).items() if not key.endswith(".name")})  # what the command begins at
+    begins = {f"{kind}.name": name for kind, name in names(merged(base, {}, WHO)).items()}
+    parser.set_defaults({**flat(tree), **begins})  # what the command begins at, not what a constructor does
     parser.usage = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume]"
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/ and a name made of the settings)", default=SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out; its settings are in the folder", default=SUPPRESS)

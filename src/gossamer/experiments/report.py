@@ -1,7 +1,8 @@
 """The table of a folder of runs, from what the runs left there alone: means and standard deviations over seeds.
 
-Runs that differ in nothing but the seed are one row. Repeats of a seed say nothing of the spread: they are averaged first, and counted apart. What diverged or is not finished is said in the row, never left out. Accuracy is that
-of the last epoch: no epoch is picked by its test figure.
+Runs that differ in nothing but the seed are one row. Repeats of a seed say nothing of the spread: they are averaged first, and counted
+apart. What diverged or is not finished is said in the row, never left out. Accuracy is that of the last epoch: no epoch is picked by its
+test figure.
 """
 
 import csv

@@ -58,10 +58,13 @@ class Position:
 
     def note(self, event: Event | None) -> None:
         """Counts what an event grew of what was sensed."""
-        for name, sensed in event.sensed.items() if event is not None else ():
+        if event is None:
+            return
+        for name, sensed in event.sensed.items():
             if sensed:
-                self.grown, self.sensed = self.grown + event.grown[name], self.sensed + sensed
-                self.least_selective = max(self.least_selective, event.grown[name] / sensed)
+                grown = event.grown[name]
+                self.grown, self.sensed = self.grown + grown, self.sensed + sensed
+                self.least_selective = max(self.least_selective, grown / sensed)
 
 
 class Trial(NamedTuple):

@@ -18,9 +18,9 @@ NAN = float("nan")
 
 
 def check_event(event: Event = real_event, *, trials: int = 28, draws: int = 120) -> None:
-    """One event over all layers: exchanges hold the sizes; a candidate for which nothing speaks (0, -0.0, NaN, -inf) is never exchanged for
-    a unit, and grows only where the size must rise; equal scores are decided at random, by the given generator; layers without gradient, and
-    layers that cannot serve, are left alone and not asked about; nothing hangs on which object a slot is.
+    """One event over all layers: exchanges hold the sizes; a candidate for which nothing speaks (0, -0.0, NaN) is never exchanged for a
+    unit, and grows only where the size must rise; equal scores are decided at random, by the given generator; layers without gradient,
+    and layers that cannot serve, are left alone and not asked about; nothing hangs on which object a slot is.
 
     Args:
         draws: events of each test for uniformity.

@@ -7,8 +7,8 @@
 
 A layer denser than 0.8 with an above-average share drops at most its share of zeros. Cost per step 2 f_S + f_D, and memory for a dense
 momentum: the method needs it. Differs from the authors' code: the momentum is the sensed one, restarted (with bias correction) after each
-event, equal to theirs up to decay^every; a momentum of exactly 0 never grows; the total is exact at every event, so their running adjustment is not needed; born weights have
-zero optimizer state instead of the mean momentum.
+event, equal to theirs up to decay^every; the total is exact at every event, so their running adjustment is not needed; born weights have
+zero optimizer state instead of the mean momentum; a momentum of exactly 0 does not grow, and as many fewer are dropped.
 """
 
 import math

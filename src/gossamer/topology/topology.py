@@ -6,13 +6,13 @@ An event on one layer with n kept units, asked to exchange k and to end with `si
     grow the  g = size - (n - d)        candidates of highest score    (merge: g = k more)
     survivors keep value and optimizer state, the newborn start at 0 with zero state
 
-k becomes smaller until both sides can be served. A candidate that scores 0 (or NaN, -inf) says nothing for itself: where growth goes by what
-was sensed it is never exchanged for a unit that is there, and grows, drawn at random, only where the size must rise and no better one is
-left. Equal scores are decided at random, by one number for each layer from the Rewirer's generator. A layer that got no gradient, or has
-nothing to offer, is left alone: no slot is asked about it.
+k becomes smaller until both sides can be served. Nothing speaks for a candidate that scores 0 (or NaN, -inf): where growth goes by what was
+sensed it is never exchanged for a unit that is there, and grows, drawn at random, only where the size must rise and no better one is left.
+Equal scores are decided at random, by one number for each layer from the Rewirer's generator. A layer that got no gradient, or has nothing
+to offer, is left alone: no slot is asked about it.
 
-What an event does hangs on these records alone, not on which function a slot holds: a wrapped or copied slot gives the same run. Everything
-here is O(n + m) for n kept and m sensed units; nothing knows a module or an optimizer.
+What an event does hangs on these records alone, not on which function a slot holds: a wrapped or copied slot gives the same run.
+Everything here is O(n + m) for n kept and m sensed units; nothing knows a module or an optimizer.
 """
 
 import math
@@ -26,7 +26,6 @@ from torch import Tensor
 from ..budgets import Budget
 from ..errors import Unfit, call_problem
 from ..schedules import Events, cubic
-from ..support import Support
 from .records import Annealed as Annealed
 from .records import Change as Change
 from .records import Outcome as Outcome
@@ -110,12 +109,12 @@ class Topology:
         return self.candidates == "anywhere" or any(self.sense(t) is not None for t in range(1, self.stop + 1))
 
     def _check_events(self) -> None:
-        """Refuses a schedule that never fires, and one that leaves the optimizer no step: both end at the first step that says otherwise."""
+        """Refuses a schedule that never fires, and one that leaves the optimizer no step: the first step that says otherwise ends both."""
         steps = range(1, self.stop + 1)
         if all(self.when(t) is None for t in steps):
             refuse_no_event(self.name, None, self.stop)
         if all((change := self.when(t)) is not None and not change.move for t in range(1, max(2, self.stop))):
-            what = f"every step before stop={self.stop} is an event without a step of the optimizer (move=False): the weights never move"
+            what = f"every step before stop={self.stop} is an event, and the optimizer skips it (move=False): the weights never move"
             raise Unfit(self.name, what, remedy="every=2 or more, or move=True")
 
 
@@ -123,7 +122,8 @@ def refuse_no_event(who: str, events: Events | None, stop: int, every: int | Non
     """Refuses a schedule without an event: none given, or an empty one."""
     if not events:
         first = "" if every is None else f": the first would come at step {every}, and none comes at or after stop"
-        raise Unfit(who, f"no event takes place until stop={stop}, so the support never changes{first}", remedy="every < stop; or gs.static()")
+        what = f"no event takes place until stop={stop}, so the support never changes{first}"
+        raise Unfit(who, what, remedy="every < stop; or gs.static()")
 
 
 # -------------------------------------------------------------------- one event
