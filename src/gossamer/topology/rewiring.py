@@ -24,9 +24,13 @@ def rewire(
         born, born_score: candidate ids (m,) int64, none of them among the units that stay, and their scores (m,).
         ties: a number that decides between equal scores; an event draws it from the Rewirer's generator.
     """
-    keep = survivors(s, drop_score, drop, min_fan_in, ties)
+    return joined(s, survivors(s, drop_score, drop, min_fan_in, ties), born, born_score, grow, ties)
+
+
+def joined(s: Support, stays: Tensor, born: Tensor, born_score: Tensor, grow: int, ties: int) -> Support:
+    """The units at the positions ``stays``, (n - drop,) or a mask (n,), and the ``grow`` highest-scored candidates."""
     grown = born[top_k(born_score, grow, tie_keys(born, ties))]
-    return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
+    return Support.from_ids(torch.cat([s.ids()[stays], grown]), s.shape, s.unit)
 
 
 def survivors(s: Support, score: Tensor, drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
@@ -35,12 +39,10 @@ def survivors(s: Support, score: Tensor, drop: int, min_fan_in: int = 0, ties: i
 
 
 def leavers(s: Support, score: Tensor, drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
-    """Positions of the ``drop`` units that go, the first to go first, (drop,) int64: those that go when fewer do are its beginning."""
-    score = _shielded(s, score, min_fan_in, ties)
+    """Positions of the ``drop`` units that go, sorted, (drop,) int64."""
     goes = torch.ones(s.n, dtype=torch.bool, device=score.device)
-    goes[top_k(score, s.n - drop, tie_keys(s.ids(), ties))] = False
-    at = goes.nonzero().flatten()
-    return at[ranking(score[at], tie_key(s.ids()[at], ties)).flip(0)]
+    goes[survivors(s, score, drop, min_fan_in, ties)] = False
+    return goes.nonzero().flatten()
 
 
 def ranking(score: Tensor, keys: Tensor) -> Tensor:

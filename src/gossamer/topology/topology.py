@@ -25,12 +25,14 @@ from torch import Tensor
 
 from ..budgets import Budget
 from ..errors import Unfit, call_problem
+from ..ops.csr_sense.op import tie_key
 from ..schedules import Events, cubic
 from .records import Annealed as Annealed
 from .records import Change as Change
 from .records import Outcome as Outcome
 from .records import Sense as Sense
 from .records import Site as Site
+from .rewiring import joined as joined
 from .rewiring import leavers as leavers
 from .rewiring import ranking as ranking
 from .rewiring import rewire as rewire
@@ -169,7 +171,7 @@ class _Part(NamedTuple):
     shrink: int  # units to drop besides, because the size falls
     more: int  # units to grow besides, because it rises
     merge: bool
-    leaving: Tensor  # positions of the units that go, the first to go first
+    leaving: Tensor  # positions of the units that go; where fewer do than were asked to, the first to go first
     ids: Tensor
     born: Tensor  # scores of the candidates, -inf where nothing speaks for one
 
@@ -182,8 +184,14 @@ class _Part(NamedTuple):
         return self.more + self.k
 
     def stays(self) -> Tensor:
-        """Which candidates have come to stay: fewer go than when ``grow`` was asked."""
-        return torch.isin(self.ids, self.site.s.ids()[self.leaving[self.drop :]])
+        """Which candidates are units that stay after all: fewer go than when ``grow`` was asked."""
+        spared = self.leaving[self.drop :]
+        return torch.isin(self.ids, self.site.s.ids()[spared]) if spared.numel() else torch.zeros_like(self.ids, dtype=torch.bool)
+
+    def in_order(self) -> "_Part":
+        """With the units that go in the order in which they do: those that go when fewer do are its beginning."""
+        keys = tie_key(self.site.s.ids()[self.leaving], self.site.ties)
+        return self._replace(leaving=self.leaving[ranking(self.score[self.leaving], keys).flip(0)])
 
     def offers(self) -> int:
         """Candidates for which something speaks."""
@@ -212,7 +220,7 @@ def _offered(topology: Topology, change: Change, part: _Part, limit: int, rng: t
     """With candidates and their scores, where any may grow."""
     if not limit:
         return part
-    ids, score = topology.grow(part.site, part.leaving.sort()[0], change, limit, rng)
+    ids, score = topology.grow(part.site, part.leaving, change, limit, rng)
     if ids.dim() != 1 or ids.shape != score.shape:
         what = "grow must give ids and as many scores, (m,) each"
         raise Unfit(topology.name, what, got=(tuple(ids.shape), tuple(score.shape)))
@@ -223,6 +231,9 @@ def _offered(topology: Topology, change: Change, part: _Part, limit: int, rng: t
 
 def _fitted(part: _Part) -> _Part:
     """Exchanging no more units than there are candidates for which something speaks."""
+    if not part.k or part.offers() >= part.grow:
+        return part
+    part = part.in_order()
     while part.k and (found := part.offers()) < part.grow:
         part = part._replace(k=max(0, found - part.more))
     return part
@@ -230,6 +241,8 @@ def _fitted(part: _Part) -> _Part:
 
 def _fitted_together(parts: list[_Part]) -> list[_Part]:
     """The same where layers share growth: all exchange fewer, in proportion. Candidates for which nothing speaks are left out."""
+    if sum(part.k for part in parts) > sum(part.offers() for part in parts):
+        parts = [part.in_order() for part in parts]
     while (total := sum(part.k for part in parts)) > (found := sum(part.offers() for part in parts)):
         fewer = [part.k * found // total for part in parts]
         for i in range(len(parts)):  # what rounding left
@@ -257,8 +270,9 @@ def _done(topology: Topology, part: _Part, grow: int) -> Outcome:
     site, drop = part.site, part.drop
     if not drop and not grow:
         return Outcome(site.s, 0, 0, site.sensed)
-    comes = ~part.stays() if drop < part.leaving.numel() else slice(None)
-    s = rewire(site.s, part.score, part.ids[comes], part.born[comes], drop, grow, topology.min_fan_in, site.ties)
+    comes, stays = ~part.stays(), torch.ones(site.s.n, dtype=torch.bool, device=part.score.device)
+    stays[part.leaving[:drop]] = False
+    s = joined(site.s, stays, part.ids[comes], part.born[comes], grow, site.ties)
     return Outcome(s, drop, grow, site.sensed)
 
 

@@ -70,10 +70,9 @@ def strongest(
             torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
         )
         score[kept] = -1.0
-        here = torch.arange(score.numel(), device=device) + top * unit_cols
-        at = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(here, seed))
-        scores, tiles = torch.cat([best[1], score[at]]), torch.cat([tiles, block[at]])
-        ids = torch.cat([best[0], here[at]])
+        ids = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(None, seed, top * unit_cols))
+        scores, tiles = torch.cat([best[1], score[ids]]), torch.cat([tiles, block[ids]])
+        ids = torch.cat([best[0], ids + top * unit_cols])
         chosen = top_k(scores, min(k, scores.numel()), tie_keys(ids, seed))
         best, tiles = (ids[chosen], scores[chosen]), tiles[chosen]
     return best[0], tiles.flatten() if (h, w) == (1, 1) else tiles
@@ -100,9 +99,9 @@ def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None)
     return torch.cat([above, level[:places]]).sort()[0]
 
 
-def tie_keys(ids: Tensor, seed: int | None) -> Callable[[Tensor], Tensor] | None:
-    """What :func:`top_k` breaks ties by, for scores of these ids; None without a seed."""
-    return None if seed is None else lambda at: tie_key(ids[at], seed)
+def tie_keys(ids: Tensor | None, seed: int | None, first: int = 0) -> Callable[[Tensor], Tensor] | None:
+    """What :func:`top_k` breaks ties by, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a seed."""
+    return None if seed is None else lambda at: tie_key(at + first if ids is None else ids[at], seed)
 
 
 def tie_key(ids: Tensor, seed: int) -> Tensor:
