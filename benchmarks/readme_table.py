@@ -85,7 +85,7 @@ def cell(row: dict[str, Any]) -> str:
 
 def notes(rows: Sequence[dict[str, Any]]) -> str:
     """What the numbers are."""
-    runs = sorted({row["runs"] for row in rows})
+    runs = sorted({row.get("seeds", row["runs"]) for row in rows})
     seeds = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     what = f"Test accuracy in % after the last epoch, mean ± standard deviation over {seeds} seed{'s' if runs != [1] else ''}; below it,"
     flops = "training FLOPs over those of the dense network on the same steps, sensing included; below that, seconds of a run."

@@ -146,6 +146,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
         "set": gs.set_(**regular),
         "set signed": gs.set_(**regular, signed=True),
         "set shrinking": gs.set_(**regular, final=0.2),
+        "set growing": gs.set_(**regular, final=0.6),
         "rigl": gs.rigl(**regular),
         "rigl moving": gs.rigl(**regular, move=True, min_fan_in=1),
         "rigl merging": gs.rigl(**regular, merge=True),

@@ -22,7 +22,7 @@ from gossamer.ops.index import reference as index_reference
 from gossamer.ops.kernels import Kernel, always
 from gossamer.support import Support, distinct
 from gossamer.surgery import set_support_
-from gossamer.topology.topology import sensed, survivors
+from gossamer.topology.topology import chance, event, sensed, survivors
 from mutants_ownership import OWNERSHIP
 
 # ---------------------------------------------------------------- supports
@@ -75,14 +75,18 @@ SUPPORT = {
 
 
 def _rewire_by(
-    tie: Callable[[torch.Tensor], torch.Tensor] = lambda score: score, fan_in: int | None = None, grow_more: int = 0, stay_all: bool = False
+    bend: Callable[[torch.Tensor], torch.Tensor] = lambda score: score,
+    fan_in: int | None = None,
+    grow_more: int = 0,
+    stay_all: bool = False,
+    number: Callable[[int], int | None] = lambda ties: ties,
 ):
-    """The real rewire, its scores bent before they are ranked."""
+    """The real rewire, its scores bent before they are ranked, or the number that decides between equals."""
 
-    def rewire(s, drop_score, born, born_score, drop, grow, min_fan_in=0):
-        keep = survivors(s, tie(drop_score), 0 if stay_all else drop, min_fan_in if fan_in is None else fan_in)
+    def rewire(s, drop_score, born, born_score, drop, grow, min_fan_in=0, ties=0):
+        keep = survivors(s, bend(drop_score), 0 if stay_all else drop, min_fan_in if fan_in is None else fan_in, number(ties) or 0)
         order = torch.argsort(born)
-        grown = born[order][sense.top_k(tie(born_score[order]), grow + grow_more)]
+        grown = born[order][sense.top_k(bend(born_score[order]), grow + grow_more, sense.tie_keys(born[order], number(ties)))]
         return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
 
     return rewire
@@ -92,28 +96,90 @@ def _later_wins(score: torch.Tensor) -> torch.Tensor:
     return score + 1e-6 * torch.arange(score.numel())
 
 
-def _grows_in_the_order_given(s, drop_score, born, born_score, drop, grow, min_fan_in=0):
-    keep = survivors(s, drop_score, drop, min_fan_in)
-    return Support.from_ids(torch.cat([s.ids()[keep], born[sense.top_k(born_score, grow)]]), s.shape, s.unit)
+def _in_the_order_given(s, drop_score, born, born_score, drop, grow, min_fan_in=0, ties=0):
+    keep = survivors(s, drop_score, drop, min_fan_in, ties)
+    grown = born[sense.top_k(born_score, grow, lambda at: sense.tie_key(at, ties))]
+    return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
 
 
-def _takes_turns(s, drop_score, born, born_score, drop, grow, min_fan_in=0):
+def _takes_turns(s, drop_score, born, born_score, drop, grow, min_fan_in=0, ties=0):
     """Drops and grows on the whole set: what stayed may be drawn again."""
-    keep = s.ids()[survivors(s, drop_score, drop, min_fan_in)]
+    keep = s.ids()[survivors(s, drop_score, drop, min_fan_in, ties)]
     return Support.from_ids(torch.cat([keep, keep[:grow]]), s.shape, s.unit)
 
 
 REWIRE = {
     name: (lambda rewire=rewire: laws.check_rewire(rewire))
     for name, rewire in {
+        "the lower id wins": _rewire_by(number=lambda ties: None),
         "the higher id wins": _rewire_by(_later_wins),
-        "candidates are ranked as they come": _grows_in_the_order_given,
+        "the same order among equals every time": _rewire_by(number=lambda ties: 7),
+        "equals are ordered anew at every call": _rewire_by(number=lambda ties: int(torch.randint(1 << 62, ()))),
+        "few orders among equals": _rewire_by(number=lambda ties: ties % 3),
+        "candidates are ranked as they come": _in_the_order_given,
         "the strongest go": _rewire_by(torch.neg),
         "a row loses its last unit": _rewire_by(fan_in=0),
         "one too many grows": _rewire_by(grow_more=1),
         "nothing is dropped": _rewire_by(stay_all=True),
         "what was kept is grown": _takes_turns,
     }.items()
+}
+
+# ---------------------------------------------------------------- one event over all layers
+
+
+def _event(act: Callable) -> Callable[[], None]:
+    return lambda: laws.check_event(act)
+
+
+def _bent_event(bend: Callable | None = None, topology: dict | None = None, site: Callable = lambda s: s) -> Callable[[], None]:
+    """The law on the real event with scores of candidates, settings, or what it is told of a layer bent."""
+
+    def act(t, change, sites, rng):
+        def grow(*args):
+            ids, score = t.grow(*args)
+            return ids, score if bend is None else bend(ids, score)
+
+        return event(replace(t, grow=grow, **(topology or {})), change, [site(s) for s in sites], rng)
+
+    return _event(act)
+
+
+def _asks_everybody(t, change, sites, rng):
+    for site in sites:
+        t.drop(site)
+    return event(t, change, sites, rng)
+
+
+def _knows_chance(t, change, sites, rng):
+    return event(t if t.grow in (chance, sensed) else replace(t, candidates="sensed"), change, sites, rng)
+
+
+def _drops_all_the_same(t, change, sites, rng):
+    """Drops what it was asked to, whatever can grow."""
+    wanted, done = t.amount(sites, change), event(t, change, sites, rng)
+    kept = [survivors(o.support, torch.arange(o.support.n), max(0, k - o.dropped)) for k, o in zip(wanted, done, strict=True)]
+    return [o._replace(support=Support.from_ids(o.support.ids()[k], o.support.shape)) for k, o in zip(kept, done, strict=True)]
+
+
+def _own_dice(t, change, sites, rng):
+    return event(t, change, sites, torch.default_generator)
+
+
+EVENT = {
+    "ties to the lowest id": _bent_event(lambda ids, score: torch.where(score > 0, score - 1e-9 * ids, score)),
+    "blanks to the lowest id": _bent_event(lambda ids, score: torch.where(score > 0, score, -1.0 - ids)),
+    "what has no gradient is exchanged": _bent_event(topology={"candidates": "anywhere"}),
+    "-0.0 is a gradient": _bent_event(lambda ids, score: torch.where(score.nan_to_num(1.0) == 0, 1e-300, score)),
+    "NaN is the strongest": _bent_event(lambda ids, score: score.nan_to_num(1e9)),
+    "only what speaks for itself may grow": _bent_event(site=lambda s: s._replace(size=min(s.size, s.s.n + int((s.h > 0).sum())))),
+    "layers without gradient are changed": _bent_event(site=lambda s: s._replace(has_gradient=True, g=torch.ones_like(s.w))),
+    "every layer is asked": _event(_asks_everybody),
+    "drops more than it grows": _event(_drops_all_the_same),
+    "random by torch's own generator": _event(_own_dice),
+    "the same dice at every event": _event(lambda t, change, sites, rng: event(t, change, sites, torch.Generator().manual_seed(1))),
+    "knows its slots by name": _event(_knows_chance),
+    "counts nothing": _event(lambda *args: [o._replace(sensed=0) for o in event(*args)]),
 }
 
 # ---------------------------------------------------------------- kernels
@@ -414,9 +480,35 @@ def _topology(topology: gs.Topology, rewirer: Callable = gs.Rewirer, **options) 
     return lambda: laws.check_topology(topology, rewirer, **options)
 
 
-def _one_candidate_less(site, dropped, change, limit, rng):
-    ids, score = sensed(site, dropped, change, limit, rng)
-    return ids[: limit - 1], score[: limit - 1]
+class _LosesOne(gs.Rewirer):
+    """One unit fewer in every layer after the first event."""
+
+    def _rewire(self, t, change, scale):
+        done = super()._rewire(t, change, scale)
+        for layer in self.layers.values():
+            s = layer.support
+            set_support_(layer, Support.from_ids(s.ids()[1:], s.shape, s.unit), self.optimizer)
+        return done
+
+
+class _KnowsItsSlots(gs.Rewirer):
+    """Rewires by the functions it knows, and not at all by others."""
+
+    def __init__(self, model, optimizer, topology, **options):
+        known = topology.grow in (sensed, chance)
+        super().__init__(model, optimizer, topology if known else replace(topology, amount=_nothing), **options)
+
+
+def _nothing(sites, change):
+    return [0] * len(sites)
+
+
+def _what_was_dropped(sites, drops, grows, scores):
+    return list(drops)
+
+
+def _all_equal_to_zero(site, dropped, change, limit, rng):
+    return site.ids, torch.zeros(site.ids.shape)
 
 
 def _survivors_too(site, dropped, change, limit, rng):
@@ -511,7 +603,13 @@ class _Resets(gs.Rewirer):
 
 
 TOPOLOGY = {
-    "n drifts": _topology(replace(TOPOLOGIES["csst"], grow=_one_candidate_less)),
+    "n drifts": _topology(TOPOLOGIES["csst"], _LosesOne),
+    "inert: nothing is sensed": _topology(replace(TOPOLOGIES["csst"], sense=lambda t: None)),
+    "inert: grows at random, and does not say so": _topology(replace(TOPOLOGIES["set"], candidates="sensed")),
+    "inert: nothing speaks for any candidate": _topology(replace(TOPOLOGIES["csst"], grow=_all_equal_to_zero)),
+    "an amount of 0": _topology(replace(TOPOLOGIES["csst"], amount=_nothing)),
+    "share ignores where the size goes": _topology(replace(TOPOLOGIES["set growing"], share=_what_was_dropped)),
+    "knows its slots by name": _topology(TOPOLOGIES["csst"], _KnowsItsSlots),
     "the total drifts": _topology(
         replace(TOPOLOGIES["csst pooled"], share=lambda sites, drops, grows, scores: [max(0, g - 1) for g in grows])
     ),
@@ -886,6 +984,7 @@ INDEX = {
 MUTANTS: dict[str, dict[str, Callable]] = {
     "check_support": SUPPORT,
     "check_rewire": REWIRE,
+    "check_event": EVENT,
     "check_kernel": KERNEL,
     "check_index": INDEX,
     "check_layout": LAYOUT,

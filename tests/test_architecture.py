@@ -33,7 +33,7 @@ LAYERS = [
         "recover",
         "target",
     },
-    {"train", "multilevel"},
+    {"rewirer", "train", "multilevel"},
     {"experiments"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

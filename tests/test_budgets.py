@@ -163,3 +163,24 @@ def test_the_smallest_density_keeps_one_unit():
 def test_tiles_count_as_units():
     layer = gs.SparseLinear(12, 8, density=0.25, unit=(2, 3), rng=generator())
     assert layer.support.n == round(0.25 * 16) and layer.values.shape == torch.Size((4, 2, 3))
+
+
+def test_a_frozen_layer_ends_where_it_is_and_that_is_said():
+    """seams: gmp(final=0.05) with a frozen layer ended elsewhere, without a word."""
+
+    def rewirer(*frozen):
+        model = gs.sparsify(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10)), 1.0, rng=generator())
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for i in frozen:
+            model[i].values.requires_grad_(False)
+        return gs.Rewirer(model, opt, gs.gmp(20, 0.05, 5, budget="pooled"))
+
+    rewirer()
+    with pytest.warns(UserWarning, match=r"gmp: the sparse layers will end at density 0.6833, not 0.05.*0 keeps 600 of 600, where 30 are"):
+        assert rewirer(0).final == {"0": 30, "2": 15}
+    with pytest.warns(UserWarning, match=r"density 1, not 0.05: .*0 keeps 600 of 600, where 30 are asked for, 2 keeps 300"):
+        rewirer(0, 2)
+    totals, start = {"a": 10, "b": 90}, {"a": 5, "b": 45}
+    assert gs.budgets.frozen_ends(0.5, totals, start, start, ["a", "b"]) is None  # they are where they are to be
+    assert gs.budgets.frozen_ends(0.1, totals, start, {"a": 1, "b": 9}, []) is None
+    assert "density 0.14, not 0.1" in gs.budgets.frozen_ends(0.1, totals, start, {"a": 1, "b": 9}, ["a"])

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import FLAT, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, convnet, generator, mlp, same_state, supports, table, train
 from gossamer import checkpoint, laws
-from gossamer.train import Rewirer, fit
+from gossamer.rewirer import Rewirer
+from gossamer.train import fit
 
 
 class Job:

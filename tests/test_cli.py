@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 import gossamer
 from gossamer import __version__
 from gossamer.experiments import cli, doctor, extras, job, sweep
-from gossamer.experiments.config import KINDS, PLAIN, parse, read_yaml
+from gossamer.experiments.config import KINDS, PLAIN, flat, parse, read_yaml, settings
 from gossamer.experiments.folder import Folder
 from gossamer.ops import kernels, native
 
@@ -59,6 +60,32 @@ def test_the_help_of_run_shows_the_settings_of_the_chosen_parts(capsys):
         assert f"--{option} " in csst or f"--{option}\n" in csst, option
     assert "--method.window" in csst and "--method.window" not in rigl
     assert "--method.every" in rigl and "--task.noise" in rigl and "CONFIG.yaml" in rigl
+
+
+def shown(text: str) -> dict[str, str]:
+    """Options and defaults of a help text."""
+    options = re.split(r"\n  (?=--)", text)
+    defaults = {o.split()[0].removeprefix("--"): re.search(r"default:\s+([^()]*|\([^()]*\))\)", o) for o in options}
+    return {name: found[1] for name, found in defaults.items() if found}
+
+
+def test_the_help_shows_what_the_command_begins_at(tmp_path, capsys):
+    """Without a configuration the main job's settings, with one the file's, and those of another method where it is asked for."""
+    bare, begins = shown(command("run", "--help", capsys=capsys)[1]), flat(settings(parse(job.MAIN_JOB, "")))
+    assert (bare["density_exponent"], bare["null_models"], bare["threads"], bare["density"]) == ("0.25", "True", "1", "0.05")
+    said = {name: " ".join(text.split()).replace("null", "None").replace("(", "[").replace(")", "]") for name, text in bare.items()}
+    begins = {name.removesuffix(".name"): str(value) for name, value in begins.items()}
+    assert {name: said[name] for name in begins if name in said} == {name: begins[name] for name in begins if name in said}
+    assert set(begins) <= set(said)
+    assert bare["method.drop"] == "0.5" and bare["method.selectivity"] == "0.25"
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: {name: rigl, every: 7}\ndensity: 0.2\n")
+    mine = shown(command("run", str(file), "--help", capsys=capsys)[1])
+    assert (mine["method"], mine["method.every"], mine["density"], mine["null_models"]) == ("rigl", "7", "0.2", "False")
+    other = shown(command("run", str(file), "--method", "set", "--help", capsys=capsys)[1])
+    assert (other["method.every"], other["density"]) == ("100", "0.2")
+    proximal = shown(command("run", "--optimizer", "linbreg", "--help", capsys=capsys)[1])
+    assert proximal["null_models"] == "False"
 
 
 @pytest.mark.parametrize("name", ["sweep", "report"])
@@ -304,6 +331,8 @@ def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["run", "--epochs", "1", "--threads", "1", "--null_models", "false"]
     assert cli.main(short) == 0
-    assert "No change of the support took place in a run of csst" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "No change of the support took place in a run of csst" in out
+    assert "csst-0.05-seed0: no weight will be exchanged: the first exchange would come at step 100" in out  # and at once
     assert cli.main([*short, "--method.every", "10", "--method.last_every", "10"]) == 0
     assert "No change of the support" not in capsys.readouterr().out

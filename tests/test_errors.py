@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+import re
 
 import pytest
+import torch
 
 import gossamer as gs
-from gossamer.errors import check_at_least, check_density, check_share, nearest
-from gossamer.train import Diverged
+from cases import table
+from gossamer.errors import call_problem, check_at_least, check_density, check_share, nearest
+from gossamer.rewirer import Diverged
 
 
 def test_it_says_who_what_got_why_and_what_to_do():
@@ -58,3 +61,81 @@ def test_bounds():
     for value in (-0.1, 1.1, float("nan")):
         with pytest.raises(gs.Unfit, match=r"x: share is a share, a number in \[0, 1\]"):
             check_share("x", "share", value)
+
+
+# ---------------------------------------------------------------- what others write
+
+
+class Penalised:
+    """A rule that lacks a method, a flag, and takes too few arguments in a third place."""
+
+    penalty, revives = gs.L1(0.1), True
+
+    def init(self, w, strength=1.0):
+        return {}
+
+    def update_(self, w, g, state):
+        pass
+
+    def schedules(self):
+        return {}
+
+
+class Whole(Penalised):
+    instant = False
+
+    def update_(self, w, g, state, now):
+        pass
+
+    def levels(self, w, state, now):
+        return []
+
+
+class Half:
+    """A penalty with two of its members."""
+
+    convex = True
+
+    def value(self, w):
+        return w.sum()
+
+    def prox(self, u):
+        return u
+
+
+def whole(**members):
+    return type("Mine", (Whole,), members)()
+
+
+WEIGHTS = [torch.nn.Parameter(torch.ones(3, 3))]
+MISFITS = {
+    "of a rule": (Penalised(), [r"no levels\(w, state, now\)", "no instant", r"update_ must take \(w, g, state, now\), and takes \(w, g"]),
+    "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no revives"]),
+    "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
+    "a number for a method": (whole(levels=3), [r"levels must take \(w, state, now\), and is 3"]),
+    "its penalty": (whole(penalty=Half()), ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"]),
+    "no penalty": (whole(penalty=None), [r"its penalty: it has no value\(w\)"]),
+}  # fmt: skip
+
+
+@table(MISFITS)
+def test_a_rule_is_told_every_member_that_it_lacks(case):
+    rule, sentences = case
+    for make in (lambda: gs.SparseOptimizer(WEIGHTS, rule), lambda: gs.SparseOptimizer([{"params": WEIGHTS, "rule": rule}], Whole())):
+        with pytest.raises(gs.Unfit, match="must be a rule") as caught:
+            make()
+        assert all(re.search(sentence, str(caught.value)) for sentence in sentences), str(caught.value)
+
+
+def test_a_penalty_is_told_every_member_that_it_lacks():
+    with pytest.raises(gs.Unfit, match=r"(?s)penalty must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no level\(u, tau\)"):
+        gs.ProxSGD(Half())
+
+
+def test_a_rule_that_fits_is_taken():
+    assert gs.SparseOptimizer(WEIGHTS, Whole(), lr=0.1).rule is not None
+
+
+def test_what_cannot_say_its_arguments_is_taken_as_it_is():
+    assert call_problem("drop", min, ["site"]) is None and call_problem("drop", lambda *a: 0, ["site"]) is None
+    assert call_problem("when", lambda t, *, more: 0, ["t"]) == "when must take (t), and takes (t, *, more)"

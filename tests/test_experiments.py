@@ -115,7 +115,7 @@ def test_a_shrinking_support_ends_at_the_asked_size(tmp_path, method, start):
 def test_the_defaults_of_a_method_are_those_of_its_topology(name):
     function = {"set": topology.set_}.get(name, getattr(topology, name, None))
     theirs = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
-    mine = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if (name, f.name) != ("csst", "drop")}  # here chosen by experiment
+    mine = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
     assert {key: value for key, value in mine.items() if key in theirs} == {key: theirs[key] for key in mine if key in theirs}
     assert set(theirs) - set(mine) <= {"drop", "move", "merge", "final", "min_fan_in", "signed", "decay", "selectivity", "reborn", "budget"}
 
@@ -385,7 +385,7 @@ def test_a_number_in_scientific_notation_is_a_number():
 
 
 def test_no_value_is_a_value_where_the_signature_says_so():
-    assert parse({"method": {"name": "csst", "drop": None}, "clip": None}, "").method.drop is None
+    assert parse({"method": {"name": "csst", "count": None}, "clip": None}, "").method.count is None
 
 
 def test_another_name_discards_the_settings_of_the_former_one():
@@ -551,3 +551,70 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 def test_flat_settings_have_one_key_per_value():
     assert flat({"a": 1, "b": {"c": 2, "d": [3]}}) == {"a": 1, "b.c": 2, "b.d": [3]}
+
+
+# ---------------------------------------------------------------- seeds, repeats, and what growth was selective from
+
+
+def result(seed: int, accuracy: float, **more) -> dict:
+    config = settings(tiny(seed=seed))
+    figures = {"density": 0.3, "nonzero": 10, "parameters": 9, "flops_ratio": 0.5, "peak_bytes": 8, "seconds": 1.0, "kernels": ["x"]}
+    return {"status": "finished", "config": config, "metrics": {"accuracy": accuracy}, "simulated": False, **figures, **more}
+
+
+REPEATS = {  # seeds and accuracies -> mean, standard deviation, the cell
+    "three seeds": ([(0, 0.5), (1, 0.7), (2, 0.9)], 0.7, 0.2, "3"),
+    "one seed three times": ([(0, 0.5), (0, 0.7), (0, 0.9)], 0.7, None, "1 seed, 2 repeats"),
+    "two seeds, one of them twice": ([(0, 0.5), (0, 0.7), (1, 0.8)], 0.7, 0.2 / math.sqrt(2), "2 seeds, 1 repeat"),
+    "one": ([(4, 0.5)], 0.5, None, None),
+}
+
+
+@pytest.mark.parametrize("runs, mean, sd, said", REPEATS.values(), ids=REPEATS.keys())
+def test_repeats_of_a_seed_are_no_seeds(runs, mean, sd, said):
+    rows = aggregate([result(seed, accuracy) for seed, accuracy in runs])
+    columns, [cells], notes = table(rows)
+    assert rows[0]["metrics"]["accuracy"] == pytest.approx(mean) and rows[0]["metrics_sd"]["accuracy"] == (sd and pytest.approx(sd))
+    assert (rows[0]["runs"], rows[0]["seeds"]) == (len(runs), len({seed for seed, _ in runs}))
+    assert ("runs" in columns) == (said is not None) and (said is None or cells[columns.index("runs")] == said)
+    assert ("over seeds" in notes[0]) == (sd is not None) and ("repeats" in notes[0]) == ("repeat" in str(said))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.2, 0.5])
+def test_csst_is_selective_at_every_density_and_says_how_much(density, tmp_path):
+    """At density 0.2 half of the units were as many as were sensed: SET's growth at CSST's price."""
+    config = tiny("csst", density=density, **{"model.widths": [40]})
+    figures = run(config, tmp_path)
+    assert 0 < figures["grown"] < figures["sensed"] and 0 < figures["least_selective"] <= config.method.selectivity == 0.25
+    columns, [cells], notes = table(aggregate(collect(tmp_path)))
+    share = figures["grown"] / figures["sensed"]
+    assert cells[columns.index("grown of sensed")] == f"{share:.3f} (most {figures['least_selective']:.2f})"
+    assert any(note.startswith("Grown of sensed") for note in notes)
+
+
+def test_what_grew_is_counted_across_an_interruption(tmp_path):
+    whole = run(tiny("csst", epochs=3), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tiny("csst", epochs=3), tmp_path / "parts", watch=Presses(9))
+    parts = run(tiny("csst", epochs=3), tmp_path / "parts", resume=True)
+    assert all(whole[key] == parts[key] for key in ("grown", "sensed", "least_selective")) and whole["grown"] > 0
+
+
+def test_a_method_that_senses_nothing_has_no_such_column(tmp_path):
+    figures = run(tiny("set"), tmp_path)
+    assert figures["sensed"] == 0 and figures["least_selective"] is None
+    assert "grown of sensed" not in table(aggregate(collect(tmp_path)))[0]
+
+
+TOO_SHORT = {name: METHODS[name](every=100) for name in ("set", "rigl", "snfs", "csst", "gmp")}
+
+
+@pytest.mark.parametrize("name", TOO_SHORT)
+def test_a_method_with_no_time_to_exchange_says_so_and_goes_on(name):
+    method = TOO_SHORT[name]
+    said = method.too_short(133)  # three quarters of it: 100 steps
+    assert method.too_short(135) is None and (said is None) == (name == "gmp")
+    assert said is None or "the first exchange would come at step 100, and none comes after 100 of the 133 steps" in said
+    made = method.topology(133, None if name == "snfs" else 0.1, 1)
+    assert made.name == name and [t for t in range(134) if made.when(t)] == ([] if name == "snfs" else [100])
+    assert made.min_fan_in == (0 if name == "snfs" else 1)

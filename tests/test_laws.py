@@ -15,6 +15,7 @@ INDEX = {"rows_of": index.ROWS_OF[-1], "columns_of": index.COLUMNS_OF[-1], "valu
 REAL = {
     "check_support": lambda: laws.check_support(SUPPORTS["ragged tiles"]),
     "check_rewire": laws.check_rewire,
+    "check_event": laws.check_event,
     "check_kernel": lambda: laws.check_kernel("csr_linear.forward", csr_linear.FORWARD[0], SUPPORTS["primes"]),
     "check_index": lambda: laws.check_index(INDEX, torch.eye(3, 5)),
     "check_layout": lambda: laws.check_layout(gs.CSR),

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import gossamer as gs
 from cases import FLAT, IMAGES, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, convnet, generator, mlp, table, train
 from gossamer.ledger import Cost
-from gossamer.train import Rewirer, fit
+from gossamer.rewirer import Rewirer
+from gossamer.train import fit
 
 MODELS = {"mlp": (mlp, FLAT), "convnet": (convnet, IMAGES)}
 
@@ -311,3 +312,20 @@ def test_what_is_neither_linear_nor_conv2d_is_one_entry():
     assert [e.name for e in ledger.entries] == ["linear1", "linear2", "(other arithmetic)"]
     projections = 2 * 5 * (3 * 8 * 8 + 8 * 8)  # forward, one example; attention itself comes on top
     assert ledger.by_layer["(other arithmetic)"].forward >= 4 * projections and ledger.ratio > 0.3
+    # the total row counts weights of layers, and multiply-adds, in columns of their own
+    rows = {line.split("  ")[0]: line for line in ledger.table().splitlines()}
+    head, other, total = ([cell for cell in rows[name].split("  ") if cell] for name in ("layer", "(other arithmetic)", "total"))
+    at = {name.strip(): i for i, name in enumerate(head)}
+    kept = sum(layer.support.n for layer in gs.sparse_layers(model).values())
+    assert [other[at[name]].strip() for name in ("kept", "of", "density")] == ["-"] * 3
+    assert total[at["kept"]].strip() == f"{kept:,}" == f"{ledger.kept:,}" and total[at["of"]].strip() == "256" and ledger.weights == 256
+    assert float(total[at["density"]]) == round(kept / 256, 4)
+    adds = 5 * kept + ledger.entries[-1].weights  # five positions
+    assert total[at["multiply-adds"]].strip() == f"{adds:,}" and int(other[at["multiply-adds"]].replace(",", "")) >= projections // 2
+
+
+def test_multiply_adds_are_those_of_a_forward_pass():
+    x = IMAGES.batch(0)[0]
+    model = gs.sparsify(convnet(), 0.3, rng=generator(3))
+    ledger = gs.Ledger(model, x)
+    assert 2 * 8 * sum(entry.multiply_adds for entry in ledger.entries) == sum(cost.forward for cost in ledger.step_cost(8).values())

@@ -33,7 +33,8 @@ from cases import (
 )
 from gossamer.layouts import gather
 from gossamer.ops.csr_sense import reference as csr_sense
-from gossamer.train import Diverged, Event, Rewirer, Step, fit
+from gossamer.rewirer import Diverged, Event, Rewirer
+from gossamer.train import Step, fit
 
 
 def run(topology, *, layout="csr", optimizer="nesterov", density=0.3, make=mlp, dtype=torch.float64, seed=0, **options):

@@ -41,6 +41,9 @@ from .penalties import NonNegativeL1 as NonNegativeL1
 from .penalties import TopK as TopK
 from .plan import Plan as Plan
 from .plan import plan as plan
+from .rewirer import Diverged as Diverged
+from .rewirer import Event as Event
+from .rewirer import Rewirer as Rewirer
 from .rules import RDA as RDA
 from .rules import XRDA as XRDA
 from .rules import AdaBreg as AdaBreg
@@ -61,9 +64,6 @@ from .topology import rigl as rigl
 from .topology import set_ as set_
 from .topology import snfs as snfs
 from .topology import static as static
-from .train import Diverged as Diverged
-from .train import Event as Event
-from .train import Rewirer as Rewirer
 from .train import Step as Step
 from .train import fit as fit
 

@@ -10,7 +10,7 @@ and epsilon is solved again for the others, until none does.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .errors import Unfit, check_density, nearest
 
@@ -92,3 +92,16 @@ def units(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
         whole[i] -= 1
         spare += 1
     return whole
+
+
+Counts = Mapping[str, int]
+
+
+def frozen_ends(asked: float, totals: Counts, start: Counts, final: Counts, frozen: Iterable[str]) -> str | None:
+    """Where the density ends if the frozen among these layers keep the units they have, in a sentence; None where nothing changes by it."""
+    kept = [name for name in frozen if start[name] != final[name]]
+    if not kept:
+        return None
+    ends = sum(start[name] if name in kept else final[name] for name in totals) / sum(totals.values())
+    held = ", ".join(f"{name} keeps {start[name]:,} of {totals[name]:,}, where {final[name]:,} are asked for" for name in kept)
+    return f"the sparse layers will end at density {ends:.4g}, not {asked:.4g}: frozen layers (requires_grad=False) do not change; {held}"

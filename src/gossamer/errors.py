@@ -1,8 +1,9 @@
 """The one exception of this library: what is wrong, what was got, why, and one thing to do."""
 
 import difflib
+import inspect
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -73,3 +74,38 @@ def check_share(who: str, name: str, value: float) -> None:
     """Refuses a share outside [0, 1]."""
     if not is_real(value) or not 0.0 <= value <= 1.0:
         raise Unfit(who, f"{name} is a share, a number in [0, 1]", got=value)
+
+
+# -------------------------------------------------------------------- what others write
+
+
+def misfits(thing: object, protocol: type) -> list[str]:
+    """What an object lacks of a protocol, a sentence for each member that is missing or takes other arguments; [] if it fits."""
+    if isinstance(thing, type):
+        return [f"{thing.__name__} is the class; an instance is wanted, {thing.__name__}(...)"]
+    found, nothing = [], object()
+    members = {**dict.fromkeys(protocol.__annotations__), **{name: m for name, m in vars(protocol).items() if name[0] != "_"}}
+    for name, member in members.items():
+        method, has = inspect.isfunction(member), getattr(thing, name, nothing)
+        asks = list(inspect.signature(member).parameters)[1:] if inspect.isfunction(member) else []
+        if has is nothing:
+            found.append(f"it has no {name}" + (f"({', '.join(asks)})" if method else ""))
+        elif method and (problem := call_problem(name, has, asks)):
+            found.append(problem)
+    return found
+
+
+def call_problem(name: str, function: object, asks: Sequence[str]) -> str | None:
+    """Why a function cannot be called with these arguments, by position, in a sentence; None if it can, or does not say."""
+    wanted = f"{name} must take ({', '.join(asks)})"
+    if not callable(function):
+        return f"{wanted}, and is {function!r}"
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function that is built in nothing can be known
+        return None
+    try:
+        signature.bind(*asks)
+    except TypeError:
+        return f"{wanted}, and takes {signature}"
+    return None

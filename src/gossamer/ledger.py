@@ -9,7 +9,8 @@ For one layer with n of N weights kept, P output positions per example (H' W' of
 
 The input gradient of a layer whose input needs none (the first) is not computed and not counted. Linear and Conv2d layers, sparse or
 dense, are counted one by one; what else torch's FlopCounterMode finds in a forward pass (attention, functional and transposed products)
-is one entry more, the same for the sparse and the dense model, its backward pass twice its forward pass. Normalisation, losses,
+is one entry more, the same for the sparse and the dense model, its backward pass twice its forward pass; it has multiply-adds and no
+weights. Normalisation, losses,
 activations and the bookkeeping of events are not counted (as in Evci et al. 2020, appendix H).
 Under the masked layout the arithmetic that runs is dense: the count is then what a sparse kernel would do, "simulated".
 """
@@ -51,14 +52,20 @@ class Entry(NamedTuple):
     name: str
     module: nn.Module
     positions: float  # output positions per example
-    weights: int  # N
+    weights: int  # N; of other arithmetic the multiply-adds per example
     input_gradient: bool  # whether the backward pass needs it
     weight_gradient: bool
+    holds: bool = True  # False: other arithmetic, which has no weights of its own
 
     @property
     def n(self) -> int:
         """Weights kept now."""
         return self.module.support.weights if isinstance(self.module, SparseLayer) else self.weights
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of a forward pass over one example, with the weights kept now."""
+        return round(self.positions * self.n)
 
     @property
     def simulated(self) -> bool:
@@ -133,6 +140,16 @@ class Ledger:
         """True if some sparse layer runs dense kernels: FLOPs are then not what was executed."""
         return any(entry.simulated for entry in self.entries)
 
+    @property
+    def kept(self) -> int:
+        """Weights of linear and convolutional layers that may be non-zero now."""
+        return sum(entry.n for entry in self.entries if entry.holds)
+
+    @property
+    def weights(self) -> int:
+        """All weights of linear and convolutional layers."""
+        return sum(entry.weights for entry in self.entries if entry.holds)
+
     def step_cost(self, batch: int, rewirer: Any = None) -> dict[str, Cost]:
         """FLOPs of one step as things stand, per layer name."""
         sensed = rewirer.sensing if rewirer is not None else {}
@@ -143,7 +160,7 @@ class Ledger:
         layers = [m for m in self.model.modules() if isinstance(m, SparseLayer)]
         parts = {
             "values": sum(_size(p) for p in self.model.parameters()),
-            "indices": sum(layer.support.bytes for layer in layers),
+            "indices": sum(layer.index_bytes for layer in layers),
             "gradients": sum(_size(p) for p in self.model.parameters() if p.requires_grad),
             "optimizer": sum(
                 _size(t)
@@ -181,25 +198,28 @@ class Ledger:
         self._peak_key = None
 
     def table(self) -> str:
-        """Per layer: weights kept, density, FLOPs spent by part, share of dense."""
-        lines: list[tuple[str, ...]] = [("layer", "kept", "of", "density", *PARTS, "of dense")]
+        """Per layer: weights kept, density, multiply-adds of a forward pass over one example, FLOPs spent by part, share of dense."""
+        lines: list[tuple[str, ...]] = [("layer", "kept", "of", "density", "multiply-adds", *PARTS, "of dense")]
         for e in self.entries:
-            cost = self.by_layer[e.name]
-            dense = e.cost(self.examples, e.weights).total
-            parts = [f"{part:.3g}" for part in cost]
-            lines.append(
-                (e.name, f"{e.n:,}", f"{e.weights:,}", f"{e.n / e.weights:.4f}", *parts, f"{cost.total / dense:.4f}" if dense else "-")
-            )
-        kept, all_ = sum(e.n for e in self.entries), sum(e.weights for e in self.entries)
-        lines.append(
-            ("total", f"{kept:,}", f"{all_:,}", f"{kept / all_:.4f}", *[f"{part:.3g}" for part in self.flops], f"{self.ratio:.4f}")
-        )
+            cost, dense = self.by_layer[e.name], e.cost(self.examples, e.weights).total
+            held = _counts(e.n, e.weights) if e.holds else ("-", "-", "-")
+            lines.append((e.name, *held, f"{e.multiply_adds:,}", *_flops(cost), f"{cost.total / dense:.4f}" if dense else "-"))
+        adds = sum(e.multiply_adds for e in self.entries)
+        lines.append(("total", *_counts(self.kept, self.weights), f"{adds:,}", *_flops(self.flops), f"{self.ratio:.4f}"))
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         rows = [
             "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines
         ]
         note = ["FLOPs are simulated: masked layers run dense kernels"] if self.simulated else []
         return "\n".join(rows + note)
+
+
+def _counts(kept: int, weights: int) -> tuple[str, str, str]:
+    return f"{kept:,}", f"{weights:,}", f"{kept / weights:.4f}" if weights else "-"
+
+
+def _flops(cost: Cost) -> list[str]:
+    return [f"{part:.3g}" for part in cost]
 
 
 def cost_model(method: str, f_sparse: float, f_dense: float, *, every: float = 100, window: int = 10, fraction: float = 0.1) -> float:
@@ -256,7 +276,7 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
     executed = sum(2 * e.positions * n for e, n in zip(entries, ran, strict=True))
     other = counter.get_total_flops() / example[0].shape[0] - executed
     if other >= 1:
-        entries.append(Entry(OTHER, nn.Identity(), 1.0, round(other / 2), True, True))
+        entries.append(Entry(OTHER, nn.Identity(), 1.0, round(other / 2), True, True, holds=False))
     return entries
 
 

@@ -24,6 +24,7 @@ from .errors import Unfit, check_at_least, check_count
 from .layers import SparseLayer, sparse_layers
 from .observe import Observer, Seen, operands
 from .ops.csr_sense import op as sense_op
+from .rewirer import Event
 from .rules.adabreg import AdaBreg
 from .rules.latent import drawn_back
 from .rules.linbreg import LinBreg
@@ -32,7 +33,6 @@ from .sensing import agreed, mean_over_ranks
 from .support import Support
 from .surgery import keeper_of, set_support_
 from .topology.topology import Change, Topology
-from .train import Event
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
 ALMOST = 1 - 1e-5  # of the strength: what a rounded level may miss
@@ -96,7 +96,8 @@ class Multilevel:
             n = {name: layer.support.n for name, layer in self.layers.items()}
             kept = {**n, **{name: self._fine(name, pairs[name]) for name in fine if finite}}
             now = {name: layer.support.n for name, layer in self.layers.items()}
-            self.last = Event(self.t, {name: n[name] - kept[name] for name in n}, {name: now[name] - kept[name] for name in n}, now)
+            gone, come = ({name: m[name] - kept[name] for name in n} for m in (n, now))
+            self.last = Event(self.t, gone, come, now, {})
         self._arm()
         return result
 

@@ -90,15 +90,16 @@ class Probe:
         g = None if self.active_mean is None else self.active_mean / unbias
         h = w[:0] if self.mean is None else self.mean / unbias
         strongest = partial(self.strongest, scale=scale) if self.sense.stream else None
-        return Site(s, w, g, ids, h, size, start, lookahead, strongest, has_gradient)
+        return Site(s, w, g, ids, h, size, start, lookahead, strongest, has_gradient=has_gradient)
 
-    def strongest(self, k: int, *more: Any, scale: float) -> tuple[Tensor, Tensor]:
-        """The k strongest units off the support by this step's gradient, streamed: ids and gradients, those that are finite."""
+    def strongest(self, k: int, ties: int, scale: float) -> tuple[Tensor, Tensor]:
+        """The k strongest units off the support by this step's gradient, streamed: ids and gradients, those that are finite; ``ties``
+        decides between equals."""
         seen = self.observer.seen()
         pairs = [] if seen is None else [pair.checked(self.observer.who) for pair in seen.operands]
         if not pairs:
             return self.ids[:0], self.layer.values.detach().new_empty(0, *(() if self.layer.unit == (1, 1) else self.layer.unit))
-        asked = (pairs, self.support, k, self.layer.geometry, mean_over_ranks, *more)
+        asked = (pairs, self.support, k, self.layer.geometry, mean_over_ranks, ties)
         with torch.autocast(self.layer.values.device.type, enabled=False):
             ids, tiles = choose(STRONGEST, *asked).run(*asked)
         known = tiles.isfinite().flatten(1).all(1) if tiles.dim() > 1 else tiles.isfinite()

@@ -157,7 +157,9 @@ class Keeper:
     def follow(self, layer: SparseLayer, born: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """Brings the state of one layer to the support that the layer has now; ids of the units that are new in it, None if there are none.
 
-        ``born``: as in :func:`set_support_`. Raises: Unfit where the state was loaded and belongs to a support that the layer does not have.
+        ``born``: as in :func:`set_support_`.
+
+        Raises: Unfit where the state was loaded and belongs to a support that the layer does not have.
         """
         key, now = id(layer.values), layer.support
         held = self.held.get(key)

@@ -157,7 +157,10 @@ def split(argv: Sequence[str]) -> Given:
 def help_text(given: Given, base: Tree) -> str:
     """The options of the chosen task, model, method and optimizer."""
     wanted = {key: value for key, value in given.flags.items() if key.removesuffix(".name") in KINDS}
-    parser = schema(names(merged(base, wanted, WHO)), prog=WHO, description=DESCRIPTION)
+    tree = merged(base, wanted, WHO)
+    parser = schema(names(tree), prog=WHO, description=DESCRIPTION)
+    begins = {f"{kind}.name": name for kind, name in names(merged(base, {}, WHO)).items()}
+    parser.set_defaults({**flat(tree), **begins})  # what the command begins at, not what a constructor does
     parser.usage = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume]"
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/ and a name made of the settings)", default=SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out; its settings are in the folder", default=SUPPRESS)

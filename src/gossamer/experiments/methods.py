@@ -2,10 +2,12 @@
 
 ``stop`` is the share of the training steps after which the support is fixed; all other counts are optimizer steps. ``start`` is the size
 of each layer's support at the first step over its size at the end (capped by the layer): above 1 the support shrinks while training.
+A setting that the library has too has the library's default. Where a run is too short for any event, it goes on without, and says so.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from .. import topology
@@ -27,6 +29,14 @@ class Method:
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
         """The topology of a run of so many steps; ``final`` is the density at the end if the support shrinks, else None. Raises Unfit."""
         raise NotImplementedError
+
+    def too_short(self, steps: int) -> str | None:
+        """Why a run of so many steps holds no exchange, in a sentence; None if it does, or if the method exchanges nothing anyway."""
+        every, stop = getattr(self, "every", 0), getattr(self, "stop", 1.0)
+        if not every or every < _stop(stop, steps) or self.start == math.inf:
+            return None
+        what = f"the first exchange would come at step {every}, and none comes after {_stop(stop, steps)} of the {steps} steps"
+        return f"no weight will be exchanged: {what} (--method.every, --method.stop, --epochs)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class SET(Method):
         _check("set", self.stop, self.start, self.every, self.drop)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        return topology.set_(_stop(self.stop, steps), self.every, self.drop, final=final, min_fan_in=min_fan_in)
+        more = {"final": final, "min_fan_in": min_fan_in}
+        return _fitting("set", self, steps, lambda stop: topology.set_(stop, self.every, self.drop, **more), **more)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class RigL(Method):
         _check("rigl", self.stop, self.start, self.every, self.drop)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        return topology.rigl(_stop(self.stop, steps), self.every, self.drop, final=final, min_fan_in=min_fan_in)
+        more = {"final": final, "min_fan_in": min_fan_in}
+        return _fitting("rigl", self, steps, lambda stop: topology.rigl(stop, self.every, self.drop, **more), **more)
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class SNFS(Method):
         _check("snfs", self.stop, self.start, self.every, self.drop)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        return topology.snfs(_stop(self.stop, steps), self.every, self.drop, min_fan_in=min_fan_in)
+        return _fitting("snfs", self, steps, lambda stop: topology.snfs(stop, self.every, self.drop, min_fan_in=min_fan_in))
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,8 @@ class CSST(Method):
         window: optimizer steps over which the sampled gradient is smoothed before a change.
         fraction: share of the zero weights that is sampled.
         count: sample so many zero weights per layer instead.
-        drop: share of each layer's weights exchanged at the first change, annealed to 0; null: at most 0.3, and so that growers are few.
+        drop: share of each layer's weights exchanged at the first change, annealed to 0; selectivity bounds it.
+        selectivity: what grows is at most this share of what was sampled; 1 sets no bound.
         mode: prune_grow, iht or merge.
         share: fixed (each layer grows what it dropped) or pooled (layers compete).
         candidates: uniform, or flow (sampled where gradients are expected to be large).
@@ -154,7 +167,8 @@ class CSST(Method):
     window: int = 10
     fraction: float = 0.1
     count: int | None = None
-    drop: float | None = 0.5
+    drop: float = 0.5
+    selectivity: float = 0.25
     mode: str = "prune_grow"
     share: str = "fixed"
     candidates: str = "uniform"
@@ -163,11 +177,15 @@ class CSST(Method):
 
     def __post_init__(self):
         _check("csst", self.stop, self.start, self.every)
-        self.topology(1000, None, 0)  # refuses what csst refuses, before any work
+        self._made(self.every + 1, None, 0)  # refuses what csst refuses, before any work
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
+        return _fitting("csst", self, steps, lambda stop: self._made(stop, final, min_fan_in), final, min_fan_in)
+
+    def _made(self, stop: int, final: float | None, min_fan_in: int) -> Topology:
         sensing = (self.every, self.last_every, self.window, self.fraction, self.count, self.drop, self.mode, self.share)
-        return topology.csst(_stop(self.stop, steps), *sensing, candidates=self.candidates, final=final, min_fan_in=min_fan_in)
+        drawn = {"candidates": self.candidates, "selectivity": self.selectivity}
+        return topology.csst(stop, *sensing, **drawn, final=final, min_fan_in=min_fan_in)
 
 
 @dataclass(frozen=True)
@@ -249,6 +267,17 @@ def _check_initial(name: str, initial: float | None, reach: float) -> None:
         check_density(f"method {name}", initial)
     if not 0.0 < reach <= 1.0:
         raise Unfit(f"method {name}", "reach is a share of the training, a number in (0, 1]", got=reach)
+
+
+def _fitting(
+    name: str, method: Method, steps: int, make: Callable[[int], Topology], final: float | None = None, min_fan_in: int = 0
+) -> Topology:
+    """What ``make`` makes of the last step of a change; in a run too short for any, what is left: nothing, or pruning once to the end."""
+    stop = _stop(method.stop, steps)  # type: ignore[attr-defined]
+    if not method.too_short(steps):
+        return make(stop)
+    left = topology.static() if final is None else topology.gmp(stop, final, stop, min_fan_in=min_fan_in)
+    return replace(left, name=name)
 
 
 def _stop(share: float, steps: int) -> int:

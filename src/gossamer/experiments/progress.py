@@ -19,6 +19,9 @@ class Silent:
     def begin(self, label: str, epochs: int, each: int, done: int) -> None:
         """A run begins that has ``each`` optimizer steps in each of ``epochs``; ``done`` of them were made before."""
 
+    def say(self, label: str, sentence: str) -> None:
+        """Something to know about a run before its first step."""
+
     def step(self, loss: float) -> None:
         """An optimizer step was made."""
 
@@ -35,6 +38,9 @@ class Lines(Silent):
     def begin(self, label: str, epochs: int, each: int, done: int) -> None:
         self.label, self.epochs = label, epochs
         print(f"{label}: {epochs} epochs of {each} steps" + (f", from step {done + 1} on" if done else ""), flush=True)
+
+    def say(self, label: str, sentence: str) -> None:
+        print(f"{label}: {sentence}", flush=True)
 
     def epoch(self, row: dict[str, Any]) -> None:
         n = row["epoch"]
@@ -72,6 +78,9 @@ class Bars(Silent):
     def begin(self, label: str, epochs: int, each: int, done: int) -> None:
         self.now, self.measured = self.progress.add_task(label, total=epochs * each, completed=done, state=""), ""
         self.tasks[label] = self.now
+
+    def say(self, label: str, sentence: str) -> None:
+        self.progress.print(f"{label}: {sentence}", highlight=False, markup=False)
 
     def step(self, loss: float) -> None:
         self.progress.update(self.now, advance=1, state=f"loss {loss:.4f}  {self.measured}")

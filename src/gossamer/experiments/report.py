@@ -1,14 +1,15 @@
 """The table of a folder of runs, from what the runs left there alone: means and standard deviations over seeds.
 
-Runs that differ in nothing but the seed are one row. What diverged or is not finished is said in the row, never left out. Accuracy is that
-of the last epoch: no epoch is picked by its test figure.
+Runs that differ in nothing but the seed are one row. Repeats of a seed say nothing of the spread: they are averaged first, and counted
+apart. What diverged or is not finished is said in the row, never left out. Accuracy is that of the last epoch: no epoch is picked by its
+test figure.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,6 +24,7 @@ Row = dict[str, Any]
 IGNORED = ("seed", "threads", *ELSEWHERE)
 SPARSE = ("density", "budget", "layout", "unit", "exclude", "min_fan_in", "density_exponent")  # settings that mean nothing to a dense model
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
+GROWN = "grown of sensed"
 PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
 
 
@@ -36,7 +38,8 @@ def collect(path: Path) -> list[Row]:
 
 
 def aggregate(runs: Sequence[Row]) -> list[Row]:
-    """One row per configuration: ``method``, ``settings`` that vary, ``runs`` finished, means of ``metrics`` and FIGURES, what failed."""
+    """One row per configuration: ``method``, ``settings`` that vary, ``runs`` finished, of how many ``seeds``, means of ``metrics`` and
+    FIGURES, what failed."""
     groups: dict[str, list[Row]] = {}
     for run in runs:
         same = {key: value for key, value in flat(run["config"]).items() if key not in IGNORED}
@@ -50,14 +53,20 @@ def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
     if not METHODS[settings["method.name"]].sparse:
         settings = {key: value for key, value in settings.items() if key not in SPARSE}
     done = [run for run in group if run["status"] == "finished"]
-    metrics = [name for name in (done[0]["metrics"] if done else {"accuracy"}) if name not in PROGRESS]
+    metrics = {name: _by_seed(done, lambda run, name=name: run["metrics"][name]) for name in _measured(done)}
+    seeds = len({run["config"]["seed"] for run in done})
     return {
         "method": settings["method.name"],
         "settings": {key: settings[key] for key in varied if key in settings},
         "runs": len(done),
-        "metrics": {name: _mean([run["metrics"][name] for run in done]) for name in metrics},
-        "metrics_sd": {name: _sd([run["metrics"][name] for run in done]) for name in metrics},
-        **{name: _mean([run[name] for run in done]) for name in FIGURES},
+        "seeds": seeds,
+        "repeats": len(done) - seeds,
+        "metrics": {name: _mean(values) for name, values in metrics.items()},
+        "metrics_sd": {name: _sd(values) for name, values in metrics.items()},
+        **{name: _mean(_by_seed(done, lambda run, name=name: run[name])) for name in FIGURES},
+        "grown": sum(run.get("grown", 0) for run in done),
+        "sensed": sum(run.get("sensed", 0) for run in done),
+        "least_selective": max((run.get("least_selective") or 0.0 for run in done), default=0.0),
         "kernels": sorted({kernel for run in done for kernel in run["kernels"]}),
         "planned": _planned(done[0]) if done else [],
         "simulated": any(run["simulated"] for run in done),
@@ -65,6 +74,18 @@ def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
         "diverged": [run["step"] for run in group if run["status"] == "diverged"],
         "unfinished": sum(run["status"] == "stopped" for run in group),
     }
+
+
+def _measured(done: Sequence[Row]) -> list[str]:
+    return [name for name in (done[0]["metrics"] if done else {"accuracy"}) if name not in PROGRESS]
+
+
+def _by_seed(runs: Sequence[Row], value: Callable[[Row], float]) -> list[float]:
+    """One number for each seed: the mean over its repeats."""
+    seeds: dict[int, list[float]] = {}
+    for run in runs:
+        seeds.setdefault(run["config"]["seed"], []).append(value(run))
+    return [mean(values) for values in seeds.values()]
 
 
 def _planned(run: Row) -> list[str]:
@@ -105,7 +126,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
     labels = [key for key in {key: None for row in rows for key in row["settings"]} if key != "density"]
     more = [name for name in {name: None for row in rows for name in row["metrics"]} if name != "accuracy"]
     counted = any(row["runs"] != 1 or row["diverged"] or row["unfinished"] for row in rows)
-    columns = ["method", *labels, "accuracy", *more, "density", "parameters", "FLOPs", "memory", "seconds", "kernel"]
+    grows = any(row["sensed"] for row in rows)
+    columns = ["method", *labels, "accuracy", *more, "density", "parameters", "FLOPs", *[GROWN] * grows, "memory", "seconds", "kernel"]
     cells = []
     for row in rows:
         line = [row["method"], *[_setting(row["settings"], key) for key in labels]]
@@ -114,6 +136,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
             _number(row["density"], "{:.4f}"),
             _number(row["nonzero"], "{:,.0f}"),
             _flops(row),
+            *[_grown(row)] * grows,
             _bytes(row["peak_bytes"]),
             _number(row["seconds"], "{:.1f}"),
         ]
@@ -122,9 +145,12 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    many = any(row["runs"] > 1 for row in rows)
-    notes = ["Accuracy on the test set after the last epoch" + ("; mean ± standard deviation over seeds." if many else ".")]
+    many = any(row["seeds"] > 1 for row in rows)
+    repeats = "; repeats of a seed are averaged first" if any(row["repeats"] for row in rows) else ""
+    notes = ["Accuracy on the test set after the last epoch" + ("; mean ± standard deviation over seeds" if many else "") + repeats + "."]
     notes.append("Parameters: those that may be non-zero. FLOPs: of training, sensing included, over the dense model's on the same steps.")
+    if any(row["sensed"] for row in rows):
+        notes.append("Grown of sensed: growth is selective where it is small; in brackets the most of any layer at any event.")
     if any(row["simulated"] for row in rows):
         notes.append(
             "Simulated: the masked layout runs dense kernels; sparse ones would need these FLOPs. Memory and seconds are the dense ones'."
@@ -158,6 +184,10 @@ def _flops(row: Row) -> str:
     return "-" if row["flops_ratio"] is None else f"{row['flops_ratio']:.4f}" + (" simulated" if row["simulated"] else "")
 
 
+def _grown(row: Row) -> str:
+    return f"{row['grown'] / row['sensed']:.3f} (most {row['least_selective']:.2f})" if row["sensed"] else "-"
+
+
 def _bytes(value: float | None) -> str:
     if value is None:
         return "-"
@@ -166,7 +196,9 @@ def _bytes(value: float | None) -> str:
 
 
 def _runs(row: Row) -> str:
-    words = [str(row["runs"])] if row["runs"] else []
+    words = [str(row["seeds"])] if row["runs"] else []
+    if row["repeats"]:
+        words = [f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}", f"{row['repeats']} repeat{'s' * (row['repeats'] > 1)}"]
     if row["diverged"]:
         words.append(f"{len(row['diverged'])} diverged (step {', '.join(map(str, row['diverged']))})")
     if row["unfinished"]:

@@ -30,9 +30,10 @@ from ..multilevel import Multilevel
 from ..ops.native import keep_freed_memory
 from ..plan import Plan, plan
 from ..recover.diagnose import Watch
+from ..rewirer import Diverged, Event, Rewirer
 from ..rules import SparseOptimizer
 from ..target import TargetDensity
-from ..train import Diverged, Rewirer, Step, fit
+from ..train import Step, fit
 from . import extras
 from .config import Config, settings
 from .folder import Folder
@@ -52,6 +53,19 @@ class Position:
     step: int = 0  # optimizer steps in the epoch under way
     loss: float = 0.0  # sum of their losses
     seconds: float = 0.0  # of training so far, evaluation excluded
+    grown: int = 0  # units that came where something was sensed, at all events so far
+    sensed: int = 0  # units that were sensed for them
+    least_selective: float = 0.0  # the largest share of the sensed that any layer grew at any event
+
+    def note(self, event: Event | None) -> None:
+        """Counts what an event grew of what was sensed."""
+        if event is None:
+            return
+        for name, sensed in event.sensed.items():
+            if sensed:
+                grown = event.grown[name]
+                self.grown, self.sensed = self.grown + grown, self.sensed + sensed
+                self.least_selective = max(self.least_selective, grown / sensed)
 
 
 class Trial(NamedTuple):
@@ -162,6 +176,7 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
         nonlocal clock
         now = time.perf_counter()
         at.step, at.loss, at.seconds, clock = at.step + 1, at.loss + step.loss, at.seconds + now - clock, now
+        at.note(step.event)
         watch.step(step.loss)
         if diagnosis is not None:
             diagnosis()
@@ -175,6 +190,8 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
         at = trial.load(folder)
     folder.cut(at.epoch if begun else -1)
     watch.begin(folder.path.name, config.epochs, each, at.epoch * each + at.step)
+    if too_short := config.method.too_short(each * config.epochs):
+        watch.say(folder.path.name, too_short)
     if not begun:
         record(None)
     while at.epoch < config.epochs:
@@ -199,7 +216,7 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
             where = {"step": at.epoch * each + at.step + 1, "loss": str(error.loss), "checkpoint_epoch": at.epoch}
             return {"status": "diverged", **where, **figures(trial, at)}
         loss = at.loss / at.step
-        at = Position(at.epoch + 1, seconds=at.seconds)
+        at = replace(at, epoch=at.epoch + 1, step=0, loss=0.0)
         record(loss)
     last = {key: value for key, value in folder.rows()[-1].items() if key not in ACCOUNTS}
     return {"status": "finished", "metrics": last, **figures(trial, at)}
@@ -301,7 +318,7 @@ def step_size(config: Config, steps: int) -> Callable[[int], float]:
 
 def density(ledger: Ledger) -> float:
     """Share of the weights of all linear and convolutional layers that may be non-zero now."""
-    return sum(entry.n for entry in ledger.entries) / sum(entry.weights for entry in ledger.entries)
+    return ledger.kept / ledger.weights
 
 
 def measured(trial: Trial, at: Position, loss: float | None) -> dict[str, Any]:
@@ -326,6 +343,9 @@ def figures(trial: Trial, at: Position) -> dict[str, Any]:
         "flops_ratio": ledger.ratio if ledger.dense_flops else None,
         "simulated": ledger.simulated,
         "events": events(trial),
+        "grown": at.grown,
+        "sensed": at.sensed,
+        "least_selective": at.least_selective if at.sensed else None,
         "bytes": ledger.bytes(trial.rewirer),
         "peak_bytes": ledger.peak_bytes,
         "dense_bytes": ledger.dense_bytes(),

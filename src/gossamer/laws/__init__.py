@@ -11,6 +11,7 @@ purpose that it must reject. Everything is tiny, in float64, and draws from its 
 
 from .checkpoints import check_checkpoint
 from .details import nesterov
+from .events import check_event
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
 from .ownership import check_average, check_copies, check_newborn, check_passes, check_reload
 from .penalties import check_penalty
@@ -24,6 +25,7 @@ __all__ = (
     "check_average",
     "check_checkpoint",
     "check_copies",
+    "check_event",
     "check_index",
     "check_kernel",
     "check_layout",

@@ -1,5 +1,6 @@
 """What the laws share."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +27,14 @@ def close(a: Tensor, b: Tensor, sentence: str, tolerance: float = 1e-10) -> None
     a, b = a.detach(), b.detach()
     scale, error = (float(t.abs().max()) if t.numel() else 0.0 for t in (b, a - b))
     demand(error <= tolerance * (1 + scale), f"{sentence} (off by {error:.3g})")  # NaN is not <= anything
+
+
+def uniform(counts: Tensor, draws: int, p: float, sentence: str) -> None:
+    """Demands that places drawn ``draws`` times, without replacement and each with probability p, were drawn alike: chi-square, 6 sigma."""
+    z = counts.numel()
+    chi2 = float(((counts - draws * p) ** 2).sum()) / (draws * p * (1 - p)) * (z - 1) / z
+    sigmas = (chi2 - (z - 1)) / math.sqrt(2 * (z - 1))
+    demand(sigmas < 6, f"{sentence} (chi-square {chi2:.0f} for {z - 1} degrees of freedom, {sigmas:.0f} sigma)")
 
 
 def same(a: Any, b: Any) -> bool:

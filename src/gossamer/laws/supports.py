@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import Unfit
 from ..support import INT, Support, index_problems
 from ..topology import topology as topologies
-from .details import demand
+from .details import demand, uniform
 
 
 def check_support(s: Support, *, draws: int = 200) -> None:
@@ -60,41 +60,66 @@ def _check_sampling(s: Support, zeros: Tensor, who: str, draws: int) -> None:
     demand(torch.equal(torch.get_rng_state(), before), f"{who}: sampling with a generator must leave torch's own alone")
     demand(torch.equal(s.sample_outside(zeros.numel(), torch.Generator()), zeros), f"{who}: a sample of all zeros must be all of them")
     if draws and zeros.numel() > m:
-        p, z = m / zeros.numel(), zeros.numel()
-        chi2 = float(((counts[zeros] - draws * p) ** 2).sum()) / (draws * p * (1 - p)) * (z - 1) / z
-        sigmas = (chi2 - (z - 1)) / math.sqrt(2 * (z - 1))
-        demand(sigmas < 6, f"{who}: samples must be uniform (chi-square {chi2:.0f} for {z - 1} degrees of freedom, {sigmas:.0f} sigma)")
+        uniform(counts[zeros], draws, m / zeros.numel(), f"{who}: samples must be uniform")
 
 
-def check_rewire(rewire: Callable[..., Support] = topologies.rewire, *, trials: int = 60) -> None:
-    """Drops the lowest scores, grows the highest, ties to the lower id, kept and grown disjoint, every row its ``min_fan_in``."""
+def check_rewire(rewire: Callable[..., Support] = topologies.rewire, *, trials: int = 60, draws: int = 300) -> None:
+    """Drops the lowest scores and grows the highest, whatever the order of the candidates; every row keeps its best ``min_fan_in``; equal
+    scores are decided by ``ties`` alone, all orders alike (chi-square, 6 sigma, a fixed seed).
+
+    Args:
+        draws: numbers ``ties`` of the test for uniformity.
+    """
     rng = torch.Generator().manual_seed(0)
     for trial in range(trials):
-        rows, cols = 3 + trial % 5, 4 + trial % 7
-        fan_in = trial % 3
+        rows, cols, fan_in = 3 + trial % 5, 4 + trial % 7, trial % 3
         s = Support.random((rows, cols), max(rows * fan_in, rows * cols // 2), rng=rng, min_fan_in=fan_in)
-        drop_score = torch.randint(4, (s.n,), generator=rng).double()  # few levels: many ties
-        droppable = s.n - fan_in * rows
-        drop = int(torch.randint(droppable + 1, (), generator=rng)) if droppable else 0
-        stay = _expected_survivors(s, drop_score.tolist(), drop, fan_in)
-        born = torch.tensor([i for i in range(s.total) if i not in stay])[torch.randperm(s.total - len(stay), generator=rng)]
+        score = torch.randint(4, (s.n,), generator=rng).double()  # few levels: many ties
+        droppable, ties = s.n - fan_in * rows, int(torch.randint(1 << 62, (), generator=rng))
+        drop = int(torch.randint(droppable + 1, (), generator=rng))
+        where = f"rewire: trial {trial}, {s.n} kept, drop {drop}, min_fan_in {fan_in}"
+        nothing = torch.empty(0, dtype=torch.int64)
+        stay = rewire(s, score, nothing, nothing.double(), drop, 0, fan_in, ties)
+        _check_survivors(s, score, stay, drop, fan_in, where)
+        born = stay.outside(torch.arange(s.total - stay.n))[torch.randperm(s.total - stay.n, generator=rng)]
         born_score = torch.randint(3, (born.numel(),), generator=rng).double()
         grow = int(torch.randint(born.numel() + 1, (), generator=rng))
-        best = sorted(zip((-born_score).tolist(), born.tolist(), strict=True))[:grow]
-        expected = sorted(stay | {i for _, i in best})
         try:
-            got = rewire(s, drop_score, born, born_score, drop, grow, fan_in).ids().tolist()
+            new = rewire(s, score, born, born_score, drop, grow, fan_in, ties)
         except Unfit as refusal:
-            raise AssertionError(f"rewire: trial {trial}: grew what it kept: {refusal}") from refusal
-        where = f"rewire: trial {trial}, {s.n} kept, drop {drop}, grow {grow}, min_fan_in {fan_in}"
-        demand(len(got) == s.n - drop + grow, f"{where}: n must become {s.n - drop + grow}, not {len(got)}")
-        demand(got == expected, f"{where}: must keep and grow the highest scores, the lower id among equals")
+            raise AssertionError(f"{where}, grow {grow}: grew what it kept: {refusal}") from refusal
+        demand(new.n == s.n - drop + grow, f"{where}: n must become {s.n - drop + grow}, not {new.n}")
+        demand(bool((new.find(stay.ids()) >= 0).all()), f"{where}: what grows must not decide who stays")
+        comes = new.find(born) >= 0
+        low, high = born_score[comes].min() if grow else math.inf, born_score[~comes].max() if grow < born.numel() else -math.inf
+        demand(bool(low >= high), f"{where}, grow {grow}: must grow the highest scores")
+        again = rewire(s, score, born.flip(0), born_score.flip(0), drop, grow, fan_in, ties)
+        demand(again.same(new), f"{where}, grow {grow}: the order in which candidates come must not matter")
+    _check_ties(rewire, draws)
 
 
-def _expected_survivors(s: Support, score: list[float], drop: int, fan_in: int) -> set[int]:
-    best_first = sorted(zip((-v for v in score), s.ids().tolist(), strict=True))
-    protected: set[int] = set()
+def _check_survivors(s: Support, score: Tensor, stay: Support, drop: int, fan_in: int, where: str) -> None:
+    demand(stay.n == s.n - drop and bool((s.find(stay.ids()) >= 0).all()), f"{where}: {s.n - drop} of the kept units must stay")
+    stays = stay.find(s.ids()) >= 0
+    free = []  # scores of those that stay and are not protected
     for row in range(s.grid[0]):
-        protected |= {i for _, i in [pair for pair in best_first if pair[1] // s.grid[1] == row][:fan_in]}
-    order = sorted(protected) + [i for _, i in best_first if i not in protected]
-    return set(order[: s.n - drop])
+        mine = s.rows() == row
+        kept, all_ = (score[these].sort(descending=True)[0] for these in (mine & stays, mine))
+        demand(torch.equal(kept[:fan_in], all_[:fan_in]), f"{where}: row {row} must keep its best {fan_in}")
+        free.append(kept[fan_in:])
+    low = torch.cat(free)
+    fine = not drop or not low.numel() or bool(low.min() >= score[~stays].max())
+    demand(fine, f"{where}: the lowest scores must go")
+
+
+def _check_ties(rewire: Callable[..., Support], draws: int) -> None:
+    rng = torch.Generator().manual_seed(1)
+    s = Support.random((5, 6), 12, rng=rng)
+    zeros, equal = s.outside(torch.arange(18)), torch.ones(18, dtype=torch.float64)
+    counts = torch.zeros(30)
+    for ties in torch.randint(1 << 62, (draws,), generator=rng).tolist():
+        new = rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties)
+        demand(rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties).same(new), "rewire: ties must decide by themselves")
+        counts[new.ids()] += 1
+    uniform(counts[s.ids()], draws, 7 / 12, "rewire: among equal scores all units must go alike")
+    uniform(counts[zeros], draws, 7 / 18, "rewire: among equal scores all candidates must come alike")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from ..convert import sparsify
 from ..errors import Unfit
 from ..layers import sparse_layers
 from ..layouts import Layout
-from ..topology import topology as topologies
-from ..topology.topology import Topology
+from ..topology.topology import SLOTS, Topology
 from .details import Optimizers, demand, nesterov, same
 from .supports import check_support
 
@@ -69,7 +69,8 @@ def check_topology(
     unit: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """One topology on a tiny run: sizes, survivors, births, sensing, places in memory, hidden randomness, the end, and resuming.
+    """One topology on a tiny run: sizes, survivors, births, sensing, places in memory, hidden randomness, the end, and resuming; that units
+    are exchanged where the events ask for it; and that its slots in wrappers give the same run.
 
     Args:
         rewirer: what trains by the topology: ``gossamer.Rewirer``, or anything with its signature and methods.
@@ -79,9 +80,12 @@ def check_topology(
     run = Run(topology, rewirer, layout, unit, optimizer, seed=0)
     start = {name: layer.support.n for name, layer in run.layers.items()}
     cuts: dict[str, tuple[int, tuple[Any, Any, Any]]] = {}
+    asked_for = born = 0
     try:
         for t in range(1, steps + 1):
-            changed = _checked_step(run, topology, t, start)
+            asked_for += _asks(run, topology, t)
+            changed, newborn = _checked_step(run, topology, t, start)
+            born += newborn
             label = "just after an event" if changed else "in the middle of a window" if _in_window(topology, t) else "on a plain step"
             if label not in cuts and t < steps:
                 cuts[label] = (t, run.snapshot())
@@ -89,7 +93,9 @@ def check_topology(
         raise AssertionError(f"topology {topology.name!r}: must not fail in the middle of training: {refusal}") from refusal
     late = [t for t in range(topology.stop + 1, steps + 1) if topology.when(t) is not None]
     demand(not late, f"topology {topology.name!r}: no event after step {topology.stop}, but at {late}")
+    demand(born > 0 or not asked_for, f"topology {topology.name!r}: {asked_for} events ask for units to be exchanged, and none ever grew")
     end = run.snapshot()
+    _check_wrapped(topology, rewirer, steps, end, (layout, unit, optimizer))
     for label, (t, snapshot) in cuts.items():
         other = Run(topology, rewirer, layout, unit, optimizer, seed=1)
         other.restore(snapshot)
@@ -100,8 +106,42 @@ def check_topology(
         demand(same(other.snapshot(), end), f"{where} must end with the same bits as one that was not interrupted")
 
 
-def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -> bool:
-    """One step, all laws of one step checked; whether it had an event."""
+class _Wrapped:
+    """A function inside another: it does the same, and is not the same object."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def _check_wrapped(topology: Topology, rewirer: Callable[..., Any], steps: int, end: tuple[Any, Any, Any], how: Any) -> None:
+    """Every slot in a wrapper: the run must end with the same weights, supports and optimizer state."""
+    twin = replace(copy.deepcopy(topology), **{name: _Wrapped(getattr(topology, name)) for name in SLOTS})
+    run = Run(twin, rewirer, *how, seed=0)
+    try:
+        for t in range(1, steps + 1):
+            run.backward(t)
+            run.rewirer.step()
+    except Unfit as refusal:
+        raise AssertionError(f"topology {topology.name!r}: its slots in wrappers fail where it does not: {refusal}") from refusal
+    sentence = "its slots in wrappers must give the same run: what happens hangs on what they do, not on which objects they are"
+    demand(same(run.snapshot()[:2], end[:2]), f"topology {topology.name!r}: {sentence}")
+
+
+def _asks(run: Run, topology: Topology, t: int) -> bool:
+    """Whether step t is to exchange a unit at least in some layer that has room for one."""
+    change = topology.when(t)
+    if change is None:
+        return False
+    sizes = {name: (layer.support.n, layer.support.total) for name, layer in run.layers.items()}
+    wanted = {name: min(change.drop * n, change.cap * (run.rewirer.sensing.get(name, 0) or total)) for name, (n, total) in sizes.items()}
+    return any(wanted[name] >= 1 and n < total for name, (n, total) in sizes.items())
+
+
+def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -> tuple[bool, int]:
+    """One step, all laws of one step checked; whether it had an event, and how many units were born."""
     where = f"topology {topology.name!r}, step {t}"
     change, asked = topology.when(t), topology.sense(t)
     _check_sensing(run, asked, where)
@@ -118,7 +158,7 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
     run.rewirer.step()
     demand(torch.equal(state, torch.get_rng_state()), f"{where}: random choices must come from the rewirer's generator, not torch's own")
 
-    last = run.rewirer.last
+    last, newborn = run.rewirer.last, 0
     demand((last is None) == (change is None), f"{where}: an event must take place exactly where `when` says so")
     for (name, layer), twin in zip(run.layers.items(), sparse_layers(moved).values(), strict=True):
         old, new, here = before[name], layer.support, f"{where}, layer {name}"
@@ -128,6 +168,7 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
             check_support(new, draws=0)
         both, ids = new.find(old.ids()) >= 0, new.ids()
         born = old.find(ids) < 0
+        newborn += int(born.sum())
         states = {"values": (layer.values, twin.values), **_pairs(run.optimizer, layer.values, moved_optimizer, twin.values)}
         for key, (mine, shadow) in states.items():
             mine, shadow = layer.layout.compact(mine.detach(), new), layer.layout.compact(shadow.detach(), old)
@@ -148,7 +189,7 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
         demand(bool((new.crow.diff() >= least).all()), f"{here}: every output unit must keep {least} incoming units")
     if change is not None:
         _check_sizes(run, topology, t, start, where)
-    return change is not None
+    return change is not None, newborn
 
 
 def _young(run: Run) -> dict[str, Tensor]:
@@ -177,7 +218,7 @@ def _check_sizes(run: Run, topology: Topology, t: int, start: dict[str, int], wh
     final = run.rewirer.final
     due = {name: _due(t, start[name], final[name], topology.stop) for name in start}
     now = {name: layer.support.n for name, layer in run.layers.items()}
-    if topology.share is topologies.fixed:
+    if topology.keeps_layer_sizes:
         for name in now:
             over = now[name] - due[name]
             fine = over == 0 or (topology.merge and over > 0 and t < topology.stop)

@@ -2,17 +2,17 @@
 
 import math
 
-from ..errors import Unfit, is_real
+from ..errors import Unfit, is_real, misfits
 from ..penalties import Penalty
 from ..schedules import Schedule
 
 
 def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:
     """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
-    if not isinstance(penalty, Penalty) or isinstance(penalty, type):
-        raise Unfit(
-            who, "penalty must be a penalty", got=penalty, remedy="gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
-        )
+    if reasons := misfits(penalty, Penalty):
+        remedy = "gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...); docs/extend.md shows how to write one"
+        raise Unfit(who, "penalty must be a penalty", got=penalty, reasons=reasons, remedy=remedy)
+    assert isinstance(penalty, Penalty)
     if plain and penalty.adaptive:
         raise Unfit(
             who,
@@ -22,6 +22,15 @@ def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: boo
         )
     if convex and not penalty.convex:
         raise Unfit(who, "a mirror map is built on a convex penalty", got=penalty, remedy="gs.L1, gs.NonNegativeL1 or gs.GroupL1")
+
+
+def check_rule_members(what: str, rule: object, protocol: type) -> None:
+    """Refuses what is no rule, or has a penalty that is none, and names every member that it lacks."""
+    reasons = misfits(rule, protocol)
+    reasons = reasons or [f"its penalty: {reason}" for reason in misfits(rule.penalty, Penalty)]  # type: ignore[attr-defined]
+    if reasons:
+        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/extend.md shows how to write one"
+        raise Unfit("SparseOptimizer", f"{what} must be a rule", got=rule, reasons=reasons, remedy=remedy)
 
 
 def check_momentum(who: str, name: str, value: float) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import Unfit, check_at_least
 from ..penalties import Penalty, Zero
 from ..schedules import Schedule, end_of
-from .checks import value_of
+from .checks import check_rule_members, value_of
 from .latent import Latent
 
 LOOKS = 2000  # steps at which a schedule is evaluated before the first one
@@ -103,8 +103,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         confined: bool = False,
     ):
-        if not isinstance(rule, Rule):
-            raise Unfit("SparseOptimizer", "rule must be a rule", got=rule, remedy="gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg")
+        check_rule_members("rule", rule, Rule)
         self.rule, self.confined, self.steps = rule, confined, steps
         self.rules: list[Rule] = []
         self._written: dict[Tensor, int] = {}  # in which version the last step left a parameter
@@ -272,8 +271,7 @@ def description(rule: Rule) -> str:
 
 def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], confined: bool) -> None:
     who = "SparseOptimizer"
-    if not isinstance(rule, Rule):
-        raise Unfit(who, "a group's rule must be a rule", got=rule)
+    check_rule_members("a group's rule", rule, Rule)
     for key in ("lr", "weight_decay", "strength"):
         check_at_least(who, key, group.get(key, defaults[key]), 0.0)
         if group.get(key, defaults[key]) == math.inf:

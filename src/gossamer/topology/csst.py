@@ -6,8 +6,8 @@ Large-Scale Neural Networks" (Miller & Jenkins 2026), its gaps filled as docs/me
              "flow", with probability proportional to E[dy_i^2] E[x_j^2], the expected squared gradient of independent factors, measured
              on the step before, as randomised matrix products sample (Drineas, Kannan & Mahoney 2006); then
              m <- decay m + (1 - decay) g_Omega at each of them, scored as |m| / (1 - decay^W)
-    amount   k = trunc(a_t n), a_t = a_0 / 2 (1 + cos(pi t / stop)); a_0 = drop, or min(0.3, selectivity |Omega| / n) if drop is None:
-             growers must be few among the sensed, or growth is random
+    amount   k = trunc(min(a_t n, selectivity |Omega|)), a_t = drop / 2 (1 + cos(pi t / stop)): growers must be few among the sensed, or
+             growth is random
     event    prune_grow   drop the k smallest |w|, grow the k best of Omega
              iht          z = w on the support, eta m on Omega (eta = lr / (1 - momentum) * interval, the look-ahead step):
                           keep the n largest |z|, at most k swaps
@@ -18,12 +18,11 @@ State: the support; in a window Omega and m, O(|Omega|), freed after. Cost 3 f_S
 Nothing of the dense size exists at any time; the draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).
 """
 
-import math
 from dataclasses import dataclass
 
-from ..errors import Unfit, check_at_least, check_count, check_density, check_share, nearest
+from ..errors import Unfit, check_count, check_density, check_share, nearest
 from ..schedules import Events, cosine, growing
-from .topology import Annealed, Sense, Topology, exchanged, fixed, pooled, projected
+from .topology import Annealed, Sense, Topology, exchanged, fixed, pooled, projected, refuse_no_event
 
 MODES = ("prune_grow", "iht", "merge")
 CANDIDATES = ("uniform", "flow")
@@ -37,13 +36,13 @@ def csst(
     window: int = 10,
     fraction: float = 0.1,
     count: int | None = None,
-    drop: float | None = None,
+    drop: float = 0.5,
     mode: str = "prune_grow",
     share: str = "fixed",
     *,
     candidates: str = "uniform",
     decay: float = 0.9,
-    selectivity: float = 0.1,
+    selectivity: float = 0.25,
     move: bool = True,
     reborn: bool = False,
     final: float | None = None,
@@ -57,13 +56,13 @@ def csst(
         window: steps over which the sensed gradient is smoothed before an event; 1 is the instantaneous gradient.
         fraction: share of each layer's zero units that is sensed, in (0, 1].
         count: sense this many units per layer instead (layers whose zeros are too many for a share of them).
-        drop: share of units exchanged at the first event, cosine-annealed to 0; None chooses it by ``selectivity``.
+        drop: share of units exchanged at the first event, cosine-annealed to 0; ``selectivity`` bounds it.
         mode: ``"prune_grow"``, ``"iht"`` or ``"merge"``.
         share: ``"fixed"`` or ``"pooled"``.
         candidates: how the sensed units are drawn: ``"uniform"``; or ``"flow"``, with probability proportional to the mean square of the
             output gradient of their row times that of the input of their column, measured on the step before the window.
         decay: of the moving average over the window.
-        selectivity: with ``drop=None``, growers are at most this share of the sensed units.
+        selectivity: at every event growers are at most this share of the layer's sensed units; 1 sets no bound.
         move: the optimizer steps on event iterations too.
         reborn: a unit just dropped may grow again if its own gradient is among the best.
         final: density that the support's size moves to by ``stop`` (None: constant).
@@ -81,9 +80,8 @@ def csst(
         raise Unfit(who, "fraction is the share of the zero units that is sensed, in (0, 1]", got=fraction)
     if count is not None:
         check_count(who, "count", count, 1)
-    if drop is not None:
-        check_share(who, "drop", drop)
-    check_at_least(who, "selectivity", selectivity, 0.0)
+    check_share(who, "drop", drop)
+    check_share(who, "selectivity", selectivity)
     if not 0.0 <= decay < 1.0:
         raise Unfit(who, "decay of a moving average lies in [0, 1)", got=decay)
     for name, value, choices in (("mode", mode, MODES), ("share", share, SHARES), ("candidates", candidates, CANDIDATES)):
@@ -92,14 +90,15 @@ def csst(
     if share == "pooled" and (final is not None or mode == "merge"):
         raise Unfit(who, "share='pooled' moves units between layers, so it takes neither a size schedule nor mode='merge'")
     events = growing(every, last_every, stop)
+    refuse_no_event(who, events, stop, every)
     ends = stop if final is not None or mode == "merge" else None
-    first, cap = (0.3, selectivity) if drop is None else (drop, math.inf)
     return Topology(
         "csst",
-        when=Annealed(events, cosine(first, stop), move, reborn, last=ends, cap=cap),
+        when=Annealed(events, cosine(drop, stop), move, reborn, last=ends, cap=selectivity),
         sense=Window(events, window, fraction, count, decay, active=reborn or share == "pooled", flow=candidates == "flow"),
         amount=projected if mode == "iht" else exchanged,
         share=SHARES[share],
+        keeps_layer_sizes=share == "fixed",
         stop=stop,
         final=final,
         merge=mode == "merge",

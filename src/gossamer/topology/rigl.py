@@ -5,14 +5,15 @@
 
 State: none besides the support. Cost (3 f_S (every - 1) + 2 f_S + f_D) / every per step: the dense gradient once per event. Here it is made
 a block of rows at a time and only the k best survive, so memory stays O(n + block). A unit dropped and grown at once keeps its value, as in
-the authors' code; theirs breaks drop ties by noise of 1e-5, ours by id.
+the authors' code; theirs breaks drop ties by noise of 1e-5, and grows from the lowest id on where the gradient is exactly 0. Ours breaks
+all ties at random, and exchanges nothing for a gradient of 0.
 """
 
 from dataclasses import dataclass
 
 from ..errors import check_count, check_density, check_share
 from ..schedules import Events, cosine, regular
-from .topology import Annealed, Sense, Topology
+from .topology import Annealed, Sense, Topology, refuse_no_event
 
 
 def rigl(
@@ -41,6 +42,7 @@ def rigl(
     if final is not None:
         check_density("rigl", final)
     events = regular(every, stop)
+    refuse_no_event("rigl", events, stop, every)
     when = Annealed(events, cosine(drop, stop), move, reborn=True, last=stop if merge or final is not None else None)
     return Topology("rigl", when, Everything(events), stop=stop, final=final, merge=merge, min_fan_in=min_fan_in)
 

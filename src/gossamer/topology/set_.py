@@ -9,7 +9,7 @@ positive and the largest negative weights instead. New weights start at 0.
 
 from ..errors import check_count, check_density, check_share
 from ..schedules import cosine, regular
-from .topology import Annealed, Topology, by_sign, chance, magnitude
+from .topology import Annealed, Topology, by_sign, chance, magnitude, refuse_no_event
 
 
 def set_(
@@ -37,5 +37,8 @@ def set_(
     check_count("set_", "min_fan_in", min_fan_in, 0)
     if final is not None:
         check_density("set_", final)
-    when = Annealed(regular(every, stop), cosine(drop, stop), move=move, reborn=False, last=stop if final is not None else None)
-    return Topology("set", when, drop=by_sign if signed else magnitude, grow=chance, stop=stop, final=final, min_fan_in=min_fan_in)
+    events = regular(every, stop)
+    refuse_no_event("set_", events, stop, every)
+    when = Annealed(events, cosine(drop, stop), move=move, reborn=False, last=stop if final is not None else None)
+    drops = by_sign if signed else magnitude
+    return Topology("set", when, drop=drops, grow=chance, candidates="anywhere", stop=stop, final=final, min_fan_in=min_fan_in)

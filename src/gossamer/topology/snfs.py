@@ -8,7 +8,7 @@
 A layer denser than 0.8 with an above-average share drops at most its share of zeros. Cost per step 2 f_S + f_D, and memory for a dense
 momentum: the method needs it. Differs from the authors' code: the momentum is the sensed one, restarted (with bias correction) after each
 event, equal to theirs up to decay^every; the total is exact at every event, so their running adjustment is not needed; born weights have
-zero optimizer state instead of the mean momentum.
+zero optimizer state instead of the mean momentum; a momentum of exactly 0 does not grow, and as many fewer are dropped.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import Unfit, check_count, check_share
 from ..schedules import Events, cosine, regular
-from .topology import Change, Sense, Site, Topology, norm
+from .topology import Change, Sense, Site, Topology, norm, refuse_no_event
 
 LEAST = 0.005  # the prune rate at the end
 
@@ -39,8 +39,10 @@ def snfs(stop: int, every: int, drop: float = 0.5, *, decay: float = 0.9, min_fa
     if not 0.0 <= decay < 1.0:
         raise Unfit("snfs", "decay of a moving average lies in [0, 1)", got=decay)
     events = regular(every, stop)
+    refuse_no_event("snfs", events, stop, every)
     when = Rate(events, cosine(max(drop - LEAST, 0.0), stop))
-    return Topology("snfs", when, Always(events, decay), amount=rate, share=by_momentum, stop=stop, min_fan_in=min_fan_in)
+    slots = {"amount": rate, "share": by_momentum, "keeps_layer_sizes": False}
+    return Topology("snfs", when, Always(events, decay), **slots, stop=stop, min_fan_in=min_fan_in)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,11 @@ class Always:
 
 def shares(sites: Sequence[Site]) -> list[float]:
     """Mean momentum magnitude over each layer's active units, normalised over layers."""
-    means = [float(norm(site.g).mean()) if site.g is not None else 0.0 for site in sites]
+    means = []
+    for site in sites:
+        if site.g is None:
+            raise Unfit("snfs", "layers are compared by the gradient on their supports", remedy="Sense(active=True)")
+        means.append(float(norm(site.g).mean()))
     return [m / (sum(means) or 1.0) for m in means]
 
 
@@ -86,7 +92,9 @@ def by_momentum(sites: Sequence[Site], drops: Sequence[int], grows: Sequence[int
     """Regrowth by momentum share, capped; what is cut off by caps or rounding is spread evenly over the layers with room."""
     total = sum(grows)
     room = [min(int(0.99 * (site.s.total - site.s.n + d)), score.numel()) for site, d, score in zip(sites, drops, scores, strict=True)]
-    room = [max(r, g) for r, g in zip(room, grows, strict=True)]  # what a layer dropped it may always regrow
+    room = [max(r, min(g, score.numel())) for r, g, score in zip(room, grows, scores, strict=True)]  # what a layer dropped it may regrow
+    if sum(room) < total:  # some layer has nothing to regrow: the others may take all that they have
+        room = [score.numel() for score in scores]
     given = [min(math.floor(share * total), r) for share, r in zip(shares(sites), room, strict=True)]
     while (left := total - sum(given)) > 0:
         open_ = [i for i in range(len(sites)) if given[i] < room[i]]

@@ -6,179 +6,58 @@ An event on one layer with n kept units, asked to exchange k and to end with `si
     grow the  g = size - (n - d)        candidates of highest score    (merge: g = k more)
     survivors keep value and optimizer state, the newborn start at 0 with zero state
 
-Ties: the lower id wins, in keeping as in growing. k is clipped so that both sides can be served. Everything here is O(n + m) for n kept
-and m sensed units; nothing knows a module or an optimizer.
+k becomes smaller until both sides can be served. Nothing speaks for a candidate that scores 0 (or NaN, -inf): where growth goes by what was
+sensed it is never exchanged for a unit that is there, and grows, drawn at random, only where the size must rise and no better one is left.
+Equal scores are decided at random, by one number for each layer from the Rewirer's generator. A layer that got no gradient, or has nothing
+to offer, is left alone: no slot is asked about it.
+
+What an event does hangs on these records alone, not on which function a slot holds: a wrapped or copied slot gives the same run.
+Everything here is O(n + m) for n kept and m sensed units; nothing knows a module or an optimizer.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..budgets import Budget
-from ..errors import Unfit
-from ..ops.csr_sense.op import top_k
-from ..schedules import Events, cosine, cubic
-from ..support import Support
+from ..errors import Unfit, call_problem
+from ..ops.csr_sense.op import tie_key
+from ..schedules import Events, cubic
+from .records import Annealed as Annealed
+from .records import Change as Change
+from .records import Outcome as Outcome
+from .records import Sense as Sense
+from .records import Site as Site
+from .rewiring import joined as joined
+from .rewiring import leavers as leavers
+from .rewiring import ranking as ranking
+from .rewiring import rewire as rewire
+from .rewiring import survivors as survivors
+from .slots import by_sign as by_sign
+from .slots import chance as chance
+from .slots import exchanged as exchanged
+from .slots import fixed as fixed
+from .slots import floor as floor
+from .slots import magnitude as magnitude
+from .slots import never as never
+from .slots import norm as norm
+from .slots import pooled as pooled
+from .slots import projected as projected
+from .slots import sensed as sensed
 
-
-class Change(NamedTuple):
-    """What happens at one event."""
-
-    drop: float = 0.0  # share of a layer's units that is exchanged
-    cap: float = math.inf  # ... but at most this share of its sensed candidates (selectivity)
-    move: bool = True  # the optimizer steps on this iteration too
-    reborn: bool = False  # a unit just dropped may grow again, with its own gradient as score
-    interval: int = 1  # steps since the last event
-
-
-class Sense(NamedTuple):
-    """What the backward pass of one step measures besides the gradient on the support."""
-
-    fraction: float = 1.0  # of the units that are not kept, drawn without replacement ...
-    count: int | None = None  # ... or this many per layer
-    fresh: bool = True  # draw new coordinates (the first step of a window)
-    decay: float = 0.0  # of the moving average over the window
-    active: bool = False  # smooth the gradient on the support as well
-    flow: bool = False  # measure the mean squares of the layer's input and output gradient too, and draw coordinates by their product
-    stream: bool = False  # all units, but only as many as can grow survive: nothing of the dense size
-
-
-@dataclass(frozen=True)
-class Annealed:
-    """Events with an annealed share of exchanged units; ``last``: one more event at this step, which only brings the size to its end."""
-
-    events: Events
-    share: cosine
-    move: bool
-    reborn: bool
-    last: int | None = None
-    cap: float = math.inf
-
-    def __call__(self, t: int) -> Change | None:
-        if t == self.last:
-            return Change(0.0, interval=self.events.gap(t))
-        if t not in self.events:
-            return None
-        anneal = self.share(t) / self.share.value if self.share.value else 0.0
-        cap = self.cap * anneal if self.cap != math.inf else self.cap
-        return Change(self.share(t), cap, self.move, self.reborn, self.events.gap(t))
-
-
-class Site(NamedTuple):
-    """What an event knows of one layer."""
-
-    s: Support
-    w: Tensor  # values on the support, (n,) or (n, h, w)
-    g: Tensor | None  # smoothed gradient on the support, if asked for
-    ids: Tensor  # sensed candidates, sorted, (m,) int64
-    h: Tensor  # their smoothed gradient, (m,) or (m, h, w)
-    size: int  # units this layer should have after the event
-    start: int  # units it had when training began
-    lookahead: float  # step size lr / (1 - momentum) times the interval: how far a weight moves until the next event
-    strongest: Callable[[int], tuple[Tensor, Tensor]] | None = None  # streamed sensing: k -> the k strongest (ids, gradients)
-    has_gradient: bool = True  # since the last event; without one the layer is left alone
-
-
-class Outcome(NamedTuple):
-    """What an event did to one layer."""
-
-    support: Support
-    dropped: int
-    grown: int
-
-
-# -------------------------------------------------------------------- the slots' values
-
-
-def never(_t: int) -> None:
-    """No event, no sensing."""
-    return None
-
-
-def norm(tiles: Tensor) -> Tensor:
-    """Magnitude of each unit: |.| of a scalar, l2 norm of a tile; (n,) or (n, h, w) -> (n,)."""
-    return tiles.abs() if tiles.dim() == 1 else tiles.flatten(1).norm(dim=1)
-
-
-def magnitude(site: Site) -> Tensor:
-    """Drop score |w|: (n,)."""
-    return norm(site.w)
-
-
-def by_sign(site: Site) -> Tensor:
-    """Drop score of the original SET (Mocanu et al. 2018): the smallest positive and the largest negative weights go, half and half."""
-    sign = torch.sign(site.w) if site.w.dim() == 1 else torch.sign(site.w.flatten(1).sum(1))
-    score = norm(site.w).double()
-    rank = torch.empty_like(score)
-    for half in (sign > 0, sign <= 0):
-        where = half.nonzero().flatten()
-        order = torch.argsort(score[where], stable=True)
-        rank[where[order]] = torch.arange(order.numel(), dtype=rank.dtype, device=rank.device)
-    return rank
-
-
-def exchanged(sites: Sequence[Site], change: Change) -> list[int]:
-    """k = trunc(drop * n), at most trunc(cap * candidates)."""
-    return [int(min(change.drop * site.s.n, change.cap * site.ids.numel())) for site in sites]
-
-
-def projected(sites: Sequence[Site], change: Change) -> list[int]:
-    """Swaps of the exact projection on the n-sparse set (IHT): z = w on the support, lookahead * gradient on the candidates, keep the
-    n largest |z|; at most :func:`exchanged`."""
-    swaps = []
-    for site, most in zip(sites, exchanged(sites, change), strict=True):
-        goers, comers = ranking(norm(site.w)).flip(0), ranking(norm(site.h))
-        k = min(goers.numel(), comers.numel(), most)
-        goer, comer = norm(site.w)[goers[:k]], site.lookahead * norm(site.h)[comers[:k]]
-        wins = (comer > goer) | ((comer == goer) & (site.ids[comers[:k]] < site.s.ids()[goers[:k]]))
-        swaps.append(int(wins.sum()))  # the pairs are ordered against each other: once one loses, all later ones do
-    return swaps
-
-
-def sensed(site: Site, dropped: Tensor, change: Change, limit: int, _rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Candidates and grow scores |gradient|: what was sensed, and what was just dropped if it may be reborn."""
-    ids, h = site.strongest(limit) if site.strongest is not None else (site.ids, site.h)
-    if not change.reborn or not dropped.numel():
-        return ids, norm(h)
-    if site.g is None:
-        raise Unfit("sensed", "reborn units need the gradient on the support", remedy="Sense(active=True)")
-    return torch.cat([ids, site.s.ids()[dropped]]), norm(torch.cat([h, site.g[dropped]]))
-
-
-def chance(site: Site, dropped: Tensor, _change: Change, limit: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Candidates drawn uniformly among all units that are not kept, the just dropped included."""
-    kept = torch.ones(site.s.n, dtype=torch.bool, device=dropped.device)
-    kept[dropped] = False
-    rest = Support.from_ids(site.s.ids()[kept], site.s.shape, site.s.unit)
-    ids = rest.sample_outside(min(limit, rest.total - rest.n), rng)
-    return ids, torch.zeros(ids.shape, device=ids.device)
-
-
-def fixed(sites: Sequence[Site], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]) -> list[int]:
-    """Every layer grows what it dropped."""
-    return list(grows)
-
-
-def pooled(sites: Sequence[Site], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]) -> list[int]:
-    """Candidates of all layers ranked together by |gradient| / rms of the layer's gradient on its support; every layer keeps at least
-    :func:`floor` units; the excess of a full layer goes to the next best candidate."""
-    total, ranked, owner = sum(grows), [], []
-    for i, (site, score) in enumerate(zip(sites, scores, strict=True)):
-        rms = 1.0 if site.g is None else float(site.g.double().square().mean().sqrt()) or 1.0  # None: a full layer, which senses nothing
-        own = (score.double() / rms).sort(descending=True, stable=True)[0][:total]
-        ranked.append(own)
-        owner.append(torch.full(own.shape, i))
-    winners = torch.cat(owner)[top_k(torch.cat(ranked).cpu(), total)]
-    return torch.bincount(winners, minlength=len(sites)).tolist()
-
-
-def floor(site: Site) -> int:
-    """Least units of a layer under pooled growth: one per output unit and a fifth of what it began with (or all, if it began with less)."""
-    return min(site.start, max(site.s.grid[0], math.ceil(0.2 * site.start)))
+SLOTS = {  # what each is called with
+    "when": ("t",),
+    "sense": ("t",),
+    "amount": ("sites", "change"),
+    "drop": ("site",),
+    "grow": ("site", "dropped", "change", "limit", "rng"),
+    "share": ("sites", "drops", "grows", "scores"),
+}
+CANDIDATES = ("sensed", "anywhere")
 
 
 @dataclass(frozen=True)
@@ -201,6 +80,20 @@ class Topology:
     budget: str | Budget | Mapping[str, float] = "erk"
     merge: bool = False  # grow first, prune back at the next event: between events a layer holds k units more
     min_fan_in: int = 0  # incoming units that every output unit keeps
+    candidates: Literal["sensed", "anywhere"] = "sensed"  # "anywhere": what grows needs no measurement, as in SET
+    keeps_layer_sizes: bool = True  # False: ``share`` moves units between layers
+
+    def __post_init__(self):
+        problems = [call_problem(name, getattr(self, name), asks) for name, asks in SLOTS.items()]
+        if any(problems):
+            raise Unfit(self.name, "this is no topology", reasons=[p for p in problems if p], remedy="docs/extend.md shows every slot")
+        if self.candidates not in CANDIDATES:
+            raise Unfit(self.name, f"candidates must be one of {', '.join(CANDIDATES)}", got=self.candidates)
+        if not self.keeps_layer_sizes and (self.final is not None or self.merge):
+            what = "layers that share their growth have sizes of their own, so there is neither a size schedule (final) nor merge"
+            raise Unfit(self.name, what, remedy="keeps_layer_sizes=True; or final=None, merge=False")
+        if self.stop:
+            self._check_events()
 
     def settings(self) -> dict[str, str]:
         """What it is made of, as strings to compare: a saved run must not go on under other rules."""
@@ -212,84 +105,180 @@ class Topology:
         """Units of a layer after step t."""
         return start if start == final else round(cubic(start, final, 0, self.stop)(t))
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether any unit could ever come: where nothing is sensed and nothing may come from anywhere, it only prunes."""
+        return self.candidates == "anywhere" or any(self.sense(t) is not None for t in range(1, self.stop + 1))
+
+    def _check_events(self) -> None:
+        """Refuses a schedule that never fires, and one that leaves the optimizer no step: the first step that says otherwise ends both."""
+        steps = range(1, self.stop + 1)
+        if all(self.when(t) is None for t in steps):
+            refuse_no_event(self.name, None, self.stop)
+        if all((change := self.when(t)) is not None and not change.move for t in range(1, max(2, self.stop))):
+            what = f"every step before stop={self.stop} is an event, and the optimizer skips it (move=False): the weights never move"
+            raise Unfit(self.name, what, remedy="every=2 or more, or move=True")
+
+
+def refuse_no_event(who: str, events: Events | None, stop: int, every: int | None = None) -> None:
+    """Refuses a schedule without an event: none given, or an empty one."""
+    if not events:
+        first = "" if every is None else f": the first would come at step {every}, and none comes at or after stop"
+        what = f"no event takes place until stop={stop}, so the support never changes{first}"
+        raise Unfit(who, what, remedy="every < stop; or gs.static()")
+
 
 # -------------------------------------------------------------------- one event
 
 
-def survivors(s: Support, score: Tensor, drop: int, min_fan_in: int = 0) -> Tensor:
-    """Positions (row order) of the units that stay when the ``drop`` lowest scores go, sorted, (n - drop,) int64."""
-    if min_fan_in:
-        score = score.clone()
-        score[protected(s, score, min_fan_in)] = math.inf
-    return top_k(score, s.n - drop)
-
-
-def protected(s: Support, score: Tensor, min_fan_in: int) -> Tensor:
-    """Positions of the ``min_fan_in`` best units of every unit row: these never go."""
-    order = ranking(score)
-    rows = s.rows().long()[order]
-    order = order[torch.argsort(rows, stable=True)]  # by row, within a row best first
-    place = torch.arange(s.n, device=order.device) - s.crow.long()[s.rows().long()[order]]
-    return order[place < min_fan_in]
-
-
-def ranking(score: Tensor) -> Tensor:
-    """Positions from the highest score to the lowest; among equals the lower position first."""
-    return torch.sort(score, descending=True, stable=True)[1]
-
-
-def rewire(s: Support, drop_score: Tensor, born: Tensor, born_score: Tensor, drop: int, grow: int, min_fan_in: int = 0) -> Support:
-    """The support without its ``drop`` lowest-scored units and with the ``grow`` highest-scored candidates.
-
-    Args:
-        drop_score: (n,), row order.
-        born, born_score: candidate ids (m,) int64, none of them among the units that stay, and their scores (m,).
-    """
-    keep = survivors(s, drop_score, drop, min_fan_in)
-    order = torch.argsort(born)  # ties go to the lower id, so rank candidates in the order of their ids
-    grown = born[order][top_k(born_score[order], grow)]
-    return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
-
-
 def event(topology: Topology, change: Change, sites: Sequence[Site], rng: torch.Generator | None) -> list[Outcome]:
     """One event over all layers: the new supports, in the order of ``sites``."""
-    serving = [site for site in sites if site.has_gradient]
-    if len(serving) < len(sites):
-        done = iter(event(topology, change, serving, rng) if serving else ())
-        return [next(done) if site.has_gradient else Outcome(site.s, 0, 0) for site in sites]
-    wanted = topology.amount(sites, change)
-    plans = [_plan(topology, change, site, k) for site, k in zip(sites, wanted, strict=True)]
-    drops, grows = [d for d, _ in plans], [g for _, g in plans]
-    candidates: list[tuple[Tensor, Tensor]] = []
-    drop_scores = [topology.drop(site) for site in sites]
-    for site, score, d, g in zip(sites, drop_scores, drops, grows, strict=True):
-        limit = g if topology.share is fixed else sum(grows)
-        stays = torch.zeros(site.s.n, dtype=torch.bool, device=score.device)
-        stays[survivors(site.s, score, d, topology.min_fan_in)] = True
-        candidates.append(topology.grow(site, (~stays).nonzero().flatten(), change, limit, rng) if limit else (site.ids[:0], score[:0]))
-    grows = topology.share(sites, drops, grows, [score for _, score in candidates])
-    return [
-        Outcome(rewire(site.s, score, ids, born_score, d, g, topology.min_fan_in) if d or g else site.s, d, g)
-        for site, score, (ids, born_score), d, g in zip(sites, drop_scores, candidates, drops, grows, strict=True)
-    ]
+    ties = torch.randint(1 << 62, (len(sites),), generator=rng).tolist()
+    sites = [site._replace(ties=number) for site, number in zip(sites, ties, strict=True)]
+    able = [i for i, site in enumerate(sites) if site.has_gradient and _can_serve(topology, site)]
+    outcomes = [Outcome(site.s, 0, 0, site.sensed if site.has_gradient else 0) for site in sites]
+    if able:
+        for i, done in zip(able, _exchanged(topology, change, [sites[i] for i in able], rng), strict=True):
+            outcomes[i] = done
+    return outcomes
 
 
-def _plan(topology: Topology, change: Change, site: Site, k: int) -> tuple[int, int]:
-    """(drop, grow) of one layer, both servable."""
-    n = site.s.n
-    size = site.size if topology.share is fixed else n  # where layers share, their sizes are the outcome
-    droppable = n - _protected_count(site.s, topology.min_fan_in)
-    if topology.share is not fixed:
+def _can_serve(topology: Topology, site: Site) -> bool:
+    return _room(topology, site) > 0 or (topology.keeps_layer_sizes and site.s.n > site.size)
+
+
+def _room(topology: Topology, site: Site) -> int:
+    """Units off the support that may grow."""
+    return site.s.total - site.s.n if topology.candidates == "anywhere" else site.sensed
+
+
+def _exchanged(topology: Topology, change: Change, sites: Sequence[Site], rng: torch.Generator | None) -> list[Outcome]:
+    wanted = _checked(topology, "amount", sites, topology.amount(sites, change))
+    parts = [_part(topology, site, k) for site, k in zip(sites, wanted, strict=True)]
+    together = sum(part.grow for part in parts)
+    parts = [_offered(topology, change, part, part.grow if topology.keeps_layer_sizes else together, rng) for part in parts]
+    parts = [_fitted(part) for part in parts] if topology.keeps_layer_sizes else _fitted_together(parts)
+    grows = _shared(topology, parts)
+    return [_done(topology, part, grow) for part, grow in zip(parts, grows, strict=True)]
+
+
+class _Part(NamedTuple):
+    """What one layer is to do in an event, and what it has to offer."""
+
+    site: Site
+    score: Tensor  # of who goes, (n,)
+    k: int  # units to exchange
+    shrink: int  # units to drop besides, because the size falls
+    more: int  # units to grow besides, because it rises
+    merge: bool
+    leaving: Tensor  # positions of the units that go; where fewer do than were asked to, the first to go first
+    ids: Tensor
+    born: Tensor  # scores of the candidates, -inf where nothing speaks for one
+
+    @property
+    def drop(self) -> int:
+        return self.shrink + (0 if self.merge else self.k)
+
+    @property
+    def grow(self) -> int:
+        return self.more + self.k
+
+    def stays(self) -> Tensor:
+        """Which candidates are units that stay after all: fewer go than when ``grow`` was asked."""
+        spared = self.leaving[self.drop :]
+        return torch.isin(self.ids, self.site.s.ids()[spared]) if spared.numel() else torch.zeros_like(self.ids, dtype=torch.bool)
+
+    def in_order(self) -> "_Part":
+        """With the units that go in the order in which they do: those that go when fewer do are its beginning."""
+        keys = tie_key(self.site.s.ids()[self.leaving], self.site.ties)
+        return self._replace(leaving=self.leaving[ranking(self.score[self.leaving], keys).flip(0)])
+
+    def offers(self) -> int:
+        """Candidates for which something speaks."""
+        return int(((self.born > -math.inf) & ~self.stays()).sum())
+
+
+def _part(topology: Topology, site: Site, k: int) -> _Part:
+    """What a layer asked to exchange k units can do: both sides servable."""
+    n, s, room, least = site.s.n, site.s, _room(topology, site), topology.min_fan_in
+    score = topology.drop(site)
+    if tuple(score.shape) != (n,):
+        raise Unfit(topology.name, f"drop must give one score for each of the {n} kept units", got=tuple(score.shape))
+    size = site.size if topology.keeps_layer_sizes else n  # where layers share, their sizes are the outcome
+    droppable = n - (int(s.crow.diff().clamp(max=least).sum()) if least else 0)
+    if not topology.keeps_layer_sizes:
         droppable = min(droppable, max(0, n - floor(site)))
-    anywhere = topology.sense is never or site.strongest is not None  # what is not sensed may grow wherever its rule likes
-    candidates = site.s.total - n if anywhere else site.ids.numel()
     shrink = min(max(0, n - size), droppable)
-    if topology.merge:
-        return shrink, min(max(0, size - (n - shrink)) + k, candidates)
-    more = min(max(0, size - n), candidates)
-    k = max(0, min(k, droppable - shrink, candidates - more))  # the just dropped may be regrown, but are not counted on
-    return k + shrink, k + more
+    more = min(max(0, size - n + (shrink if topology.merge else 0)), room)
+    k = max(0, min(k, room - more) if topology.merge else min(k, droppable - shrink, room - more))  # the just dropped are not counted on
+    nothing = site.ids[:0], score[:0]
+    part = _Part(site, score, k, shrink, more, topology.merge, nothing[0], *nothing)
+    return part._replace(leaving=leavers(s, score, part.drop, least, site.ties))
 
 
-def _protected_count(s: Support, min_fan_in: int) -> int:
-    return int(s.crow.diff().clamp(max=min_fan_in).sum()) if min_fan_in else 0
+def _offered(topology: Topology, change: Change, part: _Part, limit: int, rng: torch.Generator | None) -> _Part:
+    """With candidates and their scores, where any may grow."""
+    if not limit:
+        return part
+    ids, score = topology.grow(part.site, part.leaving, change, limit, rng)
+    if ids.dim() != 1 or ids.shape != score.shape:
+        what = "grow must give ids and as many scores, (m,) each"
+        raise Unfit(topology.name, what, got=(tuple(ids.shape), tuple(score.shape)))
+    score = score if score.is_floating_point() else score.double()
+    blank = score.isnan() if topology.candidates == "anywhere" else (score == 0) | score.isnan()
+    return part._replace(ids=ids, born=score.masked_fill(blank, -math.inf))
+
+
+def _fitted(part: _Part) -> _Part:
+    """Exchanging no more units than there are candidates for which something speaks."""
+    if not part.k or part.offers() >= part.grow:
+        return part
+    part = part.in_order()
+    while part.k and (found := part.offers()) < part.grow:
+        part = part._replace(k=max(0, found - part.more))
+    return part
+
+
+def _fitted_together(parts: list[_Part]) -> list[_Part]:
+    """The same where layers share growth: all exchange fewer, in proportion. Candidates for which nothing speaks are left out."""
+    if sum(part.k for part in parts) > sum(part.offers() for part in parts):
+        parts = [part.in_order() for part in parts]
+    while (total := sum(part.k for part in parts)) > (found := sum(part.offers() for part in parts)):
+        fewer = [part.k * found // total for part in parts]
+        for i in range(len(parts)):  # what rounding left
+            fewer[i] += min(parts[i].k - fewer[i], found - sum(fewer))
+        parts = [part._replace(k=k) for part, k in zip(parts, fewer, strict=True)]
+    speaks = [(part.born > -math.inf) & ~part.stays() for part in parts]
+    return [part._replace(ids=part.ids[these], born=part.born[these]) for part, these in zip(parts, speaks, strict=True)]
+
+
+def _shared(topology: Topology, parts: Sequence[_Part]) -> list[int]:
+    """Units that each layer grows."""
+    sites, planned = [part.site for part in parts], [part.grow for part in parts]
+    given = topology.share(sites, [part.drop for part in parts], planned, [part.born for part in parts])
+    grows = _checked(topology, "share", sites, given)
+    if topology.keeps_layer_sizes and grows != planned:
+        what = f"share gives the layers {grows} units to grow where their sizes ask for {planned}"
+        raise Unfit(topology.name, what, remedy="keeps_layer_sizes=False, if layers are to share")
+    if sum(grows) != sum(planned) or any(g > part.ids.numel() for g, part in zip(grows, parts, strict=True)):
+        what = f"share gives the layers {grows} units to grow, of {[part.ids.numel() for part in parts]} candidates"
+        raise Unfit(topology.name, f"{what}; {sum(planned)} are to grow in all")
+    return grows
+
+
+def _done(topology: Topology, part: _Part, grow: int) -> Outcome:
+    site, drop = part.site, part.drop
+    if not drop and not grow:
+        return Outcome(site.s, 0, 0, site.sensed)
+    comes, stays = ~part.stays(), torch.ones(site.s.n, dtype=torch.bool, device=part.score.device)
+    stays[part.leaving[:drop]] = False
+    s = joined(site.s, stays, part.ids[comes], part.born[comes], grow, site.ties)
+    return Outcome(s, drop, grow, site.sensed)
+
+
+def _checked(topology: Topology, slot: str, sites: Sequence[Site], numbers: Sequence[int]) -> list[int]:
+    """Whole numbers, one for each layer, as a list."""
+    numbers = list(numbers)
+    if len(numbers) != len(sites) or any(n != int(n) or n < 0 for n in numbers):
+        raise Unfit(topology.name, f"{slot} must give a whole number of units for each of {len(sites)} layers", got=numbers)
+    return [int(n) for n in numbers]

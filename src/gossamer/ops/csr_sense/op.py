@@ -8,7 +8,7 @@ from ...support import Support
 from ..csr_conv2d.reference import Geometry
 from ..kernels import Kernel, always
 from . import native, reference
-from .reference import top_k
+from .reference import tie_key, tie_keys, top_k
 
 SAMPLED = [native.KERNELS["sampled"], Kernel("reference", reference.sampled, always)]
 STRONGEST = [native.KERNELS["strongest"], Kernel("reference", reference.strongest, always)]
@@ -19,4 +19,4 @@ def gradient_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Sup
     return native.dense_rows(operands, rows, s, g)
 
 
-__all__ = ["SAMPLED", "STRONGEST", "gradient_rows", "top_k"]
+__all__ = ["SAMPLED", "STRONGEST", "gradient_rows", "tie_key", "tie_keys", "top_k"]

@@ -4,7 +4,8 @@
     strongest    the k units off the support with the largest |dW|, of all of them: the dense gradient is made a block of rows at a
                  time and only the best survive, so memory is O(block + k)                                      2 B N flops
 
-``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins.
+``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins; or, given a seed, the lower
+splitmix64(id xor seed), a random order that depends neither on blocks nor on the order in which candidates come.
 """
 
 import functools
@@ -21,6 +22,7 @@ from ..csr_conv2d.reference import Geometry
 from ..csr_linear import reference as linear
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
+GAMMA, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # of splitmix64, as int64
 
 
 def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
@@ -39,6 +41,7 @@ def strongest(
     k: int,
     g: Geometry | None = None,
     reduce: Callable[[Tensor], object] | None = None,
+    seed: int | None = None,
     rows_of: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k strongest units off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
@@ -46,6 +49,7 @@ def strongest(
     Args:
         operands: pairs (dy, x) whose gradients add up: one per micro-batch.
         reduce: applied in place to every block of the gradient (the mean over the ranks of a distributed run).
+        seed: breaks ties at random; None: the lower id wins.
         rows_of: what makes a block, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
     """
     (h, w), (unit_rows, unit_cols) = s.unit, s.grid
@@ -66,26 +70,51 @@ def strongest(
             torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
         )
         score[kept] = -1.0
-        ids = top_k(score, min(k, score.numel() - kept.numel()))
+        ids = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(None, seed, top * unit_cols))
         scores, tiles = torch.cat([best[1], score[ids]]), torch.cat([tiles, block[ids]])
         ids = torch.cat([best[0], ids + top * unit_cols])
-        chosen = top_k(scores, min(k, scores.numel()))
+        chosen = top_k(scores, min(k, scores.numel()), tie_keys(ids, seed))
         best, tiles = (ids[chosen], scores[chosen]), tiles[chosen]
     return best[0], tiles.flatten() if (h, w) == (1, 1) else tiles
 
 
-def top_k(score: Tensor, k: int) -> Tensor:
-    """Indices of the k largest entries, sorted by index; among equals the lower index wins, NaN is the least. (m,) -> (k,) int64."""
+def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Indices of the k largest entries, sorted by index; NaN is the least. (m,) -> (k,) int64.
+
+    Args:
+        ties: keys of some indices, (t,) -> (t,): among equals the lower key wins; None: the lower index.
+    """
     if k <= 0:
         return torch.empty(0, dtype=torch.int64, device=score.device)
     if k >= score.numel():
         return torch.arange(score.numel(), device=score.device)
     threshold = torch.topk(score, k, sorted=False)[0].min()
     if threshold.isnan():  # to torch NaN is the largest
-        return top_k(score.nan_to_num(-math.inf, math.inf, -math.inf), k)
+        return top_k(score.nan_to_num(-math.inf, math.inf, -math.inf), k, ties)
     above = (score > threshold).nonzero().flatten()
-    level = (score == threshold).nonzero().flatten()[: k - above.numel()]
-    return torch.cat([above, level]).sort()[0]
+    level = (score == threshold).nonzero().flatten()
+    places = k - above.numel()
+    if ties is not None and places < level.numel():
+        level = level[torch.topk(ties(level), places, largest=False, sorted=False)[1]]
+    return torch.cat([above, level[:places]]).sort()[0]
+
+
+def tie_keys(ids: Tensor | None, seed: int | None, first: int = 0) -> Callable[[Tensor], Tensor] | None:
+    """What :func:`top_k` breaks ties by, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a seed."""
+    return None if seed is None else lambda at: tie_key(at + first if ids is None else ids[at], seed)
+
+
+def tie_key(ids: Tensor, seed: int) -> Tensor:
+    """splitmix64(id xor seed) (Steele, Lea & Flood 2014): one-to-one, so no two ids share a key. (m,) int64 -> (m,) int64."""
+    z = (ids ^ seed) + GAMMA  # int64 wraps round
+    z = (z ^ _shifted(z, 30)) * FIRST
+    z = (z ^ _shifted(z, 27)) * SECOND
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
