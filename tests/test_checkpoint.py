@@ -1,6 +1,7 @@
 """Checkpoints: the law for every kind of state, resuming in the middle of everything, and what is refused with which sentence."""
 
 import copy
+import errno
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import FLAT, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, convnet, generator, mlp, same_state, supports, table, train
 from gossamer import checkpoint, laws
+from gossamer.checkpoint import file
+from gossamer.checkpoint.file import seal
 from gossamer.train import Rewirer, fit
 
 
@@ -109,12 +112,12 @@ def test_inspect_says_what_a_file_holds(tmp_path):
 def test_a_file_holds_plain_tensors_and_json(tmp_path):
     """Anything that reads safetensors can read it: values and index of each layer under the model's own names, int32 index."""
     job, path = saved(tmp_path)
-    with safe_open(str(path), "pt") as file:
-        header = file.metadata()
-        names = set(file.keys())
+    with safe_open(str(path), "pt") as held:
+        header = held.metadata()
+        names = set(held.keys())
         layer = gs.sparse_layers(job.model)["2"]
-        assert torch.equal(file.get_tensor("model.2.values"), layer.values.detach())
-        assert torch.equal(file.get_tensor("model.2.col"), layer.col) and file.get_tensor("model.2.crow").dtype == torch.int32
+        assert torch.equal(held.get_tensor("model.2.values"), layer.values.detach())
+        assert torch.equal(held.get_tensor("model.2.col"), layer.col) and held.get_tensor("model.2.crow").dtype == torch.int32
     assert header["format"] == "gossamer-checkpoint" and json.loads(header["json"])["extra"] == {"epoch": 2}
     assert {f"model.{key}" for key in job.model.state_dict()} <= names and not any("perm" in name or "ccol" in name for name in names)
 
@@ -169,14 +172,16 @@ def test_extra_must_be_json(tmp_path):
 
 
 def rewritten(path, tensors=lambda t: None, meta=lambda m: None, header=lambda h: None) -> None:
-    """The file again, with some of it changed."""
-    with safe_open(str(path), "pt") as file:
-        said, held = dict(file.metadata()), {key: file.get_tensor(key) for key in file.keys()}
+    """The file again, with some of it changed, and sealed again as if it had been written so: the digest does not help."""
+    with safe_open(str(path), "pt") as opened:
+        said, held = dict(opened.metadata()), {key: opened.get_tensor(key) for key in opened.keys()}
     inner = json.loads(said["json"])
     tensors(held), meta(inner)
     said["json"] = json.dumps(inner)
     header(said)
     save_file(held, str(path), metadata=said)
+    if "digest" in said:
+        seal(path)
 
 
 def truncated(path, share: float) -> None:
@@ -193,6 +198,13 @@ def other_index(held) -> None:
     held["model.2.crow"], held["model.2.col"] = s.crow, s.col
 
 
+def nested(depth: int):
+    value = 1
+    for _ in range(depth):
+        value = {"list": [value]}
+    return value
+
+
 def changed(key, change):
     return lambda held: held.update({key: change(held[key]).contiguous()})
 
@@ -203,13 +215,17 @@ SPOILED = {  # what happened to the file -> the sentence
     "empty": (lambda p: p.write_bytes(b""), "truncated, or not a safetensors file"),
     "a pickle": (lambda p: torch.save({"a": torch.ones(2)}, p), "truncated, or not a safetensors file"),
     "somebody else's": (lambda p: save_file({"a": torch.ones(2)}, str(p)), "not a gossamer checkpoint"),
-    "newer": (lambda p: rewritten(p, header=lambda h: h.update(version="2")), "format version 2, newer than the 1 known here"),
+    "newer": (lambda p: rewritten(p, header=lambda h: h.update(version="3")), "format version 3, newer than the 2 known here"),
+    "of gossamer 0.1.0": (lambda p: rewritten(p, header=lambda h: (h.pop("digest"), h.update(version="1"))), "version 1, which has no"),
+    "no digest": (lambda p: rewritten(p, header=lambda h: h.pop("digest")), "header is damaged.*no digest"),
     "no version": (lambda p: rewritten(p, header=lambda h: h.pop("version")), "header is damaged"),
     "broken json": (lambda p: rewritten(p, header=lambda h: h.update(json="{")), "header is damaged"),
     "json of something else": (lambda p: rewritten(p, header=lambda h: h.update(json="[1]")), "header is damaged"),
     "no states": (lambda p: rewritten(p, meta=lambda m: m.pop("states")), "header is damaged"),
     "no random state": (lambda p: rewritten(p, meta=lambda m: m.pop("rng")), "header is damaged"),
     "no supports": (lambda p: rewritten(p, meta=lambda m: m.update(supports={})), "2: the file does not describe its support"),
+    "supports of more layers": (lambda p: rewritten(p, meta=lambda m: m["supports"].update(x={})), "x: no sparse layer of this model"),
+    "index of int64": (lambda p: rewritten(p, changed("model.2.col", torch.Tensor.long)), "not int32"),
     "index unsorted": (lambda p: rewritten(p, flipped), "2: columns must"),
     "index of another support": (lambda p: rewritten(p, other_index), "SHA-256 differs"),
     "values of another length": (lambda p: rewritten(p, changed("model.2.values", lambda t: t[:3])), "values of shape"),
@@ -219,8 +235,15 @@ SPOILED = {  # what happened to the file -> the sentence
     "no index": (lambda p: rewritten(p, lambda t: t.pop("model.2.col")), "the model has '2.col', the file has not"),
     "a tensor of the optimizer gone": (
         lambda p: rewritten(p, lambda t: t.pop(next(k for k in t if k.startswith("optimizer.")))),
-        "is damaged|holds no tensor",
+        "is damaged.*holds no tensor",
     ),
+    "a tensor more": (lambda p: rewritten(p, lambda t: t.update(more=torch.ones(2))), "holds tensors that are not those its header names"),
+    "one tensor in two places": (lambda p: rewritten(p, meta=lambda m: m["rng"]["items"].append(m["rng"]["items"][0])), "holds no tensor"),
+    "a random state that is none": (lambda p: rewritten(p, changed("rng.torch", torch.zeros_like)), "no generator takes the random state"),
+    "a random state too short": (lambda p: rewritten(p, changed("rng.torch", lambda t: t[:100])), "random state is a tensor"),
+    "a state packed wrongly": (lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger={"set": []})), "packed as 'set'"),
+    "nested without end": (lambda p: rewritten(p, header=lambda h: h.update(json="[" * 100_000)), "header is damaged: RecursionError"),
+    "nested deeply": (lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger=nested(200))), "it is no dict"),
     "gone": (lambda p: p.unlink(), "there is no such file"),
 }  # fmt: skip
 
@@ -322,12 +345,12 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     content = path.read_bytes()
 
     def full_disk(tensors, name, metadata):
-        with open(name, "wb") as file:
-            file.write(b"half of it")
-        raise OSError("No space left on device")
+        with open(name, "wb") as half:
+            half.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(file, "save_file", full_disk)
+    with pytest.raises(gs.Unfit, match=f"{path}: the disk is full: No space left on device\n.*what was there before is whole"):
         checkpoint.save(path, Job().model)
     assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -387,7 +410,7 @@ def test_a_convolutional_model_with_normalisation(tmp_path):
 
 def test_the_format_page_matches():
     """The constants that the documentation of the format names."""
-    assert (checkpoint.FORMAT, checkpoint.VERSION) == ("gossamer-checkpoint", 1)
+    assert (checkpoint.FORMAT, checkpoint.VERSION) == ("gossamer-checkpoint", 2)
     assert re.fullmatch(r"[0-9a-f]{64}", checkpoint.digest(torch.zeros(1), torch.zeros(0)))
 
 
