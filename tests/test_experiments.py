@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gossamer import Unfit, checkpoint, sparse_layers, topology
+from gossamer.checkpoint.file import seal
 from gossamer.experiments import sweep as sweeps
 from gossamer.experiments.config import Config, differences, flat, merged, parse, settings
 from gossamer.experiments.folder import Folder
@@ -294,6 +295,7 @@ def test_a_lost_position_would_be_noticed(tmp_path):
     meta = json.loads(header["json"])
     meta["extra"]["step"] = 0
     save_file(tensors, path, {**header, "json": json.dumps(meta)})
+    seal(path)
     run(config, tmp_path / "parts", resume=True)
     with pytest.raises(AssertionError):
         same_end(tmp_path / "whole", tmp_path / "parts")

@@ -26,7 +26,7 @@ from .file import FORMAT as FORMAT
 from .file import OLDER, VERSION, packed, read_file, read_meta, unpacked, write_file
 from .file import index_digest as digest
 from .optimizer import optimizer_problems
-from .verify import COUNTS, FOREIGN, Judge, devices, judged, model_problems, name_problems, random_problems, unlike
+from .verify import COUNTS, FOREIGN, devices, judged, model_problems, name_problems, random_problems, unlike
 
 __all__ = ["FORMAT", "VERSION", "digest", "inspect", "load", "save"]
 PARTS = ("optimizer", "scheduler", "rewirer", "ledger", "target")  # in the order in which they are loaded
@@ -142,10 +142,11 @@ def _part_problems(name: str, part: Any, state: Any, model: nn.Module, mine: dic
         return [f"saved with topology {state.get('topology')!r}, not {part.topology.name!r}"]
     if name == "optimizer":
         return [*optimizer_problems(part, state, model, mine), *judged(part, state)]
-    if isinstance(part, Judge):
-        return judged(part, state)
-    whole, least = (COUNTS, None) if name == "scheduler" else (None, 0)
-    return unlike(part.state_dict(), state, f"its {name}", whole=whole, least=least)
+    if name == "scheduler":
+        return unlike(part.state_dict(), state, f"its {name}", whole=COUNTS)
+    if name == "ledger":
+        return unlike(part.state_dict(), state, f"its {name}", least=0)
+    return judged(part, state)
 
 
 # -------------------------------------------------------------------- commit
