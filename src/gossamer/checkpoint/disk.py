@@ -130,6 +130,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     finally:
         if sys.platform != "win32":
             path.unlink(missing_ok=True)  # before it is let go: who comes next makes a new one
+            sync(path.parent)
         os.close(handle)
         if sys.platform == "win32":
             path.unlink(missing_ok=True)

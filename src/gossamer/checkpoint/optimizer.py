@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .verify import SIZES, kind_of
 
 Entry = dict[str, Any]
+CHOSEN = ("foreach", "fused")  # options that torch chooses where nobody has
 
 
 class Member(NamedTuple):
@@ -38,10 +39,10 @@ def optimizer_problems(optimizer: torch.optim.Optimizer, state: Any, model: nn.M
         return found
     order = [p for group in optimizer.param_groups for p in group["params"]]
     ids = [i for group in groups for i in group["params"]]
-    strange = [key for key in state["state"] if isinstance(key, int) and key not in ids]
+    strange = [key for key in state["state"] if key not in ids and (isinstance(key, int) or key not in here["state"])]
     wrong = [key for key, entry in state["state"].items() if not isinstance(entry, dict) and key in ids]
     if strange or wrong:
-        return [f"it holds a state of parameter {key}, which it does not have" for key in strange] + [
+        return [f"it holds a state of {key!r}, which is none of its parameters" for key in strange] + [
             f"the state of parameter {key} is {kind_of(state['state'][key])}, not a dict" for key in wrong
         ]
     mine = [i for group in here["param_groups"] for i in group["params"]]
@@ -87,7 +88,7 @@ def _group_problems(here: list[Entry], there: list[Any]) -> list[str]:
 
 
 def _option_problem(key: str, here: Any, there: Any) -> str:
-    """What is wrong with an option of a group; "" if nothing. None and true or false go together: torch chooses where nobody has."""
+    """What is wrong with an option of a group; "" if nothing."""
     if _number(here) and _number(there):
         low = 0.0 if key in SIZES else -math.inf
         fits = float(there) >= low and not (math.isinf(there) and math.isfinite(here))
@@ -97,8 +98,10 @@ def _option_problem(key: str, here: Any, there: Any) -> str:
     elif isinstance(here, (list, tuple)):
         fits = isinstance(there, (list, tuple)) and len(here) == len(there)
         fits = fits and not any(_option_problem(key, a, b) for a, b in zip(here, there, strict=True))
-    elif here is None or isinstance(here, bool):
-        fits = there is None or isinstance(there, bool) or (here is None and _number(there))
+    elif here is None:
+        fits = there is None or isinstance(there, bool) or _number(there)
+    elif isinstance(here, bool):
+        fits = isinstance(there, bool) or (there is None and key in CHOSEN)
     else:
         fits = type(here) is type(there) and not _number(here)
     return "" if fits else f"is {kind_of(there)}, not {kind_of(here)}"

@@ -73,13 +73,13 @@ def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], dot: str, s
         return ["the file does not describe its support"]
     s, (values, crow, col) = layer.support, (saved[dot + part] for part in ("values", "crow", "col"))
     here = {"shape": list(layer.dense_shape), "unit": list(layer.unit), "layout": layer.layout.name}
-    if wrong := [f"{key} is {here[key]} here, {said.get(key)} in the file" for key in here if here[key] != said.get(key)]:
-        return wrong
+    if wrong := [f"{key} is {here[key]} here, {said.get(key)} in the file" for key in here if repr(here[key]) != repr(said.get(key))]:
+        return wrong  # by their words: True equals 1
     if crow.dtype != torch.int32 or col.dtype != torch.int32:
         return [f"the index is of {crow.dtype} and {col.dtype}, not int32"]
     if wrong := index_problems(crow, col, s.shape, s.unit):
         return wrong
-    if index_digest(crow, col) != said.get("sha256") or said.get("n") != col.numel():
+    if index_digest(crow, col) != said.get("sha256") or repr(said.get("n")) != repr(col.numel()):
         return ["the index is not the one its values were saved with (SHA-256 differs)"]
     expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
     if tuple(values.shape) != expected:

@@ -166,9 +166,11 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
             raise Unfit(where, f"{key}: a value is missing", remedy=f"leave the key out for its default, {parser.get_default(key)}")
     try:
         typed = parser.parse_object(tree)
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         remedy = "gossamer run --help lists the keys and their types; a list is written '[64, 32]'"
         raise Unfit(where, expected(str(error)), remedy=remedy) from error
+    for key, value in flat(typed.as_dict()).items():
+        _check_range(key, value)
     parts = {kind: registry[tree[kind]["name"]](**_dict(typed.get(kind))) for kind, registry in KINDS.items()}
     return Config(**parts, **{key: typed[key] for key in PLAIN})
 

@@ -77,6 +77,12 @@ class Folder:
                 for folder in made:
                     folder.rmdir()
 
+    def tidy(self) -> None:
+        """Removes the lock of a process that died when nothing was left to do; one that is held stays."""
+        if self.lock.exists():
+            with suppress(Unfit), self.locked():
+                pass
+
     def settings(self) -> Tree:
         """The configuration of the run in this folder: the result's, that of config.yaml, or the checkpoint's where that is damaged. Raises
         Unfit if none can be read."""

@@ -116,7 +116,7 @@ def configuration(given: Given, base: Tree) -> Config:
         typed = parser.parse_args(
             [f"--{key if key not in KINDS else f'{key}.name'}={value}" for key, value in given.flags.items()], defaults=False
         )
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         raise Unfit(WHO, expected(str(error))) from error
     parse(tree, where)  # a mistake in the file is reported as the file's
     return parse(merged(tree, flat(typed.as_dict()), WHO), WHO)

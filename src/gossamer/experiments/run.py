@@ -149,6 +149,7 @@ def run(
     config, folder, watch = config.resolved(), Folder(path), watch or Silent()
     if folder.over:  # nothing will be written
         folder.check(config, resume, change)
+        folder.tidy()
         return folder.figures()
     with folder.locked():
         folder.check(config, resume, change)

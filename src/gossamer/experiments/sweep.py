@@ -54,6 +54,8 @@ def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None 
         threads = max(1, (os.cpu_count() or 1) // jobs)
     todo, folder = plan(Path(file), out, threads)
     damaged = {job.label: job.folder.damage for job in todo if job.folder.damage}
+    for job in todo:
+        job.folder.tidy()
     remaining = [job for job in todo if not job.folder.over and job.label not in damaged]
     for task in {job.config.task for job in remaining}:
         task.check()
