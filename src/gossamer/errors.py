@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST = 200  # characters of an offending value
+
 
 class Unfit(ValueError):
     """Misuse, refused at construction or before the first step.
@@ -19,7 +21,9 @@ class Unfit(ValueError):
 
     def __init__(self, who: str, what: str, *, got: object = None, reasons: Iterable[str] = (), remedy: str | None = None):
         self.who, self.what, self.got, self.reasons, self.remedy = who, what, got, tuple(reasons), remedy
-        lines = [f"{who}: {what}" + ("" if got is None else f" (got {got!r})")]
+        shown = repr(got)
+        shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+        lines = [f"{who}: {what}" + ("" if got is None else f" (got {shown})")]
         lines += [f"  - {reason}" for reason in self.reasons]
         if remedy:
             lines.append(f"  To fix it: {remedy}")

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ TINY += ["--density=0.3", "--batch=16", "--epochs=3", "--threads=1"]
 CSST = ["--method.every=4", "--method.last_every=5", "--method.window=3"]
 SHADOW = ["--method=proximal", "--optimizer=linbreg", "--layout=shadow", "--method.target=true", "--optimizer.lam=0.02"]
 SWEEP = """
-base: {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [16, 16], density: 0.3, batch: 16, epochs: 2, threads: 1}
+base:
+  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [16, 16], density: 0.3, batch: 16, epochs: 2, threads: 1}
 grid:
   - {method: [dense, {name: csst, every: 4, last_every: 5, window: 3}], seed: [0, 1]}
 """
@@ -106,7 +108,8 @@ def power_cuts(cases: int, rng: random.Random) -> list[Tally]:
             out, after = place / "out", Path(folder) / f"{case} after"
             call, luck, seed = rng.randrange(1, job.calls + 1), rng.choice((0.0, 0.5)), rng.random()
             disk = Disk(place)
-            forked(disk.recording(_before_call(command(*_arguments(job, out)), call, lambda: disk.cut(after, luck, random.Random(seed)))))
+            cut = partial(disk.cut, after, luck, random.Random(seed))
+            forked(disk.recording(_before_call(command(*_arguments(job, out)), call, cut)))
             if after.exists():
                 shutil.rmtree(place)
                 after.rename(place)

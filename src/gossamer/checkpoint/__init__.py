@@ -162,10 +162,12 @@ def _commit(path: Path, model: nn.Module, mine: dict[str, Tensor], parts: dict[s
             part.load_state_dict(given[name])
         _set_rng_state(random)
     except BaseException as error:
-        for name in begun:
-            with suppress(*FOREIGN):  # who refuses even what it held has not let go of it
-                order[name].load_state_dict(before[name])
-        _set_rng_state(generators)
+        try:
+            for name in begun:
+                with suppress(*FOREIGN):  # who refuses even what it held has not let go of it
+                    order[name].load_state_dict(before[name])
+        finally:
+            _set_rng_state(generators)
         if not isinstance(error, FOREIGN):
             raise
         what, reasons = f"the {begun[-1]} does not take its state; nothing has changed", [f"{type(error).__name__}: {error}"]

@@ -13,17 +13,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import Unfit, nearest
-from .disk import replacing, unwritten
+from .disk import replacing
 
 FORMAT, VERSION = "gossamer-checkpoint", 2
 LONGEST = 100_000_000  # bytes of a header, safetensors' own limit
 BLANK = "0" * 64
 SEAL = re.compile(rb'"digest":"([0-9a-f]{64})"')  # in the header: quotes inside a string are escaped, so nothing else looks like it
+DTYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64"},
+    torch.bool: "BOOL",
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
+}
 OLDER = "an older checkpoint"
 FOREIGN = (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError)  # of a parser
 
@@ -36,18 +42,27 @@ class Contents(NamedTuple):
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes a sealed file, atomically and durably. Raises Unfit."""
-    header = {"format": FORMAT, "version": str(VERSION), "digest": BLANK, "json": json.dumps(meta)}
+    """Writes a sealed file, atomically and durably. Raises Unfit.
+
+    The bytes are written here: safetensors' own writer leaves a temporary of its own behind where it is killed.
+    """
+    held = {key: _plain(key, t) for key, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))}  # aligned
+    said = {"format": FORMAT, "version": str(VERSION), "digest": BLANK, "json": json.dumps(meta)}
+    header: dict[str, Any] = {"__metadata__": said}
+    end = 0
+    for key, t in held.items():
+        begin, end = end, end + t.numel() * t.element_size()
+        header[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [begin, end]}
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise Unfit("checkpoint.save", f"the name of a tensor is no text: {error}") from error
+    text += b" " * (-len(text) % 8)
     with replacing(path) as temporary:
-        try:
-            save_file(_separate(tensors), temporary, metadata=header)
-        except SafetensorError as error:
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise Unfit("checkpoint.save", f"safetensors cannot hold these tensors: {error}") from error
-            raise unwritten(path, OSError(int(number[1]), str(error))) from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise Unfit("checkpoint.save", f"safetensors cannot hold these tensors: {error}") from error
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for t in held.values():
+                file.write(memoryview(t.reshape(-1).view(torch.uint8).numpy()))
         seal(temporary)
 
 
@@ -56,7 +71,7 @@ def seal(path: Path) -> None:
     with open(path, "r+b") as file:
         header = _header(file)
         found = SEAL.search(header)
-        assert found is not None  # save_file has just written it
+        assert found is not None  # it has just been written so
         file.seek(8 + found.start(1))
         file.write(_digest(file, header, found).encode())
 
@@ -205,17 +220,11 @@ def _check_kind(path: Path, said: dict[str, str]) -> None:
         raise Unfit(str(path), f"format version {version}, which has no digest to verify it by", remedy=remedy)
 
 
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    out = {}
-    for key, t in tensors.items():
-        t = t.detach().cpu().contiguous()
-        if t.numel() and t.untyped_storage().data_ptr() in seen or t.numel() != t.untyped_storage().nbytes() // t.element_size():
-            t = t.clone()
-        seen.add(t.untyped_storage().data_ptr())
-        out[key] = t
-    return out
+def _plain(key: str, t: Tensor) -> Tensor:
+    """A tensor as it is written: on the CPU, contiguous, of a type that the format knows."""
+    if t.layout is not torch.strided or t.dtype not in DTYPES:
+        raise Unfit("checkpoint.save", f"the format has no tensors like {key}", got=(t.dtype, t.layout))
+    return t.detach().cpu().contiguous()
 
 
 def _brief(error: BaseException) -> str:

@@ -142,9 +142,11 @@ def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
 def _doctor(argv: list[str]) -> int:
     from .doctor import doctor
 
+    if argv and argv[0] not in ("-h", "--help"):
+        raise Unfit("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
     if argv:
         print("usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options.")
-        return 0 if argv[0] in ("-h", "--help") else 2
+        return 0
     return doctor()
 
 

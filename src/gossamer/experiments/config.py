@@ -240,7 +240,8 @@ def expected(message: str) -> str:
     """jsonargparse's message in fewer lines: the key, what is expected, what was got."""
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
     message = re.sub(r'Parser key "([\w.]+)":\s+', r"\1: ", message)
-    return re.sub(r"\s*\n\s*", " ", message).strip()
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    return message if len(message) <= 400 else f"{message[:400]}..."
 
 
 # -------------------------------------------------------------------- details
