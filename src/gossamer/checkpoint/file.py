@@ -62,7 +62,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for t in held.values():
-                file.write(memoryview(t.reshape(-1).view(torch.uint8).numpy()))
+                file.write(t.reshape(-1).view(torch.uint8).numpy().data)
         seal(temporary)
 
 
