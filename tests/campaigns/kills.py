@@ -4,6 +4,9 @@ A kill comes at a random time, or just before a random call that changes a folde
 else each file, and each change of a name, is lost or kept at random (or all is lost); a file that was not synchronised keeps a part.
 """
 
+import builtins
+import io
+import itertools
 import os
 import random
 import shutil
@@ -149,47 +152,54 @@ def die() -> None:
 
 
 def _before_call(work: Callable[[], int], number: int, act: Callable[[], Any]) -> Callable[[], int]:
-    """The work, with ``act`` just before the ``number``-th call of CALLS."""
+    """The work, with ``act`` just before the ``number``-th call that changes a folder or a file."""
+    calls = itertools.count(1)
+
+    def note() -> None:
+        if next(calls) == number:
+            act()
+
+    return _noting(work, note)
+
+
+def _counted(work: Callable[[], int], file: Path) -> Callable[[], int]:
+    """The work; the number of its calls that change a folder or a file goes into a file."""
+    calls = [0]
+
+    def note() -> None:
+        calls[0] += 1
 
     def run() -> int:
-        left_over = number
-
-        def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **options: Any) -> Any:
-                nonlocal left_over
-                left_over -= 1
-                if left_over == 0:
-                    act()
-                return real(*args, **options)
-
-            return call
-
-        for name in CALLS:
-            setattr(os, name, wrapped(getattr(os, name)))
-        return work()
+        code = _noting(work, note)()
+        os.write(os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), str(calls[0]).encode())
+        return code
 
     return run
 
 
-def _counted(work: Callable[[], int], file: Path) -> Callable[[], int]:
-    """The work; the number of its calls of CALLS goes into a file."""
+def _noting(work: Callable[[], int], note: Callable[[], None]) -> Callable[[], int]:
+    """The work, with ``note`` before each call of CALLS and each writing into an open file."""
+
+    def noted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            note()
+            return real(*args, **options)
+
+        return call
+
+    def opened(*args: Any, **options: Any) -> Any:
+        file = plain(*args, **options)
+        if file.writable():
+            file.write = noted(file.write)
+        return file
 
     def run() -> int:
-        calls = [0]
-
-        def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **options: Any) -> Any:
-                calls[0] += 1
-                return real(*args, **options)
-
-            return call
-
         for name in CALLS:
-            setattr(os, name, wrapped(getattr(os, name)))
-        code = work()
-        file.write_text(str(calls[0]))
-        return code
+            setattr(os, name, noted(getattr(os, name)))
+        builtins.open = io.open = opened
+        return work()
 
+    plain = open
     return run
 
 

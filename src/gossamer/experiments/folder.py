@@ -115,9 +115,8 @@ class Folder:
     def check(self, config: Config, resume: bool, change: Collection[str] = ()) -> None:
         """Refuses (Unfit) a folder that holds another run, or this one if ``resume`` is not asked for; settings named in ``change`` may be
         others than those the run had so far."""
-        if self.status == "new":
-            return
-        if not resume:
+        begun = self.status != "new"
+        if begun and not resume:
             remedy = "another --out" if self.over else "--resume to continue it, or another --out"
             raise Unfit(str(self.path), f"this folder already holds a run, which has {self.status}", remedy=remedy)
         now = settings(config)
@@ -125,7 +124,7 @@ class Folder:
             what = f"the run in this folder has {self.status} with other settings"
             raise Unfit(str(self.path), what, reasons=differences(self.settings(), now), remedy="another --out")
         said = None if self.over else self._said()
-        befores = [self.settings(), *([said["settings"]] if said else [])]  # an edited config.yaml is not that of the checkpoint
+        befores = [*([self.settings()] if begun else []), *([said["settings"]] if said else [])]  # an edited config.yaml is another
         different = dict.fromkeys(sentence for before in befores for sentence in differences(before, now, change))
         if different:
             remedy = "the same settings (none at all takes them from the folder), --change KEYS to go on with others, or another --out"
