@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ..errors import Unfit
 from ..layers import sparse_layers
-from . import disk as disk
 from .file import FORMAT as FORMAT
 from .file import OLDER, VERSION, packed, read_file, read_meta, unpacked, write_file
 from .file import index_digest as digest

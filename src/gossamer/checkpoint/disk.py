@@ -14,7 +14,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import Unfit
@@ -122,7 +122,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     if handle is None:
         holder = path.read_text(errors="replace").strip() if path.is_file() else ""
         by = f"process {holder}" if holder else "another process"
-        raise Unfit(what, f"{by} is writing here", remedy="wait until it has ended, or end it; or another --out")
+        raise Unfit(what, f"{by} is writing here", remedy="wait until it has ended, or end it; or another folder")
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
@@ -130,7 +130,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
     finally:
         if sys.platform != "win32":
             path.unlink(missing_ok=True)  # before it is let go: who comes next makes a new one
-            sync(path.parent)
+            with suppress(FileNotFoundError):  # somebody removed the folder
+                sync(path.parent)
         os.close(handle)
         if sys.platform == "win32":
             path.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ class Folder:
     @property
     def status(self) -> str:
         """How far the run in this folder has come. A result that cannot be read is none: the run comes to the same from its checkpoint."""
-        result = _json(self.result)
+        result = read_json(self.result)
         if result is not None and result.get("status") in OVER and _complete(result):
             return result["status"]
         return "stopped" if self.config.is_file() else "new"
@@ -144,7 +144,7 @@ class Folder:
 
     def begin(self, config: Config, plan: Plan | None = None) -> None:
         """Writes what stands before the first step, where it is not there, or is not what it should be."""
-        if _json(self.environment) is None:
+        if read_json(self.environment) is None:
             write(self.environment, json.dumps(environment(), indent=2) + "\n")
         if plan is not None and (not self.planned.is_file() or not self.checkpoint.is_file()):
             write(self.planned, plan.to_json())
@@ -159,13 +159,13 @@ class Folder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics, one dict per epoch; a line that cannot be read is left out."""
-        return [row for row in _lines(self.metrics) if "epoch" in row]
+        return [row for row in read_lines(self.metrics) if "epoch" in row]
 
     def restore(self, rows: list[dict[str, Any]], step: int) -> None:
         """Makes the metrics those of the checkpoint that is resumed from, and forgets diagnoses of later steps."""
         write(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         if self.diagnosis.is_file():
-            write(self.diagnosis, "".join(json.dumps(row) + "\n" for row in _lines(self.diagnosis) if row.get("step", 0) <= step))
+            write(self.diagnosis, "".join(json.dumps(row) + "\n" for row in read_lines(self.diagnosis) if row.get("step", 0) <= step))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the figures; the run is over."""
@@ -196,18 +196,7 @@ def named(tree: Tree) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(), "settings": tree}
 
 
-# -------------------------------------------------------------------- details
-
-
-def _complete(result: dict[str, Any]) -> bool:
-    """Whether a result has its figures; that of a folder that only holds others has none."""
-    config = result.get("config")
-    if not isinstance(config, dict) or any(key not in config for key in (*KINDS, *PLAIN)):
-        return False
-    return bool(config["null_models"]) or all(key in result for key in (*FIGURES, "metrics" if result["status"] == "finished" else "step"))
-
-
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if there is no such file, or it is damaged."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -216,7 +205,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return tree if isinstance(tree, dict) else None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines, those that cannot be read left out: torn by a kill, or never written in full."""
     if not path.is_file():
         return
@@ -225,3 +214,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if isinstance(row, dict):
                 yield row
+
+
+def _complete(result: dict[str, Any]) -> bool:
+    """Whether a result has its figures; that of a folder that only holds others has none."""
+    config = result.get("config")
+    if not isinstance(config, dict) or any(key not in config for key in (*KINDS, *PLAIN)):
+        return False
+    return bool(config["null_models"]) or all(key in result for key in (*FIGURES, "metrics" if result["status"] == "finished" else "step"))
