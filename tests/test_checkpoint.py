@@ -1,6 +1,7 @@
 """Checkpoints: the law for every kind of state, resuming in the middle of everything, and what is refused with which sentence."""
 
 import copy
+import errno
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import FLAT, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, convnet, generator, mlp, same_state, supports, table, train
 from gossamer import checkpoint, laws
+from gossamer.checkpoint import disk
+from gossamer.checkpoint.file import seal
 from gossamer.rewirer import Rewirer
 from gossamer.train import fit
 
@@ -110,12 +113,12 @@ def test_inspect_says_what_a_file_holds(tmp_path):
 def test_a_file_holds_plain_tensors_and_json(tmp_path):
     """Anything that reads safetensors can read it: values and index of each layer under the model's own names, int32 index."""
     job, path = saved(tmp_path)
-    with safe_open(str(path), "pt") as file:
-        header = file.metadata()
-        names = set(file.keys())
+    with safe_open(str(path), "pt") as held:
+        header = held.metadata()
+        names = set(held.keys())
         layer = gs.sparse_layers(job.model)["2"]
-        assert torch.equal(file.get_tensor("model.2.values"), layer.values.detach())
-        assert torch.equal(file.get_tensor("model.2.col"), layer.col) and file.get_tensor("model.2.crow").dtype == torch.int32
+        assert torch.equal(held.get_tensor("model.2.values"), layer.values.detach())
+        assert torch.equal(held.get_tensor("model.2.col"), layer.col) and held.get_tensor("model.2.crow").dtype == torch.int32
     assert header["format"] == "gossamer-checkpoint" and json.loads(header["json"])["extra"] == {"epoch": 2}
     assert {f"model.{key}" for key in job.model.state_dict()} <= names and not any("perm" in name or "ccol" in name for name in names)
 
@@ -170,14 +173,16 @@ def test_extra_must_be_json(tmp_path):
 
 
 def rewritten(path, tensors=lambda t: None, meta=lambda m: None, header=lambda h: None) -> None:
-    """The file again, with some of it changed."""
-    with safe_open(str(path), "pt") as file:
-        said, held = dict(file.metadata()), {key: file.get_tensor(key) for key in file.keys()}
+    """The file again, with some of it changed, and sealed again as if it had been written so: the digest does not help."""
+    with safe_open(str(path), "pt") as opened:
+        said, held = dict(opened.metadata()), {key: opened.get_tensor(key) for key in opened.keys()}
     inner = json.loads(said["json"])
     tensors(held), meta(inner)
     said["json"] = json.dumps(inner)
     header(said)
     save_file(held, str(path), metadata=said)
+    if "digest" in said:
+        seal(path)
 
 
 def truncated(path, share: float) -> None:
@@ -194,6 +199,13 @@ def other_index(held) -> None:
     held["model.2.crow"], held["model.2.col"] = s.crow, s.col
 
 
+def nested(depth: int):
+    value = 1
+    for _ in range(depth):
+        value = {"list": [value]}
+    return value
+
+
 def changed(key, change):
     return lambda held: held.update({key: change(held[key]).contiguous()})
 
@@ -204,13 +216,17 @@ SPOILED = {  # what happened to the file -> the sentence
     "empty": (lambda p: p.write_bytes(b""), "truncated, or not a safetensors file"),
     "a pickle": (lambda p: torch.save({"a": torch.ones(2)}, p), "truncated, or not a safetensors file"),
     "somebody else's": (lambda p: save_file({"a": torch.ones(2)}, str(p)), "not a gossamer checkpoint"),
-    "newer": (lambda p: rewritten(p, header=lambda h: h.update(version="2")), "format version 2, newer than the 1 known here"),
+    "newer": (lambda p: rewritten(p, header=lambda h: h.update(version="3")), "format version 3, newer than the 2 known here"),
+    "of gossamer 0.1.0": (lambda p: rewritten(p, header=lambda h: (h.pop("digest"), h.update(version="1"))), "version 1, which has no"),
+    "no digest": (lambda p: rewritten(p, header=lambda h: h.pop("digest")), "header is damaged.*no digest"),
     "no version": (lambda p: rewritten(p, header=lambda h: h.pop("version")), "header is damaged"),
     "broken json": (lambda p: rewritten(p, header=lambda h: h.update(json="{")), "header is damaged"),
     "json of something else": (lambda p: rewritten(p, header=lambda h: h.update(json="[1]")), "header is damaged"),
     "no states": (lambda p: rewritten(p, meta=lambda m: m.pop("states")), "header is damaged"),
     "no random state": (lambda p: rewritten(p, meta=lambda m: m.pop("rng")), "header is damaged"),
     "no supports": (lambda p: rewritten(p, meta=lambda m: m.update(supports={})), "2: the file does not describe its support"),
+    "supports of more layers": (lambda p: rewritten(p, meta=lambda m: m["supports"].update(x={})), "x: no sparse layer of this model"),
+    "index of int64": (lambda p: rewritten(p, changed("model.2.col", torch.Tensor.long)), "not int32"),
     "index unsorted": (lambda p: rewritten(p, flipped), "2: columns must"),
     "index of another support": (lambda p: rewritten(p, other_index), "SHA-256 differs"),
     "values of another length": (lambda p: rewritten(p, changed("model.2.values", lambda t: t[:3])), "values of shape"),
@@ -220,8 +236,15 @@ SPOILED = {  # what happened to the file -> the sentence
     "no index": (lambda p: rewritten(p, lambda t: t.pop("model.2.col")), "the model has '2.col', the file has not"),
     "a tensor of the optimizer gone": (
         lambda p: rewritten(p, lambda t: t.pop(next(k for k in t if k.startswith("optimizer.")))),
-        "is damaged|holds no tensor",
+        "is damaged.*holds no tensor",
     ),
+    "a tensor more": (lambda p: rewritten(p, lambda t: t.update(more=torch.ones(2))), "holds tensors that are not those its header names"),
+    "one tensor in two places": (lambda p: rewritten(p, meta=lambda m: m["rng"]["items"].append(m["rng"]["items"][0])), "holds no tensor"),
+    "a random state that is none": (lambda p: rewritten(p, changed("rng.torch", torch.zeros_like)), "no generator takes the random state"),
+    "a random state too short": (lambda p: rewritten(p, changed("rng.torch", lambda t: t[:100])), "random state is a tensor"),
+    "a state packed wrongly": (lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger={"set": []})), "packed as 'set'"),
+    "nested without end": (lambda p: rewritten(p, header=lambda h: h.update(json="[" * 100_000)), "header is damaged: RecursionError"),
+    "nested deeply": (lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger=nested(200))), "it is no dict"),
     "gone": (lambda p: p.unlink(), "there is no such file"),
 }  # fmt: skip
 
@@ -314,23 +337,299 @@ def test_names_near_each_other_are_suggested(tmp_path):
         checkpoint.load(tmp_path / "x", nn.ModuleDict({"haed": gs.SparseLinear(3, 4, density=0.5)}))
 
 
+# ---------------------------------------------------------------- states that are not those of their objects
+
+
+class Lying:
+    """A part with another's state, damaged: the file that holds it is faultless."""
+
+    def __init__(self, part, lie):
+        self.state = copy.deepcopy(part.state_dict())
+        lie(self.state)
+
+    def state_dict(self):
+        return self.state
+
+
+def put(*way):
+    """Another value at the end of a way of keys."""
+
+    def lie(state):
+        *keys, last, value = way
+        for key in keys:
+            state = state[key]
+        state[last] = value(state[last]) if callable(value) else value
+
+    return lie
+
+
+def without(*way):
+    def lie(state):
+        for key in way[:-1]:
+            state = state[key]
+        del state[way[-1]]
+
+    return lie
+
+
+LIES = {  # of which part, which -> the sentence
+    "no groups": ("optimizer", without("param_groups"), "no state of an optimizer"),
+    "a group less": ("optimizer", put("param_groups", lambda groups: groups[:0]), r"groups of sizes \[\]"),
+    "an option gone": ("optimizer", without("param_groups", 0, "eps"), "its groups have no eps"),
+    "an option that is text": ("optimizer", put("param_groups", 0, "lr", "0.1"), "lr is a str"),
+    "a step size that is no number": ("optimizer", put("param_groups", 0, "lr", float("nan")), "lr is nan"),
+    "a step size below 0": ("optimizer", put("param_groups", 0, "lr", -0.1), "lr is -0.1"),
+    "decays of three moments": ("optimizer", put("param_groups", 0, "betas", (0.9, 0.9, 0.9)), "betas is a list of 3"),
+    "parameters numbered otherwise": ("optimizer", put("param_groups", 0, "params", 0, "x"), "not numbered as those here"),
+    "a state of nobody": ("optimizer", put("state", lambda state: {**state, 99: {}}), "none of its parameters"),
+    "a state that is a list": ("optimizer", put("state", 1, [1]), "parameter 1 is a list of 1"),
+    "a moment gone": ("optimizer", without("state", 1, "exp_avg_sq"), "0.bias has no 'exp_avg_sq'"),
+    "a moment renamed": ("optimizer", put("state", 0, lambda s: {k.replace("exp_avg", "x"): v for k, v in s.items()}), "no 'exp_avg'"),
+    "a moment of another length": ("optimizer", put("state", 0, "exp_avg", lambda t: t[:-1]), "0.values has shape"),
+    "a moment of more dimensions": ("optimizer", put("state", 0, "exp_avg", lambda t: t[:, None]), "as in no other parameter"),
+    "a moment of another type": ("optimizer", put("state", 0, "exp_avg", torch.Tensor.half), "as in no other parameter"),
+    "a moment that is a number": ("optimizer", put("state", 0, "exp_avg", 0.5), "as in no other parameter"),
+    "a count below 0": ("optimizer", put("state", 0, "step", torch.tensor(-1.0)), "is -1.0"),
+    "a schedule without its epoch": ("scheduler", without("last_epoch"), "other keys than here: last_epoch"),
+    "an epoch that is text": ("scheduler", put("last_epoch", "7"), "last_epoch is a str"),
+    "half an epoch": ("scheduler", put("last_epoch", 6.5), "last_epoch is a float, not a whole number"),
+    "an epoch below -1": ("scheduler", put("last_epoch", -2), "last_epoch is -2, below -1"),
+    "step sizes of two groups": ("scheduler", put("base_lrs", [0.1, 0.1]), "base_lrs is a list of 2, not a list of 1"),
+    "accounts of five parts": ("ledger", put("flops", [1, 2, 3, 4, 5]), "flops is a list of 5"),
+    "accounts of other layers": ("ledger", put("by_layer", {"x": [0, 0, 0, 0]}), "other keys than here"),
+    "a negative account": ("ledger", put("by_layer", "0", [1, 2, -3, 4]), "by_layer.0.2 is -3, below 0"),
+    "an account that is true": ("ledger", put("steps", True), "steps is a bool"),
+    "a state that is a number": ("ledger", lambda state: state.clear(), "other keys than here"),
+}  # fmt: skip
+
+
+@table(LIES)
+def test_a_state_that_is_not_the_objects_is_refused_and_nothing_changes(case, tmp_path):
+    name, lie, sentence = case
+    job = Job(optimizer="adamw")
+    job.train(0, 7)
+    checkpoint.save(tmp_path / "x", job.model, **{**job.parts, name: Lying(job.parts[name], lie)})
+    for steps in (0, 3):
+        victim = Job(seed=1, optimizer="adamw")
+        victim.train(0, steps)
+        before = victim.state()
+        with pytest.raises(gs.Unfit, match=sentence):
+            checkpoint.load(tmp_path / "x", victim.model, **victim.parts)
+        assert laws.details.same(victim.state(), before)
+
+
+KINDS = ("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout, unit", [("csr", (1, 1)), ("csr", (2, 3)), ("masked", (1, 1))])
+def test_no_optimizer_of_torch_is_refused(kind, layout, unit, tmp_path):
+    """Fresh or trained less or further than the file: what is verified of a state is true of every kind of it."""
+
+    def job(seed: int, steps: int):
+        model = gs.sparsify(mlp(seed, torch.float32), 0.4, layout=layout, unit=unit, exclude="4", rng=generator(seed))
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01)
+        train(model, optimizer, gs.Rewirer(model, optimizer, TOPOLOGIES["set"], rng=generator(seed)), FLAT.batches(steps, torch.float32))
+        return model, optimizer  # in single precision: torch's own loading casts all numbers of ASGD and NAdam to the parameter's type
+
+    model, optimizer = job(0, 6)
+    checkpoint.save(tmp_path / "x", model, optimizer=optimizer)
+    for steps in (0, 2, 9):
+        other, theirs = job(1, steps)
+        checkpoint.load(tmp_path / "x", other, optimizer=theirs)
+        assert laws.details.same(theirs.state_dict(), optimizer.state_dict()) and same_state(other, model)
+    checkpoint.save(tmp_path / "y", job(0, 0)[0], optimizer=job(0, 0)[1])
+    checkpoint.load(tmp_path / "y", other, optimizer=theirs)  # back to before the first step
+    assert theirs.state_dict()["state"].keys() == job(0, 0)[1].state_dict()["state"].keys()
+
+
+SCHEDULERS = {
+    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
+    "steps": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 4]),
+    "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 20),
+    "in sequence": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o, [torch.optim.lr_scheduler.ConstantLR(o, 0.5, 2), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [2]
+    ),
+    "warm restarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+}
+
+
+@table(SCHEDULERS)
+def test_no_scheduler_of_torch_is_refused(case, tmp_path):
+    def job(steps: int):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        scheduler = case(optimizer)
+        for x, y in FLAT.batches(steps):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            scheduler.step(*([1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+        return model, {"optimizer": optimizer, "scheduler": scheduler}
+
+    model, parts = job(5)
+    checkpoint.save(tmp_path / "x", model, **parts)
+    for steps in (0, 3, 7):
+        other, theirs = job(steps)
+        checkpoint.load(tmp_path / "x", other, **theirs)
+        assert theirs["optimizer"].param_groups[0]["lr"] == parts["optimizer"].param_groups[0]["lr"]
+
+
+class Stubborn:
+    """A user's own part: takes no state but the one it has."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def state_dict(self):
+        return {"a": 1}
+
+    def load_state_dict(self, state):
+        torch.rand(3)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyError("no"), RuntimeError("no"), AssertionError("no"), ZeroDivisionError("no")])
+def test_a_part_that_refuses_at_last_leaves_all_others_as_they_were(error, tmp_path):
+    job, path = saved(tmp_path)
+    parts = {**job.parts, "target": Stubborn(error)}
+    checkpoint.save(path, job.model, **parts)
+    victim = Job(seed=1)
+    victim.train(0, 5)
+    before = victim.state()
+    with pytest.raises(gs.Unfit, match="the target does not take its state; nothing has changed"):
+        checkpoint.load(path, victim.model, **{**victim.parts, "target": Stubborn(error)})
+    assert laws.details.same(victim.state(), before)
+
+
+def test_ctrl_c_while_loading_leaves_everything_as_it_was(tmp_path):
+    job, path = saved(tmp_path)
+    checkpoint.save(path, job.model, **job.parts, target=Stubborn(KeyboardInterrupt()))
+    victim = Job(seed=1)
+    before = victim.state()
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load(path, victim.model, **victim.parts, target=Stubborn(KeyboardInterrupt()))
+    assert laws.details.same(victim.state(), before)
+
+
+def test_two_ways_of_one_spelling_do_not_meet(tmp_path):
+    """{"a.b": x, "a": {"b": y}}: both would be the tensor target.a.b."""
+
+    class Part:
+        state = {"a.b": torch.tensor([1.0]), "a": {"b": torch.tensor([2.0])}, 1: torch.tensor([3.0]), "1": torch.tensor([4.0])}
+
+        def state_dict(self):
+            return self.state
+
+        def load_state_dict(self, state):
+            self.state = state
+
+    model, here, there = mlp(), Part(), Part()
+    checkpoint.save(tmp_path / "x", model, target=here)
+    there.state = {}
+    checkpoint.load(tmp_path / "x", model, target=there)
+    assert laws.details.same(there.state, Part.state)
+
+
+def test_what_was_loaded_does_not_hang_on_the_file(tmp_path):
+    """safetensors gives windows on the file: who writes into it later would write into the optimizer."""
+    _, path = saved(tmp_path)
+    victim = Job(seed=1)
+    checkpoint.load(path, victim.model, **victim.parts)
+    before = victim.state()
+    with open(path, "r+b") as opened:
+        opened.write(bytes(path.stat().st_size))
+    assert laws.details.same(victim.state(), before)
+
+
+@pytest.mark.parametrize("state", [{"a": object()}, {(1, 2): 3}, {"a": {1, 2}}, {"a": torch.float32}])
+def test_what_no_file_can_hold_is_refused_at_saving(state, tmp_path):
+    class Part:
+        def state_dict(self):
+            return state
+
+    with pytest.raises(gs.Unfit, match="checkpoint.save"):
+        checkpoint.save(tmp_path / "x", mlp(), target=Part())
+    with pytest.raises(gs.Unfit, match="extra must be a dict"):
+        checkpoint.save(tmp_path / "x", mlp(), extra=[1])
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- interruptions
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    """A full disk while writing: the old file is whole, no litter."""
+    """A disk that is full when the file is synchronised: the old file is whole, no litter."""
     _, path = saved(tmp_path)
     content = path.read_bytes()
 
-    def full_disk(tensors, name, metadata):
-        with open(name, "wb") as file:
-            file.write(b"half of it")
-        raise OSError("No space left on device")
+    def full_disk(_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(disk, "sync", full_disk)
+    with pytest.raises(gs.Unfit, match=f"{path}: the disk is full: No space left on device\n.*what was there before is whole"):
         checkpoint.save(path, Job().model)
     assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_disk_that_is_really_full_leaves_the_old_file(tmp_path):
+    """The system refuses to write beyond a size: the error comes out of safetensors' own writing."""
+    resource = pytest.importorskip("resource")
+    _, path = saved(tmp_path)
+    content, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
+    try:
+        with pytest.raises(gs.Unfit, match="the disk is full"):
+            checkpoint.save(path, Job(seed=2).model, **Job(seed=2).parts)
+        with pytest.raises(gs.Unfit, match="the disk is full"):
+            disk.write(path, "x" * len(content))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_places_that_cannot_be_written_are_refused_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for place in ("file/x", "folder", "x" * 300):
+        with pytest.raises(gs.Unfit, match="cannot be written"):
+            checkpoint.save(tmp_path / place, mlp())
+    with pytest.raises(gs.Unfit, match="this is a folder"):
+        checkpoint.load(tmp_path / "folder", mlp())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on open files that may be renamed")
+def test_the_next_save_removes_what_dead_writers_left_and_nothing_else(tmp_path):
+    """Ours, those of 0.1.0; not another file's, not a user's, not a living writer's."""
+    dead = ["x.pt.0a1b2c3d.tmp", "x.ptabc_12de.tmp", "x.pt.tmp"]
+    others = ["x.pt.old.tmp", "y.pt.0a1b2c3d.tmp", "x.pt.0a1b2c3d.tmp2", "x.pt.txt"]
+    for name in dead + others:
+        (tmp_path / name).write_text("left")
+    with disk.replacing(tmp_path / "x.pt") as living:
+        checkpoint.save(tmp_path / "x.pt", mlp())
+        assert living.exists()
+        living.write_text("later")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "x.pt"]) and (tmp_path / "x.pt").read_text() == "later"
+
+
+def test_files_get_the_usual_permissions(tmp_path):
+    checkpoint.save(tmp_path / "x", mlp())
+    (tmp_path / "y").write_text("")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
+    path = tmp_path / "lock"
+    with disk.lock(path, "here"):
+        with pytest.raises(gs.Unfit, match=f"here: process {os.getpid()} is writing here"):
+            with disk.lock(path, "here"):
+                pass
+        assert path.read_text() == f"{os.getpid()}\n"
+    assert not path.exists()
+    path.write_text("12345\n")  # its holder was killed
+    with disk.lock(path, "here"):
+        assert path.read_text() == f"{os.getpid()}\n"
+    assert not path.exists()
 
 
 SAVING = """
@@ -356,6 +655,8 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path):
         process.wait()
     model = gs.SparseLinear(300, 300, density=0.5)
     assert checkpoint.load(path, model)["i"] > 3
+    checkpoint.save(path, model)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 # ---------------------------------------------------------------- no file: state dicts
@@ -388,7 +689,7 @@ def test_a_convolutional_model_with_normalisation(tmp_path):
 
 def test_the_format_page_matches():
     """The constants that the documentation of the format names."""
-    assert (checkpoint.FORMAT, checkpoint.VERSION) == ("gossamer-checkpoint", 1)
+    assert (checkpoint.FORMAT, checkpoint.VERSION) == ("gossamer-checkpoint", 2)
     assert re.fullmatch(r"[0-9a-f]{64}", checkpoint.digest(torch.zeros(1), torch.zeros(0)))
 
 

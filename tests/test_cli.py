@@ -219,6 +219,40 @@ def test_a_wrong_argument_is_refused_before_any_work(message, tmp_path, monkeypa
     assert not Path("runs").exists()
 
 
+HOSTILE = {
+    "an argument is UTF-8 text": ["--out", "a\x00b"],
+    "an argument is UTF-8 text without": ["--task.data=\udcff"],
+    "without control characters": ["--method", "\x1b[31m"],
+    "at most 40 brackets": ["--model.widths=" + "[" * 50],
+    "at most 4,000 letters": ["--exclude=" + "x" * 5000],
+    "threads are started": ["--threads", "100000"],
+    "seed: a whole number below 2^63": ["--seed", str(2**63)],
+    "optimizer.lr: a finite number": ["--optimizer.lr", "1e300"],
+    "batch: a whole number below 2^31": ["--batch", "9" * 30],
+    "take 12,": ["--model.widths=[1000000,1000000]"],
+    "optimizer steps": ["--epochs", "2000000000", "--batch", "1"],
+    "cannot be written: Not a directory": ["--out", "/dev/null/x", "--null_models=false"],
+    "this is a folder": ["."],
+    "--change names settings": ["--change", "epochs"],
+    "--resume is true or false": ["--resume=maybe"],
+    "the key 'seed' is given twice": ["twice.yaml"],
+}
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_hostile_arguments_end_in_a_sentence(message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("twice.yaml").write_text("seed: 1\nseed: 2\n")
+    code, _, err = command("run", *HOSTILE[message], capsys=capsys)
+    assert code == 2 and message in err and len(err) < 1500
+    assert [p.name for p in tmp_path.iterdir()] == ["twice.yaml"]
+
+
+def test_a_doctor_takes_no_options(capsys):
+    code, _, err = command("doctor", "x", capsys=capsys)
+    assert code == 2 and "there are no options (got 'x')" in err
+
+
 def test_a_wrong_option_of_a_sweep_is_refused(tmp_path, capsys):
     code, _, err = command("sweep", "x.yaml", "--job", "2", capsys=capsys)
     assert code == 2 and "unknown option --job; did you mean '--jobs'" in err
@@ -262,6 +296,14 @@ def test_a_configuration_overridden_by_flags_alone_in_its_folder(tmp_path, capsy
     assert code == 2 and "already holds a run" in err
     code, _, err = command("run", "--out", str(out), "--resume", "--epochs", "3", capsys=capsys)
     assert code == 2 and "epochs was 2, is 3" in err and "density" not in err
+    Folder(out).result.unlink()
+    code, _, err = command("run", "--out", str(out), "--resume", "--batch=64", "--change", "batsh", capsys=capsys)
+    assert code == 2 and "--change: unknown key 'batsh'; did you mean 'batch'?" in err
+    code, _, err = command("run", "--out", str(out), "--resume", "--task.noise=0.1", "--change", "batch", capsys=capsys)
+    assert code == 2 and "task.noise was 0.0, is 0.1" in err
+    code, said, err = command("run", "--out", str(out), "--resume", "--task.noise=0.1", "--change", "task.noise,batch", capsys=capsys)
+    assert code == 0, err
+    assert Folder(out).settings()["task"]["noise"] == 0.1
 
 
 def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):

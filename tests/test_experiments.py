@@ -5,6 +5,8 @@ import inspect
 import json
 import math
 import os
+import re
+import shutil
 import signal
 
 import pytest
@@ -13,9 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gossamer import Unfit, checkpoint, sparse_layers, topology
+from gossamer.checkpoint.file import seal
 from gossamer.experiments import sweep as sweeps
-from gossamer.experiments.config import Config, differences, flat, merged, parse, settings
-from gossamer.experiments.folder import Folder
+from gossamer.experiments.config import Config, differences, flat, merged, parse, read_yaml, settings
+from gossamer.experiments.folder import Folder, named
 from gossamer.experiments.methods import METHODS
 from gossamer.experiments.models import MLP, MODELS
 from gossamer.experiments.optimizers import OPTIMIZERS
@@ -294,9 +297,177 @@ def test_a_lost_position_would_be_noticed(tmp_path):
     meta = json.loads(header["json"])
     meta["extra"]["step"] = 0
     save_file(tensors, path, {**header, "json": json.dumps(meta)})
+    seal(path)
     run(config, tmp_path / "parts", resume=True)
     with pytest.raises(AssertionError):
         same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path):
+    """The one that holds it is named; a lock whose holder was killed keeps nobody out; refused or not, nothing is left."""
+    config, folder = tiny(), Folder(tmp_path / "a")
+    with folder.locked():
+        for resume in (False, True):
+            with pytest.raises(Unfit, match=f"{folder.path}: process {os.getpid()} is writing here"):
+                run(config, folder.path, resume=resume)
+    assert not folder.path.exists()  # it was made for nothing
+    folder.path.mkdir()
+    folder.lock.write_text("4194305\n")
+    run(config, folder.path)
+    folder.lock.write_text("4194305\n")  # killed when it was over
+    run(config, folder.path, resume=True)
+    assert sorted(p.name for p in folder.path.iterdir()) == FILES
+
+
+FILES = ["checkpoint.safetensors", "config.yaml", "environment.json", "metrics.jsonl", "result.json"]
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(Unfit, match="needs images"):
+        run(parse({"task": "planted", "model": "lenet5"}, ""), tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(Unfit, match="cannot be written"):
+        run(tiny(), tmp_path / "a")
+    with pytest.raises(Unfit, match="cannot be written"):
+        run(tiny(), tmp_path / "a" / "b")
+
+
+DAMAGE = {  # of which file -> what it holds afterwards
+    "a result that was cut off": ("result.json", lambda old: old[:50]),
+    "an empty result": ("result.json", lambda old: b""),
+    "a result of zeros": ("result.json", lambda old: bytes(len(old))),
+    "a result without figures": ("result.json", lambda old: b'{"status": "finished"}'),
+    "a result that is a list": ("result.json", lambda old: b"[]"),
+    "an empty configuration": ("config.yaml", lambda old: b""),
+    "a configuration that was cut off": ("config.yaml", lambda old: old[:90]),
+    "a configuration that is no text": ("config.yaml", lambda old: b"\xff\x00" * 20),
+    "an empty environment": ("environment.json", lambda old: b""),
+    "an environment that was cut off": ("environment.json", lambda old: old[:20]),
+    "empty metrics": ("metrics.jsonl", lambda old: b""),
+    "a torn last line": ("metrics.jsonl", lambda old: old[:-10]),
+    "a line of zeros": ("metrics.jsonl", lambda old: old[:20] + bytes(30) + old[50:]),
+    "a line that no checkpoint knows": ("metrics.jsonl", lambda old: old + b'{"epoch": 4, "step": 20, "accuracy": 1.0}\n'),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a run that has ended."""
+    path = tmp_path_factory.mktemp("ended") / "whole"
+    run(tiny(), path)
+    return path
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+@pytest.mark.parametrize("over", [False, True])
+def test_what_is_damaged_is_mended_where_nothing_is_lost(case, over, tmp_path, ended):
+    """Whether the run had ended or not: it comes to the same end, and the folder is whole."""
+    name, damage = DAMAGE[case]
+    shutil.copytree(ended, tmp_path / "a")
+    path, folder = tmp_path / "a" / name, Folder(tmp_path / "a")
+    path.write_bytes(damage(path.read_bytes()))
+    if not over:
+        folder.result.unlink()
+    (tmp_path / "a" / "metrics.jsonl.0a1b2c3d.tmp").write_text("left by a dead process")
+    run(parse(folder.settings(), ""), folder.path, resume=True)
+    if over and name != "result.json":  # nobody needs it any more, and nothing was written
+        return
+    same_end(ended, tmp_path / "a")
+    assert sorted(p.name for p in folder.path.iterdir()) == FILES
+    assert parse(folder.settings(), "") == tiny() and json.loads(folder.environment.read_text())["torch"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_can_begin_anew(tmp_path, ended):
+    folder = Folder(tmp_path / "a")
+    for damage in (lambda old: old[:1000], lambda old: b"", lambda old: old[:-1] + bytes([old[-1] ^ 1])):
+        shutil.copytree(ended, folder.path)
+        folder.result.unlink()
+        folder.checkpoint.write_bytes(damage(folder.checkpoint.read_bytes()))
+        with pytest.raises(Unfit, match="checkpoint.safetensors: .*\n.*delete checkpoint.safetensors, and --resume begins the run anew"):
+            run(tiny(), folder.path, resume=True)
+        folder.checkpoint.unlink()
+        run(tiny(), folder.path, resume=True)
+        same_end(ended, folder.path)
+        shutil.rmtree(folder.path)
+
+
+def test_a_configuration_that_nothing_holds_is_named(tmp_path):
+    folder = Folder(tmp_path)
+    folder.config.write_text("task: digits\n")
+    with pytest.raises(Unfit, match="config.yaml: damaged, and no checkpoint holds a copy: it lacks model"):
+        folder.settings()
+    assert folder.damage and not Folder(tmp_path / "new").damage
+
+
+def test_a_damaged_plan_is_measured_again_only_where_nothing_follows_it(tmp_path, ended):
+    folder = Folder(tmp_path / "a")
+    shutil.copytree(ended, folder.path)
+    folder.planned.write_text("{")
+    with pytest.raises(Unfit, match="plan.json: damaged: the layouts"):
+        folder.plan()
+    folder.checkpoint.unlink()
+    assert folder.plan() is None
+
+
+def test_an_edited_configuration_is_refused_unless_the_change_is_asked_for(tmp_path):
+    config, path = tiny("dense", epochs=4), tmp_path / "a"
+    with pytest.raises(Stopped):
+        run(config, path, watch=Presses(7))
+    folder = Folder(path)
+    folder.config.write_text(folder.config.read_text().replace("lr: 0.1", "lr: 0.01"))
+    edited = parse(folder.settings(), "")
+    assert edited.optimizer.lr == 0.01
+    for change in ((), ("seed", "optimizer.momentum"), ("model",)):
+        with pytest.raises(Unfit, match="another configuration") as refused:
+            run(edited, path, resume=True, change=change)
+        assert "optimizer.lr was 0.1, is 0.01" in str(refused.value) and "--change" in str(refused.value)
+    with pytest.raises(Unfit, match="epochs was 4, is 5"):
+        run(tiny("dense", epochs=5), path, resume=True)
+    with pytest.raises(Stopped):
+        run(edited, path, resume=True, change=("optimizer.lr",), watch=Presses(1))
+    assert run(edited, path, resume=True)["config"]["optimizer"]["lr"] == 0.01  # it is this run's now
+    with pytest.raises(Unfit, match="has finished with other settings"):
+        run(config, path, resume=True, change=("optimizer",))
+
+
+def test_the_checkpoint_holds_the_configuration_and_its_digest(tmp_path, ended):
+    said = checkpoint.inspect(ended / "checkpoint.safetensors")["extra"]["config"]
+    assert parse(said["settings"], "") == tiny() and said == named(settings(tiny()))
+    assert named(settings(tiny(seed=1)))["sha256"] != said["sha256"] == named(settings(tiny(diagnose=True)))["sha256"]
+
+
+def test_a_full_disk_ends_a_run_in_a_sentence_and_it_goes_on_later(tmp_path, ended):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (ended / "checkpoint.safetensors").stat().st_size
+
+    class Fills(Presses):
+        def step(self, loss: float) -> None:
+            self.left -= 1
+            if self.left == 0:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+
+    try:
+        with pytest.raises(Unfit, match="the disk is full"):
+            run(tiny(), tmp_path / "a", watch=Fills(8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.inspect(tmp_path / "a" / "checkpoint.safetensors")["extra"]["epoch"] == 1
+    run(tiny(), tmp_path / "a", resume=True)
+    same_end(ended, tmp_path / "a")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diagnoses_after_the_checkpoint_are_forgotten(tmp_path):
+    run(tiny(diagnose=True), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tiny(diagnose=True), tmp_path / "a", watch=Presses(5))
+    with Folder(tmp_path / "a").diagnosis.open("a") as file:
+        file.write('{"step": 9, "sentence": "of a step that will be made again"}\n{"step": 1')
+    run(tiny(diagnose=True), tmp_path / "a", resume=True)
+    a, b = ((tmp_path / name / "diagnosis.jsonl").read_text() for name in ("whole", "a"))
+    assert a == b and a
 
 
 def test_a_folder_is_not_used_twice_by_accident(tmp_path):
@@ -413,6 +584,18 @@ WRONG = {
     r"in \(0, 1\]": {"density": 1.5},
     "epochs must be at least 1": {"epochs": 0},
     "clip": {"clip": -1.0},
+    r"seed: a whole number below 2\^63": {"seed": 2**63},
+    r"task.seed: a whole number below 2\^63": {"task": {"name": "planted", "seed": 2**70}},
+    "at most 256 threads|threads are started": {"threads": 100_000},
+    "optimizer.lr: a finite number": {"optimizer.lr": 1e300},
+    "optimizer.lr: a finite number of": {"optimizer.lr": float("inf")},
+    "optimizer.weight_decay: a finite number": {"optimizer.weight_decay": float("nan")},
+    r"model.widths: a whole number below 2\^31": {"model.widths": [2**31]},
+    r"batch: a whole number below": {"batch": 10**30},
+    r"density_exponent: a power": {"density_exponent": 1000.0},
+    "method.last_every: a whole number below": {"method.last_every": 10**400},
+    r"unknown method \['csst'\]": {"method": ["csst"]},
+    r"unknown model {'a': 1}": {"model": {"name": {"a": 1}}},
 }
 
 
@@ -525,6 +708,57 @@ def test_a_sweep_does_not_mix_with_another_one(file, tmp_path):
     file.write_text(file.read_text().replace('"epochs": 2', '"epochs": 3'))
     with pytest.raises(Unfit, match="epochs was 2, is 3"):
         sweeps.sweep(str(file), threads=1)
+
+
+def test_one_damaged_folder_does_not_stop_a_sweep(file, capsys):
+    file.write_text(file.read_text().split("  - {method: [static")[0] + "  - {method: static, seed: [0, 1, 2]}\n")
+    jobs, out = sweeps.plan(file, None, 1)
+    sweeps.sweep(str(file), threads=1)
+    for job in jobs[:4]:
+        job.folder.result.unlink()
+    jobs[0].folder.config.write_text("")
+    jobs[0].folder.checkpoint.unlink()
+    jobs[1].folder.checkpoint.write_bytes(b"x")
+    with jobs[2].folder.locked(), pytest.raises(Unfit, match="3 of 5 runs failed") as failed:
+        sweeps.sweep(str(file), threads=1)
+    assert [job.folder.status for job in jobs] == ["stopped", "stopped", "stopped", "finished", "finished"]
+    said = str(failed.value)
+    assert "dense-seed0: " in said and "config.yaml: damaged" in said and "checkpoint.safetensors: truncated" in said
+    assert f"process {os.getpid()} is writing here" in said
+    assert "not in the table: " in capsys.readouterr().err and (out / "table.md").is_file()
+
+
+WRONG_SWEEPS = {
+    "the key 'grid' is given twice": "grid: []\ngrid: []",
+    "anchors and aliases are not read": "base: &a {seed: 0}\ngrid: [*a]",
+    "nested more than 20 deep": "grid: " + "[" * 50 + "]" * 50,
+    "out is the path of a folder": "out: 3",
+    "the grid asks for 3,486,784,401 runs": "grid: {" + ", ".join(f"k{i}: [1, 2, 3]" for i in range(20)) + "}",
+    "no folder can be called": "grid: {exclude: [[" + ", ".join(f"fc{i}" for i in range(80)) + "]]}",
+    "the key '1' is no string": "1: 2",
+    "a date is no value": "base: {seed: 2001-01-01}",
+}
+
+
+@pytest.mark.parametrize("message", WRONG_SWEEPS)
+def test_what_yaml_can_do_beyond_a_configuration_is_refused(message, tmp_path):
+    (tmp_path / "s.yaml").write_text(WRONG_SWEEPS[message])
+    with pytest.raises(Unfit, match=re.escape(message)):
+        sweeps.plan(tmp_path / "s.yaml", str(tmp_path / "out"), 1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"a: \x00", b"\xff\xfe\xff", b"a: \xe9", b"a: \x1b", b"a: " + b"9" * 5000, b"- a\nb: c", b"a: 2001-99-99"]
+)
+def test_bytes_that_are_no_yaml_are_refused(content, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(Unfit, match="c.yaml: not valid YAML: "):
+        read_yaml(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"# x\n" * 300_000)
+    with pytest.raises(Unfit, match="1,200,000 bytes are no configuration"):
+        read_yaml(tmp_path / "c.yaml")
+    with pytest.raises(Unfit, match="this is a folder"):
+        read_yaml(tmp_path)
 
 
 def test_unfinished_and_diverged_runs_stand_in_the_table(tmp_path):

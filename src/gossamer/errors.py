@@ -20,7 +20,7 @@ class Unfit(ValueError):
 
     def __init__(self, who: str, what: str, *, got: object = None, reasons: Iterable[str] = (), remedy: str | None = None):
         self.who, self.what, self.got, self.reasons, self.remedy = who, what, got, tuple(reasons), remedy
-        lines = [f"{who}: {what}" + ("" if got is None else f" (got {got!r})")]
+        lines = [f"{who}: {_short(what, 1000)}" + ("" if got is None else f" (got {_short(repr(got), 200)})")]
         lines += [f"  - {reason}" for reason in self.reasons]
         if remedy:
             lines.append(f"  To fix it: {remedy}")
@@ -28,6 +28,10 @@ class Unfit(ValueError):
 
     def __reduce__(self):  # an exception with keywords does not survive pickling (worker processes) without this
         return _rebuild, (self.who, self.what, self.got, self.reasons, self.remedy)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _rebuild(who, what, got, reasons, remedy):

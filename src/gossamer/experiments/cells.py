@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ..errors import Unfit, check_count
+from .config import THREADS
 from .console import live
-from .folder import write
+from .folder import read_json, read_lines, write
 
 Row = dict[str, Any]
 
@@ -30,11 +31,14 @@ def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Calla
         cells: what distinguishes each, plain numbers and strings; ``work`` (a function of a module) gets settings and cell together.
         jobs: processes; each uses one thread.
     """
-    check_count(who, "jobs", jobs, 1)
+    if check_count(who, "jobs", jobs, 1) > THREADS:
+        raise Unfit(who, f"at most {THREADS} processes are started", got=jobs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     said, there = folder / "settings.json", json.loads(json.dumps(settings))
-    if said.is_file() and (before := json.loads(said.read_text())) != there:
+    if said.is_file() and (before := read_json(said)) is None:
+        raise Unfit(str(said), "damaged: nobody knows which settings the results here are of", remedy="another --out, or delete the folder")
+    if said.is_file() and before != there:
         different = [f"{key} was {before.get(key)}, is {there.get(key)}" for key in {*before, *there} if before.get(key) != there.get(key)]
         raise Unfit(
             who, f"{folder} holds results of other settings", reasons=sorted(different), remedy="another --out, or the same settings"
@@ -96,14 +100,11 @@ def _results(work: Callable[[Row], Row], settings: Row, todo: Sequence[Row], job
 
 
 def _complete_lines(path: Path) -> list[Row]:
-    """The rows of a file; a last line that an interruption cut is forgotten."""
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    """The rows of a file; a line that cannot be read, cut by an interruption, is forgotten and computed again."""
+    rows = list(read_lines(path))
+    if path.is_file():
+        write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def _key(row: Row, like: Row) -> str:

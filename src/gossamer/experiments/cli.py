@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import Unfit, nearest
 from . import extras
 
+LONGEST, NESTED = 4000, 40  # letters and brackets of an argument
 USAGE = """usage: gossamer COMMAND ...
 
 Sparse training from the first step to the last.
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code. Misuse is one message on standard error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        for word in argv:
+            check_word(word)
         return dispatch(argv)
     except Unfit as error:
         print(error, file=sys.stderr)
@@ -40,12 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has had enough
         sys.stderr.close()
         return 0
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         print(
             f"gossamer: {error}\n  To fix it: check that the file or folder can be read and written, and is what it should be",
             file=sys.stderr,
         )
         return 2
+    except (MemoryError, RecursionError) as error:
+        what = "there is not enough memory for this" if isinstance(error, MemoryError) else "something is nested too deeply"
+        print(f"gossamer: {what}\n  To fix it: smaller settings", file=sys.stderr)
+        return 2
+
+
+def check_word(word: str) -> None:
+    """Refuses (Unfit) an argument that is no text of one line, or nests more than a setting does."""
+    strange = next((c for c in word if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
+    if strange is not None:
+        raise Unfit("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
+    if len(word) > LONGEST:
+        raise Unfit("gossamer", f"an argument has at most {LONGEST:,} letters", got=len(word), remedy="a CONFIG.yaml")
+    if sum(map(word.count, "[{")) > NESTED:
+        raise Unfit("gossamer", f"an argument has at most {NESTED} brackets", got=word[:60], remedy="a CONFIG.yaml")
 
 
 def dispatch(argv: list[str]) -> int:
@@ -115,7 +133,7 @@ def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
             raise Unfit(who, f"unknown option {word}{nearest(word, known)}", remedy=f"{who} --help lists the options")
     try:
         given = parser.parse_args(argv)
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         raise Unfit(who, expected(str(error))) from error
     command(**vars(given))
     return 0
@@ -124,9 +142,11 @@ def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
 def _doctor(argv: list[str]) -> int:
     from .doctor import doctor
 
+    if argv and argv[0] not in ("-h", "--help"):
+        raise Unfit("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
     if argv:
         print("usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options.")
-        return 0 if argv[0] in ("-h", "--help") else 2
+        return 0
     return doctor()
 
 

@@ -5,12 +5,11 @@ line.
 """
 
 import dataclasses
-import math
+import os
 import re
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -22,12 +21,16 @@ from ..layouts import LAYOUTS
 from .methods import CSST, METHODS, Coarse, Method, Proximal
 from .models import MLP, MODELS, Model
 from .optimizers import OPTIMIZERS, SGD, Optimizer
+from .strict_yaml import read_yaml as read_yaml
 from .tasks import TASKS, Digits, Task
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SCHEDULES = ("cosine", "halving", "constant")
+SEEDS = 2**63  # torch's generators and NumPy's take these
+WHOLE, REAL = 2**31, 1e10  # every other number stays below, in size: float32 and int32 hold its products with weights
+THREADS = max(256, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Config:
     diagnose: bool = False
 
     def __post_init__(self):
+        for key, value in flat(settings(self)).items():
+            _check_range(key, value)
         check_density("density", self.density)
         for name, choices in (("budget", BUDGETS), ("layout", (*LAYOUTS, AUTO)), ("schedule", SCHEDULES)):
             _check_choice(name, getattr(self, name), choices)
@@ -96,10 +101,12 @@ class Config:
             raise Unfit("unit", "rows and columns of a tile are at least 1", got=self.unit)
         if self.threads is not None:
             check_at_least("threads", "threads", self.threads, 1)
+            if self.threads > THREADS:
+                raise Unfit("threads", f"this machine has {os.cpu_count()} cores; at most {THREADS} threads are started", got=self.threads)
         if self.clip is not None and not self.clip > 0.0:
             raise Unfit("clip", "the largest norm of the gradient is a positive number", got=self.clip)
-        if not math.isfinite(self.density_exponent):
-            raise Unfit("density_exponent", "must be a finite number", got=self.density_exponent)
+        if not abs(self.density_exponent) <= 10.0:
+            raise Unfit("density_exponent", "a power of the density, a number in [-10, 10]", got=self.density_exponent)
         _check_together(self)
 
     def resolved(self) -> "Config":
@@ -139,30 +146,15 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def differences(old: Tree, new: Tree) -> list[str]:
-    """Sentences on the settings in which two runs differ, apart from where data lie and what is reported."""
+def differences(old: Tree, new: Tree, apart: Collection[str] = ()) -> list[str]:
+    """Sentences on the settings in which two runs differ, apart from where data lie, what is reported, and the keys or parts ``apart``."""
     a, b = flat(old), flat(new)
-    keys = [key for key in {**a, **b} if key not in ELSEWHERE and a.get(key) != b.get(key)]
+    apart = (*ELSEWHERE, *apart)
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and not {key, key.partition(".")[0]} & {*apart}]
     return [f"{key} was {a.get(key)!r}, is {b.get(key)!r}" for key in keys]
 
 
 # -------------------------------------------------------------------- settings -> Config
-
-
-def read_yaml(path: Path) -> Tree:
-    """The mapping a YAML file holds. Raises Unfit."""
-    import yaml
-
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise Unfit(str(path), f"there is no such configuration file{nearest(path.name, siblings)}", remedy="settings are --key value")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise Unfit(str(path), f"not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise Unfit(str(path), "a configuration is a mapping of keys to values", got=tree)
-    return tree
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
@@ -174,9 +166,11 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
             raise Unfit(where, f"{key}: a value is missing", remedy=f"leave the key out for its default, {parser.get_default(key)}")
     try:
         typed = parser.parse_object(tree)
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         remedy = "gossamer run --help lists the keys and their types; a list is written '[64, 32]'"
         raise Unfit(where, expected(str(error)), remedy=remedy) from error
+    for key, value in flat(typed.as_dict()).items():
+        _check_range(key, value)
     parts = {kind: registry[tree[kind]["name"]](**_dict(typed.get(kind))) for kind, registry in KINDS.items()}
     return Config(**parts, **{key: typed[key] for key in PLAIN})
 
@@ -195,7 +189,7 @@ def canonical(tree: Mapping[str, Any], where: str) -> Tree:
             raise Unfit(where, f"unknown key {key!r}{nearest(str(key), [*PLAIN, *KINDS])}", remedy="gossamer run --help lists the keys")
     for kind, registry in KINDS.items():
         part = out[kind] = {"name": name_of(getattr(Config, kind)), **out[kind]}
-        if part["name"] not in registry:
+        if not isinstance(part["name"], str) or part["name"] not in registry:
             raise Unfit(where, f"unknown {kind} {part['name']!r}{nearest(part['name'], registry)}", remedy=f"one of {', '.join(registry)}")
         fields = ["name", *(f.name for f in dataclasses.fields(registry[part["name"]]))]
         for inner in part:
@@ -246,10 +240,24 @@ def expected(message: str) -> str:
     """jsonargparse's message in fewer lines: the key, what is expected, what was got."""
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
     message = re.sub(r'Parser key "([\w.]+)":\s+', r"\1: ", message)
-    return re.sub(r"\s*\n\s*", " ", message).strip()
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    return message if len(message) <= 400 else f"{message[:400]}..."
 
 
 # -------------------------------------------------------------------- details
+
+
+def _check_range(key: str, value: Any) -> None:
+    """Refuses numbers that no part of a run could hold."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            _check_range(key, one)
+    elif isinstance(value, int):
+        seed = key.rpartition(".")[2] == "seed"
+        if not abs(value) < (SEEDS if seed else WHOLE):
+            raise Unfit(key, f"a whole number below 2^{63 if seed else 31} in size", got=value)
+    elif isinstance(value, float) and not abs(value) <= REAL:
+        raise Unfit(key, f"a finite number of at most {REAL:.0e} in size", got=value)
 
 
 def _check_choice(key: str, value: str, choices: Mapping[str, Any] | tuple[str, ...]) -> None:

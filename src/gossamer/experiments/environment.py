@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..errors import Unfit
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -45,6 +46,15 @@ def commit() -> str | None:
         return None
     head = git("rev-parse", "HEAD")
     return head + ("-modified" if git("status", "--porcelain", "--untracked-files=no") else "") if head else None
+
+
+def check_memory(who: str, what: str, numbers: int) -> None:
+    """Refuses (Unfit) so many float32 numbers, if this machine's memory does not hold them."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return  # a system that does not say
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * numbers > held:
+        raise Unfit(who, f"{what} take {4 * numbers:,} bytes, and this machine has {held:,}", remedy="smaller settings")
 
 
 def processor() -> str:

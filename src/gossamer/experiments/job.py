@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import Unfit
+from ..errors import Unfit, nearest
 from .config import KINDS, PLAIN, Config, Tree, expected, flat, merged, name_of, names, parse, read_yaml, schema, settings
 from .folder import Folder
 from .methods import Dense, Static
 from .optimizers import OPTIMIZERS
-from .progress import watch_for
+from .progress import Silent, watch_for
 from .report import report
 from .run import build, run
 
@@ -34,6 +34,7 @@ class Given(NamedTuple):
     flags: dict[str, str]  # --key value, the dots kept
     out: Path | None
     resume: bool
+    change: tuple[str, ...]  # settings that may be others than those of the run to resume
     help: bool
 
 
@@ -52,15 +53,14 @@ def job(argv: Sequence[str]) -> int:
         return 0
     config, out = place(given, base)
     config.task.check()
-    Folder(out).check(config, given.resume)
     runs = variants(config, out)
-    if len(runs) > 1:
-        for variant in runs.values():
-            build(variant)  # refuses now what would be refused after the first run
-        Folder(out).begin(config)
     try:
         with watch_for(len(runs)) as watch:
-            results = {path: run(variant, path, resume=given.resume or len(runs) > 1, watch=watch) for path, variant in runs.items()}
+            results = (
+                together(config, out, runs, given, watch)
+                if len(runs) > 1
+                else {out: run(runs[out], out, resume=given.resume, change=given.change, watch=watch)}
+            )
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped between two runs"
         if Folder(out).status == "new":
@@ -68,14 +68,25 @@ def job(argv: Sequence[str]) -> int:
         else:
             print(f"{said}; everything is saved. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
         return 130
-    if len(runs) > 1:
-        Folder(out).finish({"status": "finished", "config": settings(config)})
     report(str(out))
     diverged = {path: result for path, result in results.items() if result["status"] == "diverged"}
     for path, result in diverged.items():
         print(divergence(path, result), file=sys.stderr)
     print(f"\neverything is in {out}")
     return 1 if diverged else 0
+
+
+def together(config: Config, out: Path, runs: dict[Path, Config], given: Given, watch: Silent) -> dict[Path, dict[str, Any]]:
+    """A run and its null models, in folders below one that is theirs."""
+    folder = Folder(out)
+    with folder.locked():
+        folder.check(config, given.resume, given.change)
+        for variant in runs.values():
+            build(variant)  # refuses now what would be refused after the first run
+        folder.begin(config)
+        results = {path: run(variant, path, resume=True, change=given.change, watch=watch) for path, variant in runs.items()}
+        folder.finish({"status": "finished", "config": settings(config)})
+    return results
 
 
 def place(given: Given, base: Tree) -> tuple[Config, Path]:
@@ -85,6 +96,10 @@ def place(given: Given, base: Tree) -> tuple[Config, Path]:
         if Folder(out).status == "new":
             raise Unfit(WHO, f"there is no run to resume in {out}", remedy="without --resume a new run begins")
         config = configuration(given, base if given.config else Folder(out).settings())
+        known = [*KINDS, *flat(settings(config))]
+        for key in given.change:
+            if key not in known:
+                raise Unfit(WHO, f"--change: unknown key {key!r}{nearest(key, known)}", remedy="keys as in --key value, with commas")
     else:
         config = configuration(given, base)
         out = given.out or unused(config)
@@ -101,7 +116,7 @@ def configuration(given: Given, base: Tree) -> Config:
         typed = parser.parse_args(
             [f"--{key if key not in KINDS else f'{key}.name'}={value}" for key, value in given.flags.items()], defaults=False
         )
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         raise Unfit(WHO, expected(str(error))) from error
     parse(tree, where)  # a mistake in the file is reported as the file's
     return parse(merged(tree, flat(typed.as_dict()), WHO), WHO)
@@ -144,14 +159,20 @@ def split(argv: Sequence[str]) -> Given:
             value = "true"
         elif not equals:
             if not waiting or waiting[0].startswith("--"):
-                merged({}, {key: None}, WHO) if key != "out" else None  # a misspelt key is the likelier mistake
+                merged({}, {key: None}, WHO) if key not in ("out", "change") else None  # a misspelt key is the likelier mistake
                 raise Unfit(WHO, f"--{key} needs a value")
             value = waiting.pop(0)
         flags[key] = value
     if len(positional) > 1:
         raise Unfit(WHO, f"one CONFIG.yaml at most: {', '.join(positional)}", remedy="settings are --key value")
-    out, resume, help = flags.pop("out", None), flags.pop("resume", ""), flags.pop("help", "")
-    return Given(Path(positional[0]) if positional else None, flags, Path(out) if out else None, resume == "true", bool(help))
+    out, resume, help = flags.pop("out", None), flags.pop("resume", "false"), flags.pop("help", "")
+    if resume.lower() not in ("true", "false"):
+        raise Unfit(WHO, "--resume is true or false", got=resume)
+    change = tuple(filter(None, flags.pop("change", "").split(",")))
+    if change and resume.lower() != "true":
+        raise Unfit(WHO, "--change names settings in which a resumed run may differ", remedy="--resume beside it")
+    config = Path(positional[0]) if positional else None
+    return Given(config, flags, Path(out) if out else None, resume.lower() == "true", change, bool(help))
 
 
 def help_text(given: Given, base: Tree) -> str:
@@ -161,8 +182,9 @@ def help_text(given: Given, base: Tree) -> str:
     parser = schema(names(tree), prog=WHO, description=DESCRIPTION)
     begins = {f"{kind}.name": name for kind, name in names(merged(base, {}, WHO)).items()}
     parser.set_defaults({**flat(tree), **begins})  # what the command begins at, not what a constructor does
-    parser.usage = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume]"
+    parser.usage = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume [--change KEYS]]"
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/ and a name made of the settings)", default=SUPPRESS)
+    parser.add_argument("--change", metavar="KEYS", help="settings in which the resumed run may differ: KEY,KEY", default=SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out; its settings are in the folder", default=SUPPRESS)
     text = parser.format_help()
     for kind in KINDS:

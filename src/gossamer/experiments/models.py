@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import Unfit
+from .environment import check_memory
 
 
 class Model:
@@ -48,6 +49,8 @@ class MLP(Model):
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         sizes = [math.prod(shape), *self.widths, classes]
+        weights = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+        check_memory("model mlp", f"the values of {weights:,} weights, their gradient and a momentum", 3 * weights)
         layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
         for i in range(len(sizes) - 1):
             layers.append((f"fc{i + 1}", nn.Linear(sizes[i], sizes[i + 1])))

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,6 +32,10 @@ PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, no
 def collect(path: Path) -> list[Row]:
     """Every run below a folder: its result, or its settings and ``status: stopped``. Raises Unfit if there is none."""
     found = [Folder(config.parent) for config in sorted(path.rglob("config.yaml"))]
+    for folder in found:
+        if folder.damage:
+            print(f"not in the table: {folder.damage}", file=sys.stderr)
+    found = [folder for folder in found if not folder.damage]
     folders = [folder for folder in found if not folder.settings().get("null_models")]  # that one only holds others
     if not folders:
         raise Unfit(str(path), "no run in this folder", remedy="a folder that gossamer run or gossamer sweep wrote")

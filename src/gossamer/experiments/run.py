@@ -9,9 +9,9 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .. import budgets, checkpoint
 from ..allotment import allot
 from ..convert import AUTO, reinitialise_, sparsify
+from ..errors import Unfit
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
 from ..multilevel import Multilevel
@@ -36,12 +37,13 @@ from ..target import TargetDensity
 from ..train import Step, fit
 from . import extras
 from .config import Config, settings
-from .folder import Folder
+from .folder import Folder, named
 from .methods import Coarse, Proximal
 from .models import Model
 from .progress import Silent
 from .tasks import Data, stream
 
+LONGEST = 10**8  # optimizer steps: schedules list their events
 ACCOUNTS = ("lr", "density", "flops", "dense_flops", "seconds")  # in every line of metrics, beside what the task measures
 
 
@@ -53,6 +55,7 @@ class Position:
     step: int = 0  # optimizer steps in the epoch under way
     loss: float = 0.0  # sum of their losses
     seconds: float = 0.0  # of training so far, evaluation excluded
+    rows: list[dict[str, Any]] = field(default_factory=list)  # metrics, one line per epoch so far
     grown: int = 0  # units that came where something was sensed, at all events so far
     sensed: int = 0  # units that were sensed for them
     least_selective: float = 0.0  # the largest share of the sensed that any layer grew at any event
@@ -94,12 +97,17 @@ class Trial(NamedTuple):
         }
 
     def save(self, folder: Folder, at: Position) -> None:
-        """Writes the checkpoint."""
-        checkpoint.save(folder.checkpoint, self.model, **self.states, extra=asdict(at))
+        """Writes the checkpoint, with the configuration and its digest."""
+        extra = {**asdict(at), "config": named(settings(self.config))}
+        checkpoint.save(folder.checkpoint, self.model, **self.states, extra=extra)
 
     def load(self, folder: Folder) -> Position:
-        """Reads the checkpoint; returns where it was saved."""
-        return Position(**checkpoint.load(folder.checkpoint, self.model, **self.states))
+        """Reads the checkpoint; returns where it was saved. One of other settings, asked for by name, is written again with these."""
+        extra = checkpoint.load(folder.checkpoint, self.model, **self.states)
+        said, at = extra.pop("config"), Position(**extra)
+        if said["sha256"] != named(settings(self.config))["sha256"]:
+            self.save(folder, at)
+        return at
 
 
 class Stopped(KeyboardInterrupt):
@@ -126,6 +134,8 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     planned = (planned or measured_plan(*planning(config, data))) if config.layout == AUTO and config.method.sparse else None
     model, final = sparsified(model, config, planned)
     each = math.ceil(math.ceil(len(data.train_y) / config.batch) / config.accumulate)
+    if each * config.epochs > LONGEST:
+        raise Unfit("epochs", f"a run has at most {LONGEST:,} optimizer steps", got=each * config.epochs, remedy="fewer --epochs")
     optimizer = config.optimizer.build(model, config.density_exponent, final, confined=config.layout != "shadow")
     scheduler = LambdaLR(optimizer, step_size(config, each * config.epochs))
     rewirer = rewiring(model, optimizer, config, each * config.epochs, final)
@@ -134,27 +144,34 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     return Trial(config, data, model, optimizer, scheduler, rewirer, target, ledger, each, planned)
 
 
-def run(config: Config, path: Path | str, *, resume: bool = False, watch: Silent | None = None) -> dict[str, Any]:
+def run(
+    config: Config, path: Path | str, *, resume: bool = False, change: Collection[str] = (), watch: Silent | None = None
+) -> dict[str, Any]:
     """Trains what ``config`` describes and leaves everything in the folder ``path``.
 
     Args:
         resume: continue the run in the folder, if there is one; it must have the same configuration.
+        change: settings that may be others than those the run had so far, by their keys.
         watch: told of every step and epoch.
 
     Returns: the figures in ``result.json``; ``status`` is ``finished``, or ``diverged`` if the loss became NaN or infinite: the checkpoint
     of the last epoch is kept then.
 
-    Raises: Unfit, before any work; Stopped on Ctrl-C or SIGTERM, after saving.
+    Raises: Unfit, before any work, if another process writes there, or where a file cannot be written; Stopped on Ctrl-C or SIGTERM, after
+    saving.
     """
     config, folder, watch = config.resolved(), Folder(path), watch or Silent()
-    folder.check(config, resume)
-    if folder.over:
+    if folder.over:  # nothing will be written
+        folder.check(config, resume, change)
+        folder.tidy()
         return folder.figures()
-    trial = build(config, folder.plan())
-    folder.begin(config, trial.plan)
-    with Interrupt() as interrupt:
-        result = train(trial, folder, watch, interrupt)
-    folder.finish(result)
+    with folder.locked():
+        folder.check(config, resume, change)
+        trial = build(config, folder.plan())
+        folder.begin(config, trial.plan)
+        with Interrupt() as interrupt:
+            result = train(trial, folder, watch, interrupt)
+        folder.finish(result)
     watch.end(folder.path.name, result)
     return result
 
@@ -167,6 +184,7 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
     def record(loss: float | None) -> None:
         """One line of metrics, and the checkpoint that belongs to it."""
         row = measured(trial, at, loss)
+        at.rows.append(row)
         folder.append(row)
         write_events(folder, config, row)
         trial.save(folder, at)
@@ -184,11 +202,11 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
             trial.save(folder, at)
             raise Stopped(folder, at)
 
-    diagnosis = Watch(trial.rewirer, folder.path / "diagnosis.jsonl") if config.diagnose and trial.rewirer is not None else None
+    diagnosis = Watch(trial.rewirer, folder.diagnosis) if config.diagnose and trial.rewirer is not None else None
     begun = folder.checkpoint.is_file()
     if begun:
         at = trial.load(folder)
-    folder.cut(at.epoch if begun else -1)
+    folder.restore(at.rows, at.epoch * each + at.step)
     watch.begin(folder.path.name, config.epochs, each, at.epoch * each + at.step)
     if too_short := config.method.too_short(each * config.epochs):
         watch.say(folder.path.name, too_short)
@@ -218,7 +236,7 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
         loss = at.loss / at.step
         at = replace(at, epoch=at.epoch + 1, step=0, loss=0.0)
         record(loss)
-    last = {key: value for key, value in folder.rows()[-1].items() if key not in ACCOUNTS}
+    last = {key: value for key, value in at.rows[-1].items() if key not in ACCOUNTS}
     return {"status": "finished", "metrics": last, **figures(trial, at)}
 
 

@@ -9,6 +9,7 @@ grid:                                       blocks; a run for every combination 
 
 import dataclasses
 import itertools
+import math
 import multiprocessing
 import os
 import re
@@ -19,13 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Unfit, nearest
-from .config import Config, Tree, differences, merged, parse, read_yaml, settings
+from .config import THREADS, Config, Tree, differences, merged, parse, read_yaml, settings
 from .folder import Folder
 from .progress import watch_for
 from .report import report
 from .run import Interrupt, run
 
 KEYS = ("out", "base", "grid")
+MOST = 10_000  # runs of a sweep
+LONGEST = 200  # letters of a folder's name
 
 
 class Job(NamedTuple):
@@ -45,12 +48,15 @@ def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None 
         jobs: runs at a time, each in a process of its own.
         threads: threads of each run; by default an equal share of this machine's cores when there are several jobs.
     """
-    if jobs < 1:
-        raise Unfit("gossamer sweep", "--jobs must be at least 1", got=jobs)
+    if not 1 <= jobs <= THREADS:
+        raise Unfit("gossamer sweep", f"--jobs must be at least 1, and at most {THREADS}", got=jobs)
     if threads is None and jobs > 1:
         threads = max(1, (os.cpu_count() or 1) // jobs)
     todo, folder = plan(Path(file), out, threads)
-    remaining = [job for job in todo if not job.folder.over]
+    damaged = {job.label: job.folder.damage for job in todo if job.folder.damage}
+    for job in todo:
+        job.folder.tidy()
+    remaining = [job for job in todo if not job.folder.over and job.label not in damaged]
     for task in {job.config.task for job in remaining}:
         task.check()
     print(f"{len(todo)} runs in {folder}: {len(todo) - len(remaining)} finished, {len(remaining)} to do", flush=True)
@@ -58,9 +64,13 @@ def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None 
         failed = _side_by_side(remaining, jobs) if jobs > 1 else _one_by_one(remaining)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; everything is saved, and the same command continues") from stop
-    report(str(folder))
+    failed = {**damaged, **failed}
+    if len(failed) < len(todo):
+        report(str(folder))
     if failed:
-        raise Unfit("gossamer sweep", "some runs failed; what they said is above", reasons=failed)
+        raise Unfit(
+            "gossamer sweep", f"{len(failed)} of {len(todo)} runs failed", reasons=[f"{name}: {why}" for name, why in failed.items()]
+        )
 
 
 def plan(file: Path, out: str | None, threads: int | None) -> tuple[list[Job], Path]:
@@ -69,14 +79,23 @@ def plan(file: Path, out: str | None, threads: int | None) -> tuple[list[Job], P
     for key in tree:
         if key not in KEYS:
             raise Unfit(str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=f"a sweep has {', '.join(KEYS)}")
-    folder = Path(out or tree.get("out") or Path("runs") / file.stem)
+    said = tree.get("out", "")
+    if not isinstance(said, str):
+        raise Unfit(str(file), "out is the path of a folder", got=said)
+    folder = Path(out or said or Path("runs") / file.stem)
     base, blocks = tree.get("base") or {}, tree.get("grid") or [{}]
     blocks = [blocks] if isinstance(blocks, Mapping) else blocks
     if not isinstance(base, Mapping) or not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
         raise Unfit(str(file), "base is a mapping of settings, grid a list of mappings from keys to lists of values")
+    if (runs := sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)) > MOST:
+        raise Unfit(str(file), f"the grid asks for {runs:,} runs, more than {MOST:,}")
     jobs: dict[str, Job] = {}
     for choice in itertools.chain.from_iterable(combinations(block) for block in blocks):
         label = slug(choice) or "run"
+        if len(label) > LONGEST or label.strip(".") == "":
+            raise Unfit(
+                str(file), f"no folder can be called {label[:40]!r}...: a choice of the grid is too long", remedy="put it into base"
+            )
         config = parse(merged(dict(base), choice, str(file)), str(file))
         config = dataclasses.replace(config, threads=threads or config.threads, null_models=False)
         if label in jobs:
@@ -108,7 +127,7 @@ def slug(choice: Mapping[str, Any]) -> str:
 
 def _check_same(job: Job) -> None:
     """A folder that is there already must hold this run, its number of threads apart if it is over."""
-    if job.folder.status == "new":
+    if job.folder.status == "new" or job.folder.damage:
         return
     old, new = job.folder.settings(), settings(job.config.resolved())
     if job.folder.over:
@@ -126,17 +145,21 @@ def _check_same(job: Job) -> None:
 # -------------------------------------------------------------------- doing it
 
 
-def _one_by_one(jobs: list[Job]) -> list[str]:
+def _one_by_one(jobs: list[Job]) -> dict[str, str]:
+    failed = {}
     with watch_for(len(jobs)) as watch:
         for job in jobs:
-            run(job.config, job.folder.path, resume=True, watch=watch)
-    return []
+            try:
+                run(job.config, job.folder.path, resume=True, watch=watch)
+            except Unfit as error:
+                failed[job.label] = str(error)
+    return failed
 
 
-def _side_by_side(jobs: list[Job], at_once: int) -> list[str]:
-    """Each run in its own process, ``at_once`` at a time. Ctrl-C lets all of them save. Returns the labels of those that failed."""
+def _side_by_side(jobs: list[Job], at_once: int) -> dict[str, str]:
+    """Each run in its own process, ``at_once`` at a time. Ctrl-C lets all of them save. Returns those that failed, and how."""
     context = multiprocessing.get_context("spawn")
-    waiting, busy, failed = list(jobs), {}, []
+    waiting, busy, failed = list(jobs), {}, {}
     with watch_for(len(jobs)) as watch, Interrupt() as interrupt:
         while busy or (waiting and not interrupt.wanted):
             while waiting and len(busy) < at_once and not interrupt.wanted:
@@ -150,7 +173,7 @@ def _side_by_side(jobs: list[Job], at_once: int) -> list[str]:
                 if job.folder.over:
                     watch.end(job.label, job.folder.figures())
                 elif not interrupt.wanted:
-                    failed.append(f"{job.label}: exit code {process.exitcode}")
+                    failed[job.label] = f"exit code {process.exitcode}; what it said is above"
             if interrupt.wanted:
                 for process, _ in busy.values():
                     process.terminate()  # SIGTERM: the run saves and stops

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..errors import Unfit, check_at_least
 from . import extras, files
+from .environment import check_memory
 
 EVALUATION_BATCH = 1000
 STREAMS = ("init", "support", "topology", "order", "augment", "data", "torch")
@@ -251,10 +252,12 @@ class Planted(Task):
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("features", 1), ("relevant", 1), ("hidden", 1), ("fan_in", 1), ("classes", 2), ("examples", 4)):
+        for name, least in (("features", 1), ("relevant", 1), ("hidden", 1), ("fan_in", 1), ("classes", 2), ("examples", 4), ("seed", 0)):
             check_at_least("task planted", name, getattr(self, name), least)
         if not self.fan_in <= self.relevant <= self.features:
             raise Unfit("task planted", "needs fan_in <= relevant <= features", got=(self.fan_in, self.relevant, self.features))
+        inputs, hidden = self.examples * 5 // 4 * self.features, self.hidden * (self.features + self.classes)
+        check_memory("task planted", "its examples", inputs + hidden + self.examples * 5 // 4 * (self.hidden + self.classes))
         if not 0.0 <= self.noise <= 1.0:
             raise Unfit("task planted", "noise is a share, a number in [0, 1]", got=self.noise)
 

@@ -1,5 +1,6 @@
 """Laws of checkpoints."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint
+from ..checkpoint.file import seal
 from ..errors import Unfit
 from ..layouts import Layout
 from ..topology.topology import Topology
@@ -29,8 +31,8 @@ def check_checkpoint(
     unit: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """A saved run comes back bit for bit, torch's random state too; a file that does not fit is refused, and nothing has changed then; a
-    save that fails leaves the old file.
+    """A saved run comes back bit for bit, torch's random state too; a file that is damaged, by one bit or in its structure, or does not fit
+    is refused, and nothing has changed then; a save that fails leaves the old file.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -89,8 +91,32 @@ def _edited(edit: "Edit") -> Callable[[Path], None]:
             header, tensors = dict(file.metadata()), {key: file.get_tensor(key) for key in file.keys()}
         edit(tensors, header)
         save_file(tensors, str(path), metadata=header)
+        if "digest" in header:
+            seal(path)  # as if it had been written so: the structure itself must be looked at
 
     return spoil
+
+
+def _flipped(share: float, bit: int) -> Callable[[Path], None]:
+    """One bit of the file is another, ``share`` of the way through it."""
+
+    def spoil(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[int(share * len(content))] ^= 1 << bit
+        path.write_bytes(content)
+
+    return spoil
+
+
+def _restated(edit: Callable[[list[Any]], None]) -> Callable[[Path], None]:
+    """The packed state of the optimizer, a list of [key, value], is another."""
+
+    def change(_tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+        meta = json.loads(header["json"])
+        edit(meta["states"]["optimizer"]["items"])
+        header["json"] = json.dumps(meta)
+
+    return _edited(change)
 
 
 def _index(tensors: dict[str, Tensor]) -> str:
@@ -119,6 +145,10 @@ def _set(key: Callable[[dict[str, Tensor]], str], change: Callable[[Tensor], Ten
     return edit
 
 
+def _moment(tensors: dict[str, Tensor]) -> str:
+    return next((key for key, t in tensors.items() if key.startswith("optimizer.") and t.dim()), _values(tensors))  # plain SGD has none
+
+
 def _values(tensors: dict[str, Tensor]) -> str:
     return next(key for key in tensors if key.startswith("model.") and key.endswith(".values"))
 
@@ -136,4 +166,9 @@ _SPOILERS: dict[str, Callable[[Path], None]] = {
     "an index that its values were not saved with": _edited(_moved_unit),
     "values of another length": _edited(_set(_values, lambda t: t[:-1])),
     "values of another dtype": _edited(_set(_values, lambda t: t.float())),
+    "a state of the optimizer of another length": _edited(_set(_moment, lambda t: t[:-1])),
+    "a state of the optimizer without groups": _restated(lambda items: items.pop()),
+    "a state of the optimizer that is a number": _restated(lambda items: items[0].__setitem__(1, 7)),
+    "a random state that is none": _edited(_set(lambda _: "rng.torch", torch.zeros_like)),
+    **{f"one flipped bit at {at} of the file": _flipped(at, i) for i, at in enumerate((0.0, 0.001, 0.02, 0.1, 0.4, 0.7, 0.999))},
 }

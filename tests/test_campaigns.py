@@ -1,0 +1,49 @@
+"""The campaigns at small scale, in a fresh process that may fork. How to run them large: tests/campaigns/campaign.py."""
+
+import contextlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gossamer as gs
+from campaigns import files
+from gossamer import checkpoint
+from gossamer.checkpoint.file import seal
+
+CAMPAIGN = Path(__file__).parent / "campaigns" / "campaign.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks, and asks /proc what an open file is called")
+def test_nothing_hostile_does_harm():
+    sizes = {"flips": 200, "mutations": 120, "kills": 3, "power-cuts": 2, "lines": 24}
+    arguments = [word for name, cases in sizes.items() for word in (f"--{name}", str(cases))]
+    done = subprocess.run([sys.executable, str(CAMPAIGN), *arguments], capture_output=True, text=True)
+    print(f"{done.stdout}\nthe same at full size: python {CAMPAIGN} --flips 5000 --mutations 5000 --kills 200 --power-cuts 100 --lines 500")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_campaign_notices_what_it_is_for(monkeypatch):
+    """Mutants: a load that does not compare the digest, one that lets others' exceptions out, one that changes before it refuses."""
+    load = checkpoint.load
+
+    def believes(path, model, **parts):
+        with contextlib.suppress(EOFError, AssertionError):
+            seal(Path(path))
+        return load(path, model, **parts)
+
+    def lets_out(path, model, **parts):
+        try:
+            return load(path, model, **parts)
+        except gs.Unfit as refusal:
+            raise KeyError(str(refusal)) from refusal
+
+    def changes(path, model, **parts):
+        parts["optimizer"].param_groups[0]["lr"] *= 2
+        return load(path, model, **parts)
+
+    for mutant, how in ((believes, "loaded"), (lets_out, "foreign"), (changes, "changed")):
+        monkeypatch.setattr(checkpoint, "load", mutant)
+        assert sum(tally.wrong.get(how, 0) for tally in files.flips(40, random.Random(0))) > 10
