@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from ..errors import Unfit, nearest
 
@@ -54,6 +54,9 @@ def full_precision(*args: Any) -> list[str]:
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     """The first kernel, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name."""
     name = asked()
+    if peek_interpreter_stack() is not None:
+        remedy = "call the model outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
+        raise Unfit("kernels", "a kernel reads memory, and the tensors of torch.func have none", remedy=remedy)
     if name is None and not kernels[0].unfit(*args):
         return kernels[0]
     names = [k.name for k in kernels]
@@ -83,20 +86,37 @@ def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
     return run(kernels, *args)
 
 
-def once(backward: Callable[..., Any], ctx: Any, dy: Tensor) -> Any:
-    """A backward pass that has no gradient of its own, and says so if it is asked for; free where no one can ask."""
-    return once_differentiable(backward)(ctx, dy) if torch.is_grad_enabled() else backward(ctx, dy)
-
-
-def traced(*tensors: Tensor | None) -> bool:
-    """True where a call must be seen as an operator: under ``torch.compile``, a dispatch mode (FLOP counting), ``torch.func``, or a
-    tensor subclass. Everywhere else an ``autograd.Function`` calls the kernels: a layer's two passes cost some 100 us less."""
+def foreign(*tensors: Tensor | None) -> bool:
+    """True where kernels must not be called at once, since somebody follows the call: ``torch.compile`` or export, a dispatch mode (FLOP
+    counting, ``make_fx``), ``torch.func``, forward-mode differentiation, ``torch.jit.trace``, or a tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+        return True
+    if forward_ad._current_level >= 0 or torch._C._is_tracing():
         return True
     for t in tensors:
         if t is not None and type(t) not in PLAIN:
             return True
     return False
+
+
+def followed(dy: Tensor) -> bool:
+    """The same question in a backward pass: whether somebody differentiates, maps or watches it."""
+    return torch.is_grad_enabled() or foreign(dy) or is_legacy_batchedtensor(dy)  # the last: torch.autograd.grad(is_grads_batched=True)
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work. To be asked where :func:`foreign` is true."""
+    return peek_interpreter_stack() is not None or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
+
+
+def written() -> bool:
+    """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace`` and ONNX export write
+    down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know nothing else."""
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return True
+    if torch.compiler.is_compiling():
+        return transformed()
+    return any(level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ())
 
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
