@@ -12,18 +12,21 @@ purpose that it must reject. Everything is tiny, in float64, and draws from its 
 from .checkpoints import check_checkpoint
 from .details import nesterov
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
+from .meaning import check_meaning
 from .penalties import check_penalty
 from .recovery import check_operator, check_solver
 from .rules import check_rule
 from .supports import check_rewire, check_support
 from .surgery import check_surgery
 from .topologies import check_topology
+from .transforms import check_transforms
 
 __all__ = (
     "check_checkpoint",
     "check_index",
     "check_kernel",
     "check_layout",
+    "check_meaning",
     "check_operator",
     "check_penalty",
     "check_rewire",
@@ -32,6 +35,7 @@ __all__ = (
     "check_support",
     "check_surgery",
     "check_topology",
+    "check_transforms",
     "nesterov",
     "poisoned_memory",
 )

@@ -111,12 +111,14 @@ def transformed() -> bool:
 
 def written() -> bool:
     """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace`` and ONNX export write
-    down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know nothing else."""
+    down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know nothing else;
+    and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True
     if torch.compiler.is_compiling():
         return transformed()
-    return any(level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ())
+    levels = [level.key() for level in get_interpreter_stack() or ()]
+    return TransformType.Functionalize in levels or levels.count(TransformType.Jvp) > 1
 
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:

@@ -34,6 +34,14 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
 
     Returns: (B, out, H', W'), the batch innermost in memory.
     """
+    if foreign(x, values, bias):
+        return _seen(x, values, s, g, bias)
+    _check(x, s, g)
+    return _apply(turned(x), values, bias, s, g) if torch.is_grad_enabled() else product(x, values, s, g, bias)
+
+
+def _check(x: Tensor, s: Support, g: Geometry) -> None:
+    """Refuses what is no image of the right size."""
     channels = s.shape[1] // (g.kernel[0] * g.kernel[1])
     if x.dim() != 4 or x.shape[1] != channels:
         raise Unfit("csr_conv2d", f"the input must be (batch, {channels}, height, width)", got=tuple(x.shape))
@@ -41,9 +49,6 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
         raise Unfit("csr_conv2d", "the input must be of a floating dtype", got=x.dtype)
     if min(x.shape[2:]) < 1 or min(g.out(*x.shape[2:])) < 1:
         raise Unfit("csr_conv2d", f"the padded image must be at least as large as the kernel {g.kernel}, dilated", got=tuple(x.shape))
-    if foreign(x, values, bias):
-        return _seen(x, values, s, g, bias)
-    return _apply(turned(x), values, bias, s, g) if torch.is_grad_enabled() else product(x, values, s, g, bias)
 
 
 def product(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
@@ -77,6 +82,7 @@ def _seen(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | Non
     if written():
         kernel = as_dense(values, s).view(s.shape[0], -1, *g.kernel)
         return F.conv2d(x.to(values.dtype), kernel, bias, g.stride, g.padding, g.dilation).to(x.dtype)
+    _check(x, s, g)
     if transformed():
         check_index("csr_conv2d", s)
         y = trilinear(s, g, values.dtype, (x.shape[2], x.shape[3])).slope(0, x, values)
