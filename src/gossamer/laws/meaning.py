@@ -38,6 +38,10 @@ def _noting(seen: list[nn.Module]) -> Callable[..., None]:
     return lambda m, *_: seen.append(m)
 
 
+def _copying(found: list[Tensor]) -> Callable[..., None]:
+    return lambda _module, _inputs, y: found.append(y.detach().clone())
+
+
 def _network() -> nn.Sequential:
     """Some of everything, at full precision, its normalisations away from where they start."""
     first = (nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2))
@@ -82,7 +86,7 @@ def _same_all_along(model: nn.Sequential, meant: nn.Sequential) -> None:
     outputs: list[list[Tensor]] = [[], []]
     for found, network in zip(outputs, (model, meant), strict=True):
         for m in network:
-            m.register_forward_hook(lambda _m, _x, y, found=found: found.append(y.detach().clone()))
+            m.register_forward_hook(_copying(found))
     results = [network(x) for network in (model, meant)]
     for k, (a, b) in enumerate(zip(*outputs, strict=True)):
         close(a, b, f"a hook on module {k} ({type(meant[k]).__name__}) must see its output")

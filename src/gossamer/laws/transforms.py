@@ -65,6 +65,9 @@ def _dense(layout: Layout, s: Support, g: Geometry | None) -> Function:
 
 
 def _flat(results: Any) -> list[Tensor]:
+    """All tensors; None, by which torch says that there is no tangent, is one number."""
+    if results is None:
+        return [torch.zeros(())]
     return [results] if isinstance(results, Tensor) else [t for r in results for t in _flat(r)]
 
 

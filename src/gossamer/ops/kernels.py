@@ -54,9 +54,9 @@ def full_precision(*args: Any) -> list[str]:
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     """The first kernel, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name."""
     name = asked()
-    if peek_interpreter_stack() is not None:
-        remedy = "call the model outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
-        raise Unfit("kernels", "a kernel reads memory, and the tensors of torch.func have none", remedy=remedy)
+    if peek_interpreter_stack() is not None or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
+        remedy = "call it outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
+        raise Unfit("kernels", "a kernel reads memory, and sees neither the tensors of torch.func nor tangents", remedy=remedy)
     if name is None and not kernels[0].unfit(*args):
         return kernels[0]
     names = [k.name for k in kernels]
@@ -110,10 +110,10 @@ def transformed() -> bool:
 
 
 def written() -> bool:
-    """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace`` and ONNX export write
-    down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know nothing else;
-    and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace``, ``torch.export`` and
+    ONNX export write down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know
+    nothing else; and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return True
     if torch.compiler.is_compiling():
         return transformed()

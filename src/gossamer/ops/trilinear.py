@@ -13,7 +13,8 @@ A slope is linear in both of its arguments, and its derivatives are slopes again
     forward     slope_k(a_i, a_j)' = slope_k(a_i', a_j) + slope_k(a_i, a_j')
     vmap        values shared: one product of a larger batch; otherwise one product after the other
 
-A tracer that must write down torch's own operations (``torch.jit.trace``, ONNX export) gets the dense weight instead.
+Who writes down a program that is to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) gets torch's own operations instead: values
+and index, from which the program makes the dense weight whenever it runs.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Eagerly an ``autograd.Function`` calls them. Where the call must be seen (``torch.compile``, FLOP counting) it is the operator
 ``gossamer::csr_linear`` with its fake kernels, autograd and FLOP formulas; under ``torch.func``, and for derivatives of derivatives, a
-:class:`~gossamer.ops.trilinear.Trilinear` of such operators; where it is written down for elsewhere (``torch.jit.trace``, ONNX), dense.
+:class:`~gossamer.ops.trilinear.Trilinear` of such operators; where a program for elsewhere is written down (export), torch's dense product.
 """
 
 from typing import Any
