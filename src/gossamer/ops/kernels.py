@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing as is_tracing
+from torch._C import _len_torch_dispatch_stack as dispatch_modes
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from ..errors import Unfit, nearest
 
@@ -89,9 +92,7 @@ def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
 def foreign(*tensors: Tensor | None) -> bool:
     """True where kernels must not be called at once, since somebody follows the call: ``torch.compile`` or export, a dispatch mode (FLOP
     counting, ``make_fx``), ``torch.func``, forward-mode differentiation, ``torch.jit.trace``, or a tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
-        return True
-    if forward_ad._current_level >= 0 or torch._C._is_tracing():
+    if is_compiling() or dispatch_modes() or peek_interpreter_stack() is not None or forward_ad._current_level >= 0 or is_tracing():
         return True
     for t in tensors:
         if t is not None and type(t) not in PLAIN:
@@ -106,16 +107,16 @@ def followed(dy: Tensor) -> bool:
 
 def transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation is at work. To be asked where :func:`foreign` is true."""
-    return peek_interpreter_stack() is not None or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
+    return peek_interpreter_stack() is not None or (not is_compiling() and forward_ad._current_level >= 0)
 
 
 def written() -> bool:
     """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace``, ``torch.export`` and
     ONNX export write down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know
     nothing else; and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if is_tracing() or torch.compiler.is_exporting():
         return True
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return transformed()
     levels = [level.key() for level in get_interpreter_stack() or ()]
     return TransformType.Functionalize in levels or levels.count(TransformType.Jvp) > 1
