@@ -183,6 +183,20 @@ def test_onnx(dynamo, tmp_path):
     assert torch.allclose(torch.from_numpy(y), dense(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripting_is_refused_and_changes_nothing(fuse):
+    """Torch would exchange modules in the model itself."""
+    _, dense, x = network("csr", training=False)
+    model = gs.batch_last.keep_batch_last(copy.deepcopy(dense), fuse=fuse)
+    before = list(model.modules())
+    with pytest.raises(gs.Unfit, match="densify"):
+        torch.jit.script(model)
+    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+    program: Any = torch.jit.script(gs.densify(copy.deepcopy(model)))
+    assert torch.allclose(program(x), dense(x))
+
+
 # ---------------------------------------------------------------- parameters, precision, sensing
 
 

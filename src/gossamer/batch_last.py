@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .errors import Unfit
 from .ops.batch_norm.op import Running, batch_norm
 from .ops.csr_conv2d.op import csr_conv2d
 from .ops.csr_conv2d.reference import Geometry
@@ -100,10 +101,17 @@ def _lies_batch_last(x: Tensor) -> bool:
     return not foreign(x) and is_batch_last(x) and x.numel() > 0
 
 
+class _Twin(nn.Module):
+    def __prepare_scriptable__(self) -> nn.Module:
+        """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
+        remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
+        raise Unfit("torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy)
+
+
 # -------------------------------------------------------------------- normalisation
 
 
-class _Normalisation(_BatchNorm):
+class _Normalisation(_Twin, _BatchNorm):
     relu: bool = False  # whether it does the work of the ReLU that follows
 
     def forward(self, input: Tensor) -> Tensor:
@@ -152,7 +160,7 @@ class BatchNorm2d(_Normalisation, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that keeps the batch-last format: (N, C, H, W)."""
 
 
-class ReLU(nn.ReLU):
+class ReLU(_Twin, nn.ReLU):
     """An ``nn.ReLU`` whose work the batch normalisation before it does: hands its input on."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -167,7 +175,7 @@ class ReLU(nn.ReLU):
 # -------------------------------------------------------------------- pooling
 
 
-class MaxPool2d(nn.MaxPool2d):
+class MaxPool2d(_Twin, nn.MaxPool2d):
     """``nn.MaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -175,7 +183,7 @@ class MaxPool2d(nn.MaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AvgPool2d(nn.AvgPool2d):
+class AvgPool2d(_Twin, nn.AvgPool2d):
     """``nn.AvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -183,7 +191,7 @@ class AvgPool2d(nn.AvgPool2d):
         return _pooled(super().forward, input)
 
 
-class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+class AdaptiveMaxPool2d(_Twin, nn.AdaptiveMaxPool2d):
     """``nn.AdaptiveMaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -191,7 +199,7 @@ class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_Twin, nn.AdaptiveAvgPool2d):
     """``nn.AdaptiveAvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -206,7 +214,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 FEW = 1 << 15  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
 
 
-class Linear(nn.Linear):
+class Linear(_Twin, nn.Linear):
     """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose.
 
     It is multiplied the other way round, or with few weights (the last layer's) by the sparse kernel with full support."""
@@ -225,7 +233,7 @@ class Linear(nn.Linear):
 SMALL = 64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(_Twin, nn.Conv2d):
     """``nn.Conv2d`` that makes the batch-last format where that is cheap: 1 x 1 kernels, by one matrix product over the format's own
     matrix (C, H W N), and kernels of few incoming weights (the first layer's), by the sparse kernel with full support."""
 

@@ -24,7 +24,6 @@ from .kernels import followed, foreign
 from .native import bias_gradient, plain
 
 
-@torch.compiler.disable()
 def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, (..., cols) -> (..., rows).
 
@@ -33,6 +32,13 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
         values: its non-zeros, (n,), detached.
         s: where they are.
     """
+    if torch.compiler.is_exporting():
+        return F.linear(_as(x, dense), dense, bias).to(x.dtype)
+    return _shadow_linear(x, dense, values, s, bias)
+
+
+@torch.compiler.disable()
+def _shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Tensor | None) -> Tensor:
     if foreign(x, dense, bias):
         return F.linear(_as(x, dense), dense, bias).to(x.dtype)
     flat = x if x.dim() == 2 else x.reshape(-1, s.shape[1])
@@ -40,9 +46,15 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
     return y if x.dim() == 2 else y.view(*x.shape[:-1], s.shape[0])
 
 
-@torch.compiler.disable()
 def shadow_conv2d(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
     """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw). Otherwise as :func:`shadow_linear`."""
+    if torch.compiler.is_exporting():
+        return F.conv2d(_as(x, dense), dense, bias, g.stride, g.padding, g.dilation).to(x.dtype)
+    return _shadow_conv2d(x, dense, values, s, g, bias)
+
+
+@torch.compiler.disable()
+def _shadow_conv2d(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None) -> Tensor:
     if foreign(x, dense, bias):
         return F.conv2d(_as(x, dense), dense, bias, g.stride, g.padding, g.dilation).to(x.dtype)
     return _Conv2d.apply(x, dense, values, bias, s, g)  # type: ignore[return-value]

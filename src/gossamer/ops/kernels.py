@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 from torch._C import _is_tracing as is_tracing
 from torch._C import _len_torch_dispatch_stack as dispatch_modes
-from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..errors import Unfit, nearest
 
@@ -110,11 +117,16 @@ def transformed() -> bool:
     return peek_interpreter_stack() is not None or (not is_compiling() and forward_ad._current_level >= 0)
 
 
+def unreadable(t: Tensor) -> bool:
+    """Whether nobody may look at the numbers of a tensor, since they stand for others: under ``make_fx`` and ``torch.func``."""
+    return foreign(t) and (get_proxy_mode() is not None or is_functorch_wrapped_tensor(t))
+
+
 def written() -> bool:
     """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace``, ``torch.export`` and
     ONNX export write down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know
     nothing else; and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
-    if is_tracing() or torch.compiler.is_exporting():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return True
     if is_compiling():
         return transformed()
