@@ -143,7 +143,6 @@ IN_TRAINING = {"functional.jacobian", "functional.vhp", "gradient penalty", "bat
 
 @pytest.mark.parametrize(("name", "training"), [*((name, False) for name in MODULES), *((name, True) for name in sorted(IN_TRAINING))])
 @pytest.mark.parametrize(("layout", "fuse"), [("csr", False), ("csr", True), ("masked", False), ("shadow", False)])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_networks(layout, fuse, name, training):
     model, dense, x = network(layout, training, fuse)
     mine, theirs = ([r] if isinstance(r, Tensor) else list(r) for r in (MODULES[name](m, x) for m in (model, dense)))
@@ -184,7 +183,6 @@ def test_onnx(dynamo, tmp_path):
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_scripting_is_refused_and_changes_nothing(fuse):
     """Torch would exchange modules in the model itself."""
     _, dense, x = network("csr", training=False)
