@@ -63,7 +63,8 @@ class Trilinear:
 class _Slope(torch.autograd.Function):
     @staticmethod
     def forward(first: Tensor, second: Tensor, form: Trilinear, slot: int) -> Tensor:
-        return form.slopes[slot](first, second)
+        y = form.slopes[slot](first, second)
+        return y.clone() if y._is_view() else y  # a tangent need not lie as a view does
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
