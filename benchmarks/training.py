@@ -133,7 +133,7 @@ def dense_network(name: str, args: argparse.Namespace) -> nn.Module:
 def sparse_network(name: str, density: float, args: argparse.Namespace, layout: str = "csr") -> nn.Module:
     """The sparse network, of the same supports and values in every layout."""
     rng = torch.Generator().manual_seed(args.seed + 1)
-    return gs.sparsify(dense_network(name, args), density, budget=args.budget_rule, layout=layout, rng=rng)
+    return gs.sparsify(dense_network(name, args), density, budget=args.budget_rule, layout=layout, fuse=True, rng=rng)
 
 
 def gate(name: str, density: float, args: argparse.Namespace) -> None:

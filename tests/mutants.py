@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
@@ -15,7 +16,9 @@ from cases import CONVS, OPERATORS, STOP, SUPPORTS, TOPOLOGIES
 from gossamer import CSR, MASKED, SHADOW, checkpoint, laws, penalties, recover
 from gossamer.checkpoint.file import read_file, seal, unpacked, write_file
 from gossamer.layouts import Layout, gather, scatter
+from gossamer.ops import kernels as kernels_of
 from gossamer.ops.csr_conv2d import reference as conv2d
+from gossamer.ops.csr_linear import op as linear_op
 from gossamer.ops.csr_linear import reference as linear
 from gossamer.ops.csr_sense import reference as sense
 from gossamer.ops.index import reference as index_reference
@@ -998,6 +1001,124 @@ INDEX = {
     "values in another dtype": _index(values_at=lambda w, crow, col: index_reference.values_at(w, crow, col).double()),
 }
 
+# ---------------------------------------------------------------- foreign transforms
+
+
+def _opaque(x, values, s, bias=None):
+    """A product that drops tangents."""
+    eager = kernels_of.forward_ad._current_level >= 0 and not _in_func()
+    return CSR.linear(*(torch.autograd.forward_ad.unpack_dual(t)[0] if eager else t for t in (x, values)), s, bias)
+
+
+def _unrecorded(x, values, s, bias=None):
+    """A kernel called under a tracer: its output is a constant."""
+    return linear_op.product(x, values, s, bias) if torch.jit.is_tracing() else CSR.linear(x, values, s, bias)
+
+
+class _Once(torch.autograd.Function):
+    """A slope whose backward pass takes its operands for constants, or its samples for the first of them."""
+
+    mapped = False
+
+    @staticmethod
+    def forward(x, values, s):
+        return CSR.linear(x, values, s)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, values, ctx.s = inputs
+        ctx.save_for_backward(x, values)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, values = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+        with torch.enable_grad():
+            y = CSR.linear(x, values, ctx.s)
+        return *torch.autograd.grad(y, (x, values), dy), None
+
+
+def _differentiable_once(x, values, s, bias=None):
+    y = _Once.apply(x, values, s) if torch.is_grad_enabled() and not kernels_of.foreign(x) else CSR.linear(x, values, s)
+    return y if bias is None else y + bias
+
+
+def _under(condition: Callable[[], Any], change: Callable) -> Layout:
+    """The real product, its operands changed while the condition holds."""
+    return CSR._replace(linear=lambda x, v, s, b=None: CSR.linear(*(change(x, v, s, b) if condition() else (x, v, s, b))))
+
+
+def _in_func() -> bool:
+    return kernels_of.peek_interpreter_stack() is not None
+
+
+def _fails(*_):
+    raise RuntimeError("not implemented")
+
+
+TRANSFORM = {
+    name: (lambda layout=layout: laws.check_transforms(layout, SUPPORTS["primes"]))
+    for name, layout in {
+        "a product that drops tangents": CSR._replace(linear=_opaque),
+        "a kernel under a tracer": CSR._replace(linear=_unrecorded),
+        "operands are constants of the second derivative": CSR._replace(linear=_differentiable_once),
+        "the tangent of the values is forgotten": _under(_in_func, lambda x, v, s, b: (x, v.detach(), s, b)),
+        "the bias is forgotten": _under(_in_func, lambda x, v, s, b: (x, v, s, None)),
+        "a trace of the example's batch": _under(torch.jit.is_tracing, lambda x, v, s, b: (x[:3], v, s, b)),
+        "values are constants of a trace": _under(torch.jit.is_tracing, lambda x, v, s, b: (x, v.detach().clone(), s, b)),
+        "an error that says nothing": _under(_in_func, _fails),
+    }.items()
+}
+
+# ---------------------------------------------------------------- the meaning of modules
+
+
+def _exchanged(old: type[nn.Module], new: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:
+    """Every module of a type replaced, the rest made sparse."""
+
+    def change(model):
+        for name, m in list(model.named_children()):
+            if type(m) is old:
+                setattr(model, name, new(m))
+        return gs.sparsify(model, 0.4)
+
+    return lambda: laws.check_meaning(change)
+
+
+class _Lookalike(nn.Module):
+    """Does what a ReLU does, and is none."""
+
+    def forward(self, x):
+        return x.relu()
+
+
+class _Nested(nn.BatchNorm2d):
+    """A normalisation around a normalisation."""
+
+    def __init__(self, inner):
+        super().__init__(inner.num_features)
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def _shifted(m):
+    with torch.no_grad():
+        m.running_mean += 0.1
+    return m
+
+
+MEANING = {
+    "normalisation and ReLU are fused": lambda: laws.check_meaning(lambda m: gs.sparsify(m, 0.4, fuse=True)),
+    "... without a sparse layer": lambda: laws.check_meaning(lambda m: gs.batch_last.keep_batch_last(m, fuse=True)),
+    "another type": _exchanged(nn.ReLU, lambda _: _Lookalike()),
+    "another key": _exchanged(nn.BatchNorm2d, _Nested),
+    "hooks are lost": _exchanged(nn.Flatten, lambda _: nn.Flatten()),
+    "the mode is lost": lambda: laws.check_meaning(lambda m: gs.sparsify(m, 0.4).train()),
+    "one module less": lambda: laws.check_meaning(lambda m: gs.sparsify(nn.Sequential(*list(m)[:-1]), 0.4)),
+    "statistics are not what they were": _exchanged(nn.BatchNorm2d, _shifted),
+}
+
 MUTANTS: dict[str, dict[str, Callable]] = {
     "check_support": SUPPORT,
     "check_rewire": REWIRE,
@@ -1013,4 +1134,6 @@ MUTANTS: dict[str, dict[str, Callable]] = {
     "check_operator": OPERATOR,
     "check_solver": SOLVER,
     **OWNERSHIP,
+    "check_transforms": TRANSFORM,
+    "check_meaning": MEANING,
 }

@@ -310,13 +310,13 @@ TWINS = {
 }
 
 
-def two(case: Twin, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
+def two(case: Twin, dtype: torch.dtype = torch.float64, fuse: bool = True) -> tuple[nn.Module, nn.Module]:
     """The torch module, its parameters drawn, and the twin of a copy."""
     plain = case.make().to(dtype)
     with torch.no_grad():
         for seed, p in enumerate(plain.parameters()):
             p.copy_(numbers(*p.shape, seed=20 + seed))
-    return plain, keep_batch_last(copy.deepcopy(plain))
+    return plain, keep_batch_last(copy.deepcopy(plain), fuse=fuse)
 
 
 def outcome(m: nn.Module, x: Tensor, dy_seed: int) -> list[Tensor]:
@@ -347,8 +347,9 @@ def check_twin(plain: nn.Module, twin: nn.Module, shape: tuple[int, ...], dtype:
 @table(TWINS)
 def test_a_twin_is_its_torch_module(case, dtype):
     for shape in case.shapes:
-        plain, twin = two(case, dtype)
-        check_twin(plain, twin, shape, dtype)
+        for fuse in (False, True) if isinstance(case.make(), nn.Sequential) else (False,):
+            plain, twin = two(case, dtype, fuse)
+            check_twin(plain, twin, shape, dtype)
 
 
 WRONG_TWINS = {
@@ -390,11 +391,11 @@ def test_there_and_back(case):
     names = [type(c).__name__ for c in objects]
     x = to_batch_last(numbers(*shape))
     before = copy.deepcopy(m)(x)
-    assert keep_batch_last(keep_batch_last(m)) is m and same_state(m, plain)
+    assert keep_batch_last(keep_batch_last(m, fuse=True), fuse=True) is m and same_state(m, plain)
     assert all(a is b for a, b in zip(m.modules(), objects, strict=True))
     assert [type(c).__name__ for c in m.modules()] == names
     assert all(isinstance(a, type(b)) for a, b in zip(m.modules(), plain.modules(), strict=True))
-    assert repr(m).count("relu=True") == repr(m).count("done by") == isinstance(m, nn.Sequential)
+    assert repr(m).count("relu=True") == repr(m).count("done by") == len(twins.fused(m)) == isinstance(m, nn.Sequential)
     for way in (copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))):
         assert close(way(m)(x), before) and repr(way(m)) == repr(m)
     other = keep_batch_last(case.make().double())
@@ -526,10 +527,11 @@ FUSED = {
 def test_which_pairs_are_fused(case):
     make, pairs = case
     plain = make().double()
-    model = keep_batch_last(copy.deepcopy(plain))
+    assert twins.fused(keep_batch_last(copy.deepcopy(plain))) == []
+    model = keep_batch_last(copy.deepcopy(plain), fuse=True)
     assert sum(getattr(m, "relu", False) for m in model.modules()) == pairs
     assert sum(type(m) is twins.ReLU for m in model.modules()) == pairs and same_state(model, plain)
-    assert [type(m).__name__ for m in keep_batch_last(model).modules()] == [type(m).__name__ for m in model.modules()]
+    assert [type(m).__name__ for m in keep_batch_last(model, fuse=True).modules()] == [type(m).__name__ for m in model.modules()]
     if not isinstance(model, nn.ModuleList):
         x = numbers(7, 3, 2, 2)
         mine, theirs = (outcome(m, t, 1) for m, t in ((model, to_batch_last(x)), (plain, x)))
@@ -618,7 +620,7 @@ def test_networks_learn_the_same_and_stay_batch_last(case):
     model, lost = copy.deepcopy(plain), []
     for m in model.modules():
         m.__class__ = {nn.Conv2d: LastConv2d, nn.Linear: LastLinear}.get(type(m), type(m))
-    keep_batch_last(model)
+    keep_batch_last(model, fuse=True)
     assert sum(getattr(m, "relu", False) for m in model.modules()) == fused
 
     def look(name: str, y: Tensor) -> None:
@@ -640,7 +642,7 @@ def test_networks_learn_the_same_and_stay_batch_last(case):
 def test_a_sparse_network_learns_the_same(layout):
     model = gs.sparsify(small_vgg().double(), 0.4, layout=layout, rng=generator())
     plain = plain_modules(copy.deepcopy(model))
-    keep_batch_last(model)
+    keep_batch_last(model, fuse=True)
     assert losses(model) == pytest.approx(losses(plain), rel=1e-9)
     assert model.state_dict().keys() == plain.state_dict().keys()
     plain_modules(gs.densify(model))
@@ -649,7 +651,7 @@ def test_a_sparse_network_learns_the_same(layout):
 
 def test_compiles_in_one_graph():
     model = nn.Sequential(LastConv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1))
-    model = keep_batch_last(model.double())
+    model = keep_batch_last(model.double(), fuse=True)
     plain = plain_modules(copy.deepcopy(model))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -31,6 +31,8 @@ REAL = {
     "check_checkpoint": lambda: laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer),
     "check_operator": lambda: laws.check_operator(OPERATORS["gated"]()),
     "check_solver": lambda: laws.check_solver(recover.niht),
+    "check_transforms": lambda: laws.check_transforms(gs.CSR, SUPPORTS["ragged tiles"]),
+    "check_meaning": lambda: laws.check_meaning(lambda m: gs.sparsify(m, 0.4)),
 }
 
 

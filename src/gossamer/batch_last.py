@@ -4,13 +4,13 @@ Sparse kernels want the batch innermost in memory, (C, H, W, N) behind an ordina
 if need be and returns this format; ReLU and all that works element by element, dropout, sums of branches and ``Flatten`` keep it by
 themselves. Batch normalisation, pooling and dense convolutions do not, so :func:`keep_batch_last` gives them twins:
 
-    BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; with the ReLU that follows, where one does
+    BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; if asked, with the ReLU that follows
     Linear left dense            its product by that matrix
     Conv2d left dense            1 x 1 as a matrix product over the same matrix; few incoming weights by the full sparse kernel
     pooling                      over the channels-last image (C, N, H, W) that it is in memory: the batch takes the channels' place
 
 A twin is a subclass of torch's module with the same parameters, the same keys in ``state_dict``, the same results. Inputs in any other
-memory format, and models under ``torch.compile``, go torch's own way.
+memory format, and models under ``torch.compile``, ``torch.func`` or a tracer, go torch's own way.
 """
 
 from collections import Counter
@@ -24,34 +24,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .errors import Unfit
 from .ops.batch_norm.op import Running, batch_norm
 from .ops.csr_conv2d.op import csr_conv2d
 from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear.op import csr_linear
-from .ops.kernels import traced
+from .ops.kernels import foreign
 from .ops.memory import batch_last as to_batch_last
 from .ops.memory import from_rows, is_batch_last, rows
 from .ops.native import BEST
 from .support import Support
 
-__all__ = ["is_batch_last", "keep_batch_last", "plain_modules", "to_batch_last"]
+__all__ = ["fused", "is_batch_last", "keep_batch_last", "plain_modules", "to_batch_last"]
 
 
-def keep_batch_last(model: nn.Module) -> nn.Module:
+def keep_batch_last(model: nn.Module, *, fuse: bool = False) -> nn.Module:
     """Lets a model keep the batch-last format: its normalisation and pooling modules become their twins, in place.
 
     A module stays the object it was, with its parameters, buffers, hooks and places in the model: only its class changes (as that of a
     lazy module of torch's does). Modules of exactly torch's types only, never of subclasses, whose meaning is not known here.
 
-    A batch normalisation directly before an ``nn.ReLU`` in an ``nn.Sequential`` does the ReLU's work in the same pass, and the ReLU hands
-    its input on, if neither has hooks and the normalisation stands nowhere else: so change the model before, or after
-    :func:`plain_modules`, which is the way back. Calling it twice does no more than once.
+    Every module goes on to mean what it meant: its output is its own, and it can be hooked, sliced out, replaced, shared or copied.
 
-    Returns: the model.
+    Args:
+        fuse: let a batch normalisation directly before an ``nn.ReLU`` in an ``nn.Sequential`` do the ReLU's work in the same pass, and the
+            ReLU hand its input on; where neither has hooks and the normalisation stands nowhere else. The two are then right together
+            only: a hook set later on the normalisation sees what the ReLU would have made, a slice that ends between them includes the
+            ReLU, and replacing the ReLU does not take it away. ``print(model)`` shows the pairs; :func:`plain_modules` is the way back.
+
+    Calling it twice does no more than once. Returns: the model.
     """
     for m in model.modules():
         if type(m) in TWINS:
             _become(m, TWINS[type(m)])
+    if fuse:
+        _fuse(model)
+    return model
+
+
+def _fuse(model: nn.Module) -> None:
     places = Counter(child for parent in model.modules() for child in parent._modules.values())
     for parent in model.modules():
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
@@ -61,7 +72,11 @@ def keep_batch_last(model: nn.Module) -> nn.Module:
                     if places[act] > 1:  # elsewhere it is still wanted
                         act = parent._modules[name] = nn.ReLU(act.inplace).train(act.training)
                     _become(act, ReLU)
-    return model
+
+
+def fused(model: nn.Module) -> list[str]:
+    """The names of the normalisations that do the work of the ReLU behind them."""
+    return [name for name, m in model.named_modules() if isinstance(m, _Normalisation) and m.relu]
 
 
 def plain_modules(model: nn.Module) -> nn.Module:
@@ -82,14 +97,21 @@ def _hooked(*modules: nn.Module) -> bool:
 
 
 def _lies_batch_last(x: Tensor) -> bool:
-    """Whether there is something to gain; a compiler or a tracer records torch's own operations."""
-    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and is_batch_last(x) and x.numel() > 0
+    """Whether there is something to gain; a compiler, a tracer or a transform meets torch's own operations."""
+    return not foreign(x) and is_batch_last(x) and x.numel() > 0
+
+
+class _Twin(nn.Module):
+    def __prepare_scriptable__(self) -> nn.Module:
+        """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
+        remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
+        raise Unfit("torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy)
 
 
 # -------------------------------------------------------------------- normalisation
 
 
-class _Normalisation(_BatchNorm):
+class _Normalisation(_Twin, _BatchNorm):
     relu: bool = False  # whether it does the work of the ReLU that follows
 
     def forward(self, input: Tensor) -> Tensor:
@@ -138,7 +160,7 @@ class BatchNorm2d(_Normalisation, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that keeps the batch-last format: (N, C, H, W)."""
 
 
-class ReLU(nn.ReLU):
+class ReLU(_Twin, nn.ReLU):
     """An ``nn.ReLU`` whose work the batch normalisation before it does: hands its input on."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -153,7 +175,7 @@ class ReLU(nn.ReLU):
 # -------------------------------------------------------------------- pooling
 
 
-class MaxPool2d(nn.MaxPool2d):
+class MaxPool2d(_Twin, nn.MaxPool2d):
     """``nn.MaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -161,7 +183,7 @@ class MaxPool2d(nn.MaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AvgPool2d(nn.AvgPool2d):
+class AvgPool2d(_Twin, nn.AvgPool2d):
     """``nn.AvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -169,7 +191,7 @@ class AvgPool2d(nn.AvgPool2d):
         return _pooled(super().forward, input)
 
 
-class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+class AdaptiveMaxPool2d(_Twin, nn.AdaptiveMaxPool2d):
     """``nn.AdaptiveMaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -177,7 +199,7 @@ class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_Twin, nn.AdaptiveAvgPool2d):
     """``nn.AdaptiveAvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -192,7 +214,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 FEW = 1 << 15  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
 
 
-class Linear(nn.Linear):
+class Linear(_Twin, nn.Linear):
     """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose.
 
     It is multiplied the other way round, or with few weights (the last layer's) by the sparse kernel with full support."""
@@ -202,7 +224,7 @@ class Linear(nn.Linear):
         plain = input.dim() != 2 or input.is_contiguous() or input.dtype != self.weight.dtype or not input.is_cpu
         if plain or torch.is_autocast_enabled("cpu") or not _lies_batch_last(input):
             return super().forward(input)
-        if BEST is not None and self.weight.numel() <= FEW and not traced(input):
+        if BEST is not None and self.weight.numel() <= FEW:
             return csr_linear(input, self.weight.view(-1), _full(self.out_features, self.in_features), self.bias)
         x = input.t()
         return (self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)).t()
@@ -211,7 +233,7 @@ class Linear(nn.Linear):
 SMALL = 64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(_Twin, nn.Conv2d):
     """``nn.Conv2d`` that makes the batch-last format where that is cheap: 1 x 1 kernels, by one matrix product over the format's own
     matrix (C, H W N), and kernels of few incoming weights (the first layer's), by the sparse kernel with full support."""
 
@@ -228,7 +250,7 @@ class Conv2d(nn.Conv2d):
         """Whether the input is one that torch takes, all of one full precision, and a kernel for it is at hand."""
         if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
             return False
-        if traced(x) or torch.jit.is_tracing() or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
+        if foreign(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
             return False
         if self.weight.dtype != x.dtype or x.shape[1] != self.in_channels or self.padding_mode != "zeros":
             return False

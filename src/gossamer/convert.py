@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from . import budgets
 from .allotment import Allotment, Pick, allot
-from .batch_last import keep_batch_last, plain_modules
+from .batch_last import fused, keep_batch_last, plain_modules
 from .errors import Unfit, check_density, nearest
 from .layers import SparseConv2d, SparseLayer, SparseLinear, sparse_layers
 from .layouts import LAYOUTS, MASKED, Layout, gather, layout_named
@@ -50,6 +50,7 @@ class Report(NamedTuple):
     rows: tuple[Row, ...]
     asked: float
     plan: Plan | None = None  # the measurement that layouts follow, if there was one
+    fused: tuple[str, ...] = ()  # normalisations that do the work of the ReLU behind them, if that was asked for
 
     @property
     def density(self) -> float:
@@ -74,7 +75,8 @@ class Report(NamedTuple):
             )
         )
         widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join(table + ([f"fused with the ReLU that follows: {', '.join(self.fused)}"] if self.fused else []))
 
 
 def sparsify(
@@ -85,6 +87,7 @@ def sparsify(
     layout: str | Layout | Plan = "csr",
     input_shape: Sequence[int] | Tensor | tuple[Tensor, ...] | None = None,
     batch_last: bool | None = None,
+    fuse: bool = False,
     unit: tuple[int, int] = (1, 1),
     include: Pick | Iterable[Pick] | None = None,
     exclude: Pick | Iterable[Pick] | None = None,
@@ -106,7 +109,12 @@ def sparsify(
             values do not depend on it.
         input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
         batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, as csr and shadow want them:
-            modules between the layers become twins with the same parameters and results. None: on the CPU, if a layer is either.
+            modules between the layers become twins with the same parameters and results, and with the same meaning each. None: on the
+            CPU, if a layer is either.
+        fuse: let a twin of a batch normalisation do the work of an ``nn.ReLU`` directly behind it in an ``nn.Sequential``: faster, but
+            single modules then mean something else. The normalisation's output, and what a hook set later sees there, has no negative
+            numbers; a slice of the network that ends between the two has the ReLU; replacing the ReLU does not take it away. The report
+            names the pairs, ``print(model)`` shows them. Pairs with hooks, and models without twins, stay as they are.
         include, exclude: which layers: names (a container's name stands for all below it), ``"re:PATTERN"`` or compiled patterns
             (searched in the qualified name), or module types.
         init: ``"kaiming"`` draws new values; ``"keep"`` keeps the model's weights on a random support; ``"magnitude"`` keeps its
@@ -121,6 +129,8 @@ def sparsify(
     who = "sparsify"
     check_density(who, density)
     _check_layout(layout, input_shape)
+    if fuse and batch_last is False:
+        raise Unfit(who, "fuse=True is the work of batch-last twins, and batch_last=False makes none", remedy="leave out one of the two")
     if init not in ("kaiming", "keep", "magnitude"):
         raise Unfit(who, f"unknown init {init!r}{nearest(init, ('kaiming', 'keep', 'magnitude'))}", remedy="kaiming, keep or magnitude")
     given = allot(who, model, density, budget, unit, include, exclude)
@@ -135,8 +145,8 @@ def sparsify(
         here = planned.batch_last if planned else all(m.values.device.type == "cpu" for m in twins.values())
         batch_last = here and any(layout.name != MASKED.name for layout in layouts.values())
     model = _replaced(model, {given.owners[name]: twin for name, twin in twins.items()})
-    model = keep_batch_last(model) if batch_last else model
-    model.sparsity_report = Report(tuple(rows), density, planned)  # type: ignore[assignment]
+    model = keep_batch_last(model, fuse=fuse) if batch_last else model
+    model.sparsity_report = Report(tuple(rows), density, planned, tuple(fused(model)))  # type: ignore[assignment]
     if verbose:
         print(model.sparsity_report)
     return model

@@ -28,7 +28,7 @@ from .ops.csr_conv2d.reference import Geometry
 from .ops.csr_linear import op as linear_op
 from .ops.csr_sense.op import SAMPLED
 from .ops.index.op import rows_of
-from .ops.kernels import choose, device_type, run
+from .ops.kernels import choose, device_type, run, unreadable
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
 
@@ -94,6 +94,11 @@ class SparseLayer(nn.Module):
         super().__setstate__(state)
         self._mark()  # a copy of a parameter forgets its attributes
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
+        remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
+        raise Unfit("torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy)
+
     @property
     def owner(self) -> Any:
         """The :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel` in charge of the support, if there is one."""
@@ -119,7 +124,8 @@ class SparseLayer(nn.Module):
         Raises: Unfit where ``crow`` and ``col`` have been changed to something that does not go with the values.
         """
         if self.layout.follows:
-            self._follow()
+            if not torch.compiler.is_exporting():  # an exported product does not need the index
+                self._follow()
             return self._support
         if torch.compiler.is_compiling():
             return self._support
@@ -185,6 +191,8 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def _follow(self) -> None:
         """Looks the non-zeros up, if the values have changed since, and makes another index, if they are others."""
+        if unreadable(self.values):  # the product does not need the index then
+            return
         version = -1 if self.values.is_inference() else self.values._version  # torch counts no writes to the former
         now = (self.values.data_ptr(), version)
         if (now == self._seen and version >= 0) or self.values.shape != self.dense_shape:

@@ -281,10 +281,8 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
 
 
 def _seen(e: Entry) -> int:
-    """Weights of a forward pass that torch's counter sees: tiles whole, masked layers dense, shadow layers dense or not at all."""
-    if isinstance(e.module, SparseLayer):
-        return e.module.values.numel() if not e.follows or e.n > e.module.dense_above * e.weights else 0
-    return e.weights
+    """Weights of a forward pass that torch's counter sees: tiles whole, masked layers dense, shadow layers dense (while it looks)."""
+    return e.module.values.numel() if isinstance(e.module, SparseLayer) else e.weights
 
 
 def _is_conv(m: nn.Module) -> bool:

@@ -275,6 +275,7 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
     if not config.method.sparse:
         return model, {}
     options: dict[str, Any] = {"layout": planned or config.layout, "unit": config.unit, "min_fan_in": config.min_fan_in}
+    options["fuse"] = True  # the command line's own models: nobody hooks, slices or changes them
     options["rng"] = stream(config.seed, "support")
     if config.method.shrinks:
         given = allot("sparsify", model, 1.0, "pooled", config.unit, None, config.exclude)

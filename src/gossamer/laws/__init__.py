@@ -13,6 +13,7 @@ from .checkpoints import check_checkpoint
 from .details import nesterov
 from .events import check_event
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
+from .meaning import check_meaning
 from .ownership import check_average, check_copies, check_newborn, check_passes, check_reload
 from .penalties import check_penalty
 from .recovery import check_operator, check_solver
@@ -20,6 +21,7 @@ from .rules import check_rule
 from .supports import check_rewire, check_support
 from .surgery import check_surgery
 from .topologies import check_topology
+from .transforms import check_transforms
 
 __all__ = (
     "check_average",
@@ -29,6 +31,7 @@ __all__ = (
     "check_index",
     "check_kernel",
     "check_layout",
+    "check_meaning",
     "check_newborn",
     "check_operator",
     "check_passes",
@@ -40,6 +43,7 @@ __all__ = (
     "check_support",
     "check_surgery",
     "check_topology",
+    "check_transforms",
     "nesterov",
     "poisoned_memory",
 )

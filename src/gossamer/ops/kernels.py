@@ -6,8 +6,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd.function import once_differentiable
+from torch._C import _is_tracing as is_tracing
+from torch._C import _len_torch_dispatch_stack as dispatch_modes
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    peek_interpreter_stack,
+)
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..errors import Unfit, nearest
 
@@ -54,6 +64,9 @@ def full_precision(*args: Any) -> list[str]:
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     """The first kernel, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name."""
     name = asked()
+    if peek_interpreter_stack() is not None or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
+        remedy = "call it outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
+        raise Unfit("kernels", "a kernel reads memory, and sees neither the tensors of torch.func nor tangents", remedy=remedy)
     if name is None and not kernels[0].unfit(*args):
         return kernels[0]
     names = [k.name for k in kernels]
@@ -83,20 +96,42 @@ def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
     return run(kernels, *args)
 
 
-def once(backward: Callable[..., Any], ctx: Any, dy: Tensor) -> Any:
-    """A backward pass that has no gradient of its own, and says so if it is asked for; free where no one can ask."""
-    return once_differentiable(backward)(ctx, dy) if torch.is_grad_enabled() else backward(ctx, dy)
-
-
-def traced(*tensors: Tensor | None) -> bool:
-    """True where a call must be seen as an operator: under ``torch.compile``, a dispatch mode (FLOP counting), ``torch.func``, or a
-    tensor subclass. Everywhere else an ``autograd.Function`` calls the kernels: a layer's two passes cost some 100 us less."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+def foreign(*tensors: Tensor | None) -> bool:
+    """True where kernels must not be called at once, since somebody follows the call: ``torch.compile`` or export, a dispatch mode (FLOP
+    counting, ``make_fx``), ``torch.func``, forward-mode differentiation, ``torch.jit.trace``, or a tensor subclass."""
+    if is_compiling() or dispatch_modes() or peek_interpreter_stack() is not None or forward_ad._current_level >= 0 or is_tracing():
         return True
     for t in tensors:
         if t is not None and type(t) not in PLAIN:
             return True
     return False
+
+
+def followed(dy: Tensor) -> bool:
+    """The same question in a backward pass: whether somebody differentiates, maps or watches it."""
+    return torch.is_grad_enabled() or foreign(dy) or is_legacy_batchedtensor(dy)  # the last: torch.autograd.grad(is_grads_batched=True)
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work. To be asked where :func:`foreign` is true."""
+    return peek_interpreter_stack() is not None or (not is_compiling() and forward_ad._current_level >= 0)
+
+
+def unreadable(t: Tensor) -> bool:
+    """Whether nobody may look at the numbers of a tensor, since they stand for others: under ``make_fx`` and ``torch.func``."""
+    return foreign(t) and (get_proxy_mode() is not None or is_functorch_wrapped_tensor(t))
+
+
+def written() -> bool:
+    """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace``, ``torch.export`` and
+    ONNX export write down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know
+    nothing else; and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return True
+    if is_compiling():
+        return transformed()
+    levels = [level.key() for level in get_interpreter_stack() or ()]
+    return TransformType.Functionalize in levels or levels.count(TransformType.Jvp) > 1
 
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:

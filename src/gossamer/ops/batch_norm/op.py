@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..kernels import Kernel, always, choose
-from ..memory import batch_last, from_rows, rows
+from ..kernels import Kernel, always, choose, followed
+from ..memory import batch_last
 from . import native, reference
 
 FORWARD = [native.KERNELS["forward"], Kernel("reference", reference.forward, always)]
@@ -51,7 +50,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight, bias, mean, invstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for
+        if followed(dy):
             return *_differentiable(dy, x, weight, bias, ctx.eps, ctx.relu), None, None, None
         args = (batch_last(dy), x, weight, bias, mean, invstd, ctx.relu)
         dx, dweight, dbias = choose(BACKWARD, *args).run(*args)
@@ -65,9 +64,18 @@ def _move(running: Running, mean: Tensor, invstd: Tensor, eps: float, count: int
     running.var.lerp_(var, running.momentum)
 
 
-def _differentiable(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> list[Tensor | None]:
-    """The gradients with a graph of their own, by torch's operations."""
-    y = from_rows(F.batch_norm(rows(x)[None], None, None, weight, bias, True, 0.0, eps)[0], x.shape)
-    wanted = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(y.relu() if relu else y, wanted, dy, create_graph=True))
-    return [next(grads) if t is not None and t.requires_grad else None for t in (x, weight, bias)]
+def _differentiable(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients by torch's elementwise operations, the reference's equations line by line, statistics and all made anew from x."""
+    others, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
+    centred, count = x - x.mean(others, keepdim=True), x.numel() // x.shape[1]
+    invstd = (centred.square().mean(others, keepdim=True) + eps).rsqrt()
+    xhat = centred * invstd
+    scale = invstd if weight is None else invstd * weight.view(shape)
+    if relu:
+        z = xhat if weight is None else xhat * weight.view(shape)
+        dy = dy * ((z if bias is None else z + bias.view(shape)) > 0)
+    dbias, dweight = dy.sum(others), (dy * xhat).sum(others)
+    dx = scale * (dy - dbias.view(shape) / count - xhat * dweight.view(shape) / count)
+    return dx, None if weight is None else dweight, None if bias is None else dbias

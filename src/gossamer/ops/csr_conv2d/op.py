@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from ...errors import Unfit
 from ...support import Support
-from ..kernels import Kernel, full_precision, once, run_as, traced
-from ..native import batch_last, bias_gradient
+from ..kernels import Kernel, followed, foreign, full_precision, run_as, transformed, written
+from ..native import batch_last, bias_gradient, turned
+from ..trilinear import Trilinear, as_dense, check_index
 from . import native, reference
 from .reference import Geometry
 
@@ -32,6 +34,14 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
 
     Returns: (B, out, H', W'), the batch innermost in memory.
     """
+    if foreign(x, values, bias):
+        return _seen(x, values, s, g, bias)
+    _check(x, s, g)
+    return _apply(turned(x), values, bias, s, g) if torch.is_grad_enabled() else product(x, values, s, g, bias)
+
+
+def _check(x: Tensor, s: Support, g: Geometry) -> None:
+    """Refuses what is no image of the right size."""
     channels = s.shape[1] // (g.kernel[0] * g.kernel[1])
     if x.dim() != 4 or x.shape[1] != channels:
         raise Unfit("csr_conv2d", f"the input must be (batch, {channels}, height, width)", got=tuple(x.shape))
@@ -39,11 +49,6 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
         raise Unfit("csr_conv2d", "the input must be of a floating dtype", got=x.dtype)
     if min(x.shape[2:]) < 1 or min(g.out(*x.shape[2:])) < 1:
         raise Unfit("csr_conv2d", f"the padded image must be at least as large as the kernel {g.kernel}, dilated", got=tuple(x.shape))
-    if traced(x, values, bias):
-        flat = [v for pair in g for v in pair]
-        y = _forward(x, values, s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit, flat)
-        return y if bias is None else y + bias.to(y.dtype).view(1, -1, 1, 1)
-    return _apply(x, values, bias, s, g) if torch.is_grad_enabled() else product(x, values, s, g, bias)
 
 
 def product(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
@@ -72,27 +77,55 @@ def gradients(
     return dx, dw if dw is None or dw.dtype is dtype else dw.to(dtype)
 
 
+def _seen(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None) -> Tensor:
+    """The same for those who follow the call."""
+    if written():
+        kernel = as_dense(values, s).view(s.shape[0], -1, *g.kernel)
+        return F.conv2d(x.to(values.dtype), kernel, bias, g.stride, g.padding, g.dilation).to(x.dtype)
+    _check(x, s, g)
+    if transformed():
+        check_index("csr_conv2d", s)
+        y = trilinear(s, g, values.dtype, (x.shape[2], x.shape[3])).slope(0, x, values)
+    else:
+        y = _forward(x, values, *_index(s, g))
+    return y if bias is None else y + bias.to(y.dtype).view(1, -1, 1, 1)
+
+
+def trilinear(s: Support, g: Geometry, dtype: torch.dtype, size: tuple[int, int]) -> Trilinear:
+    """The product as a form of (dy, x, values), for values of this dtype and images of this size."""
+    index = _index(s, g)
+
+    def dw(dy: Tensor, x: Tensor) -> Tensor:
+        like = dy.new_empty((), dtype=dtype).expand(s.n, *(() if s.unit == (1, 1) else s.unit))
+        return _dw(dy, x, like, *index)
+
+    return Trilinear((lambda x, v: _forward(x, v, *index), lambda dy, v: _dx(dy, v, *index, *size), dw))
+
+
+def _index(s: Support, g: Geometry) -> tuple[Any, ...]:
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit, [v for pair in g for v in pair]
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, values, bias, s, g):
-        x = batch_last(x)  # once for both passes
         ctx.save_for_backward(x, values)
         ctx.support, ctx.geometry, ctx.bias = s, g, None if bias is None else bias.dtype
         return product(x, values, s, g, bias)
 
     @staticmethod
     def backward(ctx, dy):
-        return once(_Product.of, ctx, dy)
-
-    @staticmethod
-    def of(ctx, dy):
         x, values = ctx.saved_tensors
         of_x, of_w, of_b, *_ = ctx.needs_input_grad
-        dx, dw = gradients(dy, x, values, ctx.support, ctx.geometry, x.shape[2:], of_x, of_w)
+        s, g = ctx.support, ctx.geometry
+        if followed(dy):
+            dx, dw = trilinear(s, g, values.dtype, x.shape[2:]).gradients(0, x, values, dy, (of_x, of_w))
+            return dx, dw, dy.sum((0, 2, 3)).to(ctx.bias) if of_b else None, None, None
+        dx, dw = gradients(dy, x, values, s, g, x.shape[2:], of_x, of_w)
         return dx, dw, bias_gradient(dy, ctx.bias) if of_b else None, None, None
 
 
-# Without torch's look for torch.func, which traced() has had.
+# Without torch's look for torch.func, which foreign() has had.
 _apply: Any = super(torch.autograd.Function, _Product).apply  # type: ignore[misc]
 
 

@@ -1,19 +1,22 @@
 """y = x W^T + b for a sparse W, differentiable: the kernels are chosen here.
 
-Eagerly an ``autograd.Function`` calls them; where the call must be seen (``torch.compile``, FLOP counting, ``torch.func``) it is the
-operator ``gossamer::csr_linear`` with its fake kernels, autograd and FLOP formulas.
+Eagerly an ``autograd.Function`` calls them. Where the call must be seen (``torch.compile``, FLOP counting) it is the operator
+``gossamer::csr_linear`` with its fake kernels, autograd and FLOP formulas; under ``torch.func``, and for derivatives of derivatives, a
+:class:`~gossamer.ops.trilinear.Trilinear` of such operators; where a program for elsewhere is written down (export), torch's dense product.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from ...errors import Unfit
 from ...support import Support
-from ..kernels import Kernel, full_precision, once, run_as, traced
-from ..native import batch_last, bias_gradient
+from ..kernels import Kernel, followed, foreign, full_precision, run_as, transformed, written
+from ..native import batch_last, bias_gradient, turned
+from ..trilinear import Trilinear, as_dense, check_index
 from . import native, reference
 
 # An operator takes a support as the seven things it is made of.
@@ -37,11 +40,10 @@ def csr_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None
     if not x.is_floating_point():
         raise Unfit("csr_linear", "the input must be of a floating dtype", got=x.dtype)
     flat = x if x.dim() == 2 else x.reshape(-1, s.shape[1])
-    if traced(x, values, bias):
-        y = _forward(flat, values, s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit)
-        y = y if bias is None else y + bias.to(y.dtype)
+    if foreign(x, values, bias):
+        y = _seen(flat, values, s, bias)
     else:
-        y = _apply(flat, values, bias, s) if torch.is_grad_enabled() else product(flat, values, s, bias)
+        y = _apply(turned(flat), values, bias, s) if torch.is_grad_enabled() else product(flat, values, s, bias)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], s.shape[0])
 
 
@@ -68,27 +70,52 @@ def gradients(dy: Tensor, x: Tensor, values: Tensor, s: Support, of_x: bool, of_
     return dx, dw if dw is None or dw.dtype is dtype else dw.to(dtype)
 
 
+def _seen(x: Tensor, values: Tensor, s: Support, bias: Tensor | None) -> Tensor:
+    """The same for those who follow the call."""
+    if written():
+        return F.linear(x.to(values.dtype), as_dense(values, s), bias).to(x.dtype)
+    if transformed():
+        check_index("csr_linear", s)
+        y = trilinear(s, values.dtype).slope(0, x, values)
+    else:
+        y = _forward(x, values, *_index(s))
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def trilinear(s: Support, dtype: torch.dtype) -> Trilinear:
+    """The product as a form of (dy, x, values), for values of this dtype."""
+    index = _index(s)
+
+    def dw(dy: Tensor, x: Tensor) -> Tensor:
+        like = dy.new_empty((), dtype=dtype).expand(s.n, *(() if s.unit == (1, 1) else s.unit))
+        return _dw(dy, x, like, *index)
+
+    return Trilinear((lambda x, v: _forward(x, v, *index), lambda dy, v: _dx(dy, v, *index), dw))
+
+
+def _index(s: Support) -> tuple[Any, ...]:
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, values, bias, s):
-        x = batch_last(x)  # once for both passes
         ctx.save_for_backward(x, values)
         ctx.support, ctx.bias = s, None if bias is None else bias.dtype
         return product(x, values, s, bias)
 
     @staticmethod
     def backward(ctx, dy):
-        return once(_Product.of, ctx, dy)
-
-    @staticmethod
-    def of(ctx, dy):
         x, values = ctx.saved_tensors
         of_x, of_w, of_b, _ = ctx.needs_input_grad
+        if followed(dy):
+            dx, dw = trilinear(ctx.support, values.dtype).gradients(0, x, values, dy, (of_x, of_w))
+            return dx, dw, dy.sum(0).to(ctx.bias) if of_b else None, None
         dx, dw = gradients(dy, x, values, ctx.support, of_x, of_w)
         return dx, dw, bias_gradient(dy, ctx.bias) if of_b else None, None
 
 
-# Without torch's look for torch.func, which traced() has had.
+# Without torch's look for torch.func, which foreign() has had.
 _apply: Any = super(torch.autograd.Function, _Product).apply  # type: ignore[misc]
 
 

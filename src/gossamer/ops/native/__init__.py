@@ -118,6 +118,23 @@ def batch_last(x: Tensor) -> Tensor:
     return y
 
 
+def turned(x: Tensor) -> Tensor:
+    """:func:`batch_last` above autograd, any number of times; a gradient keeps the format it comes in."""
+    if is_batch_last(x):
+        return x
+    return _Turned.apply(x) if x.requires_grad else batch_last(x)  # type: ignore[return-value]
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return batch_last(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
 def plain(x: Tensor) -> Tensor:
     """The way back, to torch's contiguous memory; for use below autograd."""
     if not is_batch_last(x):
@@ -152,6 +169,6 @@ def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 __all__ = [
-    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "plain", "unfit", "warn_once",
-    "why_not",
+    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "plain", "turned", "unfit",
+    "warn_once", "why_not",
 ]  # fmt: skip

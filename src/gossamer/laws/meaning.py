@@ -1,0 +1,95 @@
+"""The law of networks whose modules are exchanged: each module goes on to mean what it meant."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import SparseLayer
+from .details import close, demand
+
+
+def check_meaning(change: Callable[[nn.Module], nn.Module]) -> None:
+    """A change of a network (:func:`~gossamer.sparsify`, a memory format) leaves every module that it does not make sparse what it was:
+    of its type, in its mode, under its name and keys, with its hooks, and with its own output. So whatever is done to a module afterwards
+    (looking at it, cutting the network behind it, putting another in its place) does what it did before, also in a copy."""
+    for training in (True, False):
+        plain = _network().train(training)
+        model = copy.deepcopy(plain)
+        seen: list[nn.Module] = []
+        hooked = [m for m in model if isinstance(m, (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten))]
+        for m in hooked:
+            m.register_forward_hook(_noting(seen))
+        model = change(model)
+        demand(isinstance(model, nn.Sequential) and len(model) == len(plain), "a Sequential must stay one, of the same length")
+        assert isinstance(model, nn.Sequential)
+        _as_named(model, plain)
+        meant = nn.Sequential(*(a if isinstance(a, SparseLayer) else b for a, b in zip(model, plain, strict=True)))
+        for way in (lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(_bare(m)))):
+            _same_all_along(way(model), copy.deepcopy(meant))
+        seen.clear()
+        model(_images())
+        demand(seen == hooked, "the hooks of every module that stays must go on to be called, once each")
+
+
+def _noting(seen: list[nn.Module]) -> Callable[..., None]:
+    return lambda m, *_: seen.append(m)
+
+
+def _copying(found: list[Tensor]) -> Callable[..., None]:
+    return lambda _module, _inputs, y: found.append(y.detach().clone())
+
+
+def _network() -> nn.Sequential:
+    """Some of everything, at full precision, its normalisations away from where they start."""
+    first = (nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2))
+    second = (nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    head = (nn.Flatten(), nn.Linear(7, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Linear(11, 3))
+    model, rng = nn.Sequential(*first, *second, *head).double(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for t in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+            t.copy_(torch.rand(t.shape, generator=rng, dtype=t.dtype) - (0.0 if t.dim() == 1 else 0.5))
+    return model
+
+
+def _images() -> Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _bare(model: nn.Sequential) -> nn.Sequential:
+    """A copy without hooks, which are no part of a file."""
+    model = copy.deepcopy(model)
+    for m in model.modules():
+        m._forward_hooks.clear()
+    return model
+
+
+def _as_named(model: nn.Sequential, plain: nn.Sequential) -> None:
+    for (name, m), (before, p) in zip(model.named_children(), plain.named_children(), strict=True):
+        demand(name == before and m.training == p.training, f"module {before}: name and mode must stay")
+        if not isinstance(m, SparseLayer):
+            demand(isinstance(m, type(p)), f"module {name}: isinstance(m, {type(p).__name__}) must stay true")
+            demand(m.state_dict().keys() == p.state_dict().keys(), f"module {name}: the keys of its state must stay")
+
+
+def _same_all_along(model: nn.Sequential, meant: nn.Sequential) -> None:
+    x = _images()
+    for k in range(1, len(meant) + 1):
+        mine, theirs = copy.deepcopy(model), copy.deepcopy(meant)
+        what = f"cut behind module {k - 1} ({type(meant[k - 1]).__name__}), the network must give what that module gives"
+        close(nn.Sequential(*list(mine)[:k])(x), nn.Sequential(*list(theirs)[:k])(x), what)
+        mine[k - 1], theirs[k - 1] = nn.GELU(), nn.GELU()
+        if isinstance(meant[k - 1], (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)):  # what can be replaced by something of the same shape
+            close(mine(x), theirs(x), f"with another module for {k - 1} ({type(meant[k - 1]).__name__}), nothing of it must be left")
+    outputs: list[list[Tensor]] = [[], []]
+    for found, network in zip(outputs, (model, meant), strict=True):
+        for m in network:
+            m.register_forward_hook(_copying(found))
+    results = [network(x) for network in (model, meant)]
+    for k, (a, b) in enumerate(zip(*outputs, strict=True)):
+        close(a, b, f"a hook on module {k} ({type(meant[k]).__name__}) must see its output")
+    grads = [torch.autograd.grad(y.square().sum(), list(n.parameters())) for y, n in zip(results, (model, meant), strict=True)]
+    for a, b in zip(*grads, strict=True):
+        close(a, b, "the gradients of all parameters must be the same")
