@@ -379,6 +379,7 @@ LIES = {  # of which part, which -> the sentence
     "decays of three moments": ("optimizer", put("param_groups", 0, "betas", (0.9, 0.9, 0.9)), "betas is a list of 3"),
     "parameters numbered otherwise": ("optimizer", put("param_groups", 0, "params", 0, "x"), "not numbered as those here"),
     "a state of nobody": ("optimizer", put("state", lambda state: {**state, 99: {}}), "none of its parameters"),
+    "a parameter called true": ("optimizer", put("state", lambda state: {True if k == 1 else k: v for k, v in state.items()}), "of True"),
     "a state that is a list": ("optimizer", put("state", 1, [1]), "parameter 1 is a list of 1"),
     "a moment gone": ("optimizer", without("state", 1, "exp_avg_sq"), "0.bias has no 'exp_avg_sq'"),
     "a moment renamed": ("optimizer", put("state", 0, lambda s: {k.replace("exp_avg", "x"): v for k, v in s.items()}), "no 'exp_avg'"),
