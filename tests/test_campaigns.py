@@ -18,11 +18,43 @@ CAMPAIGN = Path(__file__).parent / "campaigns" / "campaign.py"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks, and asks /proc what an open file is called")
 def test_nothing_hostile_does_harm():
-    sizes = {"flips": 200, "mutations": 120, "kills": 3, "power-cuts": 2, "lines": 24}
+    sizes = {"flips": 200, "mutations": 120, "saves": 20, "kills": 3, "power-cuts": 2, "lines": 15}
     arguments = [word for name, cases in sizes.items() for word in (f"--{name}", str(cases))]
     done = subprocess.run([sys.executable, str(CAMPAIGN), *arguments], capture_output=True, text=True)
-    print(f"{done.stdout}\nthe same at full size: python {CAMPAIGN} --flips 5000 --mutations 5000 --kills 200 --power-cuts 100 --lines 500")
+    full = "--flips 5000 --mutations 5000 --saves 500 --kills 200 --power-cuts 100 --lines 500"
+    print(f"{done.stdout}\nthe same at full size: python {CAMPAIGN} {full}")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+IN_PLACE = """
+import random, sys, time
+from contextlib import contextmanager
+sys.path.insert(0, sys.argv[1])
+from campaigns import kills
+from gossamer.checkpoint import file
+
+@contextmanager
+def in_place(path):
+    path.parent.mkdir(exist_ok=True)
+    yield path
+
+@contextmanager
+def beside(path):
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f"{time.time_ns()}")
+    yield temporary
+    temporary.rename(path)
+
+for mutant, how in ((in_place, "differing"), (beside, "stray")):
+    file.replacing = mutant
+    assert kills.saves(30, random.Random(0))[0].wrong.get(how, 0) > 3, mutant
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks, and asks /proc what an open file is called")
+def test_kills_notice_a_save_that_is_not_atomic_and_one_that_leaves_litter():
+    done = subprocess.run([sys.executable, "-c", IN_PLACE, str(CAMPAIGN.parents[1])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_campaign_notices_what_it_is_for(monkeypatch):

@@ -1,6 +1,7 @@
 """Everything hostile at once: damaged checkpoints, kills, power cuts, command lines. Prints a table; exit code 1 if anything went wrong.
 
-    PYTHONPATH=src python tests/campaigns/campaign.py --flips 5000 --mutations 5000 --kills 200 --power-cuts 100 --lines 500 --seed 0
+    export PYTHONPATH=src
+    python tests/campaigns/campaign.py --flips 5000 --mutations 5000 --saves 500 --kills 200 --power-cuts 100 --lines 500 --seed 0
 
 Small numbers of cases are run by tests/test_campaigns.py. Linux only: it forks, and asks /proc.
 """
@@ -23,6 +24,7 @@ from campaigns.tally import Tally, table  # noqa: E402
 CAMPAIGNS = {
     "flips": files.flips,
     "mutations": files.mutations,
+    "saves": kills.saves,
     "kills": kills.kills,
     "power_cuts": kills.power_cuts,
     "lines": lines.lines,

@@ -19,8 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+import gossamer as gs
 from campaigns.forks import command, forked, left, unlike
 from campaigns.tally import Tally
+from gossamer import checkpoint
 
 TINY = ["--task=planted", "--task.features=12", "--task.relevant=6", "--task.examples=60", "--model.widths=[16,16]"]
 TINY += ["--density=0.3", "--batch=16", "--epochs=3", "--threads=1"]
@@ -72,6 +76,37 @@ class Jobs(dict[str, Job]):
         on = ["--resume"] if argv[0] == "run" else []
         self[name] = Job(argv, on, left(out), time.perf_counter() - begun, int(counter.read_text()))
         return self[name]
+
+
+def saves(cases: int, rng: random.Random) -> list[Tally]:
+    """kill -9 at a random call of one save: under the name is the old checkpoint or the new one, and the next save tidies up."""
+    tally = Tally("kill -9 while saving")
+    with tempfile.TemporaryDirectory() as folder:
+        path, counter = Path(folder) / "x" / "run.safetensors", Path(folder) / "count"
+        models = [gs.SparseLinear(30, 20, density=0.3, rng=torch.Generator().manual_seed(i)) for i in range(2)]
+
+        def save(i: int) -> int:
+            checkpoint.save(path, models[i], extra={"i": i})
+            return 0
+
+        forked(_counted(lambda: save(0), counter))
+        for _ in range(cases):
+            save(0)
+            call = rng.randrange(1, int(counter.read_text()) + 1)
+            forked(_before_call(lambda: save(1), call, die))
+            tally.cases += 1
+            found = gs.SparseLinear(30, 20, density=0.3)
+            try:
+                i = checkpoint.load(path, found)["i"]
+            except gs.Unfit as error:
+                tally.add("differing", f"before call {call}: {error}")
+                continue
+            if not torch.equal(found.to_dense(), models[i].to_dense()):
+                tally.add("differing", f"before call {call}: not the weights of save {i}")
+            save(0)
+            if [p.name for p in path.parent.iterdir()] != [path.name]:
+                tally.add("stray", f"before call {call}: {[p.name for p in path.parent.iterdir()]}")
+    return [tally]
 
 
 def kills(cases: int, rng: random.Random) -> list[Tally]:

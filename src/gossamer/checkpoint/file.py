@@ -102,7 +102,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise Unfit(str(path), f"truncated, or not a safetensors file: {error}", remedy=remedy) from error
     except OSError as error:
         raise Unfit(str(path), f"cannot be read: {error.strerror or error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise Unfit(str(path), f"its header is damaged: {_brief(error)}", remedy=OLDER) from error
     if wrong:
         raise Unfit(str(path), "its header is damaged", reasons=wrong, remedy=OLDER)

@@ -40,7 +40,8 @@ def optimizer_problems(optimizer: torch.optim.Optimizer, state: Any, model: nn.M
         return found
     order = [p for group in optimizer.param_groups for p in group["params"]]
     ids = [i for group in groups for i in group["params"]]
-    strange = [key for key in state["state"] if key not in ids and (isinstance(key, int) or key not in here["state"])]
+    others = {key for key in here["state"] if type(key) is not int}  # what an optimizer holds beside its parameters
+    strange = [key for key in state["state"] if not (key in ids if type(key) is int else key in others)]
     wrong = [key for key, entry in state["state"].items() if not isinstance(entry, dict) and key in ids]
     if strange or wrong:
         return [f"it holds a state of {key!r}, which is none of its parameters" for key in strange] + [
