@@ -740,3 +740,29 @@ def test_both_paths_end_alike_where_a_state_dict_changes_nothing():
         b[0].load_state_dict(copy.deepcopy(b[0].state_dict()))
         train(*b, [batch])
     assert same_state(a[0], b[0]) and same_supports(a[0], b[0])
+
+
+@pytest.mark.parametrize("layout", ["csr", "masked", "shadow"])
+def test_a_network_made_without_memory_takes_a_state(layout):
+    """On the meta device, then allocated, then loaded: as torch's own modules do it."""
+    net = gs.sparsify(mlp(), 0.3, layout=layout, rng=generator(3))
+    state, x = copy.deepcopy(net.state_dict()), FLAT.batch(0)[0]
+    before = net(x)
+    net.to("meta")
+    net.to_empty(device="cpu")
+    net.load_state_dict(state)
+    assert torch.equal(net(x), before) and same_supports(net, gs.sparsify(mlp(), 0.3, layout=layout, rng=generator(3)))
+
+
+def test_a_state_that_does_not_fit_can_be_replaced():
+    """The optimizer holds another step's state: a matching pair can still be loaded, from a file too."""
+    net, opt, rewirer = parts(gs.set_(40, 4, 0.5))
+    train(net, opt, rewirer, FLAT.batches(6))
+    old = copy.deepcopy(opt.state_dict())
+    train(net, opt, rewirer, FLAT.batches(6))
+    pair = copy.deepcopy((net.state_dict(), opt.state_dict()))
+    opt.load_state_dict(old)
+    assert opt.state_dict()["state"][0]["support"] == old["state"][0]["support"]
+    net.load_state_dict(pair[0])
+    opt.load_state_dict(pair[1])
+    train(net, opt, rewirer, FLAT.batches(3))

@@ -29,6 +29,7 @@ from .ops.csr_linear import op as linear_op
 from .ops.csr_sense.op import SAMPLED
 from .ops.index.op import rows_of
 from .ops.kernels import choose, device_type, run, unreadable
+from .ops.trilinear import check_index
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
 
@@ -164,9 +165,10 @@ class SparseLayer(nn.Module):
                 self._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
         (crow, col), s, seen = (self._buffers[name] for name in INDEX), self._support, self._copied
         assert crow is not None and col is not None
+        check_index(type(self).__name__, crow, col)
         if crow.is_meta or col.is_meta:
             self._support = s if s.crow.is_meta else s.to("meta")
-        elif s.crow.is_meta or not _equal(crow, s.crow) or not _equal(col, s.col):
+        elif not _equal(crow, s.crow) or not _equal(col, s.col):
             self._take(crow, col, s, whole=self._copied is not None and seen[4] is not self.values)  # type: ignore[index]
         elif crow.device != s.crow.device:
             self._support = s.to(crow.device)
@@ -459,7 +461,8 @@ def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _met
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two index tensors, on whatever devices, hold the same numbers."""
-    return a.shape == b.shape and not a.is_floating_point() and torch.equal(a.to(b.device, b.dtype), b)
+    known = not (a.is_meta or b.is_meta or a.is_floating_point())
+    return known and a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
 
 
 def _state_problems(

@@ -186,10 +186,12 @@ class Keeper:
             self.follow(layer)
 
     def _tag(self, optimizer: torch.optim.Optimizer) -> None:
-        for layer in self.layers.values():
+        for key, layer in self.layers.items():
             if optimizer.state.get(layer.values):
-                self.follow(layer)
-                optimizer.state[layer.values][TAG] = layer.support.tag
+                if not isinstance(self.held[key], int):
+                    self.follow(layer)
+                held = self.held[key]
+                optimizer.state[layer.values][TAG] = held if isinstance(held, int) else layer.support.tag
 
     def _untag(self, optimizer: torch.optim.Optimizer, _state: Any) -> None:
         for layer in self.layers.values():

@@ -36,9 +36,9 @@ def as_dense(values: Tensor, s: Support) -> Tensor:
     return tiles.transpose(1, 2).reshape(grid[0] * h, grid[1] * w)[:rows, :cols]
 
 
-def check_index(who: str, s: Support) -> None:
+def check_index(who: str, crow: Tensor, col: Tensor) -> None:
     """Refuses an index that is itself followed by a transform: it decides how long loops are, and each model has its own."""
-    if is_functorch_wrapped_tensor(s.col) or is_functorch_wrapped_tensor(s.crow):
+    if is_functorch_wrapped_tensor(col) or is_functorch_wrapped_tensor(crow):
         remedy = "transform the parameters alone; call models of different supports one after the other, or densify(copy.deepcopy(model))"
         raise Unfit(who, "torch.func cannot follow the index of a support (crow, col), which is no number", remedy=remedy)
 

@@ -84,7 +84,7 @@ def _seen(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | Non
         return F.conv2d(x.to(values.dtype), kernel, bias, g.stride, g.padding, g.dilation).to(x.dtype)
     _check(x, s, g)
     if transformed():
-        check_index("csr_conv2d", s)
+        check_index("csr_conv2d", s.crow, s.col)
         y = trilinear(s, g, values.dtype, (x.shape[2], x.shape[3])).slope(0, x, values)
     else:
         y = _forward(x, values, *_index(s, g))

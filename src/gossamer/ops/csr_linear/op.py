@@ -75,7 +75,7 @@ def _seen(x: Tensor, values: Tensor, s: Support, bias: Tensor | None) -> Tensor:
     if written():
         return F.linear(x.to(values.dtype), as_dense(values, s), bias).to(x.dtype)
     if transformed():
-        check_index("csr_linear", s)
+        check_index("csr_linear", s.crow, s.col)
         y = trilinear(s, values.dtype).slope(0, x, values)
     else:
         y = _forward(x, values, *_index(s))
