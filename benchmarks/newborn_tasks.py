@@ -42,7 +42,7 @@ class Setting:
         """RigL and SET with their usual 0.3, CSST with half of the connections exchanged at first."""
         stop = round(self.stop * self.steps)
         if method == "csst":
-            return gs.csst(stop, self.every, self.last_every, drop=0.5)
+            return gs.csst(stop, self.every, self.last_every, drop=0.5, selectivity=1.0)
         return {"rigl": gs.rigl, "set": gs.set_}[method](stop, self.every, 0.3)
 
     def network(self, seed: int) -> nn.Module:

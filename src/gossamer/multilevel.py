@@ -125,7 +125,7 @@ class Multilevel:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
-        cold = {name: dict(state) for name, state in self._cold.items()}
+        cold = {name: dict(self._cold[name]) if name in self._cold else None for name in self.layers}
         self._look_at_all()
         supports = {name: layer.support.tag for name, layer in self.layers.items()}
         return {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "supports": supports, "cold": cold}
@@ -135,18 +135,20 @@ class Multilevel:
         keys = ("t", "topology", "settings", "supports", "cold")
         if not isinstance(state, dict) or not set(keys) <= set(state) or not all(isinstance(state[key], dict) for key in keys[2:]):
             return [f"a state of Multilevel has {', '.join(keys)}"]
-        if state["topology"] != self.topology.name or not isinstance(state["t"], int) or state["t"] < 0:
+        if state["topology"] != self.topology.name or type(state["t"]) is not int or state["t"] < 0:
             return [f"it is of topology {state['topology']!r} at step {state['t']!r}, not {self.topology.name!r}"]
         here, there = self._settings(), state["settings"]
-        problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
-        if list(state["supports"]) != list(self.layers) or not set(state["cold"]) <= set(self.layers):
+        problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if repr(here[key]) != repr(there.get(key))]
+        if list(state["supports"]) != list(self.layers) or list(state["cold"]) != list(self.layers):
             return [*problems, f"it is of layers {list(state['supports'])}, not {list(self.layers)}"]
-        if not all(isinstance(tag, int) for tag in state["supports"].values()):
+        if not all(type(tag) is int for tag in state["supports"].values()):
             problems.append("supports are told by whole numbers")
         for name, cold in state["cold"].items():
             layer = self.layers[name]
             expected = set(self._rule(name)[0].init(layer.values))
             shape = layer.support.shape
+            if cold is None:
+                continue  # no fine step yet
             fits = isinstance(cold, dict) and set(cold) == expected
             if not fits or not all(torch.is_tensor(t) and t.shape == shape and t.dtype == layer.values.dtype for t in cold.values()):
                 problems.append(f"{name}: cold storage has {', '.join(sorted(expected))}, each of shape {shape} and {layer.values.dtype}")
@@ -159,7 +161,9 @@ class Multilevel:
             raise Unfit("Multilevel", "this state was saved under other rules", reasons=problems, remedy="what it was saved with")
         self.t, self.last = int(state["t"]), None
         self._cold = {
-            name: {key: t.to(self.layers[name].values.device).clone() for key, t in saved.items()} for name, saved in state["cold"].items()
+            name: {key: t.to(self.layers[name].values.device).clone() for key, t in saved.items()}
+            for name, saved in state["cold"].items()
+            if saved is not None
         }
         self._loaded = dict(state["supports"])
         self._arm()
@@ -224,7 +228,7 @@ class Multilevel:
     # ---------------------------------------------------------------- details
 
     def _settings(self) -> dict[str, Any]:
-        return {"coarse": self.coarse, "fine_lr_scale": self.fine_lr_scale}
+        return {"coarse": int(self.coarse), "fine_lr_scale": float(self.fine_lr_scale)}
 
     def _arm(self) -> None:
         """Tells the layers to keep the operands of the weight gradient, if step t + 1 is fine."""

@@ -223,9 +223,27 @@ class Newborn:
                 return ["the ids of a cohort are a vector of int64"]
             if int(ids.min()) < 0 or int(ids.max()) >= s.total or bool((ids.diff() <= 0).any()):
                 return [f"the ids of a cohort lie in [0, {s.total}) and increase"]
-            if not isinstance(saved["age"], int) or not 0 <= saved["age"] < AGE or not isinstance(saved["state"], dict):
-                return [f"the age of a cohort lies in [0, {AGE}), and its state is a mapping"]
+            if type(saved["age"]) is not int or not 0 <= saved["age"] < AGE:
+                return [f"the age of a cohort is a whole number in [0, {AGE})"]
+            if bool(saved["age"]) != bool(saved["state"]) or not self._is_state(saved["layer"], ids.numel(), saved["state"]):
+                return [f"the state of a cohort is not one that {type(self.optimizer).__name__} keeps of {ids.numel()} connections"]
         return []
+
+    def _is_state(self, name: str, k: int, state: Any) -> bool:
+        """Whether it is the state of k connections, as the optimizer keeps it of a scratch parameter; or none, before the first step."""
+        expected = self._course(name, 1)[0]
+        if not isinstance(state, dict) or (state and state.keys() != expected.keys()):
+            return False
+        for key, entry in state.items():
+            like = expected[key]
+            if not torch.is_tensor(like):
+                if type(entry) is not type(like):
+                    return False
+                continue
+            shape = (k, *like.shape[1:]) if like.dim() else ()
+            if not torch.is_tensor(entry) or entry.dtype != like.dtype or entry.shape != shape or bool(entry.isnan().any()):
+                return False
+        return True
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Takes over a state."""

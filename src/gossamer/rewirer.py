@@ -186,7 +186,7 @@ class Rewirer:
             "final": dict(self.final),
             "rng": self.rng.get_state(),
             "supports": {name: layer.support.tag for name, layer in self.layers.items()},
-            "fed": sorted(self._fed),
+            "fed": {name: name in self._fed for name in self.layers},
             "newborn": {"mode": self.newborn.mode, "cohorts": self.newborn.state_dict()},
             "probes": {name: probe.state() for name, probe in self._probes.items()},
         }
@@ -199,8 +199,8 @@ class Rewirer:
         other = f"it does not belong to topology {self.topology.name!r} on layers {list(self.layers)}"
         if state["topology"] != self.topology.name:
             return [f"{other}: it is of topology {state['topology']!r}"]
-        named = [state[key] for key in ("settings", "start", "final", "supports", "probes")]
-        if any(not isinstance(part, dict) for part in named) or any(set(part) != set(self.layers) for part in named[1:4]):
+        named = [state[key] for key in ("settings", "probes", "start", "final", "supports", "fed")]
+        if any(not isinstance(part, dict) for part in named) or any(set(part) != set(self.layers) for part in named[2:]):
             return [f"{other}: it is of others"]
         problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
         counts = [state["t"], *state["start"].values(), *state["final"].values(), *state["supports"].values()]
@@ -209,11 +209,14 @@ class Rewirer:
         rng = state["rng"]
         if not torch.is_tensor(rng) or rng.dtype != torch.uint8 or rng.shape != self.rng.get_state().shape:
             problems.append("rng is the state of a random generator of another kind")
-        if not isinstance(state["fed"], (list, tuple)) or not set(map(str, state["fed"])) <= set(self.layers):
-            problems.append("fed is a list of layers")
+        if not all(isinstance(fed, bool) for fed in state["fed"].values()):
+            problems.append("fed tells of every layer whether it got a gradient")
         if not problems and state["probes"]:
             if self.topology.sense(state["t"] + 1) is None or not set(state["probes"]) <= set(self._moving):
-                problems.append("its probes are of other layers, or of a step that senses nothing")
+                return ["its probes are of other layers, or of a step that senses nothing"]
+            for name, saved in state["probes"].items():
+                s = self.layers[name]._support
+                problems += state_problems(name, saved, s, present=s.tag == state["supports"][name])
         return problems + self.newborn.problems(state["newborn"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,7 +229,7 @@ class Rewirer:
         self.last = None
         self.start, self.final = dict(state["start"]), dict(state["final"])
         self.rng.set_state(state["rng"].cpu())
-        self._fed = set(state["fed"])
+        self._fed = {name for name, fed in state["fed"].items() if fed}
         self.newborn.load_state_dict(state["newborn"]["cohorts"])
         self._disarm()
         asked = self.topology.sense(self.t + 1)
@@ -398,10 +401,11 @@ class Rewirer:
         old = layer.support
         ids = new.ids()
         ids = ids[old.find(ids) < 0]
+        sensed = _at(site, ids) if self.newborn.mode == "sensed" else None
         set_support_(layer, new, self.optimizer, born=self.newborn.initial(name))
         self._known[name] = layer.support
         self.newborn.moved(name)
-        self.newborn.born(name, ids, _at(site, ids) if self.newborn.mode == "sensed" else None)
+        self.newborn.born(name, ids, sensed)
 
     def _check_finite(self, t: int) -> None:
         for name, layer in self._moving.items():

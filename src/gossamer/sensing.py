@@ -110,8 +110,9 @@ class Probe:
         return {"ids": self.ids, "steps": self.steps, "mean": self.mean, "active_mean": self.active_mean, "flow": self.flow}
 
 
-def state_problems(name: str, state: Any, s: Support) -> list[str]:
-    """What is wrong with the saved state of a probe, in sentences; [] if it goes with the support."""
+def state_problems(name: str, state: Any, s: Support, present: bool = True) -> list[str]:
+    """What is wrong with the saved state of a probe, in sentences; [] if it goes with the support. ``present``: ``s`` is the one that it
+    was saved with; otherwise one of the same matrix."""
     keys = ("ids", "steps", "mean", "active_mean", "flow")
     if not isinstance(state, dict) or set(state) != set(keys):
         return [f"{name}: the state of a window has {', '.join(keys)}"]
@@ -120,11 +121,16 @@ def state_problems(name: str, state: Any, s: Support) -> list[str]:
         return [f"{name}: ids are a vector of int64, and steps a count"]
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= s.total or bool((ids.diff() <= 0).any())):
         return [f"{name}: sensed ids must lie in [0, {s.total}) and increase"]
-    problems = [f"{name}: the ids that are sensed must lie off the support"] if bool((s.find(ids.to(s.col.device)) >= 0).any()) else []
-    for key, n in (("mean", ids.numel()), ("active_mean", s.n)):
+    problems = []
+    if present and bool((s.find(ids.to(s.col.device)) >= 0).any()):
+        problems.append(f"{name}: the ids that are sensed must lie off the support")
+    for key, n in (("mean", ids.numel()), ("active_mean", s.n if present else None)):
         t = state[key]
-        if t is not None and not (torch.is_tensor(t) and t.is_floating_point() and t.shape == (n, *tile) and bool(t.isfinite().all())):
-            problems.append(f"{name}: {key} must hold {n} finite gradients")
+        if t is None:
+            continue
+        fits = torch.is_tensor(t) and t.is_floating_point() and t.dim() > 0 and t.shape[1:] == tile and n in (None, t.shape[0])
+        if not fits or not bool(t.isfinite().all()):
+            problems.append(f"{name}: {key} must hold {'as many' if n is None else n} finite gradients as there are units")
     flow = state["flow"]
     sizes = [(grid,) for grid in s.grid]
     if flow is not None and not (isinstance(flow, (tuple, list)) and [tuple(getattr(t, "shape", ())) for t in flow] == sizes):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import Unfit, check_count, check_density
+from .errors import Unfit, check_count, check_density, is_real
 from .penalties import TopK, Zero
 from .rules.rule import Rule, SparseOptimizer
 
@@ -144,8 +144,32 @@ class TargetDensity:
         """All that is needed to resume bit for bit, beside the optimizer's state, which holds the strength."""
         return {"t": self.t, "start": self.start, "before": self.before, "log": [list(line) for line in self.log]}
 
+    def problems(self, state: Any) -> list[str]:
+        """Why a saved state cannot be taken over, in sentences; [] if it may go on."""
+        keys = ("t", "start", "before", "log")
+        if not isinstance(state, dict) or set(state) != set(keys) or not isinstance(state["log"], (list, tuple)):
+            return [f"a state of TargetDensity has {', '.join(keys)}"]
+        t, start, before = state["t"], state["start"], state["before"]
+        if not isinstance(t, int) or isinstance(t, bool) or t < 0:
+            return [f"t is a count of steps, not {t!r}"]
+        problems = []
+        if (start is None) != (before is None) or (start is None) != (not state["log"]):
+            problems.append("start, before and log begin together, at the first measurement")
+        if start is not None and not (_is_finite(start) and 0.0 < start <= 1.0):
+            problems.append(f"start is a density, not {start!r}")
+        if before is not None and not _is_finite(before):
+            problems.append(f"before is a number, not {before!r}")
+        for line in state["log"]:
+            if not isinstance(line, (list, tuple)) or len(line) != len(Measured._fields) or not all(map(_is_finite, line)):
+                return [*problems, f"a line of the log has {', '.join(Measured._fields)}"]
+            if not isinstance(line[0], int) or not 0 <= line[0] <= t:
+                return [*problems, f"the log tells of a step {line[0]!r} of {t}"]
+        return problems
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state."""
+        """Takes over a state; refuses one that is none."""
+        if problems := self.problems(state):
+            raise Unfit("TargetDensity", "this state cannot be taken over", reasons=problems, remedy="what state_dict() returned")
         self.t, self.start, self.before = int(state["t"]), state["start"], state["before"]
         self.log = [Measured(*line) for line in state["log"]]
 
@@ -168,6 +192,10 @@ class TargetDensity:
     def _alarmed(self) -> bool:
         """Whether so many weights have died that every step counts: a network without weights has no gradients to bring them back."""
         return not self.instant and self.before is not None and self.before < ALARM
+
+
+def _is_finite(value: object) -> bool:
+    return is_real(value) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def smallest(x: Tensor, k: int) -> float:

@@ -63,7 +63,7 @@ def optimizer_problems(optimizer: torch.optim.Optimizer, state: Any, model: nn.M
     by_rank: dict[int, list[Member]] = {}
     for member in members:
         by_rank.setdefault(len(member.shape), []).append(member)
-    return [problem for peers in by_rank.values() for problem in _peer_problems(peers)]
+    return _tag_problems(members) + [problem for peers in by_rank.values() for problem in _peer_problems(peers)]
 
 
 # -------------------------------------------------------------------- groups
@@ -130,6 +130,15 @@ def _peer_problems(peers: list[Member]) -> list[str]:
             kinds = [_kinds(peer.state[key], peer) for peer in others if peer.state.get(key) is not None]
             found += [f"state {key!r} of {member.name} {problem}" for problem in _entry_problems(key, entry, member, kinds)]
     return found
+
+
+def _tag_problems(members: list[Member]) -> list[str]:
+    """Values of sparse layers say which support their state belongs to, all of them or none."""
+    sparse = [member for member in members if member.name.rpartition(".")[2] == "values"]
+    if not any(TAG in member.state for member in sparse if member.saved):
+        return []
+    bad = [member.name for member in sparse if member.saved and type(member.state.get(TAG)) is not int]
+    return [f"the state of {name} does not say which support it belongs to" for name in bad]
 
 
 def _entry_problems(key: str, entry: Any, member: Member, others: list[set[str]]) -> Iterator[str]:
