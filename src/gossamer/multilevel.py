@@ -128,11 +128,12 @@ class Multilevel:
         cold = {name: dict(self._cold[name]) if name in self._cold else None for name in self.layers}
         self._look_at_all()
         supports = {name: layer.support.tag for name, layer in self.layers.items()}
-        return {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "supports": supports, "cold": cold}
+        state = {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "supports": supports}
+        return {**state, "cold": cold, "has_cold": {name: name in self._cold for name in self.layers}}
 
     def problems(self, state: Any) -> list[str]:
         """Why a saved state cannot be taken over, in sentences; [] if it may go on."""
-        keys = ("t", "topology", "settings", "supports", "cold")
+        keys = ("t", "topology", "settings", "supports", "cold", "has_cold")
         if not isinstance(state, dict) or not set(keys) <= set(state) or not all(isinstance(state[key], dict) for key in keys[2:]):
             return [f"a state of Multilevel has {', '.join(keys)}"]
         if state["topology"] != self.topology.name or type(state["t"]) is not int or state["t"] < 0:
@@ -147,7 +148,7 @@ class Multilevel:
             layer = self.layers[name]
             expected = set(self._rule(name)[0].init(layer.values))
             shape = layer.support.shape
-            if cold is None:
+            if cold is None and state["has_cold"].get(name) is False:
                 continue  # no fine step yet
             fits = isinstance(cold, dict) and set(cold) == expected
             if not fits or not all(torch.is_tensor(t) and t.shape == shape and t.dtype == layer.values.dtype for t in cold.values()):
