@@ -25,6 +25,7 @@ REAL = {
     "check_checkpoint": lambda: laws.check_checkpoint(TOPOLOGIES["csst"], gs.Rewirer),
     "check_operator": lambda: laws.check_operator(OPERATORS["gated"]()),
     "check_solver": lambda: laws.check_solver(recover.niht),
+    "check_units": lambda: laws.check_units(lambda A, y: recover.niht(A, y, 3)),
 }
 
 

@@ -13,7 +13,7 @@ from .checkpoints import check_checkpoint
 from .details import nesterov
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
 from .penalties import check_penalty
-from .recovery import check_operator, check_solver
+from .recovery import check_operator, check_solver, check_units
 from .rules import check_rule
 from .supports import check_rewire, check_support
 from .surgery import check_surgery
@@ -32,6 +32,7 @@ __all__ = (
     "check_support",
     "check_surgery",
     "check_topology",
+    "check_units",
     "nesterov",
     "poisoned_memory",
 )
