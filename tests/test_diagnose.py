@@ -70,7 +70,8 @@ def test_where_all_supports_can_be_looked_at_the_constant_is_exact(d, s, normali
     true = isometry_constant(meant, s)
     found = diagnose.isometry(A, s, normalise=normalise, supports=5, swaps=0)
     assert found.exact and f"delta_{s} = " in str(found) and found.support.unique().numel() == s
-    assert found.improved == pytest.approx(true, rel=1e-9, abs=1e-12) and constant_at(meant, found.support) == pytest.approx(true, abs=1e-12)
+    assert found.improved == pytest.approx(true, rel=1e-9, abs=1e-12)
+    assert constant_at(meant, found.support) == pytest.approx(true, abs=1e-12)
     assert found.sampled <= found.improved <= true + 1e-9 <= found.gershgorin + 2e-9
 
 
@@ -104,7 +105,7 @@ def test_the_search_finds_the_constant_of_two_hundred_random_matrices(searched, 
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_ties_do_not_stop_the_search(searched, copies):
-    """Columns that repeat: every number comes ``copies`` times, and any of equal supports may be left; delta_2 is 1, of two equal columns."""
+    """Columns that repeat: every number comes ``copies`` times, and any of equal ones may leave; delta_2 is 1, of two equal columns."""
     unit = torch.linalg.qr(normal(8, 8))[0].repeat(1, copies)
     assert diagnose.isometry(unit, 2, supports=1).improved == pytest.approx(1)
     assert diagnose.isometry(unit, copies, supports=3).improved == pytest.approx(copies - 1)

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-REACH = {torch.float32: 120, torch.float64: 1000}  # 2^-REACH and 2^REACH are numbers of that precision
+REACH = {torch.float64: 1000, torch.float32: 120, torch.bfloat16: 120, torch.float16: 14}  # 2^-REACH and 2^REACH are such numbers
 
 
 def exponent(t: Tensor) -> int:
@@ -31,9 +31,8 @@ def exponent_of(v: float) -> int:
 
 def shifted(t: Tensor, e: int) -> Tensor:
     """t 2^e; t itself where e = 0."""
-    reach = REACH[t.dtype]
     while e:
-        step = max(-reach, min(reach, e))
+        step = max(-REACH[t.dtype], min(REACH[t.dtype], e))
         t, e = t * 2.0**step, e - step
     return t
 

@@ -250,7 +250,7 @@ def _worst(drawn: Tensor, delta: Tensor, starts: int) -> Tensor:
 def _swapped(A: Operator, support: Tensor, swaps: int, columns: Columns, square: float) -> tuple[float, Tensor]:
     """Exchanges one column of S at a time, as long as delta grows: of all pairs (l leaves, j enters) those ``PAIRS`` are tried that promise
     most, whichever extreme eigenvector v they follow. None is chosen by which of two equal numbers came first."""
-    support, norms = support.to(A.device), A.norms()
+    support, norms = support.to(A.device), A.norms().double()
     unit = columns is unit_columns
     q = torch.ones_like(norms) if unit else norms.square()
     delta = float(_delta(A, support[None], columns, square))
@@ -281,7 +281,7 @@ def _promise(gram: Tensor, support: Tensor, q: Tensor, square: float) -> Tensor:
         w = v[:, None].repeat(1, v.numel()).fill_diagonal_(0.0)  # column l: v without l
         length = w.norm(dim=0)
         w = torch.where(length > 1e-6, w / length.clamp_min(1e-6), 0.0)
-        lam = torch.where(length > 1e-6, (w * (inner @ w)).sum(0), 1 / square)  # nothing stays: no promise but a_j's own
+        lam = torch.where(length > 1e-6, (w * (inner @ w)).sum(0), q[:, None])  # nothing stays: a_j alone
         p = gram @ w
         middle, radius = (lam + q[:, None]) / 2, (((lam - q[:, None]) / 2).square() + p.square()).sqrt()
         promised = torch.maximum(square * (middle + radius) - 1, 1 - square * (middle - radius))
@@ -291,6 +291,6 @@ def _promise(gram: Tensor, support: Tensor, q: Tensor, square: float) -> Tensor:
 
 
 def _products(A: Operator, j: Tensor, columns: Columns, norms: Tensor) -> Tensor:
-    """A^T a_j, (cols,)."""
-    p = A.rmatvec(columns(A, j[None])[:, 0])
+    """A^T a_j, (cols,), float64."""
+    p = A.rmatvec(columns(A, j[None])[:, 0]).double()
     return p / norms.where(norms > 0, 1.0) if columns is unit_columns else p
