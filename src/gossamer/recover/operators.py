@@ -29,7 +29,6 @@ from ..ops.kernels import run
 from ..support import Support, distinct
 from .arrays import is_sparse, tensor
 from .gates import DRAWN, generator, packed, random_generators, unpacked
-from .units import exponent
 
 BLOCK_NUMBERS = 1 << 21  # numbers made at a time while streaming
 PRECISIONS = (torch.float32, torch.float64)
@@ -193,8 +192,7 @@ class GatedReLU(Operator):
         X, generators = _inputs("GatedReLU", X), tensor("GatedReLU", "generators", generators)
         if generators.dim() != 2 or generators.shape[1] != X.shape[1] or not len(generators):
             raise Unfit("GatedReLU", f"generators must be (neurons, {X.shape[1]}), at least one", got=tuple(generators.shape))
-        e = max(-60, min(60, -exponent(X)))  # X h must neither overflow nor vanish, and its sign knows no units
-        parts = (_directions(part, e).to(X.dtype) for part in generators.split(_neurons_at_a_time(X)))
+        parts = (_directions(part).to(X.dtype) for part in generators.split(_neurons_at_a_time(X)))
         self._take(X, packed(X @ part.T > 0 for part in parts))
 
     @staticmethod
@@ -371,8 +369,7 @@ def _inputs(who: str, X: Any) -> Tensor:
     return X
 
 
-def _directions(h: Tensor, e: int) -> Tensor:
-    """Generators (k, d), each in units of its own size times 2^e, float64."""
+def _directions(h: Tensor) -> Tensor:
+    """Generators (k, d), each in units of its own size, float64: gates know no units, and X h must neither overflow nor vanish."""
     h = h.double()
-    own = torch.frexp(h.abs().amax(1, keepdim=True))[1]
-    return torch.ldexp(h, e - own)
+    return torch.ldexp(h, -torch.frexp(h.abs().amax(1, keepdim=True))[1])
