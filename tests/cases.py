@@ -195,6 +195,12 @@ OPERATORS: dict[str, Callable[[], recover.Operator]] = {
     "stacked": lambda: recover.Stacked(recover.GatedReLU(normal(13, 5), normal(3, 5, seed=1)), 2),
     "scipy": _scipy,
 }
+EVERY: dict[str, Callable[..., recover.Recovery]] = {  # every solver as solve(A, y)
+    **{name: (lambda A, y, solve=solve: solve(A, y, 3)) for name, solve in recover.GREEDY.items()},
+    **recover.CONVEX,
+    "fista": recover.fista,
+    "ista": recover.ista,
+}
 EXACT = {name: solve for name, solve in recover.GREEDY.items() if name != "iht"}  # on section 6.5's problems; a fixed step is too slow
 
 

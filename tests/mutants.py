@@ -957,6 +957,28 @@ SOLVER = {
 }
 
 
+def _units(change: Callable[..., Any], dtype: torch.dtype = torch.float64) -> Callable[[], None]:
+    """The law on NIHT, whose result is bent."""
+    return lambda: laws.check_units(lambda A, y: change(recover.niht(A, y, 3), A, y), dtype=dtype)
+
+
+def _squares_vanish(found, A, y):
+    """As at 0.1.0: a y whose squares vanish in its precision is taken for zero."""
+    return found if bool(y.square().any()) else found._replace(support=found.support[:0], values=found.values[:0])
+
+
+UNITS = {
+    "a y whose squares vanish is zero": _units(_squares_vanish, torch.float32),
+    "squares that are infinite": _units(lambda f, A, y: f._replace(converged=bool(A.square().sum().isfinite())), torch.float32),
+    "x in the solver's own units": _units(lambda f, A, y: f._replace(values=f.values / y.norm())),
+    "a residual relative to y": _units(lambda f, A, y: f._replace(residuals=[r / float(y.norm()) + 1e-3 for r in f.residuals])),
+    "an absolute tolerance": _units(lambda f, A, y: f._replace(values=f.values.where(f.values.abs() > 1e-9, 0.0))),
+    "an absolute residual": _units(lambda f, A, y: f._replace(converged=f.residuals[-1] < 1e-6)),
+    "an x that vanished is called converged": _units(lambda f, A, y: f._replace(converged=True), torch.float32),
+    "infinite values": _units(lambda f, A, y: f if f.converged else f._replace(values=y[:1] / 0, support=torch.tensor([0])), torch.float32),
+}
+
+
 def _index(**changed):
     """The reference kernels of an index, some of them broken, on a matrix with an empty row and column, -0.0 and NaN."""
     good = {k: getattr(index_reference, k) for k in ("rows_of", "columns_of", "values_at")}
@@ -1136,4 +1158,5 @@ MUTANTS: dict[str, dict[str, Callable]] = {
     **OWNERSHIP,
     "check_transforms": TRANSFORM,
     "check_meaning": MEANING,
+    "check_units": UNITS,
 }

@@ -308,7 +308,7 @@ def test_scalar_fits_converge_in_single_precision():
 
 REFUSED = {
     "one class": (lambda X, y: recover.fit_vector(X, torch.ones(30, dtype=torch.int64), 5, loss="cross_entropy"), "only one class"),
-    "numbers of NumPy": (lambda X, y: recover.fit_vector(X.numpy(), y, 5), "must be tensors"),
+    "lists": (lambda X, y: recover.fit_vector(X.tolist(), y, 5), "X must be a tensor, a NumPy array"),
     "three dimensions": (lambda X, y: recover.fit_vector(X, y[:, None, None], 5), "samples, outputs"),
     "an empty batch": (lambda X, y: recover.fit_vector(X, y, 5, batch=0), "batch"),
     "an empty batch of the scalar fit": (lambda X, y: recover.fit_scalar(X, y, 5, batch=0), "batch"),

@@ -273,7 +273,7 @@ def test_averaging_paired_with_a_torch_scheduler_keeps_the_threshold():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linbreg_without_a_penalty_is_sgd(shape):
-    agree(driven(gs.LinBreg(gs.L1(0.0)), shape), torch_path(lambda p, lr: torch.optim.SGD(p, lr), shape), 0.0)
+    agree(driven(gs.LinBreg(gs.L1(0.0)), shape), torch_path(lambda p, lr: torch.optim.SGD(p, lr), shape), 1e-14)
     agree(
         driven(gs.LinBreg(gs.L1(0.0), 2.0), shape, 0.05), torch_path(lambda p, lr: torch.optim.SGD(p, lr), shape)
     )  # delta scales the step

@@ -248,18 +248,23 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
     """One pass over the example finds each layer's positions and whether its input needs a gradient. The model is left as it was."""
     names = {m: name for name, m in model.named_modules() if isinstance(m, (SparseLayer, nn.Linear, nn.Conv2d))}
     used: dict[nn.Module, tuple[float, bool]] = {}
+    counter, inside = FlopCounterMode(display=False), [0]  # what the counter sees inside these layers, whichever kernels run
+
+    def enter(*_: Any) -> None:
+        inside[0] -= counter.get_total_flops()
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         features = output.shape[1] if _is_conv(module) else output.shape[-1]
         positions, needed = used.get(module, (0.0, False))
         used[module] = (positions + output.numel() / features / example[0].shape[0], needed or inputs[0].requires_grad)
+        inside[0] += counter.get_total_flops()
 
-    handles = [m.register_forward_hook(look) for m in names]
+    handles = [m.register_forward_pre_hook(enter) for m in names] + [m.register_forward_hook(look) for m in names]
     modes = {m: m.training for m in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         model.eval()
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), counter:
             model(*(t.to(device) for t in example))
     finally:
         for handle in handles:
@@ -272,17 +277,10 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
             weight = m.values if isinstance(m, SparseLayer) else m.weight
             numel = m.dense_shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()  # type: ignore[operator,union-attr]
             entries.append(Entry(name, m, used[m][0], numel, used[m][1], weight.requires_grad))  # type: ignore[arg-type,union-attr]
-    ran = [_seen(e) for e in entries]
-    executed = sum(2 * e.positions * n for e, n in zip(entries, ran, strict=True))
-    other = counter.get_total_flops() / example[0].shape[0] - executed
+    other = (counter.get_total_flops() - inside[0]) / example[0].shape[0]
     if other >= 1:
         entries.append(Entry(OTHER, nn.Identity(), 1.0, round(other / 2), True, True, holds=False))
     return entries
-
-
-def _seen(e: Entry) -> int:
-    """Weights of a forward pass that torch's counter sees: tiles whole, masked layers dense, shadow layers dense (while it looks)."""
-    return e.module.values.numel() if isinstance(e.module, SparseLayer) else e.weights
 
 
 def _is_conv(m: nn.Module) -> bool:

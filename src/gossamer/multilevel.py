@@ -144,11 +144,15 @@ class Multilevel:
             return [*problems, f"it is of layers {list(state['supports'])}, not {list(self.layers)}"]
         if not all(type(tag) is int for tag in state["supports"].values()):
             problems.append("supports are told by whole numbers")
+        if {name: cold is not None for name, cold in state["cold"].items()} != state["has_cold"]:
+            return [*problems, "cold and has_cold do not agree on which layers have cold storage"]
+        if not all(type(has) is bool for has in state["has_cold"].values()):
+            problems.append("has_cold tells of every layer whether it has cold storage")
         for name, cold in state["cold"].items():
             layer = self.layers[name]
             expected = set(self._rule(name)[0].init(layer.values))
             shape = layer.support.shape
-            if cold is None and state["has_cold"].get(name) is False:
+            if cold is None:
                 continue  # no fine step yet
             fits = isinstance(cold, dict) and set(cold) == expected
             if not fits or not all(torch.is_tensor(t) and t.shape == shape and t.dtype == layer.values.dtype for t in cold.values()):

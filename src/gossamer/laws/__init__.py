@@ -16,7 +16,7 @@ from .kernels import check_index, check_kernel, check_layout, poisoned_memory
 from .meaning import check_meaning
 from .ownership import check_average, check_copies, check_newborn, check_passes, check_reload
 from .penalties import check_penalty
-from .recovery import check_operator, check_solver
+from .recovery import check_operator, check_solver, check_units
 from .rules import check_rule
 from .supports import check_rewire, check_support
 from .surgery import check_surgery
@@ -44,6 +44,7 @@ __all__ = (
     "check_surgery",
     "check_topology",
     "check_transforms",
+    "check_units",
     "nesterov",
     "poisoned_memory",
 )

@@ -1,5 +1,6 @@
 """Laws of recovery."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -84,6 +85,42 @@ def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, n
         except Unfit:
             continue
         raise AssertionError(f"{name}: {what} must be refused with Unfit")
+
+
+POWERS = (-100, -77, -26, 0, 40, 100)  # of two: about 1e-30, 1e-23, 1e-8, 1, 1e12 and 1e30
+
+
+def check_units(solve: Callable[[Any, Tensor], Recovery], *, dtype: torch.dtype = torch.float64, name: str = "solver") -> None:
+    """The same problem in other units has the same answer: from 2^a A and 2^b y comes 2^(b - a) x, with the same verdict and the residual
+    of that x; where the precision cannot hold it, the result is finite and not called converged."""
+    rng = torch.Generator().manual_seed(5)
+    A = torch.randn(30, 40, generator=rng, dtype=torch.float64).to(dtype) / 8
+    x = torch.zeros(40, dtype=dtype)
+    x[[3, 20, 39]] = torch.tensor([1.1, -2.3, 1.7], dtype=dtype)
+    y = A @ x
+    plain = solve(A, y)
+    demand(plain.converged, f"{name}: an easy problem must be solved")
+    for a, b in itertools.product(POWERS, POWERS):
+        _same_in_units(solve, A, y, plain, 2.0**a, 2.0**b, name)
+    for a, b in ((0, -23), (0, 30), (-30, -30), (15, -15)):
+        _same_in_units(solve, A, y, plain, 10.0**a, 10.0**b, name)
+
+
+def _same_in_units(
+    solve: Callable[[Any, Tensor], Recovery], A: Tensor, y: Tensor, plain: Recovery, a: float, b: float, name: str
+) -> None:
+    where, limits = f"{name}, A x {a:.3g}, y x {b:.3g}", torch.finfo(A.dtype)
+    found, right = solve(a * A, b * y), plain.dense().double() * (b / a)
+    demand(bool(found.values.isfinite().all()), f"{where}: x must be finite")
+    if not limits.tiny / 1024 < float(right.abs().max()) < limits.max:
+        demand(not found.converged and bool(found.reason), f"{where}: an x that the precision cannot hold must not be called converged")
+    elif limits.tiny * 1024 < float(right.abs().max()):
+        demand(found.converged == plain.converged, f"{where}: units must not change the verdict ({found.reason})")
+        error = float((found.dense().double() - right).abs().max() / right.abs().max())
+        demand(error <= (1e-6 if A.dtype == torch.float64 else 2e-3), f"{where}: x must follow the units (off by {error:.3g})")
+        residual = (y.double() - A.double() @ (found.dense().double() * (a / b))).norm()
+        wrong = abs(found.residuals[-1] / b - float(residual)) / float(y.double().norm())
+        demand(wrong <= (1e-9 if A.dtype == torch.float64 else 1e-4), f"{where}: residuals must be in the units of y (off by {wrong:.3g})")
 
 
 def _recovery_makes_sense(found: Recovery, A: Tensor, y: Tensor, s: int, name: str) -> None:

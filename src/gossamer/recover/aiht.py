@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from .niht import start, step_size
-from .recovery import STANDS, USED_UP, Recovery, Watch, finished, fitted, hard, problem, sense, spread, trivial
+from .recovery import USED_UP, Log, Recovery, Watch, finished, fitted, hard, problem, sense, spread, stands, trivial
 
 ARMIJO, TRIES = 0.9, 11
 
 
 def aiht(
     A: Any,
-    y: Tensor,
+    y: Any,
     s: int,
     *,
     s_tilde: int | None = None,
@@ -41,7 +41,7 @@ def aiht(
     if (nothing := trivial(p)) is not None:
         return nothing
     S, r = start(p), p.y
-    x, A_S, residuals = p.y.new_zeros(S.numel()), p.A.columns(S), []
+    x, A_S, log = p.y.new_zeros(S.numel()), p.A.columns(S), Log(p, on_step)
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, p.inflated)
         eta = step_size(g[torch.searchsorted(ids, S)], A_S)  # (1)
@@ -50,14 +50,13 @@ def aiht(
         A_S = p.A.columns(S)
         x = refined(A_S, p.y, x, refine)  # (3)
         r = p.y - A_S @ x
-        residuals.append(float(r.norm()))
-        if on_step is not None:
-            on_step(t, residuals[-1])
-        if reason := fitted(residuals[-1], p):
-            return finished(p, S, x, residuals, t, True, reason)
+        residual = float(r.norm())
+        log(t, residual)
+        if reason := fitted(residual, p):
+            return finished(p, S, x, log, t, True, reason)
         if float((spread(ids, S, x) - before).norm()) <= 1e-10 * float(x.norm()):
-            return finished(p, S, x, residuals, t, True, STANDS.format(residuals[-1]))
-    return finished(p, S, x, residuals, steps, False, USED_UP.format(steps))
+            return finished(p, S, x, log, t, True, stands(residual, p))
+    return finished(p, S, x, log, steps, False, USED_UP.format(steps))
 
 
 def refined(A_S: Tensor, y: Tensor, x: Tensor, rounds: int) -> Tensor:

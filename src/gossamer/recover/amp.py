@@ -11,17 +11,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import Unfit
 from .fista import soft
-from .recovery import Recovery, Watch, fitted, problem, trivial
+from .recovery import Log, Recovery, Watch, finished, fitted, nonzeros, problem, trivial
 from .theory import minimax_threshold
 
 
 def amp(
     A: Any,
-    y: Tensor,
+    y: Any,
     *,
     alpha: float | None = None,
     steps: int = 1000,
@@ -44,27 +43,24 @@ def amp(
     alpha = minimax_threshold(m / d) if alpha is None else alpha
     norms = p.A.norms()
     scale = torch.where(norms > 0, 1 / norms, 0.0)  # a zero column is never chosen
-    x, z = y.new_zeros(d), p.y
-    residuals: list[float] = []
+    x, z, log = p.y.new_zeros(d), p.y, Log(p, on_step)
     converged, reason = False, f"all {steps} iterations were used"
     for t in range(1, steps + 1):
         tau = float(z.norm()) / math.sqrt(m)
         before, x = x, soft(x + scale * p.A.rmatvec(z), alpha * tau)  # (1)
         r = p.y - p.A.matvec(scale * x)
         z = r + z * (int(x.count_nonzero()) / m)  # (2)
-        residuals.append(float(r.norm()))
-        if on_step is not None:
-            on_step(t, residuals[-1])
-        if not math.isfinite(residuals[-1]) or residuals[-1] > 1e6 * float(p.y.norm()):
+        residual = float(r.norm())
+        log(t, residual)
+        if not math.isfinite(residual) or residual > 1e6 * float(p.y.norm()):
             x, reason = torch.zeros_like(x), "it diverged; x = 0 is returned: the entries of A are not like independent ones of zero mean"
-            residuals.append(float(p.y.norm()))
+            log.note(float(p.y.norm()))
             break
-        if small := fitted(residuals[-1], p):
+        if small := fitted(residual, p):
             converged, reason = True, small
             break
         if float((x - before).norm()) <= 1e-10 * float(x.norm()):
-            converged, reason = True, f"x repeats; the residual of {residuals[-1]:.3g} stays"
+            converged, reason = True, f"x repeats; the residual of {p.told(residual):.3g} stays"
             break
     x = scale * x
-    S = x.nonzero().flatten()
-    return Recovery(S, x[S], d, residuals, t, converged, reason)
+    return finished(p, *nonzeros(x), log, t, converged, reason)

@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from ..errors import Unfit
+from .arrays import vector
 from .fista import soft
-from .recovery import Recovery, Watch, least_squares, problem, trivial
+from .recovery import Log, Problem, Recovery, Watch, finished, least_squares, nonzeros, problem, trivial
+from .units import exponent, shifted, times
 
 OVER, LOOK = 1.6, 25
 
 
 def basis_pursuit(
     A: Any,
-    y: Tensor,
+    y: Any,
     *,
-    weights: Tensor | None = None,
+    weights: Any = None,
     steps: int = 5000,
     tolerance: float | None = None,
     on_step: Watch | None = None,
@@ -35,7 +37,7 @@ def basis_pursuit(
 
     Args:
         A: matrix (m, d) or operator, of full row rank; y: (m,), of the same precision.
-        weights: (d,), positive; None is 1 everywhere.
+        weights: (d,), positive, in any unit; None is 1 everywhere.
         steps: iterations at most.
         tolerance: ||x - z|| and the dual residual, relative; default 1e-7 in float64, 1e-4 in float32.
         on_step: called with (iteration, ||x - z||) after each.
@@ -43,22 +45,19 @@ def basis_pursuit(
     Raises: Unfit as :func:`gossamer.recover.iht`, and if A lacks full row rank (the constraints then contradict or repeat each other).
     """
     p = problem("basis_pursuit", A, y, steps=steps)
+    w = _weights(p, weights)
     if (nothing := trivial(p)) is not None:
         return nothing
-    tolerance = (1e-7 if y.dtype == torch.float64 else 1e-4) if tolerance is None else tolerance
-    M = p.A.columns(torch.arange(p.A.shape[1], device=y.device))
+    tolerance = (1e-7 if p.y.dtype == torch.float64 else 1e-4) if tolerance is None else tolerance
+    M = p.A.columns(torch.arange(p.A.shape[1], device=p.y.device))
     factor, info = torch.linalg.cholesky_ex(M @ M.T)
-    if int(info) or float(factor.diagonal().min()) <= 10 * torch.finfo(y.dtype).eps ** 0.5 * float(factor.diagonal().max()):
+    if int(info) or float(factor.diagonal().min()) <= 10 * torch.finfo(p.y.dtype).eps ** 0.5 * float(factor.diagonal().max()):
         remedy = "drop rows that depend on others; with more rows than columns use fista or niht"
         raise Unfit("basis_pursuit", "the rows of A depend on each other", remedy=remedy)
     P = torch.cholesky_solve(M, factor).T.contiguous()  # A^T (A A^T)^{-1}, (d, m)
-    w = torch.ones(M.shape[1], dtype=y.dtype, device=y.device) if weights is None else weights.to(y)
-    if w.shape != (M.shape[1],) or not bool((w > 0).all()):
-        raise Unfit("basis_pursuit", f"weights must be {M.shape[1]} positive numbers")
     x = P @ p.y
-    z, u = x, torch.zeros_like(x)
+    z, u, log = x, torch.zeros_like(x), Log(p, on_step)
     rho = float(w.mean()) / max(float(x.abs().mean()), 1e-300)
-    residuals: list[float] = []
     for t in range(1, steps + 1):
         v = z - u
         x = v - P @ (M @ v - p.y)  # (1)
@@ -66,20 +65,28 @@ def basis_pursuit(
         before, z = z, soft(x + u, w / rho)  # (2)
         u = u + x - z  # (3)
         primal, dual, scale = float((x - z).norm()), float((z - before).norm()), max(float(z.norm()), 1e-300)
-        residuals.append(primal)
-        if on_step is not None:
-            on_step(t, primal)
+        log(t, times(primal, -p.a))  # in units of x
         if primal <= tolerance * scale and dual <= tolerance * scale:
-            return _result(M, p.y, z, residuals, t, True, f"iterates agree to {max(primal, dual) / scale:.1g}")
+            return _result(p, M, z, log, t, True, f"iterates agree to {max(primal, dual) / scale:.1g}")
         if t % LOOK == 0:
             if (proven := _certified(M, p.y, z, w)) is not None:
-                residuals.append(float((p.y - M @ proven).norm()))
-                S = proven.nonzero().flatten()
-                return Recovery(S, proven[S], M.shape[1], residuals, t, True, "optimal: a dual certificate was found")
+                log.note(float((p.y - M @ proven).norm()))
+                return finished(p, *nonzeros(proven), log, t, True, "optimal: a dual certificate was found")
             if primal > 10 * dual or dual > 10 * primal:
                 factor_ = 2.0 if primal > 10 * dual else 0.5
                 rho, u = rho * factor_, u / factor_
-    return _result(M, p.y, z, residuals, steps, False, f"all {steps} iterations were used and the iterates still differ by {primal:.2g}")
+    return _result(p, M, z, log, steps, False, f"all {steps} iterations were used and the iterates still differ by {log.residuals[-1]:.2g}")
+
+
+def _weights(p: Problem, weights: Any) -> Tensor:
+    """Weights (d,) in units of their own, since no common factor changes the solution."""
+    d = p.A.shape[1]
+    if weights is None:
+        return torch.ones(d, dtype=p.y.dtype, device=p.y.device)
+    w = vector("basis_pursuit", "weights", weights)
+    if w.shape != (d,) or not w.is_floating_point() or not bool(((w > 0) & w.isfinite()).all()):
+        raise Unfit("basis_pursuit", f"weights must be {d} positive numbers", got=(tuple(w.shape), w.dtype))
+    return shifted(w.detach(), -exponent(w)).to(p.y)
 
 
 def _certified(M: Tensor, y: Tensor, z: Tensor, w: Tensor) -> Tensor | None:
@@ -98,12 +105,12 @@ def _certified(M: Tensor, y: Tensor, z: Tensor, w: Tensor) -> Tensor | None:
     return z.new_zeros(M.shape[1]).index_put_((S,), x)
 
 
-def _result(M: Tensor, y: Tensor, z: Tensor, residuals: list[float], steps: int, converged: bool, reason: str) -> Recovery:
+def _result(p: Problem, M: Tensor, z: Tensor, log: Log, steps: int, converged: bool, reason: str) -> Recovery:
     """z, its values fitted once more to its own support where that makes the equations hold better."""
-    S = z.nonzero().flatten()
-    x = z[S]
+    S, x = nonzeros(z)
     if 0 < S.numel() <= M.shape[0]:
-        fit = least_squares(M[:, S], y)
-        if float((M[:, S] @ fit - y).norm()) < float((M[:, S] @ x - y).norm()):
+        fit = least_squares(M[:, S], p.y)
+        if float((M[:, S] @ fit - p.y).norm()) < float((M[:, S] @ x - p.y).norm()):
             x = fit
-    return Recovery(S, x, M.shape[1], [*residuals, float((y - M[:, S] @ x).norm())], steps, converged, reason)
+    log.note(float((p.y - M[:, S] @ x).norm()))
+    return finished(p, S, x, log, steps, converged, reason)

@@ -14,16 +14,15 @@ Cost per step: one stream of A^T r and a least-squares problem of m x 3 s: usefu
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import check_count
 from ..ops.csr_sense.op import top_k
-from .recovery import USED_UP, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, trivial
+from .recovery import USED_UP, WHY, Log, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, trivial
 
 
 def cosamp(
     A: Any,
-    y: Tensor,
+    y: Any,
     s: int,
     *,
     s_tilde: int | None = None,
@@ -40,10 +39,9 @@ def cosamp(
     check_count("cosamp", "merge", merge, 1)
     if (nothing := trivial(p)) is not None:
         return nothing
-    S, r = torch.empty(0, dtype=torch.int64, device=y.device), p.y
-    residuals: list[float] = []
+    S, r, log = torch.empty(0, dtype=torch.int64, device=p.y.device), p.y, Log(p, on_step)
     seen: dict[tuple[bytes, str], int]
-    best, seen = (S, y.new_empty(0), float(p.y.norm())), {}
+    best, seen = (S, p.y.new_empty(0), float(p.y.norm())), {}
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, min(merge * p.inflated, p.A.shape[1]))
         T = torch.cat([hard(ids, g, merge * p.inflated)[0], S]).unique()  # some of the strongest lie on S: 2 s + |S| at most, often fewer
@@ -57,17 +55,17 @@ def cosamp(
             x = least_squares(A_S, p.y)
         r = p.y - A_S @ x
         fit = least_squares(A_S, p.y) if merge > 1 else x
-        residuals.append(float((p.y - A_S @ fit).norm()))
-        if on_step is not None:
-            on_step(t, residuals[-1])
-        if residuals[-1] <= best[2]:
-            best = new, fit, residuals[-1]
-        if reason := fitted(residuals[-1], p):
-            return finished(p, new, fit, residuals, t, True, reason)
+        residual = float((p.y - A_S @ fit).norm())
+        log(t, residual)
+        if residual <= best[2]:
+            best = new, fit, residual
+        if reason := fitted(residual, p):
+            return finished(p, new, fit, log, t, True, reason)
         state = new.cpu().numpy().tobytes(), f"{float(r.norm()):.9e}"
         if state in seen:
             why = "the support repeats" if seen[state] == t - 1 else f"the iterates of step {seen[state]} return"
-            reason = f"{why}; {best[2]:.3g} of the residual stays: noise, too small an s, or a wrong support"
-            return finished(p, best[0], best[1], [*residuals, best[2]], t, seen[state] == t - 1, reason)
+            log.note(best[2])
+            return finished(p, best[0], best[1], log, t, seen[state] == t - 1, f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}")
         seen[state], S = t, new
-    return finished(p, best[0], best[1], [*residuals, best[2]], steps, False, USED_UP.format(steps))
+    log.note(best[2])
+    return finished(p, best[0], best[1], log, steps, False, USED_UP.format(steps))

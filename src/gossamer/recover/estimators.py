@@ -77,14 +77,12 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
         A, b = X - centre, y - mean
         norms = math.sqrt(len(X)) * _rms(A)
         norms[norms <= 1e-12 * np.maximum(np.abs(X).max(0), 1e-300) * math.sqrt(len(X))] = np.inf  # a constant feature is never chosen
-        unit = float(_largest(b))
         settings: dict[str, Any] = {} if self.solver == "omp" else {"s_tilde": min(features, round(self.inflate * s)), "steps": max_iter}
         with _Progress(self, s if self.solver == "omp" else max_iter, "residual") as told:
-            settings["on_step"] = lambda t, residual: told(t, residual * unit)
-            found = SOLVERS[self.solver](_tensor(A / norms), _tensor(b / unit), s, tolerance=self.tol, **settings)
+            found = SOLVERS[self.solver](_tensor(A / norms), _tensor(b), s, tolerance=self.tol, on_step=told, **settings)
         if not found.converged:
             warnings.warn(f"SparseLinearRecovery: {found.reason}", ConvergenceWarning, stacklevel=2)
-        self.coef_ = found.dense().numpy() / norms * unit
+        self.coef_ = found.dense().numpy() / norms
         self.intercept_ = float(mean - centre @ self.coef_)
         self.support_ = found.support.numpy()
         self.n_iter_ = max(1, found.iterations)

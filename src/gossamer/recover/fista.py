@@ -11,6 +11,7 @@ Stops when the duality gap is at most ``tolerance`` times 1/2 ||y||^2: the objec
 scikit-learn's Lasso with ``alpha`` on m samples is lam = m alpha.  State: two dense vectors.  Cost per step: 4 m d.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from torch import Tensor
 from ..errors import Unfit
 from .iht import spectral_norm
 from .operators import Operator
-from .recovery import Recovery, Watch, problem
+from .recovery import Log, Recovery, Watch, finished, nonzeros, problem
+from .units import times
 
 
 def fista(
     A: Any,
-    y: Tensor,
+    y: Any,
     lam: float | None = None,
     *,
     momentum: bool = True,
@@ -45,14 +47,14 @@ def fista(
     Raises: Unfit if shapes or precisions do not fit, y or A hold NaN or infinities, or lam is not positive.
     """
     p = problem("fista" if momentum else "ista", A, y, steps=steps)
-    tolerance = (1e-8 if y.dtype == torch.float64 else 1e-5) if tolerance is None else tolerance
+    tolerance = (1e-8 if p.y.dtype == torch.float64 else 1e-5) if tolerance is None else tolerance
     top = float(p.A.rmatvec(p.y).abs().max())
-    lam = 0.01 * top if lam is None else lam
-    if not lam > 0 and top > 0:
+    if lam is not None and not lam > 0 and top > 0:
         raise Unfit("fista", "lam must be positive", got=lam)
+    lam = 0.01 * top if lam is None else times(lam, -p.a - p.b)
     L = 1.02 * spectral_norm(p.A) ** 2
-    x = v = y.new_zeros(p.A.shape[1])
-    t, residuals = 1.0, []
+    x = v = p.y.new_zeros(p.A.shape[1])
+    t, gap, log = 1.0, math.inf, Log(p, on_step)
     for k in range(1, steps + 1):
         new = soft(v + p.A.rmatvec(p.y - p.A.matvec(v)) / L, lam / L)  # (1)
         if momentum:
@@ -64,15 +66,17 @@ def fista(
         else:
             v = new
         x = new
-        if k % 10 == 0 or k == steps or k == 1:
+        looked = k % 10 == 0 or k == steps or k == 1
+        if looked:
             r = p.y - p.A.matvec(x)
-            residuals.append(float(r.norm()))
+            log.note(float(r.norm()))
             gap = duality_gap(p.A, p.y, x, r, lam)
-            if gap <= tolerance * 0.5 * float(p.y.square().sum()):
-                return _result(p.A, x, residuals, k, True, f"the objective is proven within {gap:.2g} of its minimum")
-        if on_step is not None:
-            on_step(k, residuals[-1])
-    return _result(p.A, x, residuals, steps, False, f"all {steps} iterations were used; the duality gap is still {gap:.2g}")
+        log.tell(k)
+        if looked and gap <= tolerance * 0.5 * float(p.y.square().sum()):
+            reason = f"the objective is proven within {times(gap, 2 * p.b):.2g} of its minimum"
+            return finished(p, *nonzeros(x), log, k, True, reason)
+    reason = f"all {steps} iterations were used; the duality gap is still {times(gap, 2 * p.b):.2g}"
+    return finished(p, *nonzeros(x), log, steps, False, reason)
 
 
 def ista(A: Any, y: Tensor, lam: float | None = None, **settings: Any) -> Recovery:
@@ -91,8 +95,3 @@ def duality_gap(A: Operator, y: Tensor, x: Tensor, r: Tensor, lam: float) -> flo
     u = r * min(1.0, lam / largest) if largest > 0 else r
     primal = 0.5 * float(r.square().sum()) + lam * float(x.abs().sum())
     return primal - (0.5 * float(y.square().sum()) - 0.5 * float((y - u).square().sum()))
-
-
-def _result(A: Operator, x: Tensor, residuals: list[float], steps: int, converged: bool, reason: str) -> Recovery:
-    S = x.nonzero().flatten()
-    return Recovery(S, x[S], A.shape[1], residuals, steps, converged, reason)

@@ -11,15 +11,15 @@ mu = 1 on columns of unit norm, as in the paper; here one over the mean square n
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .niht import start
-from .recovery import USED_UP, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, spread, trivial
+from .recovery import USED_UP, WHY, Log, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, spread, trivial
+from .units import times
 
 
 def htp(
     A: Any,
-    y: Tensor,
+    y: Any,
     s: int,
     *,
     s_tilde: int | None = None,
@@ -36,27 +36,27 @@ def htp(
     if (nothing := trivial(p)) is not None:
         return nothing
     S = start(p)
-    seen, residuals, best = {tuple(S.tolist())}, [], None
+    seen, log, best = {tuple(S.tolist())}, Log(p, on_step), None
     for t in range(1, steps + 1):
         A_S = p.A.columns(S)
         x = least_squares(A_S, p.y)  # (2)
         r = p.y - A_S @ x
-        residuals.append(float(r.norm()))
-        if best is None or residuals[-1] < best[2]:
-            best = S, x, residuals[-1]
-        if on_step is not None:
-            on_step(t, residuals[-1])
-        if reason := fitted(residuals[-1], p):
-            return finished(p, S, x, residuals, t, True, reason)
+        residual = float(r.norm())
+        if best is None or residual < best[2]:
+            best = S, x, residual
+        log(t, residual)
+        if reason := fitted(residual, p):
+            return finished(p, S, x, log, t, True, reason)
         ids, g = sense(p.A, r, S, p.inflated)
-        step = 1 / max(float(p.A.columns(ids).square().sum(0).mean()), 1e-300) if mu is None else mu
+        step = 1 / max(float(p.A.columns(ids).square().sum(0).mean()), 1e-300) if mu is None else times(mu, 2 * p.a)
         z = spread(ids, S, x) + step * g
         new, _ = hard(ids, z, p.inflated)  # (1)
         if tuple(new.tolist()) in seen:
             why = "the support repeats" if torch.equal(new, S) else "the supports go round in a cycle; the best of them is returned"
-            reason = f"{why}; the residual of {best[2]:.3g} stays: noise, too small an s, or a wrong support"
-            return finished(p, best[0], best[1], [*residuals, best[2]], t, torch.equal(new, S), reason)
+            log.note(best[2])
+            return finished(p, best[0], best[1], log, t, torch.equal(new, S), f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}")
         seen.add(tuple(new.tolist()))
         S = new
     assert best is not None
-    return finished(p, best[0], best[1], [*residuals, best[2]], steps, False, USED_UP.format(steps))
+    log.note(best[2])
+    return finished(p, best[0], best[1], log, steps, False, USED_UP.format(steps))

@@ -10,16 +10,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import Unfit, is_real
 from .operators import Operator
-from .recovery import STANDS, USED_UP, Recovery, Watch, finished, fitted, hard, problem, sense, spread, trivial
+from .recovery import USED_UP, Log, Recovery, Watch, finished, fitted, hard, problem, sense, spread, stands, trivial
+from .units import times
 
 
 def iht(
     A: Any,
-    y: Tensor,
+    y: Any,
     s: int,
     *,
     s_tilde: int | None = None,
@@ -47,23 +47,22 @@ def iht(
         return nothing
     if mu is not None and not (is_real(mu) and 0.0 < mu < math.inf):
         raise Unfit("iht", "mu, the step size, is a positive number", got=mu)
-    mu = 0.99 / spectral_norm(p.A) ** 2 if mu is None else mu
-    S, x, r = torch.empty(0, dtype=torch.int64, device=y.device), y.new_empty(0), p.y
-    residuals: list[float] = []
+    mu = 0.99 / spectral_norm(p.A) ** 2 if mu is None else times(mu, 2 * p.a)
+    S, x, r = torch.empty(0, dtype=torch.int64, device=p.y.device), p.y.new_empty(0), p.y
+    log = Log(p, on_step)
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, p.inflated)
         before = spread(ids, S, x)
         z = before + mu * g  # (1)
         S, x = hard(ids, z, p.inflated)
         r = p.y - p.A.columns(S) @ x
-        residuals.append(float(r.norm()))
-        if on_step is not None:
-            on_step(t, residuals[-1])
-        if reason := fitted(residuals[-1], p):
-            return finished(p, S, x, residuals, t, True, reason)
+        residual = float(r.norm())
+        log(t, residual)
+        if reason := fitted(residual, p):
+            return finished(p, S, x, log, t, True, reason)
         if float((spread(ids, S, x) - before).norm()) <= 1e-12 * float(x.norm()):
-            return finished(p, S, x, residuals, t, True, STANDS.format(residuals[-1]))
-    return finished(p, S, x, residuals, steps, False, USED_UP.format(steps))
+            return finished(p, S, x, log, t, True, stands(residual, p))
+    return finished(p, S, x, log, steps, False, USED_UP.format(steps))
 
 
 def spectral_norm(A: Operator, rounds: int = 100, tolerance: float = 1e-4) -> float:

@@ -7,8 +7,9 @@ A gated network whose gates agree with its own weights, 1[h_j x > 0] = 1[sigma_j
 sum_j sigma_j (sigma_j w_j x)_+ .
 """
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,10 @@ from ..layers import SparseLinear
 from ..ops.csr_linear.op import FORWARD, product
 from ..ops.kernels import run
 from ..support import Support
+from .arrays import tensor
 from .operators import GatedReLU
 from .recovery import Recovery
+from .units import exponent, shifted
 
 
 class Layer(NamedTuple):
@@ -51,8 +54,9 @@ class ReLUNetwork(NamedTuple):
         counted = self.layers[:-1] if self.fused else self.layers
         return sum(int(layer.values.count_nonzero()) for layer in counted)
 
-    def predict(self, X: Tensor) -> Tensor:
+    def predict(self, X: Any) -> Tensor:
         """(n, d) -> (n, k)."""
+        X = tensor("ReLUNetwork.predict", "X", X)
         for layer in self.layers[:-1]:
             X = layer(X).clamp_min(0)
         return self.layers[-1](X)
@@ -107,26 +111,27 @@ class GatedNetwork(NamedTuple):
     generators: Tensor | None
     seed: int
 
-    def operator(self, X: Tensor) -> GatedReLU:
+    def operator(self, X: Any) -> GatedReLU:
         """The measurements that these gates make of other inputs."""
         return GatedReLU.random(X, self.neurons, self.seed) if self.generators is None else GatedReLU(X, self.generators)
 
-    def predict(self, X: Tensor) -> Tensor:
+    def predict(self, X: Any) -> Tensor:
         """(n, d) -> (n, k)."""
         A = self.operator(X)
         x = self.found.dense().view(-1, self.outputs)
         return torch.stack([A.matvec(column.contiguous()) for column in x.T], 1)
 
-    def signs(self, X: Tensor) -> tuple[Tensor, Tensor]:
+    def signs(self, X: Any) -> tuple[Tensor, Tensor]:
         """For each neuron in use the sign with which its own weights repeat its gates best on X, and the share of samples on which they
         do: neurons (k,), signed shares (k,) in [-1, 1]. Scalar output."""
-        used, z = products(X, self.found.support, self.found.values, self.features)
-        gates = self.operator(X).gates(used).T
+        A = self.operator(X)
+        used, z = products(A.X, self.found.support, self.found.values, self.features)
+        gates = A.gates(used).T
         as_is = ((z > 0) == gates).double().mean(0)
         flipped = ((z < 0) == gates).double().mean(0)
         return used, torch.where(as_is >= flipped, as_is, -flipped)
 
-    def to_relu(self, X: Tensor) -> ReLUNetwork:
+    def to_relu(self, X: Any) -> ReLUNetwork:
         """The same function as a ReLU network, where it is one on the inputs X; raises Unfit where gates and weights disagree."""
         if self.outputs != 1:
             raise Unfit("GatedNetwork.to_relu", "only a scalar output can be converted", got=self.outputs)
@@ -141,8 +146,8 @@ class GatedNetwork(NamedTuple):
                 reasons=bad[:5],
                 remedy="fit_scalar, which lets the gates follow the weights",
             )
-        signs = torch.ones(self.neurons, dtype=X.dtype, device=X.device)
-        signs[used] = agree.sign().to(X.dtype)
+        signs = self.found.values.new_ones(self.neurons)
+        signs[used] = agree.sign().to(signs)
         return ReLUNetwork.scalar(self.found.support, self.found.values, signs, self.features)
 
 
@@ -155,10 +160,9 @@ def products(X: Tensor, ids: Tensor, w: Tensor, features: int) -> tuple[Tensor, 
     return used, run(FORWARD, X, w, s)
 
 
-def inputs(who: str, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+def inputs(who: str, X: Any, Y: Any) -> tuple[Tensor, Tensor]:
     """Checked data: X (n, d) and Y (n, k). Raises Unfit."""
-    if not isinstance(X, Tensor) or not isinstance(Y, Tensor):
-        raise Unfit(who, "X and Y must be tensors", got=(type(X).__name__, type(Y).__name__), remedy="torch.as_tensor(array)")
+    X, Y = tensor(who, "X", X), tensor(who, "Y", Y)
     if Y.dim() > 2:
         raise Unfit(who, "targets must be (samples,) or (samples, outputs)", got=tuple(Y.shape))
     if X.dim() != 2 or X.dtype not in (torch.float32, torch.float64) or not X.numel():
@@ -180,10 +184,13 @@ def classes_of(who: str, y: Tensor) -> int:
     return int(y.max()) + 1
 
 
-def psnr(prediction: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB: 20 log10 max |y| - 10 log10 of the mean squared error."""
-    error = float((prediction - target).square().mean())
-    return float(20 * target.abs().max().log10()) - 10 * torch.tensor(max(error, 1e-300), dtype=torch.float64).log10().item()
+def psnr(prediction: Any, target: Any) -> float:
+    """Peak signal-to-noise ratio in dB: 20 log10 max |y| - 10 log10 of the mean squared error, whatever the unit of both."""
+    a, y = tensor("psnr", "prediction", prediction).double(), tensor("psnr", "target", target).double()
+    e = exponent(y)
+    a, y = shifted(a, -e), shifted(y, -e)
+    error = float((a - y).square().mean())
+    return float(20 * y.abs().max().log10()) - 10 * math.log10(max(error, 1e-300))
 
 
 def onehot(y: Tensor, classes: int, like: Tensor) -> Tensor:

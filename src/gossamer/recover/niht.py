@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recovery import STANDS, USED_UP, Problem, Recovery, Watch, finished, fitted, hard, problem, sense, spread, trivial
+from .recovery import USED_UP, Log, Problem, Recovery, Watch, finished, fitted, hard, problem, sense, spread, stands, trivial
 
 C, KAPPA, TRIES = 0.01, 2.0, 60
 ORTHOGONAL = "no column of A has anything in common with y, and x = 0 is the answer"
@@ -22,7 +22,7 @@ ORTHOGONAL = "no column of A has anything in common with y, and x = 0 is the ans
 
 def niht(
     A: Any,
-    y: Tensor,
+    y: Any,
     s: int,
     *,
     s_tilde: int | None = None,
@@ -34,10 +34,11 @@ def niht(
     p = problem("niht", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
-    S, x, r = start(p), p.y.new_zeros(p.inflated), p.y
+    S, x, r, log = start(p), p.y.new_zeros(p.inflated), p.y, Log(p, on_step)
     if not S.numel():
-        return finished(p, S, x[:0], [float(p.y.norm())], 0, True, ORTHOGONAL)
-    x, residuals = x[: S.numel()], []
+        log.note(float(p.y.norm()))
+        return finished(p, S, x[:0], log, 0, True, ORTHOGONAL)
+    x = x[: S.numel()]
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, p.inflated)
         before = spread(ids, S, x)
@@ -45,14 +46,13 @@ def niht(
         S, x, moved = _step(p, ids, g, before, columns, S)
         if moved:
             r = p.y - columns[:, torch.searchsorted(ids, S)] @ x
-        residuals.append(float(r.norm()))
-        if on_step is not None:
-            on_step(t, residuals[-1])
-        if reason := fitted(residuals[-1], p):
-            return finished(p, S, x, residuals, t, True, reason)
+        residual = float(r.norm())
+        log(t, residual)
+        if reason := fitted(residual, p):
+            return finished(p, S, x, log, t, True, reason)
         if not moved or float((spread(ids, S, x) - before).norm()) <= 4 * torch.finfo(x.dtype).eps * float(x.norm()):
-            return finished(p, S, x, residuals, t, True, STANDS.format(residuals[-1]))
-    return finished(p, S, x, residuals, steps, False, USED_UP.format(steps))
+            return finished(p, S, x, log, t, True, stands(residual, p))
+    return finished(p, S, x, log, steps, False, USED_UP.format(steps))
 
 
 def start(p: Problem) -> Tensor:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recovery import Recovery, Watch, fitted, problem, trivial
+from .recovery import Log, Recovery, Watch, finished, fitted, problem, trivial
 
 
-def omp(A: Any, y: Tensor, s: int, *, tolerance: float | None = None, on_step: Watch | None = None) -> Recovery:
+def omp(A: Any, y: Any, s: int, *, tolerance: float | None = None, on_step: Watch | None = None) -> Recovery:
     """Solves y = A x for x with at most s non-zeros, s columns chosen one by one; arguments, result and errors as in
     :func:`gossamer.recover.iht`, but for ``steps``: there are at most s."""
     p = problem("omp", A, y, s, None, tolerance)
@@ -25,9 +25,9 @@ def omp(A: Any, y: Tensor, s: int, *, tolerance: float | None = None, on_step: W
         return nothing
     norms = p.A.norms()
     most = min(p.s, p.A.shape[0])
-    Q, R = y.new_zeros(p.A.shape[0], most), y.new_zeros(most, most)
+    Q, R = p.y.new_zeros(p.A.shape[0], most), p.y.new_zeros(most, most)
     chosen: list[int] = []
-    r, residuals, converged, reason = p.y, [], True, f"all {p.s} non-zeros are placed"
+    r, log, converged, reason = p.y, Log(p, on_step), True, f"all {p.s} non-zeros are placed"
     if most < p.s:
         converged, reason = False, f"there are only {most} measurements for {p.s} non-zeros"
     for k in range(most):
@@ -35,28 +35,29 @@ def omp(A: Any, y: Tensor, s: int, *, tolerance: float | None = None, on_step: W
         if j < 0:
             reason = "no column is left that correlates with the residual"
             break
-        a = p.A.columns(torch.tensor([j], device=y.device))[:, 0]
+        a = p.A.columns(torch.tensor([j], device=p.y.device))[:, 0]
         q, R[:k, k] = a, 0.0
         for _ in range(2):
             part = Q[:, :k].T @ q
             q, R[:k, k] = q - Q[:, :k] @ part, R[:k, k] + part
         length = q.norm()
-        if float(length) <= 1e3 * torch.finfo(y.dtype).eps * float(norms[j]):
+        if float(length) <= 1e3 * torch.finfo(p.y.dtype).eps * float(norms[j]):
             converged, reason = False, "the best column left depends on those chosen: A is rank deficient on them"
             break
         Q[:, k], R[k, k] = q / length, length
         chosen.append(j)
         r = r - Q[:, k] * (Q[:, k] @ r)
-        residuals.append(float(r.norm()))
-        if on_step is not None:
-            on_step(k + 1, residuals[-1])
-        if small := fitted(residuals[-1], p):
+        residual = float(r.norm())
+        log(k + 1, residual)
+        if small := fitted(residual, p):
             converged, reason = True, small
             break
     k = len(chosen)
     x = torch.linalg.solve_triangular(R[:k, :k], (Q[:, :k].T @ p.y)[:, None], upper=True)[:, 0]
-    S, order = torch.sort(torch.tensor(chosen, dtype=torch.int64, device=y.device))
-    return Recovery(S, x[order], p.A.shape[1], residuals or [float(p.y.norm())], k, converged, reason)
+    S, order = torch.sort(torch.tensor(chosen, dtype=torch.int64, device=p.y.device))
+    if not k:
+        log.note(float(p.y.norm()))
+    return finished(p, S, x[order], log, k, converged, reason)
 
 
 def _strongest(A: Any, r: Tensor, norms: Tensor, chosen: list[int]) -> tuple[int, float]:

@@ -16,7 +16,7 @@ solver that keeps the s best needs O(s + block) besides the operator itself.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from ..errors import Unfit, check_count
 from ..ops.csr_linear.op import FORWARD
 from ..ops.kernels import run
 from ..support import Support, distinct
+from .arrays import is_sparse, tensor
+from .gates import DRAWN, generator, packed, random_generators, unpacked
 
 BLOCK_NUMBERS = 1 << 21  # numbers made at a time while streaming
-DRAWN = 64  # columns, or generators, that one random state makes
 PRECISIONS = (torch.float32, torch.float64)
 
 
@@ -68,10 +69,11 @@ class Dense(Operator):
     """A matrix in memory.
 
     Args:
-        matrix: (rows, cols), float32 or float64; not copied.
+        matrix: (rows, cols), float32 or float64, a tensor or an array; not copied.
     """
 
-    def __init__(self, matrix: Tensor):
+    def __init__(self, matrix: Any):
+        matrix = tensor("Dense", "the matrix", matrix)
         if matrix.dim() != 2 or matrix.dtype not in PRECISIONS:
             got = (tuple(matrix.shape), matrix.dtype)
             raise Unfit("Dense", "the matrix must have two dimensions and be float32 or float64", got=got)
@@ -186,16 +188,17 @@ class GatedReLU(Operator):
     :meth:`random` draws the generators from a seed and keeps none of them. Mishkin, Sahiner & Pilanci 2022 (gated ReLU models).
     """
 
-    def __init__(self, X: Tensor, generators: Tensor):
-        _check_inputs("GatedReLU", X)
+    def __init__(self, X: Any, generators: Any):
+        X, generators = _inputs("GatedReLU", X), tensor("GatedReLU", "generators", generators)
         if generators.dim() != 2 or generators.shape[1] != X.shape[1] or not len(generators):
             raise Unfit("GatedReLU", f"generators must be (neurons, {X.shape[1]}), at least one", got=tuple(generators.shape))
-        self._take(X, packed(X @ part.to(X.dtype).T > 0 for part in generators.split(_neurons_at_a_time(X))))
+        parts = (_directions(part).to(X.dtype) for part in generators.split(_neurons_at_a_time(X)))
+        self._take(X, packed(X @ part.T > 0 for part in parts))
 
     @staticmethod
-    def random(X: Tensor, neurons: int, seed: int = 0) -> "GatedReLU":
+    def random(X: Any, neurons: int, seed: int = 0) -> "GatedReLU":
         """Generators h_j ~ N(0, I) from a seed (:func:`random_generators`), ``neurons`` of them."""
-        _check_inputs("GatedReLU.random", X)
+        X = _inputs("GatedReLU.random", X)
         check_count("GatedReLU.random", "neurons", neurons, 1)
         step = -(-_neurons_at_a_time(X) // DRAWN) * DRAWN
         starts = range(0, neurons, step)
@@ -203,8 +206,9 @@ class GatedReLU(Operator):
         return GatedReLU.of_gates(X, packed(X @ part.T > 0 for part in parts))
 
     @staticmethod
-    def of_gates(X: Tensor, bits: Tensor) -> "GatedReLU":
+    def of_gates(X: Any, bits: Any) -> "GatedReLU":
         """From gates as :func:`packed` holds them, (p, ceil(n / 8)) uint8."""
+        X, bits = _inputs("GatedReLU.of_gates", X), tensor("GatedReLU.of_gates", "bits", bits)
         made = GatedReLU.__new__(GatedReLU)
         made._take(X, bits)
         return made
@@ -255,8 +259,9 @@ class GatedReLU(Operator):
 class Stacked(Operator):
     """A on each of k right-hand sides: y (n k,) holds Y (n, k) row by row, x (cols k,) the coefficients (cols, k) row by row."""
 
-    def __init__(self, A: Operator, k: int):
+    def __init__(self, A: Any, k: int):
         check_count("Stacked", "k", k, 1)
+        A = operator(A, "Stacked")
         self.A, self.k, self.dtype, self.device = A, k, A.dtype, A.device
         self.shape = (A.shape[0] * k, A.shape[1] * k)
 
@@ -288,9 +293,17 @@ class FromSciPy(Operator):
             raise Unfit("operator", "A is complex; solvers here are of real numbers", remedy="real and imaginary parts as rows and columns")
         self.shape, self.device = (self.linear.shape[0], self.linear.shape[1]), torch.device("cpu")
         self.dtype = torch.float32 if self.linear.dtype == np.float32 else torch.float64
+        try:
+            self.linear.rmatvec(np.zeros(self.shape[0], dtype=self._kind))
+        except NotImplementedError:
+            raise Unfit("operator", "A has no rmatvec, and solvers need A^T r", remedy="LinearOperator(..., rmatvec=...)") from None
+
+    @property
+    def _kind(self) -> Any:
+        return np.float32 if self.dtype == torch.float32 else np.float64
 
     def _from(self, array: Any) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype)
+        return torch.from_numpy(np.array(array, dtype=self._kind))  # a copy: what SciPy gives may be read-only
 
     def matvec(self, x: Tensor) -> Tensor:
         return self._from(self.linear.matvec(x.numpy()))
@@ -301,7 +314,7 @@ class FromSciPy(Operator):
     def columns(self, ids: Tensor) -> Tensor:
         if not ids.numel():
             return torch.empty(self.shape[0], 0, dtype=self.dtype)
-        unit = np.zeros((self.shape[1], ids.numel()), dtype=self.linear.dtype or float)
+        unit = np.zeros((self.shape[1], ids.numel()), dtype=self._kind)
         unit[ids.numpy(), np.arange(ids.numel())] = 1
         return self._from(self.linear.matmat(unit))
 
@@ -310,9 +323,11 @@ class FromSciPy(Operator):
         return torch.cat([self.columns(ids).norm(dim=0) for ids in torch.arange(self.shape[1]).split(step)])
 
 
-def to_scipy(A: Operator) -> Any:
-    """The operator as a ``scipy.sparse.linalg.LinearOperator`` for vectors of NumPy: the solvers of SciPy take it."""
+def to_scipy(A: Any) -> Any:
+    """The operator, or matrix, as a ``scipy.sparse.linalg.LinearOperator`` for vectors of NumPy: the solvers of SciPy take it."""
     from scipy.sparse.linalg import LinearOperator
+
+    A = operator(A, "to_scipy")
 
     def numbers(v: Any) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(v).ravel(), dtype=A.dtype, device=A.device)
@@ -328,55 +343,33 @@ def to_scipy(A: Operator) -> Any:
 
 
 def operator(A: Any, who: str = "operator") -> Operator:
-    """What solvers take: an operator as it is, a matrix (tensor) as :class:`Dense`, anything with a ``matvec`` as :class:`FromSciPy`."""
+    """What solvers take: an operator as it is, a matrix (tensor or array) as :class:`Dense`, a sparse matrix of SciPy, or anything with
+    ``matvec`` and ``rmatvec``, as :class:`FromSciPy`."""
     if isinstance(A, Operator):
         return A
-    if isinstance(A, Tensor):
-        return Dense(A)
-    if isinstance(A, np.ndarray):
-        return Dense(torch.as_tensor(A))
-    if (callable(getattr(A, "matvec", None)) and callable(getattr(A, "rmatvec", None))) or type(A).__module__.startswith("scipy.sparse"):
+    if isinstance(A, (Tensor, np.ndarray)):
+        return Dense(tensor(who, "A", A))
+    if is_sparse(A) or (callable(getattr(A, "matvec", None)) and callable(getattr(A, "rmatvec", None))):
         return FromSciPy(A)
-    raise Unfit(who, "A must be a matrix (tensor), an Operator, or a scipy LinearOperator", got=type(A).__name__)
+    remedy = "to_numpy() of a data frame"
+    raise Unfit(who, "A must be a matrix (tensor or array), an Operator, or a SciPy LinearOperator", got=type(A).__name__, remedy=remedy)
 
 
-# -------------------------------------------------------------------- gates and seeds
-
-
-def random_generators(seed: int, neurons: range, features: int) -> Tensor:
-    """Gate generators h_j ~ N(0, I) of some neurons, (k, features) float64: the same whoever asks, in whatever order."""
-    blocks = range(neurons.start // DRAWN, -(-neurons.stop // DRAWN))
-    drawn = [torch.randn(DRAWN, features, generator=generator(seed, k), dtype=torch.float64) for k in blocks]
-    first = neurons.start - blocks.start * DRAWN
-    return torch.cat(drawn)[first : first + len(neurons)]
-
-
-def generator(seed: int, *path: int) -> torch.Generator:
-    """A random state of one seed and place."""
-    state = np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))
-
-
-def packed(gates: Iterable[Tensor]) -> Tensor:
-    """Gates (n, k) bool, block after block along the neurons, as bits: (all neurons, ceil(n / 8)) uint8, lowest bit first. Blocks that are
-    made as they are asked for are never there all at once."""
-    parts = []
-    for part in gates:
-        bits = torch.nn.functional.pad(part.T.to(torch.uint8), (0, -part.shape[0] % 8)).view(part.shape[1], -(-part.shape[0] // 8), 8)
-        parts.append((bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(2, dtype=torch.uint8))
-    return torch.cat(parts)
-
-
-def unpacked(bits: Tensor, n: int) -> Tensor:
-    """The inverse of :func:`packed`: (k, ceil(n / 8)) uint8 -> (k, n) bool."""
-    spread = (bits[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
-    return spread.flatten(1)[:, :n].bool()
+# -------------------------------------------------------------------- details
 
 
 def _neurons_at_a_time(X: Tensor) -> int:
     return max(1, BLOCK_NUMBERS // (X.shape[0] + X.shape[1]))
 
 
-def _check_inputs(who: str, X: Tensor) -> None:
+def _inputs(who: str, X: Any) -> Tensor:
+    X = tensor(who, "X", X)
     if X.dim() != 2 or X.dtype not in PRECISIONS or not X.numel():
         raise Unfit(who, "X must be (samples, features), float32 or float64", got=(tuple(X.shape), X.dtype))
+    return X
+
+
+def _directions(h: Tensor) -> Tensor:
+    """Generators (k, d), each in units of its own size, float64: gates know no units, and X h must neither overflow nor vanish."""
+    h = h.double()
+    return torch.ldexp(h, -torch.frexp(h.abs().amax(1, keepdim=True))[1])

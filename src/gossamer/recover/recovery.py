@@ -5,6 +5,12 @@
 
 Off the support of x, x + mu g is mu g: whatever the step size mu, what H_s keeps of it lies among the support and the s strongest entries
 of g off it. So one pass over A^T r, of which O(s + block) numbers are ever held, is enough for all step sizes that a solver may try.
+
+    problem      A = 2^a A', y = 2^b y'         A' and y' are of the order of one, and solvers see nothing else
+    finished     x = 2^(b - a) x'               exactly, or the result says that its precision cannot hold x
+    Log          ||y - A x|| = 2^b ||y' - A' x'||
+
+So a solver does the same, bit for bit, whatever powers of two A and y are multiplied by.
 """
 
 from collections.abc import Callable
@@ -15,7 +21,10 @@ from torch import Tensor
 
 from ..errors import Unfit, check_count
 from ..ops.csr_sense.op import top_k
-from .operators import PRECISIONS, Operator, operator
+from .arrays import vector
+from .operators import PRECISIONS, Operator
+from .scaled import normalised
+from .units import beyond, exponent, put_back, shifted, times
 
 
 class Recovery(NamedTuple):
@@ -43,44 +52,51 @@ class Recovery(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A checked problem: y = A x with at most s non-zeros; ``inflated`` of them while iterating."""
+    """A checked problem in units of its own: 2^-b y = (2^-a A) x with at most s non-zeros; ``inflated`` of them while iterating."""
 
     A: Operator
     y: Tensor
     s: int
     inflated: int
     tolerance: float  # of the residual's norm, absolute
+    a: int = 0
+    b: int = 0
+
+    def told(self, residual: float) -> float:
+        """A residual in the units in which y came."""
+        return times(residual, self.b)
 
 
 def problem(
     who: str,
     A: Any,
-    y: Tensor,
+    y: Any,
     s: int | None = None,
     s_tilde: int | None = None,
     tolerance: float | None = None,
     *,
     steps: int = 1,
 ) -> Problem:
-    """Checks what a solver is given. Raises Unfit."""
+    """Checks what a solver is given, and takes the units out. Raises Unfit."""
     check_count(who, "steps", steps, 1)
-    A = operator(A, who)
+    A, a = normalised(who, A)
     rows, cols = A.shape
-    if not isinstance(y, Tensor) or y.shape != (rows,):
-        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise Unfit(who, f"y must be a vector with the {rows} rows of A", got=got, remedy="Stacked(A, k) solves for several at once")
+    y = vector(who, "y", y)
+    if y.shape != (rows,):
+        remedy = "Stacked(A, k) solves for several at once"
+        raise Unfit(who, f"y must be a vector with the {rows} rows of A", got=tuple(y.shape), remedy=remedy)
     if y.dtype not in PRECISIONS or y.dtype != A.dtype:
         raise Unfit(who, f"y must have the precision of A, {A.dtype}", got=y.dtype)
     if not bool(y.isfinite().all()):
         raise Unfit(who, f"y holds {int((~y.isfinite()).sum())} entries that are NaN or infinite", remedy="drop these measurements")
-    if not all(bool(block.isfinite().all()) for _, block in A.adjoint(torch.ones_like(y))):
-        raise Unfit(who, "A holds entries that are NaN or infinite", remedy="drop or impute these columns")
     count = cols if s is None else check_count(who, "s", s, 0)
     if count > cols:
         raise Unfit(who, f"x has {cols} coefficients, fewer than the {count} non-zeros asked for", remedy=f"s of at most {cols}")
     inflated = count if s_tilde is None else check_count(who, "s_tilde, which inflates the support,", s_tilde, count)
     default = 1e-9 if y.dtype == torch.float64 else 2e-5
-    return Problem(A, y.detach(), count, min(inflated, cols), (default if tolerance is None else tolerance) * float(y.norm()))
+    b = exponent(y)
+    y = shifted(y.detach(), -b)
+    return Problem(A, y, count, min(inflated, cols), (default if tolerance is None else tolerance) * float(y.norm()), a, b)
 
 
 def hard(ids: Tensor, z: Tensor, s: int) -> tuple[Tensor, Tensor]:
@@ -121,6 +137,12 @@ def spread(ids: Tensor, support: Tensor, values: Tensor) -> Tensor:
     return values.new_zeros(ids.numel()).index_put_((torch.searchsorted(ids, support),), values)
 
 
+def nonzeros(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Support and values of a dense vector."""
+    S = x.nonzero().flatten()
+    return S, x[S]
+
+
 def least_squares(A_S: Tensor, y: Tensor) -> Tensor:
     """argmin ||A_S x - y||, the one of least norm where the columns depend on each other."""
     if A_S.shape[1] == 0:
@@ -130,24 +152,51 @@ def least_squares(A_S: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.lstsq(A_S, y[:, None], driver="gelsd").solution[:, 0]
 
 
-def finished(p: Problem, support: Tensor, x: Tensor, residuals: list[float], steps: int, converged: bool, reason: str) -> Recovery:
-    """The result; what an inflated run found beyond s is cut, and the values are fitted once more to what stays."""
+class Log:
+    """What a run says on its way: residuals, in the units in which y came, to ``residuals`` and to ``on_step``."""
+
+    def __init__(self, p: Problem, on_step: "Watch | None"):
+        self.p, self.on_step = p, on_step
+        self.residuals: list[float] = []
+
+    def __call__(self, t: int, residual: float) -> None:
+        """Notes the residual of iteration t and tells it."""
+        self.note(residual)
+        self.tell(t)
+
+    def note(self, residual: float) -> None:
+        """Notes a residual that nobody is told."""
+        self.residuals.append(self.p.told(residual))
+
+    def tell(self, t: int) -> None:
+        """Tells the last residual noted."""
+        if self.on_step is not None:
+            self.on_step(t, self.residuals[-1])
+
+
+def finished(p: Problem, support: Tensor, x: Tensor, log: Log, steps: int, converged: bool, reason: str) -> Recovery:
+    """The result, units put back; what an inflated run found beyond s is cut, and the values are fitted once more to what stays."""
     if support.numel() > p.s:
         support, x = hard(support, x, p.s)
         A_S = p.A.columns(support)
         x = least_squares(A_S, p.y)
-        residuals = [*residuals, float((p.y - A_S @ x).norm())]
+        log.note(float((p.y - A_S @ x).norm()))
         reason = f"{reason}; cut to {p.s} non-zeros and fitted again"
-    return Recovery(support, x, p.A.shape[1], residuals, steps, converged, reason)
+    values = put_back(x, p.b - p.a)
+    if values is None:
+        log.note(float(p.y.norm()))
+        return Recovery(support[:0], x[:0], p.A.shape[1], log.residuals, steps, False, beyond("x", x, p.b - p.a))
+    kept = values != 0
+    return Recovery(support[kept], values[kept], p.A.shape[1], log.residuals, steps, converged, reason)
 
 
 def trivial(p: Problem) -> Recovery | None:
     """The result where nothing is to be solved: s = 0, or y = 0."""
     if p.s and bool(p.y.any()):
         return None
-    none = torch.empty(0, dtype=torch.int64, device=p.y.device)
-    reason = "nothing may be non-zero" if p.s == 0 else "y is zero"
-    return Recovery(none, p.y.new_empty(0), p.A.shape[1], [float(p.y.norm())], 0, True, reason)
+    none, log = torch.empty(0, dtype=torch.int64, device=p.y.device), Log(p, None)
+    log.note(float(p.y.norm()))
+    return finished(p, none, p.y.new_empty(0), log, 0, True, "nothing may be non-zero" if p.s == 0 else "y is zero")
 
 
 Watch = Callable[[int, float], object]  # what ``on_step`` is: called with the iteration and the residual's norm
@@ -155,8 +204,13 @@ Watch = Callable[[int, float], object]  # what ``on_step`` is: called with the i
 
 def fitted(residual: float, p: Problem) -> str | None:
     """The sentence on a residual that is small enough, or None."""
-    return f"the residual is down to {residual:.2g}" if residual <= p.tolerance else None
+    return f"the residual is down to {p.told(residual):.2g}" if residual <= p.tolerance else None
 
 
+def stands(residual: float, p: Problem) -> str:
+    """The sentence on a run that moves no more."""
+    return f"support and values repeat; the residual of {p.told(residual):.3g} stays: {WHY}"
+
+
+WHY = "noise, too small an s, or a wrong support"
 USED_UP = "all {} iterations were used and it still moved; more steps, a larger s_tilde or more measurements may help"
-STANDS = "support and values repeat; the residual of {:.3g} stays: noise, too small an s, or a wrong support"

@@ -8,16 +8,17 @@ eps: a tenth of the scale of x, the root mean square of its non-zeros, by defaul
 
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..errors import Unfit, check_count
 from .basis_pursuit import basis_pursuit
-from .recovery import Recovery, Watch
+from .recovery import Log, Recovery, Watch, finished, problem
+from .units import times
 
 
 def reweighted_l1(
     A: Any,
-    y: Tensor,
+    y: Any,
     *,
     rounds: int = 6,
     eps: float | None = None,
@@ -35,19 +36,18 @@ def reweighted_l1(
     check_count("reweighted_l1", "rounds", rounds, 1)
     if eps is not None and not eps > 0:
         raise Unfit("reweighted_l1", "eps must be positive", got=eps)
-    weights, before, residuals, total = None, None, [], 0
+    p = problem("reweighted_l1", A, y, steps=steps)
+    eps = None if eps is None else times(eps, p.a - p.b)
+    weights, before, log, total = None, None, Log(p, on_step), 0
     for k in range(1, rounds + 1):
-        found = basis_pursuit(A, y, weights=weights, steps=steps, tolerance=tolerance)  # (1)
-        residuals.append(found.residuals[-1])
+        found = basis_pursuit(p.A, p.y, weights=weights, steps=steps, tolerance=tolerance)  # (1)
+        log(k, found.residuals[-1])
         total += found.iterations
-        if on_step is not None:
-            on_step(k, residuals[-1])
         x = found.dense()
         scale = float(found.values.square().mean().sqrt()) if found.values.numel() else 1.0
         if before is not None and float((x - before).norm()) <= 1e-6 * float(x.norm()):
-            return found._replace(residuals=residuals, iterations=total, converged=True, reason=f"the solution repeats in round {k}")
+            return finished(p, found.support, found.values, log, total, True, f"the solution repeats in round {k}")
         before = x
-        weights = 1 / (x.abs() + (eps or 0.1 * scale))  # (2)
-        weights = weights / weights.mean()
+        weights = 1 / (x.abs() + (eps or 0.1 * scale)).clamp_min(torch.finfo(x.dtype).tiny)  # (2)
     reason = f"all {rounds} rounds were used; the last one: {found.reason}"
-    return found._replace(residuals=residuals, iterations=total, reason=reason)
+    return finished(p, found.support, found.values, log, total, found.converged, reason)

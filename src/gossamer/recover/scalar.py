@@ -32,10 +32,13 @@ from torch import Tensor
 
 from ..errors import Unfit, check_at_least, check_count
 from .aiht import refined
+from .arrays import tensor
+from .gates import generator, packed, random_generators
 from .networks import GatedNetwork, ReLUNetwork, inputs, products
 from .niht import niht, step_size
-from .operators import GatedReLU, Stacked, generator, packed, random_generators
+from .operators import GatedReLU, Stacked
 from .recovery import Recovery, hard, least_squares, sense, spread
+from .units import beyond, exponent, put_back, shifted, times
 
 
 class Fit(NamedTuple):
@@ -49,11 +52,11 @@ class Fit(NamedTuple):
 
 
 def fit_gated(
-    X: Tensor,
-    Y: Tensor,
+    X: Any,
+    Y: Any,
     s: int,
     *,
-    generators: Tensor | None = None,
+    generators: Any = None,
     neurons: int = 64,
     seed: int = 0,
     solver: Callable[..., Recovery] = niht,
@@ -72,6 +75,7 @@ def fit_gated(
     X, Y = inputs("fit_gated", X, Y)
     if not callable(solver):
         raise Unfit("fit_gated", "solver is a function, as recover.niht", got=solver)
+    generators = None if generators is None else tensor("fit_gated", "generators", generators)
     gates = GatedReLU.random(X, neurons, seed) if generators is None else GatedReLU(X, generators)
     A = gates if Y.shape[1] == 1 else Stacked(gates, Y.shape[1])
     found = solver(A, Y.flatten(), s, **settings)
@@ -79,8 +83,8 @@ def fit_gated(
 
 
 def fit_scalar(
-    X: Tensor,
-    y: Tensor,
+    X: Any,
+    y: Any,
     s: int,
     *,
     neurons: int = 64,
@@ -126,26 +130,30 @@ def fit_scalar(
     if batch is not None:
         check_count(who, "batch", batch, 1)
     tolerance = (1e-16 if X.dtype == torch.float64 else 1e-12) if tolerance is None else tolerance
-    y = Y[:, 0]
+    a, b = exponent(X), exponent(Y)  # X = 2^a X', y = 2^b y', w = 2^(b - a) w', losses are 4^b times what they are here
+    X, y = shifted(X, -a), shifted(Y[:, 0], -b)
     state = _State(torch.empty(0, dtype=torch.int64, device=X.device), X.new_empty(0), X.new_ones(neurons))
     newton = (5 if batch is None or batch >= n else 0) if newton is None else newton
     least, losses, best, best_loss = tolerance * float(y.square().mean()), [], state, float(y.square().mean())
     reason, converged = f"all {rounds} rounds were used", False
     for t in range(rounds):
         k = s if inflate == 1 else min(round(s * (1 + (inflate - 1) * max(0.0, 1 - t / max(shrink * rounds, 1e-9)) ** 3)), neurons * d)
-        for b, where in enumerate(_batches(n, batch, seed, t)):
+        for i, where in enumerate(_batches(n, batch, seed, t)):
             Xb, yb = (X, y) if where is None else (X[where], y[where])
-            state = _round(Xb, yb, state, k, refine, newton, signs, revive, seed, t, b)
+            state = _round(Xb, yb, state, k, refine, newton, signs, revive, seed, t, i)
         loss = float((state.predict(X) - y).square().mean())
-        losses.append(loss)
+        losses.append(times(loss, 2 * b))
         if on_round is not None:
-            on_round(t + 1, loss)
+            on_round(t + 1, losses[-1])
         if state.ids.numel() <= s and loss <= best_loss:
             best, best_loss = state, loss
             if loss <= least:
-                reason, converged = f"the loss is down to {loss:.2g}", True
+                reason, converged = f"the loss is down to {losses[-1]:.2g}", True
                 break
-    return Fit(ReLUNetwork.scalar(best.ids, best.w, best.signs, d), losses, converged, reason)
+    w = put_back(best.w, b - a)
+    if w is None:
+        return Fit(ReLUNetwork.scalar(best.ids[:0], best.w[:0], best.signs, d), losses, False, beyond("the network", best.w, b - a))
+    return Fit(ReLUNetwork.scalar(best.ids[w != 0], w[w != 0], best.signs, d), losses, converged, reason)
 
 
 class _State(NamedTuple):

@@ -12,11 +12,13 @@ For x ~ N(0, I) and gates of generators h, k at angle theta (derived here; M swa
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import Unfit
+from .arrays import tensor
 
 
 def donoho_tanner(delta: float, signed: bool = True) -> float:
@@ -70,7 +72,7 @@ def welch(m: int, d: int) -> float:
     return math.sqrt(max(0.0, (d - m) / (m * (d - 1)))) if d > 1 else 0.0
 
 
-def gated_gram(generators: Tensor, neuron: Tensor, feature: Tensor) -> Tensor:
+def gated_gram(generators: Any, neuron: Any, feature: Any) -> Tensor:
     """E[A_S^T A_S] / n of a gated-ReLU operator on inputs N(0, I), by (2).
 
     Args:
@@ -79,7 +81,10 @@ def gated_gram(generators: Tensor, neuron: Tensor, feature: Tensor) -> Tensor:
 
     Returns: (s, s).
     """
-    h = generators.double()
+    who = "theory.gated_gram"
+    neuron, feature = tensor(who, "neuron", neuron), tensor(who, "feature", feature)
+    h = tensor(who, "generators", generators).double()
+    h = h / h.abs().amax(1, keepdim=True)  # no square overflows or vanishes
     unit = h / h.norm(dim=1, keepdim=True)
     which, at = torch.unique(neuron, return_inverse=True)
     u = unit[which]

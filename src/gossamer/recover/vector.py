@@ -16,12 +16,16 @@ neuron that lost all its weights has no gradient, and never would again: each th
 as in :mod:`.scalar`, and the best input of each by |g| enters with a small output weight.
 
 State: s values and two moments each; nothing of the dense size but X. Cost of a threshold: one dense gradient of ``window`` batches.
+
+Adam's steps have a length of their own. So X, and the targets of a squared loss, whose largest entry lies outside [1/4, 256) are taken in
+units that bring it into [2, 4). The first and the last layer take the units back: a ReLU lets factors through.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +38,19 @@ from ..ops.csr_sense.op import STRONGEST, top_k
 from ..ops.kernels import choose
 from ..support import Support
 from ..surgery import set_support_
+from .arrays import tensor
+from .gates import generator, random_generators
 from .networks import Layer, ReLUNetwork, classes_of, inputs
-from .operators import generator, random_generators
 from .scalar import Fit
+from .units import beyond, exponent, put_back, shifted, times
 
 LOSSES = ("squared", "cross_entropy")
+USUAL = range(-2, 8)  # powers of two below the largest entry of data that keep their units; 0 where all are zero
 
 
 def fit_vector(
-    X: Tensor,
-    Y: Tensor,
+    X: Any,
+    Y: Any,
     s: int,
     *,
     neurons: int = 64,
@@ -83,12 +90,14 @@ def fit_vector(
     """
     X, Y = _checked("fit_vector", X, Y, loss, s, [neurons])
     check_at_least("fit_vector", "inflate", inflate, 1.0)
+    X, Y, units = _in_units(X, Y, loss)
     model = start([X.shape[1], neurons, _outputs(Y, loss)], min(round(s * inflate), _total(X, Y, loss, neurons)), bias, X, seed)
-    losses = train(model, X, Y, s, loss, steps, batch, lr, every, window, shrink, swap, scouts, weight_decay, seed, on_step)
-    return _fit(model, losses)
+    told = units.told(on_step)
+    losses = train(model, X, Y, s, loss, steps, batch, lr, every, window, shrink, swap, scouts, weight_decay, seed, told)
+    return units.fit(ReLUNetwork.from_sequential(model), losses, f"all {len(losses)} steps were made")
 
 
-def fit_deep(X: Tensor, Y: Tensor, s: int, widths: Sequence[int], *, loss: str = "squared", seed: int = 0, polish: bool = True, **settings):
+def fit_deep(X: Any, Y: Any, s: int, widths: Sequence[int], *, loss: str = "squared", seed: int = 0, polish: bool = True, **settings):
     """A deeper network, layer by layer: each hidden layer is learned as that of a two-layer network on the outputs of those before.
 
     Every layer but the last gets s / layers non-zeros, and its temporary output layer is discarded (the authors' scheme); the last stage
@@ -104,6 +113,8 @@ def fit_deep(X: Tensor, Y: Tensor, s: int, widths: Sequence[int], *, loss: str =
     if "neurons" in settings:
         raise Unfit("fit_deep", "widths says how many neurons each layer has", got=settings["neurons"])
     X, Y = _checked("fit_deep", X, Y, loss, s, widths)
+    X, Y, units = _in_units(X, Y, loss)
+    settings["on_step"] = units.told(settings.get("on_step"))
     layers: list[Layer] = []
     shares, most = _shares(s, [X.shape[1], *widths, _outputs(Y, loss)])
     inside, left, losses = X, s, []
@@ -126,7 +137,7 @@ def fit_deep(X: Tensor, Y: Tensor, s: int, widths: Sequence[int], *, loss: str =
             model, X, Y, network.nonzeros, loss, every=10**9, scouts=0, window=1, swap=0.0, shrink=0.0, **_known(settings, seed)
         )
         network = ReLUNetwork.from_sequential(model)
-    return Fit(network, losses, True, f"{len(widths)} hidden layers, one after the other" + (", then refined together" if polish else ""))
+    return units.fit(network, losses, f"{len(widths)} hidden layers, one after the other" + (", then refined together" if polish else ""))
 
 
 def _shares(s: int, sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -316,10 +327,11 @@ def _rms(gradients: list[Tensor]) -> float:
     return math.sqrt(sum(float(g.square().sum()) for g in gradients) / max(total, 1))
 
 
-def _checked(who: str, X: Tensor, Y: Tensor, loss: str, s: int, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _checked(who: str, X: Any, Y: Any, loss: str, s: int, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
     if loss not in LOSSES:
         raise Unfit(who, f"unknown loss {loss!r}", remedy=f"one of {', '.join(LOSSES)}")
     if loss == "cross_entropy":
+        Y = tensor(who, "Y", Y)
         X, _ = inputs(who, X, Y)
         classes_of(who, Y)
         Y = Y.long()
@@ -335,16 +347,40 @@ def _checked(who: str, X: Tensor, Y: Tensor, loss: str, s: int, widths: Sequence
     return X, Y
 
 
+class _Units(NamedTuple):
+    """2^-a X and 2^-b Y are what is trained on; losses are 4^b times those."""
+
+    a: int
+    b: int
+
+    def told(self, on_step: Callable[[int, float], object] | None) -> Callable[[int, float], object] | None:
+        """``on_step``, told the losses of Y as it came."""
+        return None if on_step is None else lambda t, loss: on_step(t, times(loss, 2 * self.b))
+
+    def fit(self, network: ReLUNetwork, losses: list[float], reason: str) -> Fit:
+        """The network on X as it came, if its precision can hold it; else one without weights, and a sentence."""
+        first, *between, last = network.layers
+        moved = put_back(first.values, -self.a), put_back(last.values, self.b)
+        bias = None if last.bias is None else put_back(last.bias, self.b)
+        losses = [times(loss, 2 * self.b) for loss in losses]
+        if moved[0] is None or moved[1] is None or (last.bias is not None and bias is None):
+            nothing = ReLUNetwork(tuple(_cut(layer, 0) for layer in network.layers))
+            return Fit(nothing, losses, False, beyond("the network", first.values, -self.a))
+        layers = (first._replace(values=moved[0]), *between, last._replace(values=moved[1], bias=bias))
+        return Fit(ReLUNetwork(layers), losses, True, reason)
+
+
+def _in_units(X: Tensor, Y: Tensor, loss: str) -> tuple[Tensor, Tensor, _Units]:
+    a, b = (0 if e in USUAL else e - 1 for e in (exponent(X), exponent(Y) if loss == "squared" else 0))
+    return shifted(X, -a), shifted(Y, -b) if b else Y, _Units(a, b)
+
+
 def _outputs(Y: Tensor, loss: str) -> int:
     return int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1] if Y.dim() > 1 else 1
 
 
 def _total(X: Tensor, Y: Tensor, loss: str, neurons: int) -> int:
     return neurons * (X.shape[1] + _outputs(Y, loss))
-
-
-def _fit(model: nn.Sequential, losses: list[float]) -> Fit:
-    return Fit(ReLUNetwork.from_sequential(model), losses, True, f"all {len(losses)} steps were made")
 
 
 def _cut(layer: Layer, n: int) -> Layer:

@@ -32,13 +32,16 @@ from ...ops.csr_conv2d.reference import Geometry
 from ...ops.csr_sense.op import SAMPLED, top_k
 from ...ops.kernels import run
 from ...support import Support, distinct
+from ..arrays import tensor
+from ..units import exponent, shifted
 
 CALIBRATION = 1 << 19  # zeros whose noise is measured at most
 BINS, LIKE, LEARNT, EM = 8, 500, 5000, 30  # groups of like noise, zeros in each at least; zeros that EM learns from, its rounds
 POWERS = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-4, 12)]).double()  # signal over noise power of the components in (2)
 PLAYS = 8  # of (3)
+NEAR = 16  # binary orders of magnitude within which operands keep their units
 ROWS = 32  # output rows whose conditioning is looked at
-Operands = Sequence[tuple[Tensor, Tensor]]  # (dy, x) of each batch
+Operands = Sequence[tuple[Any, Any]]  # (dy, x) of each batch, tensors or arrays
 
 
 class Diagnosis(NamedTuple):
@@ -128,11 +131,9 @@ def sensing(
     Raises: Unfit for tiles, no operands, operands of one sample only or with NaN or infinities, or settings out of their range.
     """
     who = "diagnose.sensing"
-    grow, window = _checked(who, operands, s, grow, 0, fraction, window, decay)
+    operands, grow, window = _checked(who, operands, s, grow, 0, fraction, window, decay)
     if min(dy.shape[0] for dy, _ in operands) < 2:
         raise Unfit(who, "noise cannot be told from signal on a batch of one sample")
-    if (broken := _not_finite(operands)) is not None:
-        raise Unfit(who, broken, remedy="leave out steps whose loss overflowed")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     zeros, batch = s.total - s.n, operands[0][0].shape[0]
     alpha, beta = support_conditioning(operands, s, geometry, rng)
@@ -171,7 +172,7 @@ def measured_recall(
     Raises: Unfit as :func:`sensing`, and if nothing grows or is sensed, or the window has more steps than there are batches.
     """
     who = "diagnose.measured_recall"
-    grow, window = _checked(who, batches, s, grow, 1, fraction, window, decay)
+    batches, grow, window = _checked(who, batches, s, grow, 1, fraction, window, decay)
     check_count(who, "trials", trials, 1)
     if window > len(batches):
         raise Unfit(who, f"a window of {window} steps needs as many batches", got=len(batches))
@@ -179,8 +180,6 @@ def measured_recall(
         raise Unfit(
             who, f"a share of {fraction} of {s.total - s.n} zeros is less than one, and nothing is sensed", remedy="a larger fraction"
         )
-    if (broken := _not_finite(batches)) is not None:
-        raise Unfit(who, broken, remedy="leave out steps whose loss overflowed")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     everything = s.outside(torch.arange(s.total - s.n, device=s.col.device))
     truth: Tensor | float = 0.0
@@ -203,6 +202,7 @@ def measured_recall(
 
 def gradient_and_noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
     """Mean over the batches of the gradient at some zeros, and the variance of one batch's gradient there by (1); (m,) float64 each."""
+    operands, a, b = _in_units(_tensors("diagnose.gradient_and_noise", operands))
     total, squares = torch.zeros(ids.numel(), dtype=torch.float64), torch.zeros(ids.numel(), dtype=torch.float64)
     for dy, x in operands:
         B = dy.shape[0]
@@ -215,12 +215,12 @@ def gradient_and_noise(operands: Operands, s: Support, ids: Tensor, geometry: Ge
             g, q = torch.stack(parts).sum(0), torch.stack(parts).square().sum(0)
         total += g
         squares += B / (B - 1) * (q - g.square() / B)
-    return total / len(operands), (squares / len(operands)).clamp_min(0)
+    return shifted(total / len(operands), a + b), shifted((squares / len(operands)).clamp_min(0), 2 * (a + b))
 
 
 def support_conditioning(operands: Operands, s: Support, geometry: Geometry | None, rng: torch.Generator) -> tuple[float, float]:
     """Median over output rows of the extreme eigenvalues of the Gram matrix of the row's inputs, columns at unit norm."""
-    x = operands[0][1]
+    x = tensor("diagnose.support_conditioning", "x", operands[0][1])
     full = torch.cat([columns for _, columns in conv2d.unfolded(x, geometry)]) if geometry is not None else x.reshape(-1, s.shape[1])
     fan_in = s.crow.diff()
     rows = (fan_in > 0).nonzero().flatten()
@@ -311,7 +311,8 @@ def _strongest(g: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 def _checked(
     who: str, operands: Operands, s: Support, grow: int, least: int, fraction: float, window: int, decay: float
-) -> tuple[int, int]:
+) -> tuple[Operands, int, int]:
+    """The operands in units of their own, and whole numbers."""
     if s.unit != (1, 1):
         raise Unfit(who, "knows supports of single weights only", got=s.unit)
     if not len(operands):
@@ -320,7 +321,22 @@ def _checked(
     check_share(who, "fraction", fraction)
     check_count(who, "window", window, 1)
     check_share(who, "decay", decay)
-    return int(grow), int(window)
+    operands = _tensors(who, operands)
+    if (broken := _not_finite(operands)) is not None:
+        raise Unfit(who, broken, remedy="leave out steps whose loss overflowed")
+    return _in_units(operands)[0], int(grow), int(window)
+
+
+def _tensors(who: str, operands: Operands) -> Operands:
+    return [(tensor(who, f"dy of batch {b}", dy), tensor(who, f"x of batch {b}", x)) for b, (dy, x) in enumerate(operands)]
+
+
+def _in_units(operands: Operands) -> tuple[Operands, int, int]:
+    """2^-a dy and 2^-b x of all batches, with a and b: products of squares neither overflow nor vanish. What is no further than 2^``NEAR``
+    from one stays as it is."""
+    largest = [max((exponent(pair[i]) for pair in operands if bool(pair[i].any())), default=0) for i in range(2)]
+    a, b = (e if abs(e) > NEAR else 0 for e in largest)
+    return [(shifted(dy, -a), shifted(x, -b)) for dy, x in operands], a, b
 
 
 def _not_finite(operands: Operands) -> str | None:
