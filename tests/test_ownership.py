@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_copies_go_the_way_of_the_original(name):
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_copies_of_young_connections_too(layout):
-    laws.check_copies(TOPOLOGIES["csst"], gs.Rewirer, layout=layout, optimizer=OPTIMIZERS["adamw"])
+    laws.check_copies(TOPOLOGIES["csst"], partial(gs.Rewirer, newborn="fresh"), layout=layout, optimizer=OPTIMIZERS["adamw"])
 
 
 @ANY
@@ -111,7 +112,7 @@ def one_layer(optimizer, **options):
 @pytest.mark.parametrize("name", ["adam", "nadam", "adamax", "adamw, fused"])
 def test_they_join_without_a_jump(name):
     """After a hundred steps they share the parameter's step count, and go on as if nothing had happened."""
-    net, _, rewirer = one_layer(FRESH[name])
+    net, _, rewirer = one_layer(FRESH[name], newborn="fresh")
     constant_steps(net, rewirer, 500)
     born = (net[0].to_dense() == 0) & net[0].support.mask()
     assert rewirer.newborn.cohorts and int(born.sum()) == rewirer.newborn.cohorts[0].ids.numel() > 3
@@ -166,6 +167,18 @@ def test_survivors_keep_factored_state_of_their_own():
     for key in ("row_var", "col_var"):
         mine, theirs = opt.state[layer.values][key], twin_opt.state[twin[0].values][key]
         assert torch.equal(mine[stay >= 0], theirs[stay[stay >= 0]]) and mine.shape[0] == new.n
+
+
+def test_the_default_is_what_was_measured():
+    """Zero state where a step count matters; the optimizer's own initial state, which is a fresh parameter's, elsewhere."""
+    expected = {"adam": "zero", "adamw, fused": "zero", "rprop": "fresh", "adagrad": "fresh", "momentum": "fresh", "dampened": "zero"}
+    for name, like in expected.items():
+        moves = []
+        for mode in ("auto", like):
+            net, _, rewirer = one_layer(FRESH[name], newborn=mode)
+            constant_steps(net, rewirer, 500)
+            moves.append(constant_steps(net, rewirer, 3))
+        assert all(torch.equal(a, b) for a, b in zip(*moves, strict=True))
 
 
 def test_an_optimizer_that_cannot_move_a_scratch_parameter_is_refused_at_once():
@@ -540,7 +553,7 @@ def test_a_rewirer_that_is_gone_leaves_nothing_behind():
 @pytest.mark.parametrize("at", [6, 7, 8])
 def test_states_may_be_restored_in_any_order(name, order, at):
     """In a living process that has gone on since, and sizes may have changed: the way is the same, bit for bit."""
-    run = dict(zip(("net", "opt", "rewirer"), parts(TOPOLOGIES[name], optimizer="adamw"), strict=True))
+    run = dict(zip(("net", "opt", "rewirer"), parts(TOPOLOGIES[name], optimizer="adamw", newborn="fresh"), strict=True))
     train(*run.values(), FLAT.batches(at))
     saved = copy.deepcopy({key: part.state_dict() for key, part in run.items()})
     rest = FLAT.batches(24)[at:]

@@ -4,6 +4,7 @@
               a few: first steps of up to 3 lr ("cold start"); Rprop's step size of 0 never grows; Adagrad forgets its initial sum.
     fresh     the state and the step count of a parameter of its own.
     sensed    fresh, and the gradient that was sensed at birth counts as the first step's, without a move.
+    auto      zero where the optimizer's step count matters (Adam and its kind: measured, docs/methods/newborn.md); fresh elsewhere.
 
 No optimizer is known by name. What a fresh state is, the optimizer is asked: a scratch parameter takes a step by a gradient of zero, and
 what its state then holds is the initial accumulator. Whether the step count matters is asked too: two scratch parameters take the same
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from .errors import Unfit, nearest
 from .layers import SparseLayer
 
-NEWBORN = ("fresh", "zero", "sensed")
+NEWBORN = ("auto", "fresh", "zero", "sensed")
 AGE = 100  # steps for which newborn have a count of their own
 HORIZON = 5000  # steps after which a parameter's averages no longer know that they once began
 TRIED = 5  # steps that are compared
@@ -51,7 +52,7 @@ class Newborn:
     Args:
         optimizer: any torch optimizer.
         layers: the sparse layers by name, their values among its parameters.
-        mode: ``"fresh"``, ``"zero"`` or ``"sensed"``.
+        mode: ``"auto"``, ``"fresh"``, ``"zero"`` or ``"sensed"``.
 
     Raises: Unfit if the optimizer cannot move a scratch parameter.
     """
@@ -78,6 +79,8 @@ class Newborn:
         """The state of a unit of this layer before its first step, by name, each with a first dimension of 1; None is zeros."""
         if self.mode == "zero" or self._needs_closure():
             return None  # with a closure there is no event, and no birth
+        if self.mode == "auto" and self.counts(name):
+            return None
         return self._asked(name, "initial", self._find_initial)
 
     def counts(self, name: str) -> bool:
@@ -92,7 +95,7 @@ class Newborn:
         group = self.optimizer.param_groups[self._groups[name]]
         values = self.layers[name].values
         settings = repr([(key, group.get(key)) for key in self.optimizer.defaults if key != "lr"])
-        about = (what, settings, values.dtype, self._tile(name))
+        about = (what, settings, values.dtype, self._tile(name), group["lr"] if what == "initial" else None)
         if about not in self._answers:
             self._answers[about] = find(name)
         return self._answers[about]
@@ -121,7 +124,7 @@ class Newborn:
     def _find_counts(self, name: str) -> bool:
         fresh, other = self._scratch(name), self._scratch(name)
         old = self._course(name, 2 * AGE)[-1]
-        seeded = {key: t.clone() for key, t in self.initial(name).items()}  # type: ignore[union-attr]
+        seeded = {key: t.clone() for key, t in self._asked(name, "initial", self._find_initial).items()}
         count = {key: _copied(entry) for key, entry in old.items() if not _is_elementwise(entry, other)}
         twins = self._twin({name: [fresh]}, {}), self._twin({name: [other]}, {other: {**count, **seeded}} if count or seeded else {})
         for t in range(TRIED):

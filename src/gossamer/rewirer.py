@@ -68,8 +68,8 @@ class Rewirer:
         rng: generator of every random choice of the topology; None seeds one from torch's initial seed, so ``torch.manual_seed``
             decides and torch's own generator is never advanced. In a distributed run all ranks must give the same seed.
         newborn: what the optimizer's state of a connection is at birth: ``"fresh"``, that of a parameter of its own age; ``"zero"``,
-            zeros under the parameter's step count; ``"sensed"``, fresh, with the gradient sensed at birth as the first one
-            (docs/methods/newborn.md).
+            zeros under the parameter's step count; ``"sensed"``, fresh, with the gradient sensed at birth as the first one; ``"auto"``,
+            zero where the optimizer's step count matters, fresh elsewhere (docs/methods/newborn.md).
 
     Works with gradient accumulation (events see the sum of all backward passes since the gradients were last None or zero), autocast
     (values stay float32), a ``GradScaler`` (pass it to :meth:`step`; a step that overflows measures nothing), ``load_state_dict`` of the
@@ -85,7 +85,7 @@ class Rewirer:
         topology: Topology,
         *,
         rng: torch.Generator | None = None,
-        newborn: str = "fresh",
+        newborn: str = "auto",
     ):
         self.layers = sparse_layers(model)
         self.optimizer, self.topology = optimizer, topology
