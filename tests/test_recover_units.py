@@ -288,7 +288,7 @@ def test_scalar_networks_are_found_in_any_unit(a, b, dtype):
     X, _, _, y = planted_network(8, 2, 4, 200, 3, mixed=True)
     X, y = X.to(dtype), y.to(dtype)
     told: list[float] = []
-    settings = {"neurons": 3, "rounds": 6, "seed": 1, "tolerance": 1e-9}
+    settings = {"neurons": 3, "rounds": 4, "seed": 1, "tolerance": 1e-9}
     plain = recover.fit_scalar(X, y, 4, **settings)
     found = recover.fit_scalar(2.0**a * X, 2.0**b * y, 4, **settings, on_round=lambda _, loss: told.append(loss))
     assert found.converged == plain.converged and told == found.losses
@@ -348,7 +348,7 @@ def test_a_linear_model_is_in_the_units_of_its_data():
     model = pytest.importorskip("gossamer.recover.estimators").SparseLinearRecovery
     X = np.random.default_rng(0).normal(size=(60, 12)) + 1.0
     y = X[:, 2] - 3 * X[:, 7] + 5
-    for solver in ("niht", "omp", "iht", "htp"):
+    for solver in ("niht", "omp", "htp"):
         plain = model(2, solver=solver).fit(X, y)
         for a, b in itertools.product((1e-30, 1e30, 1e-200), (1e-30, 1e30)):
             far = model(2, solver=solver).fit(X * a, y * b)
