@@ -1,0 +1,128 @@
+"""What it costs to know who owns what: the watch over supports, gradients and optimizer state, on plain steps.
+
+    python benchmarks/ownership.py --json ownership.json --markdown docs/loops.md --mark ownership
+
+    step     a plain training step by a Rewirer, which never senses nor rewires in between, over the same step by its optimizer alone;
+             batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of one network, in turn
+    call     a layer's forward pass beyond the same product called with a support that nobody checks, and the look at the support alone;
+             inference and training mode, input (8, 1024), linear 1024 at density 0.02
+
+The gate: both networks of a step must hold the same bits at the end.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import gossamer as gs
+import timing
+from gossamer.experiments.models import MLP, VGG16, Model, ResNet20
+from timing import Mismatch, Result, Table, Timing, interleaved, millis
+
+NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {"vgg16-bn": (VGG16(), (3, 32, 32)), "mlp": (MLP((1024, 1024)), (784,))}
+TINY: dict[str, tuple[Model, tuple[int, ...]]] = {"resnet20": (ResNet20(), (3, 8, 8)), "mlp": (MLP((16, 16)), (20,))}
+FAR = 10**6  # the first event
+DENSITY, BATCH = 0.05, 128
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures both, gate first."""
+    args = timing.parser(__doc__)
+    options: argparse.Namespace = args.parse_args(argv)
+    options.budget = options.budget or (0.2 if options.quick else 60.0)
+    timing.ready(options)
+    try:
+        result = timing.read(options.source) if options.source else measured(options)
+    except Mismatch as mismatch:
+        print(f"no time is reported: {mismatch}", file=sys.stderr)
+        return 1
+    return timing.finish(options, result, {"ownership": table})
+
+
+def measured(args: argparse.Namespace) -> Result:
+    """All rows."""
+    networks = TINY if args.quick else NETWORKS
+    rows = [step(name, *networks[name], args) for name in networks] + calls(args)
+    return {"machine": timing.machine(), "quick": args.quick, "ownership": rows}
+
+
+def step(name: str, model: Model, shape: tuple[int, ...], args: argparse.Namespace) -> dict[str, Any]:
+    """A plain step with a Rewirer and without."""
+    rng = torch.Generator().manual_seed(args.seed)
+    net = gs.sparsify(model.build(shape, 10, rng), DENSITY, rng=rng, fuse=True).train()
+    x, y = torch.randn(BATCH, *shape, generator=rng), torch.randint(10, (BATCH,), generator=rng)
+    runs: dict[str, Callable[[], None]] = {}
+    nets = {"alone": net, "owned": copy.deepcopy(net)}
+    for kind, mine in nets.items():
+        optimizer = torch.optim.SGD(mine.parameters(), lr=1e-3, momentum=0.9)
+        rewirer = gs.Rewirer(mine, optimizer, gs.csst(10 * FAR, FAR, FAR)) if kind == "owned" else None
+
+        def run(mine=mine, optimizer=optimizer, rewirer=rewirer) -> None:
+            F.cross_entropy(mine(x), y).backward()
+            (rewirer or optimizer).step()
+            optimizer.zero_grad(set_to_none=True)
+
+        runs[kind] = run
+    taken = interleaved(runs, args.budget)
+    if any(not torch.equal(p, q) for p, q in zip(*(mine.parameters() for mine in nets.values()), strict=True)):
+        raise Mismatch(f"{name}: the step by a Rewirer is another than the optimizer's")
+    return {"what": f"{name}, step", "seconds": {kind: t._asdict() for kind, t in taken.items()}}
+
+
+def calls(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A call of a layer beyond its product; the look at the support."""
+    layer, x = gs.SparseLinear(1024, 1024, density=0.02), torch.randn(8, 1024)
+    s, repeats, rounds = layer.support, 200 if args.quick else 2000, 3 if args.quick else 60
+    product = layer.layout.linear
+
+    def many(call: Callable[[], object]) -> float:
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - begin) / repeats
+
+    def look() -> object:
+        return layer.support
+
+    found = []
+    for what, grad in (("linear, call, inference", False), ("linear, call, training", True)):
+        with torch.set_grad_enabled(grad):
+            pairs: dict[str, Callable[[], object]] = {
+                "alone": lambda: product(x, layer.values, s, layer.bias),
+                "owned": lambda: product(x, layer.values, layer.support, layer.bias),
+            }
+            samples: dict[str, list[float]] = {kind: [] for kind in pairs}
+            for _ in range(rounds):
+                for kind, call in pairs.items():
+                    samples[kind].append(many(call))
+        found.append({"what": what, "seconds": {kind: Timing.of(taken)._asdict() for kind, taken in samples.items()}})
+    found.append({"what": "the look at a support", "seconds": {"owned": Timing.of([many(look) for _ in range(rounds)])._asdict()}})
+    return found
+
+
+def table(result: Result) -> Table:
+    """One row for each pair."""
+    rows = []
+    for found in result["ownership"]:
+        taken = {kind: Timing(**t) for kind, t in found["seconds"].items()}
+        alone, owned = taken.get("alone"), taken["owned"]
+        small = owned.seconds < 1e-3
+        shown = [f"{1e6 * t.seconds:.2f} us" if small else f"{millis(t.seconds)} ms" for t in (alone, owned) if t is not None]
+        more = "" if alone is None else f"{1e6 * (owned.seconds - alone.seconds):+.2f} us ({owned.seconds / alone.seconds - 1:+.2%})"
+        spread = owned.spread + (alone.spread if alone else 0.0)
+        rows.append([found["what"], shown[0] if alone else "-", shown[-1], more or "-", f"±{spread:.1%}"])
+    notes = [
+        "Step: by the optimizer alone, and by a Rewirer on a plain step. Call: the product with a support that nobody checks, and with "
+        "the layer's."
+    ]
+    return Table("What ownership costs", ["what", "alone", "owned", "more", "spread"], rows, notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
