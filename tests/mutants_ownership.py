@@ -30,13 +30,16 @@ def _counts_at_once(observer):
     def report(x, version, dy):
         seen = observer.measure(dy.detach(), x)
         if seen is not None:
-            observer._seen = seen if observer._seen is None else observer._seen.plus(seen)
+            held = observer._seen[-1][1].plus(seen) if observer._seen else seen
+            observer._seen = [(lambda: observer.layer.values.grad, held)]
 
-    observer.report, observer._continues, observer._before = report, lambda: True, lambda grad: None
+    observer.detach()
+    observer.report, observer._before, observer._after = report, lambda grad: None, lambda values: None
+    observer.attach()
 
 
 def _never_forgets(observer):
-    observer._continues = lambda: observer.layer.values.grad is not None
+    observer.has_gradient = lambda: observer.layer.values.grad is not None
 
 
 def _any_pass(observer):
@@ -53,12 +56,11 @@ def _any_pass(observer):
 
 
 def _last_pass_only(observer):
-    observer._continues = lambda: False
-    observer.seen = lambda: observer._seen
+    observer._before = lambda grad: setattr(observer, "_base", None)
 
 
 def _none_is_nothing(observer):
-    observer._before = lambda grad: None
+    observer._before = lambda grad: setattr(observer, "_base", observer._seen[-1][1] if observer._seen else None)
 
 
 PASSES = {

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -779,3 +780,287 @@ def test_a_state_that_does_not_fit_can_be_replaced():
     net.load_state_dict(pair[0])
     opt.load_state_dict(pair[1])
     train(net, opt, rewirer, FLAT.batches(3))
+
+
+# ---------------------------------------------------------------- more of every kind
+
+
+def test_what_was_loaded_shares_no_memory_with_the_layer():
+    net = gs.sparsify(mlp(), 0.3, rng=generator(3))
+    best, x = {key: t.clone() for key, t in gs.sparsify(mlp(), 0.3, rng=generator(4)).state_dict().items()}, FLAT.batch(0)[0]
+    net.load_state_dict(best)
+    before = net(x)
+    for t in best.values():
+        t.fill_(2**30)
+    assert torch.equal(net(x), before)
+
+
+@pytest.mark.parametrize("name", ["crow", "col", "ccol", "row", "perm"])
+def test_a_support_that_was_written_to_is_not_read(name):
+    net = gs.sparsify(mlp(), 0.3, rng=generator(3))
+    getattr(net[0].support, name).fill_(2**30)
+    with pytest.raises(gs.Unfit, match="nobody may write"):
+        net(FLAT.batch(0)[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("penalty", ["beside a loss", "alone"])
+def test_a_gradient_penalty_is_sensed_like_its_gradient(layout, penalty):
+    """The pass through the input's gradient adds to the weights' gradients, off the support as on it."""
+    net, opt, rewirer = parts(gs.csst(20, 4, 4, window=3, fraction=1.0, drop=0.3), layout)
+    train(net, opt, rewirer, FLAT.batches(1))
+    twin = gs.densify(copy.deepcopy(net))
+    for model in (net, twin):
+        x = FLAT.batch(1)[0].requires_grad_()
+        y = model(x)
+        (gx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        (gx.square().sum() + (y.sum() if penalty == "beside a loss" else 0.0)).backward()
+    for name, layer in gs.sparse_layers(net).items():
+        dense, probe = twin.get_submodule(name).weight.grad, rewirer._probes[name]
+        on = layer.layout.compact(layer.values.grad, layer.support)
+        assert torch.allclose(on, dense.view(-1)[layer.support.ids()], rtol=1e-8, atol=1e-12)
+        assert torch.allclose(probe.seen().sampled, dense.view(-1)[probe.ids], rtol=1e-8, atol=1e-12)
+
+
+def test_gradients_put_aside_and_back_are_the_ones_that_count():
+    net, opt, rewirer = parts(gs.csst(20, 4, 4, window=3, fraction=0.5, drop=0.3))
+    train(net, opt, rewirer, FLAT.batches(1))
+    F.cross_entropy(net(FLAT.batch(1)[0]), FLAT.batch(1)[1]).backward()
+    seen = {name: probe.seen().sampled.clone() for name, probe in rewirer._probes.items()}
+    aside = [p.grad for p in net.parameters()]
+    opt.zero_grad()
+    net(FLAT.batch(2)[0]).sum().backward()
+    for p, grad in zip(net.parameters(), aside, strict=True):
+        p.grad = grad
+    assert all(torch.equal(probe.seen().sampled, seen[name]) for name, probe in rewirer._probes.items())
+
+
+def test_gradients_zeroed_behind_torchs_back_are_gone():
+    net, opt, rewirer = parts(gs.csst(20, 4, 4, window=3, fraction=0.5, drop=0.3))
+    train(net, opt, rewirer, FLAT.batches(1))
+    net(FLAT.batch(2)[0]).sum().backward()
+    for p in net.parameters():
+        p.grad.data.zero_()
+    F.cross_entropy(net(FLAT.batch(1)[0]), FLAT.batch(1)[1]).backward()
+    twin = gs.densify(copy.deepcopy(net))
+    F.cross_entropy(twin(FLAT.batch(1)[0]), FLAT.batch(1)[1]).backward()
+    for name, probe in rewirer._probes.items():
+        assert torch.allclose(probe.seen().sampled, twin.get_submodule(name).weight.grad.view(-1)[probe.ids], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["set", "gmp"])
+def test_gradients_given_by_hand_count(name):
+    net, opt, rewirer = parts(TOPOLOGIES[name])
+    first = supports(net)
+    for x, y in FLAT.batches(9):
+        grads = torch.autograd.grad(F.cross_entropy(net(x), y), list(net.parameters()))
+        for p, grad in zip(net.parameters(), grads, strict=True):
+            p.grad = grad
+        rewirer.step()
+    assert not any(s.same(first[key]) for key, s in supports(net).items())
+
+
+def test_a_stray_pass_that_was_zeroed_does_not_feed_an_idle_layer():
+    net = gs.sparsify(TwoHeads(), 0.4, rng=generator(3))
+    opt = OPTIMIZERS["nesterov"](net.parameters())
+    rewirer = gs.Rewirer(net, opt, gs.set_(40, 4, 0.5), rng=generator(0))
+    idle = net.idle[0].support
+    for x, y in FLAT.batches(9):
+        net.idle(net.trunk(x)).sum().backward()
+        opt.zero_grad(set_to_none=False)
+        F.cross_entropy(net(x), y).backward()
+        rewirer.step()
+        opt.zero_grad(set_to_none=False)
+    assert net.idle[0].support.same(idle)
+
+
+def test_transforms_work_in_a_window():
+    net, opt, rewirer = parts(gs.csst(20, 4, 4, window=3, fraction=0.5, drop=0.3))
+    train(net, opt, rewirer, FLAT.batches(1))
+    x = FLAT.batch(1)[0]
+    jacobian = torch.autograd.functional.jacobian(net, x, vectorize=True)
+    per_sample = torch.func.grad(lambda one: net(one).square().sum())(x)
+    assert jacobian.shape == (8, 5, 8, 13) and per_sample.shape == x.shape
+    assert all(probe.seen() is None for probe in rewirer._probes.values())
+
+
+def test_tied_parameters_are_averaged_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.body, self.head = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.body(self.embed(x)))
+
+    net = Tied().double()
+    gs.sparsify(net, 0.4, include="body", rng=generator(3))
+    ours, theirs = gs.AveragedModel(net), torch.optim.swa_utils.AveragedModel(net)
+    for t in range(4):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn(p.shape, generator=generator(t), dtype=p.dtype))
+        ours.update_parameters(net), theirs.update_parameters(net)
+    assert torch.allclose(ours.module.head.weight, theirs.module.head.weight)
+
+
+def test_an_optimizer_loaded_before_its_rewirer_is_made():
+    net, opt, rewirer = parts(gs.set_(40, 4, 0.5))
+    train(net, opt, rewirer, FLAT.batches(3))
+    best = copy.deepcopy(net.state_dict())
+    train(net, opt, rewirer, FLAT.batches(8))
+    state = copy.deepcopy(opt.state_dict())
+    other = gs.sparsify(mlp(), 0.3, rng=generator(3))
+    fresh = OPTIMIZERS["nesterov"](other.parameters())
+    fresh.load_state_dict(state)
+    other.load_state_dict(best)
+    late = gs.Rewirer(other, fresh, gs.set_(40, 4, 0.5), rng=generator(0))
+    F.cross_entropy(other(FLAT.batch(0)[0]), FLAT.batch(0)[1]).backward()
+    with pytest.raises(gs.Unfit, match="belongs to another support"):
+        late.step()
+    run = multilevel()
+    train(*run, FLAT.batches(6))
+    again = gs.sparsify(mlp(), 0.3, rng=generator(3))
+    mirror = gs.SparseOptimizer(gs.parameter_groups(again), run[1].rule, 0.05, confined=True)
+    mirror.load_state_dict(copy.deepcopy(run[1].state_dict()))
+    again.load_state_dict(run[0].state_dict())
+    train(again, mirror, gs.Multilevel(again, mirror, 3), FLAT.batches(5))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with the rewirer", "without"])
+def test_a_copy_made_right_after_loading_is_whole(whole):
+    net, opt, rewirer = parts(gs.set_(40, 4, 0.5))
+    train(net, opt, rewirer, FLAT.batches(3))
+    best = copy.deepcopy(net.state_dict())
+    train(net, opt, rewirer, FLAT.batches(7))
+    net.load_state_dict(best)
+    twin, twin_opt, *rest = copy.deepcopy((net, opt, rewirer) if whole else (net, opt))
+    for model, step in ((net, rewirer.step), (twin, rest[0].step if whole else twin_opt.step)):
+        F.cross_entropy(model(FLAT.batch(0)[0]), FLAT.batch(0)[1]).backward()
+        step()
+    assert same_state(net, twin)
+
+
+def test_a_refusal_is_not_forgotten():
+    net, opt, rewirer = parts(gs.set_(40, 4, 0.5))
+    train(net, opt, rewirer, FLAT.batches(3))
+    old = copy.deepcopy(rewirer.state_dict())
+    train(net, opt, rewirer, FLAT.batches(8))
+    rewirer.load_state_dict(old)
+    for _ in range(6):
+        F.cross_entropy(net(FLAT.batch(0)[0]), FLAT.batch(0)[1]).backward()
+        with pytest.raises(gs.Unfit, match="belongs to another support"):
+            rewirer.step()
+
+
+def test_a_copied_controller_knows_the_copied_layers():
+    net, opt, trainer = multilevel()
+    target = gs.TargetDensity(opt, 0.1, 40, multilevel=trainer, every=4)
+    run = copy.deepcopy((net, opt, trainer, target))
+    assert run[3].total == target.total == sum(layer.dense_shape.numel() for layer in gs.sparse_layers(net).values())
+
+
+def test_a_fine_step_refuses_weights_that_are_not_finite():
+    net, opt, trainer = multilevel(1)
+    train(net, opt, trainer, FLAT.batches(1))
+    with torch.no_grad():
+        net[0].values[0] = float("nan")
+    net(FLAT.batch(0)[0]).nan_to_num(0.0).sum().backward()
+    with pytest.raises(gs.Diverged, match="'0'"):
+        trainer.step()
+
+
+@pytest.mark.parametrize("name", ["set", "csst", "rigl", "gmp", "snfs"])
+def test_layers_may_freeze_and_thaw(name):
+    net, opt, _ = parts(TOPOLOGIES[name], optimizer="adamw")
+    net[2].values.requires_grad_(False)
+    with pytest.warns(UserWarning) if name == "gmp" else nullcontext():
+        rewirer = gs.Rewirer(net, opt, TOPOLOGIES[name], rng=generator(0), newborn="fresh")
+    still = net[2].support
+    train(net, opt, rewirer, FLAT.batches(6))
+    assert net[2].support.same(still)
+    net[2].values.requires_grad_(True)
+    net[0].values.requires_grad_(False)
+    copied = copy.deepcopy((net, opt, rewirer))
+    rewirer.load_state_dict(copy.deepcopy(rewirer.state_dict()))
+    for run in ((net, opt, rewirer), copied):
+        train(*run, FLAT.batches(16)[6:])
+    assert same_state(net, copied[0]) and not net[2].support.same(still)
+
+
+def test_newborns_are_looked_after_if_the_optimizer_steps_alone():
+    net, opt, rewirer = parts(gs.set_(40, 4, 0.5), optimizer="adamw", newborn="fresh")
+    train(net, opt, rewirer, FLAT.batches(3))
+    best = copy.deepcopy(net.state_dict())
+    train(net, opt, rewirer, FLAT.batches(7))
+    net.load_state_dict(best)
+    twin, twin_opt, twin_rewirer = copy.deepcopy((net, opt, rewirer))
+    F.cross_entropy(net(FLAT.batch(0)[0]), FLAT.batch(0)[1]).backward()
+    F.cross_entropy(twin(FLAT.batch(0)[0]), FLAT.batch(0)[1]).backward()
+    opt.step(), twin_rewirer.step()
+    assert same_state(net, twin)
+
+
+def test_a_step_size_of_zero_at_birth_hides_nothing():
+    net, opt, rewirer = one_layer(FRESH["adam"], newborn="fresh")
+    opt.param_groups[0]["lr"] = 0.0
+    constant_steps(net, rewirer, 500)
+    opt.param_groups[0]["lr"] = 0.01
+    assert rewirer.newborn.counts("0")
+
+
+class LookAhead(torch.optim.Optimizer):
+    """k steps forward, one step back (Zhang et al. 2019), around another optimizer."""
+
+    def __init__(self, inner, k=2, share=0.5):
+        self.inner, self.k, self.share, self.calls = inner, k, share, 0
+        super().__init__(inner.param_groups, {})
+        self.param_groups = inner.param_groups
+
+    def step(self, closure=None):
+        self.inner.step()
+        self.calls += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                slow = self.state[p].setdefault("slow", p.detach().clone())
+                if self.calls % self.k == 0:
+                    slow.add_(p.detach() - slow, alpha=self.share)
+                    p.data.copy_(slow)
+
+
+@pytest.mark.parametrize("name", ["set", "gmp", "csst"])
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+def test_an_optimizer_around_an_optimizer(name, optimizer):
+    """Both keep states of connections, and both follow."""
+    runs = []
+    for layout in LAYOUT_NAMES:
+        net = gs.sparsify(mlp(), 0.3, layout=layout, rng=generator(3))
+        opt = LookAhead(OPTIMIZERS[optimizer](net.parameters()))
+        rewirer = gs.Rewirer(net, opt, TOPOLOGIES[name], rng=generator(0), newborn="fresh")
+        train(net, opt, rewirer, FLAT.batches(20))
+        runs.append(net)
+    for a, b in zip(*(gs.sparse_layers(net).values() for net in runs), strict=True):
+        assert a.support.same(b.support) and torch.allclose(a.to_dense(), b.to_dense(), rtol=1e-8, atol=1e-10)
+
+
+def test_values_of_two_layers_at_once_are_refused():
+    net = gs.sparsify(nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)), 0.3, rng=generator(3))
+    net[1].values = net[0].values
+    with pytest.raises(gs.Unfit, match="hold the same values"):
+        gs.Rewirer(net, torch.optim.SGD(net.parameters(), 0.1), gs.set_(20, 4))
+
+
+def test_networks_may_be_made_and_loaded_in_inference_mode():
+    with torch.inference_mode():
+        net = gs.sparsify(mlp(), 0.3, rng=generator(3))
+        net.load_state_dict(gs.sparsify(mlp(), 0.5, rng=generator(3)).state_dict())
+        assert net(FLAT.batch(0)[0]).shape == (8, 5)
+
+
+@pytest.mark.parametrize("change", [lambda layer: delattr(layer, "col"), lambda layer: setattr(layer, "col", None)], ids=["gone", "none"])
+def test_an_index_that_is_gone_is_said_to_be(change):
+    net = gs.sparsify(mlp(), 0.3, rng=generator(3))
+    change(net[0])
+    with pytest.raises(gs.Unfit, match="no buffer col"):
+        net(FLAT.batch(0)[0])

@@ -63,12 +63,15 @@ class AveragedModel(nn.Module):
                 _follow(mine, theirs)
         n = int(self.n_averaged)
         share = 1.0 if n == 0 else 1.0 / (n + 1) if self.decay is None else 1.0 - self.decay
+        done: set[int] = set()  # a tensor that stands in several places is averaged once
         for mine, theirs in pairs:
             for name, a in mine._parameters.items():
-                if a is not None:
+                if a is not None and id(a) not in done:
+                    done.add(id(a))
                     a.lerp_(theirs._parameters[name].to(a.device, a.dtype), share)  # type: ignore[union-attr]
             for name, b in mine._buffers.items():
-                if b is not None and not (isinstance(mine, SparseLayer) and name in ("crow", "col")):
+                if b is not None and id(b) not in done and not (isinstance(mine, SparseLayer) and name in ("crow", "col")):
+                    done.add(id(b))
                     w = theirs._buffers[name].to(b.device)  # type: ignore[union-attr]
                     b.lerp_(w, share) if self.use_buffers and b.is_floating_point() else b.copy_(w)
         self.n_averaged += 1

@@ -13,7 +13,7 @@ pre-activations of a sparse layer have the variance of a dense one's).
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,7 @@ class SparseLayer(nn.Module):
         self._mark()
         self.reset_parameters(rng)
         self.register_load_state_dict_pre_hook(_adopt_index)
+        self.register_load_state_dict_post_hook(_tell_owner)
         self.register_state_dict_post_hook(_add_index)  # type: ignore[arg-type]
 
     def _mark(self) -> None:
@@ -130,22 +131,28 @@ class SparseLayer(nn.Module):
             return self._support
         if torch.compiler.is_compiling():
             return self._support
-        buffers, seen = self._buffers, self._copied
-        crow, col = buffers["crow"], buffers["col"]
+        buffers, seen, s = self._buffers, self._copied, self._support
+        crow, col = buffers.get("crow"), buffers.get("col")
         if seen is None or crow is not seen[0] or col is not seen[1] or crow._version != seen[2] or col._version != seen[3]:  # type: ignore[union-attr]
             self._look_again()
+        elif s.version != seen[5]:
+            self._refuse(["the support itself, which nobody may write to, was written to"])
         return self._support
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def adopt_(self, s: Support) -> None:
         """Makes ``s`` the support. The values are the caller's to bring along (:func:`~gossamer.set_support_` does)."""
+        if s.crow.is_inference() or s.perm.is_inference():
+            s = Support(s.shape, s.unit, *(t.clone() for t in (s.crow, s.col, s.ccol, s.row, s.perm)))
         before: Any = vars(self).get("_support")
         self._support = s
         if self.layout.follows:
             return
         for name in INDEX:
             mine, new = self._buffers.get(name), getattr(s, name)
-            if before is not None and mine is not None and mine.shape == new.shape and mine.device == new.device:
+            alike = mine is not None and mine.shape == new.shape and mine.device == new.device and not mine.is_inference()
+            if before is not None and mine is not None and alike:
                 mine.copy_(new)  # a state_dict that was not copied stays a pair with the values, which are written in place too
             else:
                 self.register_buffer(name, new.clone())
@@ -153,7 +160,8 @@ class SparseLayer(nn.Module):
 
     def _remember(self) -> None:
         crow, col = (self._buffers[name] for name in INDEX)
-        self._copied = (crow, col, crow._version, col._version, self.values)  # type: ignore[union-attr]
+        s = self._support
+        self._copied = (crow, col, crow._version, col._version, self.values, 0 if s.crow.is_meta else s.version)  # type: ignore[union-attr]
 
     @torch.compiler.disable()  # type: ignore[arg-type]
     @torch.inference_mode(False)
@@ -161,6 +169,8 @@ class SparseLayer(nn.Module):
     def _look_again(self) -> None:
         """Somebody has written or replaced the copy of the index: the same one, another with other values, or what cannot be used."""
         for name in INDEX:
+            if not isinstance(self._buffers.get(name), Tensor):
+                self._refuse([f"there is no buffer {name} any more"])
             if self._buffers[name].is_inference():  # type: ignore[union-attr]
                 self._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
         (crow, col), s, seen = (self._buffers[name] for name in INDEX), self._support, self._copied
@@ -176,7 +186,6 @@ class SparseLayer(nn.Module):
 
     def _take(self, crow: Tensor, col: Tensor, s: Support, whole: bool) -> None:
         """Another index than before: good where the values have been exchanged with it, or do not depend on it."""
-        who = f"{type(self).__name__} of {tuple(self.dense_shape)}"
         reasons = index_problems(crow, col, s.shape, s.unit)
         if not reasons and self.layout.storage == "compact":
             if self.values.shape[0] != col.numel():
@@ -184,10 +193,14 @@ class SparseLayer(nn.Module):
             elif not whole:
                 reasons = ["its values have stayed, and belong to the connections of the old one"]
         if reasons:
-            what = "the buffers crow and col have been changed from outside, to an index that this layer cannot use"
-            remedy = "load_state_dict with index and values together, gs.set_support_; for an average of weights gs.AveragedModel"
-            raise Unfit(who, what, reasons=reasons, remedy=remedy)
-        self._support = Support.from_index(crow.clone(), col.clone(), s.shape, s.unit)
+            self._refuse(reasons)
+        self._support = Support.from_index(crow, col, s.shape, s.unit)
+
+    def _refuse(self, reasons: list[str]) -> None:
+        who = f"{type(self).__name__} of {tuple(self.dense_shape)}"
+        what = "the buffers crow and col have been changed from outside, to an index that this layer cannot use"
+        remedy = "load_state_dict with index and values together, gs.set_support_; for an average of weights gs.AveragedModel"
+        raise Unfit(who, what, reasons=reasons, remedy=remedy)
 
     @torch.compiler.disable()  # type: ignore[arg-type]
     @torch.no_grad()
@@ -265,12 +278,26 @@ class SparseLayer(nn.Module):
 
         return sums(dy, h, 1), sums(x, w, math.prod(self.geometry.kernel) if self.geometry is not None else 1)
 
-    def _watched(self, y: Tensor, x: Tensor) -> Tensor:
-        """Lets the observers see this output's gradient, in the passes that make one."""
+    def _watched(self, x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+        """The product, seen by the observers: its output's gradient, in the passes that make one.
+
+        A pass through the input's gradient (a gradient penalty) adds dy^T ggx to the weight's, ggx the gradient of that gradient: it is
+        seen as a pass with ggx for x.
+        """
+        if not torch.is_grad_enabled():
+            return multiply(x)
+        for observer in self.observers:
+            observer.look(self)
+        seen: list[Tensor] = []  # dy of the passes that may be differentiated again
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(partial(_second, self.observers, seen))
+        y = multiply(x)
         if y.requires_grad:
             for observer in self.observers:
-                observer.look(self)
                 y.register_hook(partial(observer.report, x.detach(), version_of(x)))
+            if x.requires_grad:
+                y.register_hook(partial(_first, seen))
         return y
 
     @property
@@ -347,8 +374,9 @@ class SparseLinear(SparseLayer):
         if x.shape[-1] != self.in_features:
             raise Unfit("SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape))
         x = _cast(x)
-        y = self.layout.linear(x, self.values, self.support, self.bias)
-        return self._watched(y, x) if self.observers else y
+        if self.observers:
+            return self._watched(x, lambda x: self.layout.linear(x, self.values, self.support, self.bias))
+        return self.layout.linear(x, self.values, self.support, self.bias)
 
 
 class SparseConv2d(SparseLayer):
@@ -392,13 +420,30 @@ class SparseConv2d(SparseLayer):
             raise Unfit("SparseConv2d", f"the input must be (batch, {self.in_channels}, height, width)", got=tuple(x.shape))
         assert self.geometry is not None
         x = _cast(x)
-        y = self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias)
-        return self._watched(y, x) if self.observers else y
+        if self.observers:
+            return self._watched(x, lambda x: self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias))
+        return self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The sparse layers of a model by qualified name, in order of definition."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+
+
+def _first(seen: list[Tensor], dy: Tensor) -> None:
+    if dy.requires_grad or torch.is_grad_enabled():  # create_graph: this pass may be differentiated
+        seen.append(dy.detach())
+
+
+def _second(observers: tuple[Observer, ...], seen: list[Tensor], dx: Tensor) -> None:
+    """The gradient of the input is known, and may be differentiated: then its gradient ggx is an input of its own."""
+    if dx.requires_grad and seen:
+        for observer in observers:
+            dx.register_hook(partial(_again, observer, seen[-1]))
+
+
+def _again(observer: Observer, dy: Tensor, ggx: Tensor) -> None:
+    observer.report(ggx.detach(), version_of(ggx), dy)
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -457,6 +502,12 @@ def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _met
     if layer.layout.follows:
         for name in INDEX:
             state.pop(prefix + name, None)
+
+
+def _tell_owner(layer: SparseLayer, _keys: Any) -> None:
+    """After a state_dict was read: what is indexed by the support goes along now, so that a copy made now has all in one step."""
+    if (owner := layer.owner) is not None:
+        owner.notice(layer)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

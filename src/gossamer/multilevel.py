@@ -24,7 +24,7 @@ from .errors import Unfit, check_at_least, check_count
 from .layers import SparseLayer, sparse_layers
 from .observe import Observer, Seen, operands
 from .ops.csr_sense import op as sense_op
-from .rewirer import Event
+from .rewirer import Diverged, Event
 from .rules.adabreg import AdaBreg
 from .rules.latent import drawn_back
 from .rules.linbreg import LinBreg
@@ -81,10 +81,16 @@ class Multilevel:
         return held + (max(blocks) if self._fine_layers else 0)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step: coarse, or fine if it is the last of m + 1. A fine gradient that is not finite moves nothing."""
+        """One step: coarse, or fine if it is the last of m + 1. A fine gradient that is not finite moves nothing.
+
+        Raises: Diverged where a fine step meets weights that are NaN or infinite, before anything moves.
+        """
         if closure is not None:
             raise Unfit("Multilevel.step", "a closure has no single gradient to take the fine step by", remedy="backward() before step()")
         self._look_at_all()
+        for name in self._fine_layers:
+            if not bool(self.layers[name].values.detach().isfinite().all()):
+                raise Diverged(self.t + 1, layer=name)
         self.t += 1
         fine, self.last = self._fine_layers, None
         pairs = {name: self._operands(name) for name in fine}
@@ -125,8 +131,8 @@ class Multilevel:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
-        cold = {name: dict(self._cold[name]) if name in self._cold else None for name in self.layers}
         self._look_at_all()
+        cold = {name: dict(self._cold[name]) if name in self._cold else None for name in self.layers}
         supports = {name: layer.support.tag for name, layer in self.layers.items()}
         state = {"t": self.t, "topology": self.topology.name, "settings": self._settings(), "supports": supports}
         return {**state, "cold": cold, "has_cold": {name: name in self._cold for name in self.layers}}
@@ -200,11 +206,16 @@ class Multilevel:
         self._attach()
         self._arm()
 
+    def notice(self, layer: SparseLayer) -> None:
+        """A layer has been loaded: what belongs to it goes along now, unless more is being loaded that may belong to it."""
+        if not self._loaded and not keeper_of(self.optimizer).is_loading(layer):
+            self._look_at_all()
+
     @torch.no_grad()
     def _look_at_all(self) -> None:
         """Notices that a layer has another support than when it was last looked at: the optimizer's state follows, through cold storage."""
         for name, layer in self.layers.items():
-            s, known, tag = layer.support, self._known[name], self._loaded.pop(name, None)
+            s, known, tag = layer.support, self._known[name], self._loaded.get(name)
             if tag is not None and tag != s.tag:
                 what = f"the state that was loaded belongs to another support than layer {name!r} has"
                 raise Unfit("Multilevel", what, remedy="load the model, the optimizer and this of the same step")
@@ -213,6 +224,7 @@ class Multilevel:
                 if tag is None and not s.same(known):
                     self._thaw(name, known, s)
                 keeper_of(self.optimizer).follow(layer)
+            self._loaded.pop(name, None)
 
     def _thaw(self, name: str, old: Support, new: Support) -> None:
         """Weights were loaded on another support: their state comes from cold storage, and that of those that left goes there."""
@@ -347,6 +359,8 @@ def _check(layers: dict[str, SparseLayer], optimizer: object) -> None:
     who = "Multilevel"
     if not layers:
         raise Unfit(who, "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+    if len({id(layer.values) for layer in layers.values()}) < len(layers):
+        raise Unfit(who, "two sparse layers hold the same values, and each has a support of its own", remedy="use one layer in both places")
     if not isinstance(optimizer, SparseOptimizer):
         raise Unfit(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
     reasons = [f"{name}: layout {layer.layout.name}" for name, layer in layers.items() if layer.layout.storage != "compact"]

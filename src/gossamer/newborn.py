@@ -31,6 +31,7 @@ from .layers import SparseLayer
 
 NEWBORN = ("auto", "fresh", "zero", "sensed")
 AGE = 100  # steps for which newborn have a count of their own
+REMEMBERED = 64  # answers
 HORIZON = 5000  # steps after which a parameter's averages no longer know that they once began
 TRIED = 5  # steps that are compared
 ALIKE = 1e-3  # largest relative difference between moves that are called the same
@@ -63,11 +64,9 @@ class Newborn:
         self.optimizer, self.layers, self.mode = optimizer, layers, mode
         self.cohorts: list[Cohort] = []
         self._state: dict[nn.Parameter, dict[str, Any]] = {}  # of the cohorts' values
-        groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        self._groups = {name: groups[id(layer.values)] for name, layer in layers.items()}
         self._answers: dict[Any, Any] = {}  # of the optimizer, by what it was asked about
-        if mode != "zero":
-            for name in self._groups:
+        for name, layer in layers.items():
+            if layer.values.requires_grad:
                 self.initial(name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,9 +78,8 @@ class Newborn:
         """The state of a unit of this layer before its first step, by name, each with a first dimension of 1; None is zeros."""
         if self.mode == "zero" or self._needs_closure():
             return None  # with a closure there is no event, and no birth
-        if self.mode == "auto" and self.counts(name):
-            return None
-        return self._asked(name, "initial", self._find_initial)
+        initial = self._asked(name, "initial", self._find_initial)
+        return None if self.mode == "auto" and self.counts(name) else initial
 
     def counts(self, name: str) -> bool:
         """Whether a unit's first steps depend on the parameter's step count."""
@@ -92,13 +90,19 @@ class Newborn:
         return closure is not None and closure.default is inspect.Parameter.empty
 
     def _asked(self, name: str, what: str, find: Any) -> Any:
-        group = self.optimizer.param_groups[self._groups[name]]
+        group = self.optimizer.param_groups[self._group(name)]
         values = self.layers[name].values
         settings = repr([(key, group.get(key)) for key in self.optimizer.defaults if key != "lr"])
         about = (what, settings, values.dtype, self._tile(name), group["lr"] if what == "initial" else None)
         if about not in self._answers:
+            if len(self._answers) >= REMEMBERED:  # settings that change at every step (cycled momentum)
+                self._answers.clear()
             self._answers[about] = find(name)
         return self._answers[about]
+
+    def _group(self, name: str) -> int:
+        values = self.layers[name].values
+        return next(i for i, group in enumerate(self.optimizer.param_groups) if any(p is values for p in group["params"]))
 
     def _tile(self, name: str) -> tuple[int, ...]:
         unit = self.layers[name].unit
@@ -126,7 +130,8 @@ class Newborn:
         old = self._course(name, 2 * AGE)[-1]
         seeded = {key: t.clone() for key, t in self._asked(name, "initial", self._find_initial).items()}
         count = {key: _copied(entry) for key, entry in old.items() if not _is_elementwise(entry, other)}
-        twins = self._twin({name: [fresh]}, {}), self._twin({name: [other]}, {other: {**count, **seeded}} if count or seeded else {})
+        start = {other: {**count, **seeded}} if count or seeded else {}
+        twins = self._twin({name: [fresh]}, {}, asked=True), self._twin({name: [other]}, start, asked=True)
         for t in range(TRIED):
             before = fresh.detach().clone(), other.detach().clone()
             for scratch, twin in zip((fresh, other), twins, strict=True):
@@ -142,10 +147,10 @@ class Newborn:
 
         def start(_name: str) -> tuple[nn.Parameter, torch.optim.Optimizer, list[dict[str, Any]]]:
             scratch = self._scratch(name)
-            return scratch, self._twin({name: [scratch]}, {}), []
+            return scratch, self._twin({name: [scratch]}, {}, asked=True), []
 
         scratch, twin, course = self._asked(name, "course", start)
-        twin.param_groups = self._settings({name: [scratch]})
+        twin.param_groups = self._settings({name: [scratch]}, asked=True)
         while len(course) < steps:
             scratch.grad = torch.ones_like(scratch)
             twin.step()
@@ -189,13 +194,15 @@ class Newborn:
         """The optimizer is about to step: what it will do to the newborn is set aside."""
         for cohort in self.cohorts:
             layer = self.layers[cohort.name]
-            at, grad = self._places(cohort), layer.values.grad
-            cohort.values.copy_(self._read(layer, layer.values, at))
-            cohort.values.grad = None if grad is None else self._read(layer, grad, at).clone()
+            cohort.values.copy_(self._read(layer, layer.values, self._places(cohort)))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """It has stepped: the newborn step by themselves."""
+        for cohort in self.cohorts:
+            layer = self.layers[cohort.name]
+            if (grad := layer.values.grad) is not None:
+                cohort.values.grad = self._read(layer, grad, self._places(cohort)).clone()
         alive = [cohort for cohort in self.cohorts if cohort.values.grad is not None]
         if not alive:
             return
@@ -219,7 +226,7 @@ class Newborn:
         if state["mode"] != self.mode:
             return [f"newborn was {state['mode']!r}, is {self.mode!r}"]
         for saved in state["cohorts"]:
-            if not isinstance(saved, dict) or set(saved) != {"layer", "ids", "age", "state"} or saved["layer"] not in self._groups:
+            if not isinstance(saved, dict) or set(saved) != {"layer", "ids", "age", "state"} or saved["layer"] not in self.layers:
                 return ["a cohort is of a layer, and has ids, an age and a state"]
             s, ids = self.layers[saved["layer"]].support, saved["ids"]
             if not torch.is_tensor(ids) or ids.dtype != torch.int64 or ids.dim() != 1 or not ids.numel():
@@ -270,20 +277,24 @@ class Newborn:
             twin.step()
         self._state = {c.values: twin.state[c.values] for c in self.cohorts if twin.state.get(c.values)}
 
-    def _twin(self, members: Mapping[str, list[nn.Parameter]], state: Mapping[nn.Parameter, dict[str, Any]]) -> torch.optim.Optimizer:
+    def _twin(
+        self, members: Mapping[str, list[nn.Parameter]], state: Mapping[nn.Parameter, dict[str, Any]], asked: bool = False
+    ) -> torch.optim.Optimizer:
         """The same optimizer, settings and all, over other parameters; it calls no hook and counts for no scheduler."""
         twin: Any = object.__new__(type(self.optimizer))
         vars(twin).update({key: value for key, value in vars(self.optimizer).items() if key not in vars(torch.optim.Optimizer)})
         twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
         twin.state = defaultdict(dict, state)
-        twin.param_groups = self._settings(members)
+        twin.param_groups = self._settings(members, asked)
         return twin
 
-    def _settings(self, members: Mapping[str, list[nn.Parameter]]) -> list[dict[str, Any]]:
+    def _settings(self, members: Mapping[str, list[nn.Parameter]], asked: bool = False) -> list[dict[str, Any]]:
+        """The groups with other parameters; ``asked``: the step size is positive, or there would be nothing to see."""
         params: list[list[nn.Parameter]] = [[] for _ in self.optimizer.param_groups]
         for name, mine in members.items():
-            params[self._groups[name]] += mine
-        return [{**group, "params": mine} for group, mine in zip(self.optimizer.param_groups, params, strict=True)]
+            params[self._group(name)] += mine
+        groups = [{**group, "params": mine} for group, mine in zip(self.optimizer.param_groups, params, strict=True)]
+        return [{**group, "lr": _positive(group["lr"])} for group in groups] if asked else groups
 
     def _join(self, cohort: Cohort) -> None:
         """The newborn become part of the parameter: their state is brought to its step count."""
@@ -313,7 +324,7 @@ class Newborn:
 
     def _next_move(self, name: str, state: Mapping[str, Any]) -> float:
         scratch = self._scratch(name)
-        twin = self._twin({name: [scratch]}, {scratch: {key: _copied(entry) for key, entry in state.items()}})
+        twin = self._twin({name: [scratch]}, {scratch: {key: _copied(entry) for key, entry in state.items()}}, asked=True)
         scratch.grad = torch.ones_like(scratch)
         twin.step()
         return float(scratch.detach().flatten()[0])
@@ -345,6 +356,13 @@ class Newborn:
 
 def _is_elementwise(entry: Any, p: Tensor) -> bool:
     return torch.is_tensor(entry) and entry.dim() > 0 and entry.shape[0] == p.shape[0]
+
+
+def _positive(lr: Any) -> Any:
+    """The step size, or one in its place where it is 0 (warm-up)."""
+    if float(lr) > 0.0:
+        return lr
+    return torch.full_like(lr, 1e-3) if torch.is_tensor(lr) else 1e-3
 
 
 def _copied(entry: Any) -> Any:

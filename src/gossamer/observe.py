@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from .errors import Unfit
 
@@ -75,15 +76,14 @@ class Observer:
         self.layer, self.who, self.measure = layer, who, measure
         self.look = look or _ignore
         self.on_support = False  # the gradient of the stored values is wanted too
-        self.accumulated = False  # a pass has accumulated since :meth:`step`
         self._waiting: list[tuple[int, Seen]] = []  # by the number of their pass
-        self._seen: Seen | None = None
-        self._grad: tuple[Any, int] | None = None  # the gradient that holds what is seen (a weak reference), and its version
+        self._seen: list[tuple[Any, Seen]] = []  # by the gradient that holds it (a weak reference), the last at the end
+        self._base: Seen | None = None  # what the pass in progress adds to
         self._handles: list[Any] = []
 
     def attach(self) -> "Observer":
         """From now on it is told when a gradient of the values has accumulated."""
-        if not self._handles and self.layer.values.requires_grad:
+        if not self._handles and self.layer.values.requires_grad:  # one that is frozen has no passes
             self._handles = [self.layer.values.register_post_accumulate_grad_hook(self._after)]
         return self
 
@@ -98,6 +98,8 @@ class Observer:
         """From the next forward pass on its passes are measured, and what was seen before is forgotten."""
         self.stop()
         self.attach()
+        if not self._handles:
+            return
         self.on_support = on_support
         self._handles.append(self.layer.values.register_hook(self._before))
         self.layer.observers = (*self.layer.observers, self)
@@ -117,32 +119,39 @@ class Observer:
 
     def forget(self) -> None:
         """Forgets what was seen."""
-        self._waiting, self._seen, self._grad = [], None, None
+        self._waiting, self._seen, self._base = [], [], None
 
-    def step(self) -> bool:
-        """Ends a step: whether the values got a gradient in it."""
-        accumulated, self.accumulated = self.accumulated, False
-        return accumulated and self.layer.values.grad is not None
+    def has_gradient(self) -> bool:
+        """Whether ``values.grad`` holds something: reads a number."""
+        grad = self.layer.values.grad
+        return grad is not None and bool(grad.any())
 
     def seen(self) -> Seen | None:
-        """What the passes that are in ``values.grad`` now have reported; None if there are none."""
+        """What the passes that are in ``values.grad`` now have reported; None if there are none.
+
+        A gradient that is another tensor than passes have accumulated in was scaled or clipped: it stands for the last that was.
+        """
         self._waiting = []
-        if self._seen is not None and not self._continues():
-            self.forget()
-        return self._seen
+        if not self.has_gradient():
+            self._seen = []
+        return self._of(self.layer.values.grad) or (self._seen[-1][1] if self._seen else None)
 
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        held = [] if self._seen is None else self._seen.tensors
+        held = [t for _, seen in self._seen for t in seen.tensors]
         return sum(t.numel() * t.element_size() for t in held)
+
+    def _of(self, grad: Tensor | None) -> Seen | None:
+        """What the passes have reported that accumulated in this very tensor."""
+        return next((seen for reference, seen in self._seen if reference() is grad), None) if grad is not None else None
 
     # ---------------------------------------------------------------- the hooks
 
     def report(self, x: Tensor, version: int, dy: Tensor) -> None:
         """The gradient of an output is known: hook of the output."""
-        if not self.measures:
-            return  # the step that wanted it is over
+        if not self.measures or is_functorch_wrapped_tensor(dy) or is_legacy_batchedtensor(dy):
+            return  # the step that wanted it is over; or a transform, which never accumulates
         _check_version(self.who, x, version)
         with torch.no_grad():
             seen = self.measure(dy.detach(), x)
@@ -150,31 +159,24 @@ class Observer:
             self._waiting.append((_number(), seen))
 
     def _before(self, grad: Tensor) -> None:
-        """A gradient of the values is about to be added to ``values.grad``."""
-        if self._seen is not None and not self._continues():
-            self._seen, self._grad = None, None
+        """A gradient of the values is about to be added to ``values.grad``: if that is None or zero, what it held is gone."""
+        held, self._base = self.layer.values.grad, None
+        if self._seen and self.has_gradient():
+            self._base = self._of(held) or self._seen[-1][1]  # another tensor: scaled or clipped
+        self._seen = [(reference, seen) for reference, seen in self._seen if reference() is not None and reference() is not held]
         if self.on_support:
             self._waiting.append((_number(), Seen(active=grad.detach().clone())))
 
     def _after(self, values: Tensor) -> None:
         """It has been added."""
-        self.accumulated = True
         waiting, self._waiting = self._waiting, []
-        number = _number()
-        for at, seen in waiting:
-            if at == number:
-                self._seen = seen if self._seen is None else self._seen.plus(seen)
-        if self._seen is not None and values.grad is not None:
-            self._grad = (weakref.ref(values.grad), values.grad._version)
-
-    def _continues(self) -> bool:
-        """Whether ``values.grad`` still holds what was added: it does, scaled or clipped, unless it has been None or zero."""
-        grad, known = self.layer.values.grad, self._grad
-        if grad is None or known is None:
-            return False
-        if grad is known[0]() and grad._version == known[1]:
-            return True
-        return bool(grad.any())  # somebody has written: only here is a number read
+        number, grad = _number(), values.grad
+        mine = [seen for at, seen in waiting if at == number]
+        held = self._base
+        for seen in mine:
+            held = seen if held is None else held.plus(seen)
+        if held is not None and grad is not None:
+            self._seen.append((weakref.ref(grad), held))
 
 
 def version_of(t: Tensor) -> int:

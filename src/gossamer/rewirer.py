@@ -23,7 +23,7 @@ from .newborn import Newborn
 from .observe import Observer
 from .sensing import Probe, agreed, state_problems
 from .support import Support
-from .surgery import keeper_of, set_support_
+from .surgery import keepers_of, nested, set_support_
 from .topology.topology import Change, Sense, Site, Topology, event
 
 
@@ -112,7 +112,7 @@ class Rewirer:
         self._check_fan_in()
         self._check_growth()
         self._warn_of_frozen()
-        self.newborn = Newborn(optimizer, self._moving, newborn)
+        self.newborn = Newborn(self._inner, self.layers, newborn)
         self._fed: set[str] = set()  # layers whose values got a gradient since the last event
         self._probes: dict[str, Probe] = {}
         self._loaded: dict[str, Any] = {}  # supports' tags and probes' states that load_state_dict brought, until the layers are used
@@ -149,7 +149,7 @@ class Rewirer:
             self._check_finite(t)
         if scaler is not None and (self._probes or (change is not None and not change.move)):
             _unscale(scaler, self.optimizer)
-        self._fed.update([name for name, observer in self._observers.items() if observer.step()])
+        self._fed.update([name for name, observer in self._observers.items() if name not in self._fed and observer.has_gradient()])
         if self._probes:
             self._finish(scale)
         result = None
@@ -188,7 +188,7 @@ class Rewirer:
             "supports": {name: layer.support.tag for name, layer in self.layers.items()},
             "fed": {name: name in self._fed for name in self.layers},
             "newborn": {"mode": self.newborn.mode, "cohorts": self.newborn.state_dict()},
-            "probes": {name: probe.state() for name, probe in self._probes.items()},
+            "probes": {name: probe.state() for name, probe in self._probes.items() if name in self._moving},
         }
 
     def problems(self, state: Any) -> list[str]:
@@ -236,7 +236,7 @@ class Rewirer:
         self._loaded = {name: (tag, state["probes"].get(name)) for name, tag in state["supports"].items()}
         for name in state["probes"]:
             assert asked is not None  # as was checked
-            s = self.layers[name].support
+            s = self.layers[name]._support
             nothing = s.col.new_empty(0, dtype=torch.int64)  # until the layer is looked at: it may be loaded later than this
             self._probes[name] = Probe(self.layers[name], self._observers[name], asked, s, nothing)
 
@@ -245,16 +245,16 @@ class Rewirer:
     def _attach(self) -> None:
         """Takes charge of the layers and watches the optimizer."""
         reference: weakref.ref[Rewirer] = weakref.ref(self)
-        for layer in self._moving.values():
+        for layer in self.layers.values():
             layer.give_to(self)
-        keeper = keeper_of(self.optimizer)
-        keeper.add(self._moving.values())
-        self._observers = {name: _observer(reference, name, layer).attach() for name, layer in self._moving.items()}
+        for keeper in keepers_of(self.optimizer):
+            keeper.add(self.layers.values())
+        self._observers = {name: _observer(reference, name, layer).attach() for name, layer in self.layers.items()}
         self._handles = [
-            self.optimizer.register_step_pre_hook(lambda *_: _call(reference, "before_step")),
-            self.optimizer.register_step_post_hook(lambda *_: _call(reference, "after_step")),
+            self._inner.register_step_pre_hook(lambda *_: _call(reference, before=True)),
+            self._inner.register_step_post_hook(lambda *_: _call(reference, before=False)),
         ]
-        self._known = {name: layer.support for name, layer in self._moving.items()}
+        self._known = {name: layer.support for name, layer in self.layers.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy takes charge of the copied layers; what the step in progress has seen is not copied, as its gradients are not."""
@@ -269,35 +269,53 @@ class Rewirer:
         self._probes = {}
         self._attach()
         for name, (sense, saved) in state["_probes"].items():
-            self._probes[name] = self._probe(name, sense, None, saved)
+            if name in self._moving:
+                self._probes[name] = self._probe(name, sense, None, saved)
 
     @property
     def _moving(self) -> dict[str, SparseLayer]:
         """The layers that train."""
         return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
 
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        """The optimizer that moves the values: the given one, or the one that it wraps."""
+        return nested(self.optimizer)[-1]
+
+    def notice(self, layer: SparseLayer) -> None:
+        """A layer has been loaded: what belongs to it goes along now, unless more is being loaded that may belong to it."""
+        if not any(p is layer.values for group in self.optimizer.param_groups for p in group["params"]):
+            return  # replaced (assign=True): the next step says so
+        for name, mine in self.layers.items():
+            loading = name in self._loaded or any(keeper.is_loading(layer) for keeper in keepers_of(self.optimizer))
+            if mine is layer and not loading:
+                self._look(name, layer)
+
     def _look_at_all(self) -> None:
-        for name, layer in self._moving.items():
+        for name, layer in self.layers.items():
+            self._observers[name].attach()
             self._look(name, layer)
+        for name in [name for name in self._probes if name not in self._moving]:  # frozen in the middle of a window
+            self._observers[name].stop()
+            del self._probes[name]
 
     def _look(self, name: str, layer: SparseLayer) -> None:
         """Notices that a layer has another support than at the last look: what is indexed by it goes along, or begins anew."""
         s = layer.support
         if s is self._known.get(name) and name not in self._loaded:
             return
-        if name not in self._known:  # frozen when training began
-            self._observers[name] = _observer(weakref.ref(self), name, layer).attach()
-            keeper_of(self.optimizer).add([layer])
-        tag, saved = self._loaded.pop(name, (None, None))
+        tag, saved = self._loaded.get(name, (None, None))
         if tag is not None and tag != s.tag:
             what = f"the state that was loaded belongs to another support than layer {name!r} has"
             raise Unfit("Rewirer", what, remedy="load the model and the rewirer of the same step")
         if tag is not None and saved is not None and (problems := state_problems(name, saved, s)):
             raise Unfit("Rewirer", "the state that was loaded is damaged", reasons=problems)
-        new = keeper_of(self.optimizer).follow(layer, self.newborn.initial(name))
+        trains = layer.values.requires_grad
+        new = [keeper.follow(layer, self.newborn.initial(name) if trains else None) for keeper in keepers_of(self.optimizer)][-1]
+        self._loaded.pop(name, None)
         self._known[name] = s
         self.newborn.moved(name)
-        if new is not None:
+        if new is not None and trains:
             self.newborn.born(name, new, None)
         if (probe := self._probes.get(name)) is not None:
             self._probes[name] = self._probe(name, probe.sense, probe if tag is None else None, saved)
@@ -305,7 +323,10 @@ class Rewirer:
     def _check_held(self) -> None:
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         strangers = [f"{name}.values" for name, layer in self._moving.items() if id(layer.values) not in known]
-        if "_known" in vars(self) and any(layer.owner is not self for layer in self._moving.values()):
+        if len({id(layer.values) for layer in self.layers.values()}) < len(self.layers):
+            what = "two sparse layers hold the same values, and each has a support of its own"
+            raise Unfit("Rewirer", what, remedy="use one layer in both places")
+        if "_known" in vars(self) and any(layer.owner is not self for layer in self.layers.values()):
             raise Unfit("Rewirer", "another Rewirer has taken charge of these layers", remedy="step the one that was made last")
         if strangers:
             what = "the optimizer does not hold all sparse values"
@@ -503,7 +524,13 @@ def _observer(rewirer: "weakref.ref[Rewirer]", name: str, layer: SparseLayer) ->
     return Observer(layer, name or type(layer).__name__, measure, look)
 
 
-def _call(rewirer: "weakref.ref[Rewirer]", what: str) -> None:
+def _call(rewirer: "weakref.ref[Rewirer]", before: bool) -> None:
+    """The hook of the optimizer's step: also of one that the optimizer makes by itself."""
     living = rewirer()
-    if living is not None:
-        getattr(living.newborn, what)()
+    if living is None:
+        return
+    if before:
+        living._look_at_all()
+        living.newborn.before_step()
+    else:
+        living.newborn.after_step()

@@ -66,7 +66,7 @@ class Support:
         problems = index_problems(crow, col, shape, unit)
         if problems:
             raise Unfit("Support", f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in units of {unit}", reasons=problems)
-        crow, col = crow.to(INT).contiguous(), col.to(INT).contiguous()
+        crow, col = (t.to(INT, copy=True).contiguous() for t in (crow, col))  # a support shares memory with nobody
         return _with_column_order(shape, unit, crow, col)
 
     @staticmethod
@@ -238,6 +238,11 @@ class Support:
         """The first 60 bits of the digest, as a number."""
         return int(self.digest[:15], 16)
 
+    @property
+    def version(self) -> int:
+        """How often its tensors have been written to since they were made, together: never, by whoever knows that it is immutable."""
+        return self.crow._version + self.col._version + self.ccol._version + self.row._version + self.perm._version
+
     def again(self) -> "Support":
         """The same units under a new identity: whoever holds the old one learns that its layer was loaded."""
         return Support(self.shape, self.unit, self.crow, self.col, self.ccol, self.row, self.perm)
@@ -294,6 +299,8 @@ def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequen
     """What is wrong with a CSR index, in sentences; [] if it may be used."""
     rows, cols = grid_of(shape, unit)
     for name, t in (("crow", crow), ("col", col)):
+        if not isinstance(t, Tensor):
+            return [f"{name} must be a tensor, not a {type(t).__name__}"]
         if t.dim() != 1 or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             return [f"{name} must be a vector of integers, not {tuple(t.shape)} of {t.dtype}"]
     if crow.numel() != rows + 1:

@@ -45,17 +45,18 @@ def set_support_(
         raise Unfit("set_support_", what, remedy='layout="csr" or "masked"; or change the values')
     if (new.shape, new.unit) != (old.shape, old.unit):
         raise Unfit("set_support_", f"the layer is {old.shape} in units of {old.unit}", got=(new.shape, new.unit))
-    keeper = None if optimizer is None else KEEPERS.get(optimizer)
-    if keeper is not None:
+    holders = [] if optimizer is None else nested(optimizer)
+    keepers = [KEEPERS[holder] for holder in holders if holder in KEEPERS]
+    for keeper in keepers:
         keeper.follow(layer)
     new = new.to(old.col.device)
     came_from = old.find(new.ids())
-    if optimizer is not None:
-        carry_state_(layer, optimizer, old, new, came_from, born)
+    for holder in holders:
+        carry_state_(layer, holder, old, new, came_from, born)
     layer.values.grad = None
     write_(layer.values, carry(layer.values, layer.layout, new, came_from))
     layer.adopt_(new)
-    if keeper is not None:
+    for keeper in keepers:
         keeper.moved(layer)
 
 
@@ -131,6 +132,8 @@ class Keeper:
         self._optimizer = weakref.ref(optimizer)
         self.layers: dict[int, SparseLayer] = {}  # by the identity of their values
         self.held: dict[int, Support | int | None] = {}
+        if not takes_hooks(optimizer):
+            return  # a wrapper: the optimizer inside calls
         optimizer.register_step_pre_hook(_weakly(self, Keeper._before_step))
         optimizer.register_state_dict_pre_hook(_weakly(self, Keeper._tag))
         optimizer.register_state_dict_post_hook(_weakly(self, Keeper._untag))
@@ -147,12 +150,19 @@ class Keeper:
         """Layers whose support may change. The state there is belongs to the supports they have now, unless it is known better."""
         for layer in layers:
             self.layers[id(layer.values)] = layer
-            self.held.setdefault(id(layer.values), layer.support)
+            state = self.optimizer.state
+            tag = state[layer.values].pop(TAG, None) if layer.values in state else None  # loaded before anybody kept it
+            self.held.setdefault(id(layer.values), layer.support if tag is None else tag)
 
     def moved(self, layer: SparseLayer) -> None:
         """The state has been brought to the layer's support."""
         if id(layer.values) in self.layers:
             self.held[id(layer.values)] = layer.support
+
+    def is_loading(self, layer: SparseLayer) -> bool:
+        """Whether a state has been loaded whose support is not the layer's: the layer may be loaded after it."""
+        held = self.held.get(id(layer.values))
+        return isinstance(held, int) and held != layer.support.tag
 
     def follow(self, layer: SparseLayer, born: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """Brings the state of one layer to the support that the layer has now; ids of the units that are new in it, None if there are none.
@@ -212,6 +222,29 @@ def keeper_of(optimizer: torch.optim.Optimizer) -> Keeper:
     if optimizer not in KEEPERS:
         KEEPERS[optimizer] = Keeper(optimizer)
     return KEEPERS[optimizer]
+
+
+def keepers_of(optimizer: torch.optim.Optimizer) -> list[Keeper]:
+    """Those of an optimizer and of the optimizers that it wraps (look-ahead, a trainer's)."""
+    return [keeper_of(holder) for holder in nested(optimizer)]
+
+
+def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizer, then what it wraps, outermost first; each with a state of its own. A wrapper that only hands on the state of the one
+    inside is left out."""
+    found, ahead = [], [optimizer]
+    while ahead:
+        one = ahead.pop(0)
+        inside = [value for value in vars(one).values() if isinstance(value, torch.optim.Optimizer) and value not in found]
+        ahead += inside
+        if not any(one.state is other.state for other in inside):
+            found.append(one)
+    return found
+
+
+def takes_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch's constructor has run: some wrappers never call it."""
+    return "_optimizer_step_pre_hooks" in vars(optimizer)
 
 
 def _weakly(owner: Any, method: Callable[..., Any]) -> Callable[..., Any]:

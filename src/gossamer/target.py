@@ -92,17 +92,22 @@ class TargetDensity:
         self.before: float | None = None  # e of the last measurement
         self.log: list[Measured] = []
         self.multilevel = multilevel
-        layers = {} if multilevel is None else multilevel.layers
-        self._dense = {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
         _check(self, who)
         optimizer.check_run(steps)
         steered = [rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"]]
         self.instant = all(rule.instant for rule in steered)
 
     @property
+    def _dense(self) -> dict[int, int]:
+        """Weights, zero or not, of the layers whose values are stored compactly."""
+        layers = {} if self.multilevel is None else self.multilevel.layers
+        return {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
+
+    @property
     def total(self) -> int:
         """Weights that are steered, zero or not."""
-        return sum(self._dense.get(id(p), p.numel()) for p in self._parameters())
+        dense = self._dense
+        return sum(dense.get(id(p), p.numel()) for p in self._parameters())
 
     @property
     def groups(self) -> list[dict[str, Any]]:

@@ -94,9 +94,9 @@ def check_reload(
                 best = copy.deepcopy(run.model.state_dict())
         before = _dense_states(run)
         here = f"{where}, the model of step {early} loaded after step {late}"
-        run.model.load_state_dict(best)
-        demand(same(run.model.state_dict(), best), f"{here}: its weights must be the loaded ones")
         try:
+            run.model.load_state_dict(best)
+            demand(same(run.model.state_dict(), best), f"{here}: its weights must be the loaded ones")
             run.rewirer.state_dict()  # a look at the layers, as a step takes it
         except Unfit as refusal:
             raise AssertionError(f"{here}: the training must go on: {refusal}") from refusal
