@@ -133,9 +133,9 @@ class SparseLayer(nn.Module):
             return self._support
         buffers, seen, s = self._buffers, self._copied, self._support
         crow, col = buffers.get("crow"), buffers.get("col")
-        if seen is None or crow is not seen[0] or col is not seen[1] or crow._version != seen[2] or col._version != seen[3]:  # type: ignore[union-attr]
+        if seen is None or crow is not seen[0] or col is not seen[1] or crow._version + col._version != seen[2]:  # type: ignore[union-attr]
             self._look_again()
-        elif s.version != seen[5]:
+        elif s.crow._version + s.col._version + s.ccol._version + s.row._version + s.perm._version != seen[3]:
             self._refuse(["the support itself, which nobody may write to, was written to"])
         return self._support
 
@@ -161,7 +161,7 @@ class SparseLayer(nn.Module):
     def _remember(self) -> None:
         crow, col = (self._buffers[name] for name in INDEX)
         s = self._support
-        self._copied = (crow, col, crow._version, col._version, self.values, 0 if s.crow.is_meta else s.version)  # type: ignore[union-attr]
+        self._copied = (crow, col, crow._version + col._version, s.version, self.values)  # type: ignore[union-attr]
 
     @torch.compiler.disable()  # type: ignore[arg-type]
     @torch.inference_mode(False)

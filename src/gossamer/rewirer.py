@@ -100,6 +100,7 @@ class Rewirer:
                 "Rewirer", what, reasons=following, remedy='sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer'
             )
         self._check_held()
+        self._looked = False  # a step has looked at the layers before it calls the optimizer's
         if topology.final is not None or topology.merge or not topology.keeps_layer_sizes:
             self._check_not_bucketed(model)
         if rng is None:
@@ -136,7 +137,7 @@ class Rewirer:
 
         Raises: Diverged where an event meets weights that are NaN or infinite; the support is as it was then.
         """
-        self._check_held()
+        self._check_charge()
         self._look_at_all()
         t = self.t + 1
         change = self.topology.when(t)
@@ -154,7 +155,9 @@ class Rewirer:
             self._finish(scale)
         result = None
         if change is None or change.move:
+            self._looked = True
             result = self.optimizer.step(closure) if scaler is None else scaler.step(self.optimizer)
+            self._looked = False
         if change is not None:
             self._check_finite(t)
         self.last = self._rewire(t, change, scale) if change is not None else None
@@ -255,12 +258,13 @@ class Rewirer:
             self._inner.register_step_post_hook(lambda *_: _call(reference, before=False)),
         ]
         self._known = {name: layer.support for name, layer in self.layers.items()}
+        self._values = {name: layer.values for name, layer in self.layers.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy takes charge of the copied layers; what the step in progress has seen is not copied, as its gradients are not."""
         self._look_at_all()
         states = {name: (probe.sense, probe.state()) for name, probe in self._probes.items()}
-        return {**vars(self), "rng": self.rng.get_state(), "_observers": {}, "_handles": [], "_probes": states, "_known": {}}
+        return {**vars(self), "rng": self.rng.get_state(), "_observers": {}, "_handles": [], "_probes": states, "_known": {}, "_values": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -326,12 +330,19 @@ class Rewirer:
         if len({id(layer.values) for layer in self.layers.values()}) < len(self.layers):
             what = "two sparse layers hold the same values, and each has a support of its own"
             raise Unfit("Rewirer", what, remedy="use one layer in both places")
-        if "_known" in vars(self) and any(layer.owner is not self for layer in self.layers.values()):
-            raise Unfit("Rewirer", "another Rewirer has taken charge of these layers", remedy="step the one that was made last")
         if strangers:
             what = "the optimizer does not hold all sparse values"
             remedy = "make the optimizer after sparsify, and load without assign=True"
             raise Unfit("Rewirer", what, reasons=strangers, remedy=remedy)
+
+    def _check_charge(self) -> None:
+        """Refuses a step where another Rewirer has taken charge, or the values are no longer those that the optimizer holds."""
+        for name, layer in self.layers.items():
+            if layer.owner is not self:
+                raise Unfit("Rewirer", "another Rewirer has taken charge of these layers", remedy="step the one that was made last")
+            if layer.values is not self._values[name]:
+                self._check_held()
+                self._values[name] = layer.values
 
     # ---------------------------------------------------------------- what is sensed
 
@@ -352,8 +363,8 @@ class Rewirer:
                 probe.sense = asked
 
     def _disarm(self) -> None:
-        for observer in self._observers.values():
-            observer.stop()
+        for name in self._probes:
+            self._observers[name].stop()
         self._probes = {}
 
     def _probe(self, name: str, asked: Sense, before: Probe | None, saved: dict[str, Any] | None = None) -> Probe:
@@ -530,7 +541,8 @@ def _call(rewirer: "weakref.ref[Rewirer]", before: bool) -> None:
     if living is None:
         return
     if before:
-        living._look_at_all()
+        if not living._looked:  # the optimizer steps by itself
+            living._look_at_all()
         living.newborn.before_step()
     else:
         living.newborn.after_step()
