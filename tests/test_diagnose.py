@@ -345,3 +345,17 @@ def test_a_problem_that_recovers_is_well_conditioned():
     assert float((recover.niht(A, y, 4).dense() - x).norm()) < 1e-6
     B = torch.cat([A[:, :100], A[:, :100] + 1e-3 * A[:, 100:]], 1)
     assert diagnose.isometry(B, 8, supports=200, swaps=30).improved > 0.99 and diagnose.coherence(B).value > 0.99
+
+
+def test_a_watched_batch_that_was_overwritten_is_refused():
+    net = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 2))
+    gs.sparsify(net, density=0.3, batch_last=False)
+    rewirer = gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.csst(stop=20, every=2, last_every=2, window=1))
+    watch, buffer = diagnose.Watch(rewirer), torch.empty(16, 9)
+    for _ in range(2):
+        buffer.copy_(normal(16, 9).float())
+        net(buffer).sum().backward()
+        rewirer.step()
+    buffer.zero_()
+    with pytest.raises(gs.Unfit, match="changed in place"):
+        watch()

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ...errors import Unfit, check_count, check_share
 from ...layers import SparseLayer
-from ...observe import Tap
+from ...observe import Operands as Kept
+from ...observe import Tap, version_of
 from ...ops.csr_conv2d import reference as conv2d
 from ...ops.csr_conv2d.reference import Geometry
 from ...ops.csr_sense.op import SAMPLED, top_k
@@ -369,7 +370,7 @@ class Watch:
     def __init__(self, rewirer: Any, path: str | Path | None = None, tell: Callable[[Diagnosis], object] | None = None):
         self.rewirer, self.path, self.tell = rewirer, None if path is None else Path(path), tell
         self.last: dict[str, Diagnosis] = {}
-        self._heard: dict[str, tuple[list[tuple[Tensor, Tensor]], Support, int]] = {}
+        self._heard: dict[str, tuple[list[Kept], Support, int]] = {}
         self._handles = [layer.register_forward_hook(partial(self._listen, name)) for name, layer in rewirer.layers.items()]
 
     def close(self) -> None:
@@ -381,8 +382,15 @@ class Watch:
         if not y.requires_grad or layer.unit != (1, 1) or self.rewirer.topology.when(self.rewirer.t + 1) is None:
             return
         heard = self._heard.setdefault(name, ([], layer.support, self.rewirer.sensing.get(name, 0)))[0]
-        x, dtype = args[0].detach().to(layer.values.dtype), layer.values.dtype
-        y.register_hook(lambda dy: heard.append((dy.detach().to(dtype), x)))
+        dtype = layer.values.dtype
+        x = args[0].detach().to(dtype)
+        seen = version_of(x)
+
+        def keep(dy: Tensor) -> None:
+            dy = dy.detach().to(dtype)
+            heard.append(Kept(dy, x, (version_of(dy), seen)))
+
+        y.register_hook(keep)
 
     def __call__(self, *_: object) -> dict[str, Diagnosis]:
         """The diagnoses of the event of the step just made, by layer; {} if it had none."""
@@ -391,7 +399,8 @@ class Watch:
             sense = self.rewirer.topology.sense
             window = next((w for w in range(1, 1000) if (asked := sense(event.t - w + 1)) is None or asked.fresh), 1)
             asked = sense(event.t)
-            for name, (operands, s, sensed) in self._heard.items():
+            for name, (kept, s, sensed) in self._heard.items():
+                operands = [pair.checked(name) for pair in kept]
                 if not operands or min(dy.shape[0] for dy, _ in operands) < 2:
                     continue
                 grow, zeros = event.grown.get(name, 0), s.total - s.n
