@@ -1064,3 +1064,32 @@ def test_an_index_that_is_gone_is_said_to_be(change):
     change(net[0])
     with pytest.raises(gs.Unfit, match="no buffer col"):
         net(FLAT.batch(0)[0])
+
+
+def test_newborns_of_a_fused_optimizer_under_a_scaler():
+    """It unscales within its step, and skips it within: so do the newborn."""
+    runs = []
+    for scale in (None, 256.0):
+        net = gs.sparsify(mlp(dtype=torch.float32), 0.3, rng=generator(3))
+        opt = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+        rewirer = gs.Rewirer(net, opt, gs.set_(40, 4, 0.5), rng=generator(0), newborn="fresh")
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
+        for t, (x, y) in enumerate(FLAT.batches(10, torch.float32)):
+            if scaler is None:
+                train(net, opt, rewirer, [(x, y)])
+                continue
+            if t == 6:  # one more, which is skipped
+                age = [c["age"] for c in rewirer.newborn.state_dict()]
+                rewirer.discard()
+                scaler.scale(F.cross_entropy(net(x), y) * 1e38).backward()
+                scaler.step(opt)
+                scaler.update()
+                opt.zero_grad()
+                assert [c["age"] for c in rewirer.newborn.state_dict()] == age
+            scaler.scale(F.cross_entropy(net(x), y)).backward()
+            rewirer.step(scaler=scaler)
+            scaler.update()
+            opt.zero_grad()
+        runs.append(net)
+    for a, b in zip(*(net.parameters() for net in runs), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -31,6 +31,7 @@ from .layers import SparseLayer
 
 NEWBORN = ("auto", "fresh", "zero", "sensed")
 AGE = 100  # steps for which newborn have a count of their own
+SCALING = ("grad_scale", "found_inf")  # by then the gradients are unscaled
 REMEMBERED = 64  # answers
 HORIZON = 5000  # steps after which a parameter's averages no longer know that they once began
 TRIED = 5  # steps that are compared
@@ -199,6 +200,9 @@ class Newborn:
     @torch.no_grad()
     def after_step(self) -> None:
         """It has stepped: the newborn step by themselves."""
+        skipped = vars(self.optimizer).get("found_inf")  # set by a GradScaler for fused optimizers, which skip the step themselves
+        if skipped is not None and bool(skipped):
+            return
         for cohort in self.cohorts:
             layer = self.layers[cohort.name]
             if (grad := layer.values.grad) is not None:
@@ -282,7 +286,8 @@ class Newborn:
     ) -> torch.optim.Optimizer:
         """The same optimizer, settings and all, over other parameters; it calls no hook and counts for no scheduler."""
         twin: Any = object.__new__(type(self.optimizer))
-        vars(twin).update({key: value for key, value in vars(self.optimizer).items() if key not in vars(torch.optim.Optimizer)})
+        left = {*vars(torch.optim.Optimizer), *SCALING}  # what a scheduler or a GradScaler has put on the instance
+        vars(twin).update({key: value for key, value in vars(self.optimizer).items() if key not in left})
         twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
         twin.state = defaultdict(dict, state)
         twin.param_groups = self._settings(members, asked)
