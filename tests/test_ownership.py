@@ -1093,3 +1093,39 @@ def test_newborns_of_a_fused_optimizer_under_a_scaler():
         runs.append(net)
     for a, b in zip(*(net.parameters() for net in runs), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+class Handed(torch.optim.Optimizer):
+    """A trainer's wrapper: it never calls torch's constructor, and hands everything on."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def state(self):
+        return self.optimizer.state
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    @property
+    def defaults(self):
+        return self.optimizer.defaults
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("name", ["set", "gmp", "csst"])
+def test_a_wrapper_that_hands_everything_on(name):
+    runs = []
+    for wrap in (lambda opt: opt, Handed):
+        net = gs.sparsify(mlp(), 0.3, rng=generator(3))
+        opt = wrap(OPTIMIZERS["adamw"](net.parameters()))
+        train(net, opt, gs.Rewirer(net, opt, TOPOLOGIES[name], rng=generator(0), newborn="fresh"), FLAT.batches(20))
+        runs.append(net)
+    assert same_state(*runs)

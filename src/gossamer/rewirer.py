@@ -288,7 +288,7 @@ class Rewirer:
 
     def notice(self, layer: SparseLayer) -> None:
         """A layer has been loaded: what belongs to it goes along now, unless more is being loaded that may belong to it."""
-        if not any(p is layer.values for group in self.optimizer.param_groups for p in group["params"]):
+        if not any(p is layer.values for group in self._inner.param_groups for p in group["params"]):
             return  # replaced (assign=True): the next step says so
         for name, mine in self.layers.items():
             loading = name in self._loaded or any(keeper.is_loading(layer) for keeper in keepers_of(self.optimizer))
@@ -325,7 +325,7 @@ class Rewirer:
             self._probes[name] = self._probe(name, probe.sense, probe if tag is None else None, saved)
 
     def _check_held(self) -> None:
-        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        known = {id(p) for optimizer in nested(self.optimizer) for group in optimizer.param_groups for p in group["params"]}
         strangers = [f"{name}.values" for name, layer in self._moving.items() if id(layer.values) not in known]
         if len({id(layer.values) for layer in self.layers.values()}) < len(self.layers):
             what = "two sparse layers hold the same values, and each has a support of its own"
@@ -399,7 +399,7 @@ class Rewirer:
     @torch.no_grad()
     def _rewire(self, t: int, change: Change, scale: float) -> Event:
         layers = self._moving
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        groups = {id(p): group for group in self._inner.param_groups for p in group["params"]}
         _, fed = agreed(True, [name in self._fed for name in layers])
         sites = []
         for (name, layer), has_gradient in zip(layers.items(), fed, strict=True):

@@ -237,9 +237,18 @@ def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
         one = ahead.pop(0)
         inside = [value for value in vars(one).values() if isinstance(value, torch.optim.Optimizer) and value not in found]
         ahead += inside
-        if not any(one.state is other.state for other in inside):
+        state = _state_of(one)
+        if state is not None and not any(state is _state_of(other) for other in inside):
             found.append(one)
     return found
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> Any:
+    """The state of an optimizer; None for a wrapper that never called torch's constructor and has none."""
+    try:
+        return optimizer.state
+    except AttributeError:
+        return None
 
 
 def takes_hooks(optimizer: torch.optim.Optimizer) -> bool:
