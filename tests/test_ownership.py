@@ -1129,3 +1129,29 @@ def test_a_wrapper_that_hands_everything_on(name):
         train(net, opt, gs.Rewirer(net, opt, TOPOLOGIES[name], rng=generator(0), newborn="fresh"), FLAT.batches(20))
         runs.append(net)
     assert same_state(*runs)
+
+
+def test_a_parameter_that_was_replaced_in_layer_and_optimizer_is_taken():
+    net, opt, rewirer = parts(gs.csst(40, 4, 4, window=3, fraction=0.5, drop=0.3))
+    train(net, opt, rewirer, FLAT.batches(5))
+    net[2].values = nn.Parameter(net[2].values.detach().clone())
+    opt.add_param_group({"params": [net[2].values]})
+    before = net[2].support
+    train(net, opt, rewirer, FLAT.batches(9))
+    assert not net[2].support.same(before)
+
+
+def test_an_optimizer_that_fails_leaves_the_rewirer_as_it_was():
+    net, opt, rewirer = parts(gs.set_(40, 4, 0.5), optimizer="adamw", newborn="fresh")
+    train(net, opt, rewirer, FLAT.batches(5))
+
+    def fails(*_):
+        raise OSError("no")
+
+    handle = opt.register_step_pre_hook(fails)
+    F.cross_entropy(net(FLAT.batch(0)[0]), FLAT.batch(0)[1]).backward()
+    with pytest.raises(OSError):
+        rewirer.step()
+    handle.remove()
+    assert rewirer.t == 5
+    train(net, opt, rewirer, FLAT.batches(9))

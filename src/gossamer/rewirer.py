@@ -156,8 +156,10 @@ class Rewirer:
         result = None
         if change is None or change.move:
             self._looked = True
-            result = self.optimizer.step(closure) if scaler is None else scaler.step(self.optimizer)
-            self._looked = False
+            try:
+                result = self.optimizer.step(closure) if scaler is None else scaler.step(self.optimizer)
+            finally:
+                self._looked = False
         if change is not None:
             self._check_finite(t)
         self.last = self._rewire(t, change, scale) if change is not None else None
@@ -342,7 +344,10 @@ class Rewirer:
                 raise Unfit("Rewirer", "another Rewirer has taken charge of these layers", remedy="step the one that was made last")
             if layer.values is not self._values[name]:
                 self._check_held()
-                self._values[name] = layer.values
+                self._values[name] = layer.values  # another parameter, and the optimizer holds it
+                self._observers[name].detach()
+                for keeper in keepers_of(self.optimizer):
+                    keeper.add([layer])
 
     # ---------------------------------------------------------------- what is sensed
 
