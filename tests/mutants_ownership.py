@@ -33,9 +33,7 @@ def _counts_at_once(observer):
             held = observer._seen[-1][1].plus(seen) if observer._seen else seen
             observer._seen = [(lambda: observer.layer.values.grad, held)]
 
-    observer.detach()
     observer.report, observer._before, observer._after = report, lambda grad: None, lambda values: None
-    observer.attach()
 
 
 def _never_forgets(observer):
@@ -51,8 +49,6 @@ def _any_pass(observer):
         after(values)
 
     observer._after = commit
-    observer.detach()
-    observer.attach()
 
 
 def _last_pass_only(observer):

@@ -115,7 +115,7 @@ class Multilevel:
     def release(self) -> None:
         """Lets go of the layers: nothing is observed any more."""
         for observer in self._observers.values():
-            observer.detach()
+            observer.stop()
 
     @torch.no_grad()
     def levels(self) -> list[Tensor]:
@@ -251,7 +251,7 @@ class Multilevel:
         """Tells the layers to keep the operands of the weight gradient, if step t + 1 is fine."""
         self._fine_layers = list(self.layers) if self.topology.when(self.t + 1) else []
         for name, observer in self._observers.items():
-            observer.start() if name in self._fine_layers else observer.detach()
+            observer.start() if name in self._fine_layers else observer.stop()
 
     def _operands(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """What the fine gradient is made of: a pair (dy, x) for each pass whose gradient is in ``values.grad``."""

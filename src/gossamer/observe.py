@@ -81,36 +81,23 @@ class Observer:
         self._base: Seen | None = None  # what the pass in progress adds to
         self._handles: list[Any] = []
 
-    def attach(self) -> "Observer":
-        """From now on it is told when a gradient of the values has accumulated."""
-        if not self._handles and self.layer.values.requires_grad:  # one that is frozen has no passes
-            self._handles = [self.layer.values.register_post_accumulate_grad_hook(self._after)]
-        return self
-
-    def detach(self) -> None:
-        """No more."""
-        self.stop()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
     def start(self, on_support: bool = False) -> None:
         """From the next forward pass on its passes are measured, and what was seen before is forgotten."""
         self.stop()
-        self.attach()
-        if not self._handles:
-            return
+        values = self.layer.values
+        if not values.requires_grad:
+            return  # one that is frozen has no passes
         self.on_support = on_support
-        self._handles.append(self.layer.values.register_hook(self._before))
+        self._handles = [values.register_hook(self._before), values.register_post_accumulate_grad_hook(self._after)]
         self.layer.observers = (*self.layer.observers, self)
 
     def stop(self) -> None:
         """Nothing is measured any more."""
         self.forget()
         self.layer.observers = tuple(o for o in self.layer.observers if o is not self)
-        for handle in self._handles[1:]:
+        for handle in self._handles:
             handle.remove()
-        del self._handles[1:]
+        self._handles = []
 
     @property
     def measures(self) -> bool:

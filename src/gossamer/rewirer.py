@@ -175,7 +175,7 @@ class Rewirer:
     def release(self) -> None:
         """Lets go of the layers: nothing is observed any more. What takes charge of the layers next calls this."""
         for observer in self._observers.values():
-            observer.detach()
+            observer.stop()
         for handle in self._handles:
             handle.remove()
         self._observers, self._handles, self._probes = {}, [], {}
@@ -254,7 +254,7 @@ class Rewirer:
             layer.give_to(self)
         for keeper in keepers_of(self.optimizer):
             keeper.add(self.layers.values())
-        self._observers = {name: _observer(reference, name, layer).attach() for name, layer in self.layers.items()}
+        self._observers = {name: _observer(reference, name, layer) for name, layer in self.layers.items()}
         self._handles = [
             self._inner.register_step_pre_hook(lambda *_: _call(reference, before=True)),
             self._inner.register_step_post_hook(lambda *_: _call(reference, before=False)),
@@ -299,7 +299,6 @@ class Rewirer:
 
     def _look_at_all(self) -> None:
         for name, layer in self.layers.items():
-            self._observers[name].attach()
             self._look(name, layer)
         for name in [name for name in self._probes if name not in self._moving]:  # frozen in the middle of a window
             self._observers[name].stop()
@@ -345,7 +344,7 @@ class Rewirer:
             if layer.values is not self._values[name]:
                 self._check_held()
                 self._values[name] = layer.values  # another parameter, and the optimizer holds it
-                self._observers[name].detach()
+                self._observers[name].stop()
                 for keeper in keepers_of(self.optimizer):
                     keeper.add([layer])
 
