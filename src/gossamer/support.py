@@ -228,10 +228,7 @@ class Support:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of (crow, col): what two processes compare, and what a file remembers."""
-        state = hashlib.sha256()
-        for t in (self.crow, self.col):
-            state.update(t.detach().cpu().contiguous().numpy().tobytes())
-        return state.hexdigest()
+        return index_digest(self.crow, self.col)
 
     @property
     def tag(self) -> int:
@@ -293,6 +290,14 @@ def _first_occurrences(ids: Tensor) -> Tensor:
     place = torch.full_like(distinct_ids, ids.numel())
     place.scatter_reduce_(0, which, torch.arange(ids.numel(), device=ids.device), "amin")
     return ids[place.sort()[0]]
+
+
+def index_digest(crow: Tensor, col: Tensor) -> str:
+    """SHA-256 of an index."""
+    state = hashlib.sha256()
+    for t in (crow, col):
+        state.update(t.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int]) -> list[str]:

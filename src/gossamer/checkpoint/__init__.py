@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ..errors import Unfit
 from ..layers import sparse_layers
+from ..support import index_digest as digest
 from .file import FORMAT as FORMAT
 from .file import OLDER, VERSION, packed, read_file, read_meta, unpacked, write_file
-from .file import index_digest as digest
 from .optimizer import optimizer_problems
 from .verify import COUNTS, FOREIGN, devices, judged, model_problems, name_problems, random_problems, unlike
 
@@ -187,7 +187,7 @@ def _describe(model: nn.Module) -> dict[str, dict[str, Any]]:
             "unit": list(layer.unit),
             "layout": layer.layout.name,
             "n": layer.support.n,
-            "sha256": digest(layer.support.crow, layer.support.col),
+            "sha256": layer.support.digest,
         }
         for name, layer in sparse_layers(model).items()
     }

@@ -230,11 +230,3 @@ def _plain(key: str, t: Tensor) -> Tensor:
 def _brief(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__} {text[:160]}".strip()
-
-
-def index_digest(crow: Tensor, col: Tensor) -> str:
-    """SHA-256 of an index."""
-    state = hashlib.sha256()
-    for t in (crow, col):
-        state.update(t.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from ..layers import SparseLayer, sparse_layers
-from ..support import index_problems
-from .file import index_digest
+from ..support import index_digest, index_problems
 
 # what is raised by who reads a state that is not its own
 FOREIGN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
