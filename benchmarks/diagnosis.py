@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.experiments.tasks import FashionMNIST
+from gossamer.cli.tasks import FashionMNIST
 from gossamer.recover import diagnose
 
 

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 import gossamer as gs
 import timing
-from gossamer.ops.csr_conv2d import op as conv2d_op
-from gossamer.ops.csr_linear import op as linear_op
-from gossamer.ops.kernels import choose
+from gossamer.products.conv2d import op as conv2d_op
+from gossamer.products.linear import op as linear_op
+from gossamer._backend.dispatch import choose
 from timing import Mismatch, Result, Table, Timing, batch_last, error, interleaved, millis, times
 from variants import Variant, dense, gossamer, peers
 

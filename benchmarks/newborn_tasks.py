@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.experiments import files
-from gossamer.experiments.models import MLP
-from gossamer.experiments.tasks import Data, FashionMNIST, Planted, Task, normalised, stream
+from gossamer.cli import files
+from gossamer.cli.models import MLP
+from gossamer.cli.tasks import Data, FashionMNIST, Planted, Task, normalised, stream
 
 HELD_OUT = 10  # one in so many is held out
 

@@ -35,7 +35,7 @@ import torch
 
 import gossamer as gs
 import timing
-from gossamer.experiments.tasks import stream
+from gossamer.cli.tasks import stream
 from newborn_tasks import Images, Setting, Text
 from timing import Result, Table
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 import timing
-from gossamer.experiments.models import MLP, VGG16, Model, ResNet20
+from gossamer.cli.models import MLP, VGG16, Model, ResNet20
 from timing import Mismatch, Result, Table, Timing, interleaved, millis
 
 NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {"vgg16-bn": (VGG16(), (3, 32, 32)), "mlp": (MLP((1024, 1024)), (784,))}

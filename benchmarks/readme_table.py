@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gossamer.experiments.methods import METHODS
+from gossamer.cli.methods import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

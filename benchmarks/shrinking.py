@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from gossamer.experiments.report import collect
+from gossamer.cli.report import collect
 
 Row = dict[str, Any]
 HIDDEN = ("name", "weight_decay", "nesterov", "time_scale", "beta", "accumulate", "averaging", "group")  # settings no table varies

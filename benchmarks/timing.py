@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gossamer.experiments.console import markdown, show
-from gossamer.experiments.environment import environment
-from gossamer.ops.kernels import ENVIRONMENT
-from gossamer.ops.native import keep_freed_memory
+from gossamer.cli.console import markdown, show
+from gossamer.cli.environment import environment
+from gossamer._backend.dispatch import ENVIRONMENT
+from gossamer._backend.native import keep_freed_memory
 
 PEERS = ("sparseprop", "sparselab")
 WAIT = 0.01  # seconds until the threads of another OpenMP runtime have stopped spinning
@@ -140,7 +140,7 @@ def _fastest(calls: Mapping[str, Callable[[], object]], budget: float) -> dict[s
 def _native_peak() -> dict[str, float]:
     """What the native module measures by its own loop of multiply-adds, if it is there and does."""
     with suppress(ImportError):
-        measure = getattr(import_module("gossamer.ops.native"), "peak_flops", None)
+        measure = getattr(import_module("gossamer._backend.native"), "peak_flops", None)
         return {} if measure is None else {"flops by multiply-adds": float(measure())}
     return {}
 

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 import timing
-from gossamer.experiments.models import MLP, VGG16, Model, ResNet18, ResNet20
+from gossamer.cli.models import MLP, VGG16, Model, ResNet18, ResNet20
 from timing import Mismatch, Result, Table, Timing, error, interleaved, millis, times
 
 CLASSES = 10

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer import recover
-from gossamer.ops.csr_conv2d.reference import Geometry
+from gossamer.products.conv2d.reference import Geometry
 
 SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
 

@@ -16,13 +16,13 @@ from cases import CONVS, OPERATORS, STOP, SUPPORTS, TOPOLOGIES
 from gossamer import CSR, MASKED, SHADOW, checkpoint, laws, penalties, recover
 from gossamer.checkpoint.file import read_file, seal, unpacked, write_file
 from gossamer.layouts import Layout, gather, scatter
-from gossamer.ops import kernels as kernels_of
-from gossamer.ops.csr_conv2d import reference as conv2d
-from gossamer.ops.csr_linear import op as linear_op
-from gossamer.ops.csr_linear import reference as linear
-from gossamer.ops.csr_sense import reference as sense
-from gossamer.ops.index import reference as index_reference
-from gossamer.ops.kernels import Kernel, always
+from gossamer.products import kernels as kernels_of
+from gossamer.products.conv2d import reference as conv2d
+from gossamer.products.linear import op as linear_op
+from gossamer.products.linear import reference as linear
+from gossamer.products.sense import reference as sense
+from gossamer._backend.index import reference as index_reference
+from gossamer._backend.dispatch import Kernel, always
 from gossamer.support import Support, distinct
 from gossamer.surgery import set_support_
 from gossamer.topology.topology import chance, event, sensed, survivors

@@ -15,10 +15,10 @@ import gossamer as gs
 from cases import generator, same_state, table
 from gossamer import batch_last as twins
 from gossamer.batch_last import is_batch_last, keep_batch_last, plain_modules, to_batch_last
-from gossamer.experiments.models import ResNet
-from gossamer.ops.batch_norm import op, reference
-from gossamer.ops.kernels import Kernel
-from gossamer.ops.memory import from_rows, rows
+from gossamer.cli.models import ResNet
+from gossamer.products.norm import op, reference
+from gossamer._backend.dispatch import Kernel
+from gossamer._backend.memory import from_rows, rows
 
 DTYPES = (torch.float64, torch.float32)
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}

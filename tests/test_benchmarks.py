@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import gossamer as gs
-from gossamer.ops.csr_conv2d import op as conv2d_op
-from gossamer.ops.csr_linear import op as linear_op
-from gossamer.ops.kernels import Kernel
+from gossamer.products.conv2d import op as conv2d_op
+from gossamer.products.linear import op as linear_op
+from gossamer._backend.dispatch import Kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["--quick", "--threads", "1"]

@@ -11,7 +11,7 @@ from torch import nn
 
 import gossamer as gs
 from cases import generator, table
-from gossamer.budgets import resolve, units
+from gossamer._budgets import resolve, units
 
 NETWORKS = {
     "mlp 784-512-512-10": [(512, 784), (512, 512), (10, 512)],

@@ -19,7 +19,7 @@ from cases import FLAT, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, convnet, generator
 from gossamer import checkpoint, laws
 from gossamer.checkpoint import disk
 from gossamer.checkpoint.file import seal
-from gossamer.rewirer import Rewirer
+from gossamer.training.rewirer import Rewirer
 from gossamer.train import fit
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 import gossamer
 from gossamer import __version__
-from gossamer.experiments import cli, doctor, extras, job, sweep
-from gossamer.experiments.config import KINDS, PLAIN, flat, parse, read_yaml, settings
-from gossamer.experiments.folder import Folder
-from gossamer.ops import kernels, native
+from gossamer.cli import cli, doctor, extras, job, sweep
+from gossamer.cli.config import KINDS, PLAIN, flat, parse, read_yaml, settings
+from gossamer.cli.folder import Folder
+from gossamer.products import kernels, native
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
@@ -116,7 +116,7 @@ def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
 
 
 def doctored(*variables: str, capsys, monkeypatch, **attributes) -> str:
-    """What doctor says under these environment variables (NAME=value) with these attributes of gossamer.ops.native."""
+    """What doctor says under these environment variables (NAME=value) with these attributes of gossamer._backend.native."""
     for name in (kernels.ENVIRONMENT, native.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
     for variable in variables:
@@ -182,7 +182,7 @@ def test_a_missing_extra_is_one_message_with_the_command(capsys, monkeypatch):
 
 
 def test_the_entry_point_and_doctor_need_the_core_alone():
-    code = "import sys; from gossamer.experiments.cli import main; main(['doctor']); main([]); main(['--version']);"
+    code = "import sys; from gossamer.cli.main import main; main(['doctor']); main([]); main(['--version']);"
     code += "sys.exit(', '.join({'jsonargparse', 'rich', 'yaml', 'sklearn'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -317,7 +317,7 @@ def start(*arguments: str) -> subprocess.Popen:
     package = str(Path(gossamer.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
-        [sys.executable, "-m", "gossamer.experiments", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-m", "gossamer.cli", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )
 
 

@@ -8,10 +8,10 @@ import torch
 
 pytest.importorskip("jsonargparse")
 
-from gossamer.experiments import cells, cli
-from gossamer.experiments import recover as experiments
-from gossamer.experiments.recover.phase_diagrams import crossing, gaussian_problem, recovered
-from gossamer.experiments.recover.planted_networks import imp
+from gossamer.cli import cells, cli
+from gossamer.cli import recover as experiments
+from gossamer.cli.recover.phase_diagrams import crossing, gaussian_problem, recovered
+from gossamer.cli.recover.planted_networks import imp
 
 PHASE = ["recover", "phase", "--d", "40", "--deltas", "[0.5]", "--rhos", "[0.1, 0.9]", "--trials", "3", "--picture", "false"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gossamer import SparseLinear, Support, Unfit
-from gossamer.experiments import files
-from gossamer.experiments.tasks import CIFAR10, CIFAR100, MNIST, TASKS, Digits, FashionMNIST, Planted, crop_and_flip, stream
+from gossamer.cli import files
+from gossamer.cli.tasks import CIFAR10, CIFAR100, MNIST, TASKS, Digits, FashionMNIST, Planted, crop_and_flip, stream
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -80,8 +80,8 @@ def configurations() -> list[Path]:
 def test_configurations_are_valid(source, tmp_path):
     """Runs and sweeps, in files and on pages; the data need not be here."""
     pytest.importorskip("jsonargparse")
-    from gossamer.experiments.config import parse, read_yaml
-    from gossamer.experiments.sweep import plan
+    from gossamer.cli.config import parse, read_yaml
+    from gossamer.cli.sweep import plan
 
     texts = [source.read_text()] if source.suffix == ".yaml" else [m[1] for m in YAML.finditer(source.read_text())]
     for i, text in enumerate(texts):

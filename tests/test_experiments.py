@@ -16,17 +16,17 @@ from torch import nn
 
 from gossamer import Unfit, checkpoint, sparse_layers, topology
 from gossamer.checkpoint.file import seal
-from gossamer.experiments import sweep as sweeps
-from gossamer.experiments.config import Config, differences, flat, merged, parse, read_yaml, settings
-from gossamer.experiments.folder import Folder, named
-from gossamer.experiments.methods import METHODS
-from gossamer.experiments.models import MLP, MODELS
-from gossamer.experiments.optimizers import OPTIMIZERS
-from gossamer.experiments.progress import Silent
-from gossamer.experiments.report import aggregate, collect, report, table
-from gossamer.experiments.run import Stopped, run, sparsified, step_size
-from gossamer.experiments.tasks import stream
-from gossamer.ops.native import BEST
+from gossamer.cli import sweep as sweeps
+from gossamer.cli.config import Config, differences, flat, merged, parse, read_yaml, settings
+from gossamer.cli.folder import Folder, named
+from gossamer.cli.methods import METHODS
+from gossamer.cli.models import MLP, MODELS
+from gossamer.cli.optimizers import OPTIMIZERS
+from gossamer.cli.progress import Silent
+from gossamer.cli.report import aggregate, collect, report, table
+from gossamer.cli.run import Stopped, run, sparsified, step_size
+from gossamer.cli.tasks import stream
+from gossamer._backend.native import BEST
 
 TINY = {
     "task": {"name": "planted", "features": 12, "relevant": 6, "hidden": 8, "fan_in": 3, "examples": 80},

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import gossamer as gs
 from cases import FLAT, IMAGES, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, convnet, generator, mlp, table, train
 from gossamer.ledger import Cost
-from gossamer.rewirer import Rewirer
+from gossamer.training.rewirer import Rewirer
 from gossamer.train import fit
 
 MODELS = {"mlp": (mlp, FLAT), "convnet": (convnet, IMAGES)}

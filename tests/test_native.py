@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 import gossamer as gs
 from cases import CONVS, SUPPORTS, Conv, generator, table
 from gossamer import laws
-from gossamer.ops import native
-from gossamer.ops.batch_norm import reference as norm
-from gossamer.ops.csr_conv2d import native as conv2d
-from gossamer.ops.csr_conv2d.reference import Geometry
-from gossamer.ops.csr_linear import native as linear
-from gossamer.ops.csr_sense import native as sense
-from gossamer.ops.index import native as index
-from gossamer.ops.index import op as index_op
-from gossamer.ops.kernels import Kernel
+from gossamer.products import native
+from gossamer.products.norm import reference as norm
+from gossamer.products.conv2d import native as conv2d
+from gossamer.products.conv2d.reference import Geometry
+from gossamer.products.linear import native as linear
+from gossamer.products.sense import native as sense
+from gossamer._backend.index import native as index
+from gossamer._backend.index import op as index_op
+from gossamer._backend.dispatch import Kernel
 from gossamer.support import Support
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,9 +334,9 @@ import os, re, sys, warnings
 import torch
 import gossamer as gs
 from cases import CONVS, SUPPORTS
-from gossamer.ops import native
-from gossamer.ops.csr_linear import native as linear
-from gossamer.ops.csr_conv2d import native as conv2d
+from gossamer.products import native
+from gossamer.products.linear import native as linear
+from gossamer.products.conv2d import native as conv2d
 
 def products():
     "Output and gradients of a linear layer and a convolution: tensors so small that torch works on them alone, even in a forked child."

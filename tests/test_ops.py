@@ -10,12 +10,12 @@ import gossamer as gs
 from cases import CONVS, SUPPORTS, generator, table
 from gossamer import laws
 from gossamer.layouts import gather, scatter
-from gossamer.ops import kernels
-from gossamer.ops.csr_conv2d import op as csr_conv2d
-from gossamer.ops.csr_linear import op as csr_linear
-from gossamer.ops.csr_sense import op as csr_sense
-from gossamer.ops.csr_sense import reference as sense
-from gossamer.ops.kernels import Kernel, always, choose, full_precision, why
+from gossamer.products import kernels
+from gossamer.products.conv2d import op as csr_conv2d
+from gossamer.products.linear import op as csr_linear
+from gossamer.products.sense import op as csr_sense
+from gossamer.products.sense import reference as sense
+from gossamer._backend.dispatch import Kernel, always, choose, full_precision, why
 from gossamer.support import Support
 
 LINEAR, CONV2D = (
@@ -59,7 +59,7 @@ def test_layouts_on_convolutions(layout, case):
 
 def test_convolution_in_parts_of_the_batch(monkeypatch):
     """The unfolded images are limited: a batch in several parts gives what it gives in one."""
-    from gossamer.ops.csr_conv2d import reference
+    from gossamer.products.conv2d import reference
 
     monkeypatch.setattr(reference, "UNFOLDED_NUMBERS", 2000)
     case = CONVS["padded"]
@@ -68,7 +68,7 @@ def test_convolution_in_parts_of_the_batch(monkeypatch):
 
 
 def test_tiles_in_chunks(monkeypatch):
-    from gossamer.ops.csr_linear import reference
+    from gossamer.products.linear import reference
 
     monkeypatch.setattr(reference, "TILE_NUMBERS", 64)
     for name, found in LINEAR.items():

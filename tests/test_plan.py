@@ -14,10 +14,10 @@ from torch import nn
 
 import gossamer as gs
 from cases import FLAT, IMAGES, SGD, convnet, generator, mlp, same_state, same_supports, table, train
-from gossamer.experiments.progress import Silent
-from gossamer.ops.csr_conv2d.reference import Geometry
+from gossamer.cli.progress import Silent
+from gossamer.products.conv2d.reference import Geometry
 from gossamer.plan import SECANTS, break_even
-from gossamer.timing import Candidate, Work, layer_of, timed
+from gossamer._timing import Candidate, Work, layer_of, timed
 
 FLOAT, CPU = torch.float32, torch.device("cpu")
 NO_LAYER = gs.Plan((), (), True, 1, "cpu", {}, "")
@@ -593,7 +593,7 @@ def test_mixed_layouts_are_counted_copied_and_made_dense(case):
 
 
 def config(**more):
-    from gossamer.experiments.config import parse
+    from gossamer.cli.config import parse
 
     tiny = {"name": "planted", "features": 12, "relevant": 6, "hidden": 8, "fan_in": 3, "examples": 80}
     method = {"name": "csst", "every": 4, "last_every": 5, "window": 3}
@@ -605,7 +605,7 @@ def config(**more):
 def runs(monkeypatch):
     """The module of runs, its plans made by a clock that gives the first layer to csr; and how many were made."""
     pytest.importorskip("jsonargparse")
-    from gossamer.experiments import run as runs
+    from gossamer.cli import run as runs
 
     made = []
 
@@ -621,7 +621,7 @@ def runs(monkeypatch):
 
 
 def test_a_run_follows_its_plan_and_says_where_sparse_wins(runs, tmp_path, capsys):
-    from gossamer.experiments.report import report
+    from gossamer.cli.report import report
 
     runs, made = runs
     result = runs.run(config(), tmp_path / "csst")

@@ -12,7 +12,7 @@ from torch import nn
 import gossamer as gs
 from cases import FLAT, RULES, generator, mlp, table, train
 from gossamer import laws
-from gossamer.schedules import averaging, cosine, cosine_pair, end_of, halving, halving_pair, warm_up
+from gossamer._schedules import averaging, cosine, cosine_pair, end_of, halving, halving_pair, warm_up
 
 SHAPES = ((5, 7), (3, 4, 3, 2))
 STEPS = 10

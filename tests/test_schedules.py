@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import gossamer as gs
 from cases import table
-from gossamer.schedules import Events, constant, cosine, cubic, growing, regular
+from gossamer._schedules import Events, constant, cosine, cubic, growing, regular
 
 
 def test_constant():

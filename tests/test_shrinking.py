@@ -7,9 +7,9 @@ import pytest
 
 import gossamer as gs
 from cases import table
-from gossamer.experiments.config import parse
-from gossamer.experiments.optimizers import OPTIMIZERS
-from gossamer.experiments.run import build, run
+from gossamer.cli.config import parse
+from gossamer.cli.optimizers import OPTIMIZERS
+from gossamer.cli.run import build, run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import gossamer as gs
 from cases import FLAT, SUPPORTS, TOPOLOGIES, generator, mlp, same_state, supports, table, train
 from gossamer import laws
-from gossamer.ops.csr_sense import reference as sense
-from gossamer.schedules import Events, cosine, regular
+from gossamer.products.sense import reference as sense
+from gossamer._schedules import Events, cosine, regular
 from gossamer.topology.topology import Annealed, Change, Site, Topology, chance, event, fixed, never, norm, pooled, sensed
 
 # ---------------------------------------------------------------- bag of words

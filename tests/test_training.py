@@ -32,8 +32,8 @@ from cases import (
     train,
 )
 from gossamer.layouts import gather
-from gossamer.ops.csr_sense import reference as csr_sense
-from gossamer.rewirer import Diverged, Event, Rewirer
+from gossamer.products.sense import reference as csr_sense
+from gossamer.training.rewirer import Diverged, Event, Rewirer
 from gossamer.train import Step, fit
 
 

@@ -15,8 +15,8 @@ import gossamer as gs
 from cases import CONVS, SUPPORTS, generator, table
 from gossamer import laws
 from gossamer.observe import Tap
-from gossamer.ops.csr_linear import op as linear
-from gossamer.ops.kernels import choose
+from gossamer.products.linear import op as linear
+from gossamer._backend.dispatch import choose
 
 UNUSUAL = {
     **{name: (SUPPORTS[name], None) for name in ("one of one", "full", "tiles taller than the matrix", "row tiles", "column tiles")},

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import Unfit
-from .ops.batch_norm.op import Running, batch_norm
-from .ops.csr_conv2d.op import csr_conv2d
-from .ops.csr_conv2d.reference import Geometry
-from .ops.csr_linear.op import csr_linear
-from .ops.kernels import foreign
-from .ops.memory import batch_last as to_batch_last
-from .ops.memory import from_rows, is_batch_last, rows
-from .ops.native import BEST
+from ._errors import Unfit
+from .products.norm.op import Running, batch_norm
+from .products.conv2d.op import csr_conv2d
+from .products.conv2d.reference import Geometry
+from .products.linear.op import csr_linear
+from ._backend.dispatch import foreign
+from ._backend.memory import batch_last as to_batch_last
+from ._backend.memory import from_rows, is_batch_last, rows
+from ._backend.native import BEST
 from .support import Support
 
 __all__ = ["fused", "is_batch_last", "keep_batch_last", "plain_modules", "to_batch_last"]

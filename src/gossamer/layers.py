@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import Unfit, check_density
+from ._errors import Unfit, check_density
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter
 from .observe import Observer, version_of
-from .ops.csr_conv2d import op as conv2d_op
-from .ops.csr_conv2d.reference import Geometry
-from .ops.csr_linear import op as linear_op
-from .ops.csr_sense.op import SAMPLED
-from .ops.index.op import rows_of
-from .ops.kernels import choose, device_type, run, unreadable
-from .ops.trilinear import check_index
+from .products.conv2d import op as conv2d_op
+from .products.conv2d.reference import Geometry
+from .products.linear import op as linear_op
+from .products.sense.op import SAMPLED
+from ._backend.index.op import rows_of
+from ._backend.dispatch import choose, device_type, run, unreadable
+from .products.trilinear import check_index
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import Unfit, nearest
-from .ops.csr_conv2d.op import csr_conv2d
-from .ops.csr_conv2d.reference import Geometry
-from .ops.csr_linear.op import csr_linear
-from .ops.dense_gradient import for_dense, shadow_conv2d, shadow_linear
-from .ops.index.op import values_at
+from ._errors import Unfit, nearest
+from .products.conv2d.op import csr_conv2d
+from .products.conv2d.reference import Geometry
+from .products.linear.op import csr_linear
+from .products.dense_gradient import for_dense, shadow_conv2d, shadow_linear
+from ._backend.index.op import values_at
 from .support import Support
 
 DENSE_ABOVE = {"linear": 0.25, "conv2d": 0.5}  # densities above which shadow layers take torch's dense kernels, then the faster ones

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .errors import Unfit, nearest
+from ._errors import Unfit, nearest
 from .layers import SparseLayer
 
 OTHER = "(other arithmetic)"

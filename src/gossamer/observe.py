@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
-from .errors import Unfit
+from ._errors import Unfit
 
 
 class Operands(NamedTuple):

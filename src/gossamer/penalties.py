@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .errors import Unfit, check_density, is_real
+from ._errors import Unfit, check_density, is_real
 
 GROUPS = {"row": 2, "kernel": 4, "channel": 4}  # the dimensions of the tensors that each kind of group cuts
 Tau = float | Tensor

@@ -19,9 +19,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .errors import Unfit
-from .ops.index import op as index
-from .ops.index.reference import INT, pointers
+from ._errors import Unfit
+from ._backend.index import op as index
+from ._backend.index.reference import INT, pointers
 
 ROUNDS = 8  # of drawing by weight
 LIMIT = 2**31 - 1  # units of one support, unit rows and unit columns: what int32 can count

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import Unfit
+from ._errors import Unfit
 from .layouts import Layout, gather, scatter
 from .support import Support
 

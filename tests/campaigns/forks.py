@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from gossamer.experiments import cli, job, sweep
+from gossamer.cli import cli, job, sweep
 
 job.configuration(job.split(["--task=planted"]), {})  # parsers, and what they import, are warm in every child
 assert sweep

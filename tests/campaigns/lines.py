@@ -14,7 +14,7 @@ from typing import Any
 from campaigns.forks import command, forked
 from campaigns.kills import CSST, TINY
 from campaigns.tally import Tally
-from gossamer.experiments.config import KINDS, PLAIN
+from gossamer.cli.config import KINDS, PLAIN
 
 SECONDS = 5  # until Ctrl-C
 LONGEST = 2000  # letters on standard error

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..layers import sparse_layers
 from ..support import index_digest as digest
 from .file import FORMAT as FORMAT

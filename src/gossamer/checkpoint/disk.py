@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import Unfit
+from .._errors import Unfit
 
 if sys.platform == "win32":
     import msvcrt

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import Unfit, nearest
+from .._errors import Unfit, nearest
 from .disk import replacing
 
 FORMAT, VERSION = "gossamer-checkpoint", 2

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..errors import nearest
+from .._errors import nearest
 from ..layers import SparseLayer, sparse_layers
 from ..support import index_digest, index_problems
 

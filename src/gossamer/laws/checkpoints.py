@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..checkpoint.file import seal
-from ..errors import Unfit
+from .._errors import Unfit
 from ..layouts import Layout
 from ..topology.topology import Topology
 from .details import Optimizers, demand, nesterov, same

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..support import Support
 from ..topology.topology import Change, Outcome, Site, Topology, chance, floor, pooled
 from ..topology.topology import event as real_event

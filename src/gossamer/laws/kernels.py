@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layouts import Layout, gather, scatter
-from ..ops.csr_conv2d.reference import Geometry
-from ..ops.kernels import Kernel
+from ..products.conv2d.reference import Geometry
+from .._backend.dispatch import Kernel
 from ..support import INT, Support
 from ..topology import topology as topologies
 from .details import TOLERANCE, close, demand

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..average import AveragedModel
-from ..errors import Unfit
+from ..training.average import AveragedModel
+from .._errors import Unfit
 from ..layers import SparseLinear, sparse_layers
 from ..layouts import Layout
-from ..topology.set_ import set_
+from ..topology.set import set_
 from ..topology.topology import Topology
 from .details import Optimizers, close, demand, nesterov, same
 from .topologies import Run

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..recover.operators import Dense, Operator
 from ..recover.recovery import Recovery
 from .details import TOLERANCE, close, demand

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..support import INT, Support, index_problems
 from ..topology import topology as topologies
 from .details import demand, uniform

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..convert import sparsify
-from ..errors import Unfit
+from ..convert.sparsify import sparsify
+from .._errors import Unfit
 from ..layers import sparse_layers
 from ..layouts import Layout
 from ..topology.topology import SLOTS, Topology

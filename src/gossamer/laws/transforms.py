@@ -10,9 +10,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..layouts import Layout, scatter
-from ..ops.csr_conv2d.reference import Geometry
+from ..products.conv2d.reference import Geometry
 from ..support import Support
 from .details import close, demand
 from .kernels import _bias, _hard_supports, _operands, poisoned_memory

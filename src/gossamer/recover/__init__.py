@@ -12,7 +12,7 @@ The estimators are imported when they are first asked for, so that everything el
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Unfit
+from .._errors import Unfit
 from . import diagnose as diagnose
 from . import theory as theory
 from .aiht import aiht as aiht

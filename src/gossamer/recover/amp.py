@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Unfit
+from .._errors import Unfit
 from .fista import soft
 from .recovery import Log, Recovery, Watch, finished, fitted, nonzeros, problem, trivial
 from .theory import minimax_threshold

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 
 
 def tensor(who: str, name: str, a: Any) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from .arrays import vector
 from .fista import soft
 from .recovery import Log, Problem, Recovery, Watch, finished, least_squares, nonzeros, problem, trivial

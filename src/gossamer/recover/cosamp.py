@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..errors import check_count
-from ..ops.csr_sense.op import top_k
+from .._errors import check_count
+from ..products.sense.op import top_k
 from .recovery import USED_UP, WHY, Log, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, trivial
 
 

@@ -24,7 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from ..errors import is_real, nearest
+from .._errors import is_real, nearest
 from ..support import Support
 from .aiht import aiht
 from .cosamp import cosamp

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from .iht import spectral_norm
 from .operators import Operator
 from .recovery import Log, Recovery, Watch, finished, nonzeros, problem

@@ -13,7 +13,21 @@ from typing import Any
 import torch
 
 from .niht import start
-from .recovery import USED_UP, WHY, Log, Recovery, Watch, finished, fitted, hard, least_squares, problem, sense, spread, trivial
+from .recovery import (
+    USED_UP,
+    WHY,
+    Log,
+    Recovery,
+    Watch,
+    finished,
+    fitted,
+    hard,
+    least_squares,
+    problem,
+    sense,
+    spread,
+    trivial,
+)
 from .units import times
 
 

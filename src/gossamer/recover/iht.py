@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Unfit, is_real
+from .._errors import Unfit, is_real
 from .operators import Operator
 from .recovery import USED_UP, Log, Recovery, Watch, finished, fitted, hard, problem, sense, spread, stands, trivial
 from .units import times

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..layers import SparseLinear
-from ..ops.csr_linear.op import FORWARD, product
-from ..ops.kernels import run
+from ..products.linear.op import FORWARD, product
+from .._backend.dispatch import run
 from ..support import Support
 from .arrays import tensor
 from .operators import GatedReLU

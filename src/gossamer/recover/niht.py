@@ -14,7 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recovery import USED_UP, Log, Problem, Recovery, Watch, finished, fitted, hard, problem, sense, spread, stands, trivial
+from .recovery import (
+    USED_UP,
+    Log,
+    Problem,
+    Recovery,
+    Watch,
+    finished,
+    fitted,
+    hard,
+    problem,
+    sense,
+    spread,
+    stands,
+    trivial,
+)
 
 C, KAPPA, TRIES = 0.01, 2.0, 60
 ORTHOGONAL = "no column of A has anything in common with y, and x = 0 is the answer"

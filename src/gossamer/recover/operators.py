@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, check_count
-from ..ops.csr_linear.op import FORWARD
-from ..ops.kernels import run
+from .._errors import Unfit, check_count
+from ..products.linear.op import FORWARD
+from .._backend.dispatch import run
 from ..support import Support, distinct
 from .arrays import is_sparse, tensor
 from .gates import DRAWN, generator, packed, random_generators, unpacked

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, check_count
-from ..ops.csr_sense.op import top_k
+from .._errors import Unfit, check_count
+from ..products.sense.op import top_k
 from .arrays import vector
 from .operators import PRECISIONS, Operator
 from .scaled import normalised

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Unfit, check_count
+from .._errors import Unfit, check_count
 from .basis_pursuit import basis_pursuit
 from .recovery import Log, Recovery, Watch, finished, problem
 from .units import times

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, check_at_least, check_count
+from .._errors import Unfit, check_at_least, check_count
 from .aiht import refined
 from .arrays import tensor
 from .gates import generator, packed, random_generators

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from .operators import BLOCK_NUMBERS, Operator, operator
 from .units import exponent_of, shifted
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from .arrays import tensor
 
 

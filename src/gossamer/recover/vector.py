@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import Unfit, check_at_least, check_count, check_share
+from .._errors import Unfit, check_at_least, check_count, check_share
 from ..layers import SparseLinear
 from ..observe import Tap
-from ..ops.csr_sense.op import STRONGEST, top_k
-from ..ops.kernels import choose
+from ..products.sense.op import STRONGEST, top_k
+from .._backend.dispatch import choose
 from ..support import Support
 from ..surgery import set_support_
 from .arrays import tensor

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
+from .._errors import Unfit
 from ..penalties import Penalty
 from .checks import check_momentum, check_penalty, check_positive
 from .mirror import Mirror

@@ -2,9 +2,9 @@
 
 import math
 
-from ..errors import Unfit, is_real, misfits
+from .._errors import Unfit, is_real, misfits
 from ..penalties import Penalty
-from ..schedules import Schedule
+from .._schedules import Schedule
 
 
 def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:

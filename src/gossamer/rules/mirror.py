@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..penalties import Penalty
-from ..schedules import Schedule
+from .._schedules import Schedule
 from .latent import drawn_back
 from .rule import Now, State
 

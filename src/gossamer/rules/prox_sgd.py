@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..penalties import Penalty
-from ..schedules import Schedule
+from .._schedules import Schedule
 from .checks import check_momentum, check_penalty
 from .rule import Now, State
 

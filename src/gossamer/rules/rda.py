@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..penalties import Penalty
-from ..schedules import Schedule
+from .._schedules import Schedule
 from .checks import check_penalty
 from .latent import drawn_back, shown_by
 from .rule import Now, State

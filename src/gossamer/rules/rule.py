@@ -17,9 +17,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, check_at_least
+from .._errors import Unfit, check_at_least
 from ..penalties import Penalty, Zero
-from ..schedules import Schedule, end_of
+from .._schedules import Schedule, end_of
 from .checks import check_rule_members, value_of
 from .latent import Latent
 

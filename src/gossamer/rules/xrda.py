@@ -27,9 +27,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import Unfit, is_real
+from .._errors import Unfit, is_real
 from ..penalties import Penalty
-from ..schedules import Schedule
+from .._schedules import Schedule
 from .checks import check_penalty, value_of
 from .latent import drawn_back, shown_by
 from .rule import Now, State

@@ -3,7 +3,7 @@
 from .csst import csst as csst
 from .gmp import gmp as gmp
 from .rigl import rigl as rigl
-from .set_ import set_ as set_
+from .set import set_ as set_
 from .snfs import snfs as snfs
 from .static import static as static
 from .topology import Change as Change

@@ -20,8 +20,8 @@ Nothing of the dense size exists at any time; the draw takes O(|Omega| log n), t
 
 from dataclasses import dataclass
 
-from ..errors import Unfit, check_count, check_density, check_share, nearest
-from ..schedules import Events, cosine, growing
+from .._errors import Unfit, check_count, check_density, check_share, nearest
+from .._schedules import Events, cosine, growing
 from .topology import Annealed, Sense, Topology, exchanged, fixed, pooled, projected, refuse_no_event
 
 MODES = ("prune_grow", "iht", "merge")

@@ -9,9 +9,9 @@ E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. No 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..budgets import Budget
-from ..errors import check_density
-from ..schedules import Events, regular
+from .._budgets import Budget
+from .._errors import check_density
+from .._schedules import Events, regular
 from .topology import Change, Topology
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..schedules import Events, cosine
+from .._schedules import Events, cosine
 from ..support import Support
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops.csr_sense.op import tie_key, tie_keys, top_k
+from ..products.sense.op import tie_key, tie_keys, top_k
 from ..support import Support
 
 

@@ -11,8 +11,8 @@ all ties at random, and exchanges nothing for a gradient of 0.
 
 from dataclasses import dataclass
 
-from ..errors import check_count, check_density, check_share
-from ..schedules import Events, cosine, regular
+from .._errors import check_count, check_density, check_share
+from .._schedules import Events, cosine, regular
 from .topology import Annealed, Sense, Topology, refuse_no_event
 
 

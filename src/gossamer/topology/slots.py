@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import Unfit
-from ..ops.csr_sense.op import tie_key, top_k
+from .._errors import Unfit
+from ..products.sense.op import tie_key, top_k
 from ..support import Support
 from .records import Change, Site
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import Unfit, check_count, check_share
-from ..schedules import Events, cosine, regular
+from .._errors import Unfit, check_count, check_share
+from .._schedules import Events, cosine, regular
 from .topology import Change, Sense, Site, Topology, norm, refuse_no_event
 
 LEAST = 0.005  # the prune rate at the end

@@ -23,10 +23,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..budgets import Budget
-from ..errors import Unfit, call_problem
-from ..ops.csr_sense.op import tie_key
-from ..schedules import Events, cubic
+from .._budgets import Budget
+from .._errors import Unfit, call_problem
+from ..products.sense.op import tie_key
+from .._schedules import Events, cubic
 from .records import Annealed as Annealed
 from .records import Change as Change
 from .records import Outcome as Outcome

@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import Unfit, check_count, check_share
+from ..._errors import Unfit, check_count, check_share
 from ...layers import SparseLayer
 from ...observe import Operands as Kept
 from ...observe import Tap, version_of
-from ...ops.csr_conv2d import reference as conv2d
-from ...ops.csr_conv2d.reference import Geometry
-from ...ops.csr_sense.op import SAMPLED, top_k
-from ...ops.kernels import run
+from ...products.conv2d import reference as conv2d
+from ...products.conv2d.reference import Geometry
+from ...products.sense.op import SAMPLED, top_k
+from ..._backend.dispatch import run
 from ...support import Support, distinct
 from ..arrays import tensor
 from ..units import exponent, shifted

@@ -1,0 +1,155 @@
+"""Grids of small computations: each cell is computed once, in one of several processes, and its row is written as soon as it is known.
+
+settings.json   what the grid was asked with; a folder of other settings is refused
+rows.jsonl      one line per finished cell: the cell's own keys, then what was computed
+table.csv       the same, at the end
+"""
+
+import csv
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._errors import Unfit, check_count
+from .config import THREADS
+from .console import live
+from .folder import read_json, read_lines, write
+
+Row = dict[str, Any]
+
+
+def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Callable[[Row], Row], jobs: int = 1) -> tuple[list[Row], Path]:
+    """All rows of a grid, those that are missing computed, and the folder.
+
+    Args:
+        settings: of all cells; kept, and compared when the folder is there.
+        cells: what distinguishes each, plain numbers and strings; ``work`` (a function of a module) gets settings and cell together.
+        jobs: processes; each uses one thread.
+    """
+    if check_count(who, "jobs", jobs, 1) > THREADS:
+        raise Unfit(who, f"at most {THREADS} processes are started", got=jobs)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    said, there = folder / "settings.json", json.loads(json.dumps(settings))
+    if said.is_file() and (before := read_json(said)) is None:
+        raise Unfit(str(said), "damaged: nobody knows which settings the results here are of", remedy="another --out, or delete the folder")
+    if said.is_file() and before != there:
+        different = [f"{key} was {before.get(key)}, is {there.get(key)}" for key in {*before, *there} if before.get(key) != there.get(key)]
+        raise Unfit(
+            who, f"{folder} holds results of other settings", reasons=sorted(different), remedy="another --out, or the same settings"
+        )
+    write(said, json.dumps(settings, indent=2) + "\n")
+    path = folder / "rows.jsonl"
+    rows = _complete_lines(path)
+    done = {_key(row, cells[0]) for row in rows} if cells else set()
+    todo = [cell for cell in cells if _key(cell, cell) not in done]
+    print(f"{len(cells)} cells in {folder}: {len(cells) - len(todo)} finished, {len(todo)} to do", flush=True)
+    try:
+        with path.open("a") as file, _bar(who, len(todo)) as advance:
+            for cell, result in _results(work, settings, todo, jobs):
+                rows.append({**cell, **result})
+                file.write(json.dumps(rows[-1]) + "\n")
+                file.flush()
+                advance()
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("stopped; what is finished is saved, and the same command continues") from stop
+    order = {_key(cell, cell): i for i, cell in enumerate(cells)}
+    rows = sorted((row for row in rows if cells and _key(row, cells[0]) in order), key=lambda row: order[_key(row, cells[0])])
+    _table(folder / "table.csv", rows)
+    return rows, folder
+
+
+def numbers(who: str, name: str, values: Sequence[Any], least: float) -> list[Any]:
+    """A list of an option, checked."""
+    if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) or v < least for v in values):
+        raise Unfit(who, f"{name} must be a list of numbers of at least {least}, as in --{name} '[1, 2]'", got=values)
+    return list(values)
+
+
+def pyplot(who: str) -> Any:
+    """Matplotlib, without a screen. Raises Unfit where it is not installed."""
+    from . import extras
+
+    extras.require("plot", who)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _results(work: Callable[[Row], Row], settings: Row, todo: Sequence[Row], jobs: int):
+    if jobs == 1:
+        for cell in todo:
+            yield cell, work({**settings, **cell})
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(work, {**settings, **cell}): cell for cell in todo}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _complete_lines(path: Path) -> list[Row]:
+    """The rows of a file; a line that cannot be read, cut by an interruption, is forgotten and computed again."""
+    rows = list(read_lines(path))
+    if path.is_file():
+        write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _key(row: Row, like: Row) -> str:
+    return json.dumps({name: row.get(name) for name in like}, sort_keys=True)
+
+
+def _table(path: Path, rows: list[Row]) -> None:
+    plain = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
+    with path.open("w", newline="") as file:
+        names = list(dict.fromkeys(name for row in plain for name in row))
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(plain)
+
+
+class _bar:
+    """A live bar on a terminal, about ten lines elsewhere."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total, self.done, self.progress = label, total, 0, None
+
+    def __enter__(self) -> Callable[[], None]:
+        if live() and self.total:
+            from rich.progress import Progress
+
+            self.progress = Progress()
+            self.task = self.progress.add_task(self.label, total=self.total)
+            self.progress.start()
+        return self._advance
+
+    def _advance(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress.advance(self.task)
+        elif self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
+            print(f"{self.label}: {self.done}/{self.total}", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def save(plt: Any, figure: Any, path: Path) -> None:
+    """Writes a figure as a PNG, says so, and closes it."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(f"wrote {path}", flush=True)

@@ -1,0 +1,153 @@
+"""The ``gossamer`` command. Importable with the core alone; what else a command needs is asked for when it is run.
+
+Exit codes: 0 done, 1 a run diverged, 2 misuse or something missing, 130 interrupted (saved).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from inspect import getdoc
+
+from .. import __version__
+from .._errors import Unfit, nearest
+from . import extras
+
+LONGEST, NESTED = 4000, 40  # letters and brackets of an argument
+USAGE = """usage: gossamer COMMAND ...
+
+Sparse training from the first step to the last.
+
+  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros by CSST, beside dense and static random
+  sweep FILE.yaml [--jobs N]            train several configurations and seeds, skipping what is finished, and print the table
+  report DIR                            print the table of a folder of runs again
+  recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks, images, MNIST; tables and pictures
+  doctor                                say what is available on this machine: kernels, threads, GPU, extras
+
+  gossamer COMMAND --help               the options of a command
+  gossamer --version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code. Misuse is one message on standard error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        for word in argv:
+            check_word(word)
+        return dispatch(argv)
+    except Unfit as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has had enough
+        sys.stderr.close()
+        return 0
+    except (OSError, UnicodeError) as error:
+        print(
+            f"gossamer: {error}\n  To fix it: check that the file or folder can be read and written, and is what it should be",
+            file=sys.stderr,
+        )
+        return 2
+    except (MemoryError, RecursionError) as error:
+        what = "there is not enough memory for this" if isinstance(error, MemoryError) else "something is nested too deeply"
+        print(f"gossamer: {what}\n  To fix it: smaller settings", file=sys.stderr)
+        return 2
+
+
+def check_word(word: str) -> None:
+    """Refuses (Unfit) an argument that is no text of one line, or nests more than a setting does."""
+    strange = next((c for c in word if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
+    if strange is not None:
+        raise Unfit("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
+    if len(word) > LONGEST:
+        raise Unfit("gossamer", f"an argument has at most {LONGEST:,} letters", got=len(word), remedy="a CONFIG.yaml")
+    if sum(map(word.count, "[{")) > NESTED:
+        raise Unfit("gossamer", f"an argument has at most {NESTED} brackets", got=word[:60], remedy="a CONFIG.yaml")
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs one command. Raises Unfit."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command in ("--version", "version"):
+        print(f"gossamer {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise Unfit("gossamer", f"unknown command {command!r}{nearest(command, COMMANDS)}", remedy="gossamer --help lists the commands")
+    if command != "doctor":
+        extras.require("run", f"gossamer {command}")
+    return COMMANDS[command](rest)
+
+
+def _run(argv: list[str]) -> int:
+    from .job import job
+
+    return job(argv)
+
+
+def _sweep(argv: list[str]) -> int:
+    from .sweep import sweep
+
+    return _call("sweep", sweep, argv)
+
+
+def _report(argv: list[str]) -> int:
+    from .report import report
+
+    return _call("report", report, argv)
+
+
+def _recover(argv: list[str]) -> int:
+    from .recover import COMMANDS as experiments
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: gossamer recover EXPERIMENT ...\n\n  " + "\n  ".join(f"{name:9} {_first_line(f)}" for name, f in experiments.items()))
+        return 0
+    if argv[0] not in experiments:
+        what = f"unknown experiment {argv[0]!r}{nearest(argv[0], experiments)}"
+        raise Unfit("gossamer recover", what, remedy=f"one of {', '.join(experiments)}")
+    return _call(f"recover {argv[0]}", experiments[argv[0]], argv[1:])
+
+
+def _first_line(command: Callable[..., None]) -> str:
+    return (getdoc(command) or "").partition("\n")[0]
+
+
+def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
+    """Calls a command whose signature is the schema of its options."""
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    from .config import expected
+
+    who, description = f"gossamer {name}", (getdoc(command) or "").partition("Args:")[0]
+    parser = ArgumentParser(prog=who, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_function_arguments(command, as_group=False, as_positional=True)
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in argv:
+        if word.startswith("-") and word.partition("=")[0] not in known:
+            raise Unfit(who, f"unknown option {word}{nearest(word, known)}", remedy=f"{who} --help lists the options")
+    try:
+        given = parser.parse_args(argv)
+    except (ArgumentError, OverflowError) as error:
+        raise Unfit(who, expected(str(error))) from error
+    command(**vars(given))
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    from .doctor import doctor
+
+    if argv and argv[0] not in ("-h", "--help"):
+        raise Unfit("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
+    if argv:
+        print("usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options.")
+        return 0
+    return doctor()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report, "recover": _recover, "doctor": _doctor}

@@ -1,0 +1,138 @@
+"""``gossamer recover mnist``: digits by sparse networks."""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from ... import recover as solvers
+from ..._errors import Unfit, check_count, is_real
+from ..grid import Row, compute, numbers, pyplot, save
+from ..console import show
+from .planted_networks import imp
+
+PIXELS = 28 * 28
+
+
+def mnist(
+    digits: str = "all",
+    widths: list[int] | None = None,
+    nonzeros: list[int] | None = None,
+    methods: list[str] | None = None,
+    seeds: int = 3,
+    steps: int = 3000,
+    batch: int = 256,
+    lr: float = 0.02,
+    imp_steps: int = 600,
+    data: str | None = None,
+    out: str | None = None,
+    jobs: int = 1,
+    picture: bool = True,
+) -> None:
+    """MNIST by sparse two-layer networks: accuracy over width and non-zeros, beside iterative magnitude pruning; no biases.
+
+    Args:
+        digits: "all" ten, or "01".
+        widths: hidden neurons.
+        nonzeros: weights of both layers together.
+        methods: iht (fit_vector) and imp.
+        seeds: runs per cell.
+        steps, batch, lr: of iht.
+        imp_steps: Adam steps of each pruning round, same batch size, lr 1e-3.
+        data: folder of the files; default GOSSAMER_DATA, else data.
+        out: folder; by default runs/recover/mnist-DIGITS.
+        jobs: processes.
+        picture: write heat.png (needs matplotlib).
+    """
+    who = "gossamer recover mnist"
+    methods = methods or ["iht", "imp"]
+    for method in methods:
+        if method not in ("iht", "imp"):
+            raise Unfit(who, f"unknown method {method!r}", remedy="iht or imp")
+    if digits not in ("all", "01"):
+        raise Unfit(who, f"unknown digits {digits!r}", remedy='"all" or "01"')
+    widths = numbers(who, "widths", widths or [100], 1)
+    nonzeros = numbers(who, "nonzeros", nonzeros or ([200] if digits == "01" else [1000]), 2)
+    for name, value in (("seeds", seeds), ("steps", steps), ("batch", batch), ("imp_steps", imp_steps), ("jobs", jobs)):
+        check_count(who, name, value, 1)
+    if not is_real(lr) or not 0 < lr < math.inf:
+        raise Unfit(who, "lr must be a positive number", got=lr)
+    if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
+        what = f"a network of {min(widths)} neurons has {weights} weights, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise Unfit(who, what, remedy="larger widths, or fewer nonzeros")
+    plt = pyplot(who) if picture else None
+    _mnist(data, digits)  # before the processes begin: are the files there?
+    settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
+    cells = [{"method": m, "width": p, "s": s, "seed": seed} for m in methods for p in widths for s in nonzeros for seed in range(seeds)]
+    rows, folder = compute(who, out or f"runs/recover/mnist-{digits}", settings, cells, mnist_cell, jobs)
+    table, means = [], {}
+    for m in methods:
+        for p in widths:
+            for s in nonzeros:
+                mine = torch.tensor([r["accuracy"] for r in rows if (r["method"], r["width"], r["s"]) == (m, p, s)], dtype=torch.float64)
+                sd = float(mine.std()) if len(mine) > 1 else math.nan
+                means[m, p, s] = float(mine.mean())
+                least = f"{100 * float(mine.min()):.2f}"
+                table.append([m, str(p), str(s), f"{100 * means[m, p, s]:.2f}", f"{100 * sd:.2f}", least])
+    show(f"MNIST, digits {digits}: test accuracy over {seeds} seeds", ["method", "width", "non-zeros", "mean %", "sd", "least"], table)
+    if plt is not None:
+        figure, axes = plt.subplots(1, len(methods), figsize=(5 * len(methods), 4), squeeze=False)
+        low = min(means.values())
+        for ax, m in zip(axes[0], methods, strict=True):
+            grid = [[means[m, p, s] for s in nonzeros] for p in widths]
+            shown = ax.imshow(grid, cmap="viridis", vmin=low, vmax=1, aspect="auto", origin="lower")
+            ax.set_xticks(range(len(nonzeros)), [str(s) for s in nonzeros])
+            ax.set_yticks(range(len(widths)), [str(p) for p in widths])
+            for i, line in enumerate(grid):
+                for j, value in enumerate(line):
+                    ax.text(
+                        j,
+                        i,
+                        f"{100 * value:.1f}",
+                        ha="center",
+                        va="center",
+                        color="white" if value < (low + 1) / 2 else "black",
+                        fontsize=8,
+                    )
+            ax.set(xlabel="non-zeros", ylabel="hidden neurons", title=m)
+            figure.colorbar(shown)
+        save(plt, figure, folder / "heat.png")
+
+
+def mnist_cell(cell: Row) -> Row:
+    """One network: test accuracy, weights that are not zero."""
+    torch.set_num_threads(1)
+    x, y, test_x, test_y = _mnist(cell["data"], cell["digits"])
+    begin = time.perf_counter()
+    if cell["method"] == "imp":
+        model = imp(x, y, [cell["width"]], cell["s"], "cross_entropy", cell["seed"], cell["imp_steps"], cell["batch"])
+        with torch.no_grad():
+            scores = model(test_x)
+        nonzeros = sum(int(p.count_nonzero()) for p in model.parameters())
+    else:
+        fit = solvers.fit_vector(
+            x,
+            y,
+            cell["s"],
+            neurons=cell["width"],
+            loss="cross_entropy",
+            steps=cell["steps"],
+            batch=cell["batch"],
+            lr=cell["lr"],
+            seed=cell["seed"],
+        )
+        scores, nonzeros = fit.network.predict(test_x), fit.network.nonzeros
+    accuracy = float((scores.argmax(1) == test_y).double().mean())
+    return {"accuracy": accuracy, "nonzeros": nonzeros, "seconds": time.perf_counter() - begin}
+
+
+def _mnist(data: str | None, digits: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from ..tasks import MNIST
+
+    all_of = MNIST(data).load()
+    parts: list[Tensor] = []
+    for x, y in ((all_of.train_x, all_of.train_y), (all_of.test_x, all_of.test_y)):
+        keep = y < (2 if digits == "01" else 10)
+        parts += [x[keep].flatten(1).float() / 255, y[keep]]
+    return parts[0], parts[1], parts[2], parts[3]

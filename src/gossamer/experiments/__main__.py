@@ -1,7 +1,0 @@
-"""``python -m gossamer.experiments`` is the ``gossamer`` command."""
-
-import sys
-
-from .cli import main
-
-sys.exit(main())

@@ -1,0 +1,56 @@
+"""The fast twins of :mod:`.reference`: the weight-gradient kernels at other coordinates; and for everything, a block of rows at a time,
+torch's own dense weight gradient, which no sparse kernel beats where nothing is skipped."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from ...support import INT, Support, grid_of
+from ..conv2d import native as conv2d
+from ..conv2d.reference import Geometry
+from ..linear import native as linear
+from ..._backend.dispatch import Kernel
+from ..._backend.native import BEST, why_not
+from . import reference
+
+
+def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
+    """The kernels of one build, by operation."""
+
+    def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
+        grid = grid_of(shape, unit)
+        crow = torch.searchsorted(ids, torch.arange(grid[0] + 1) * grid[1]).to(INT)
+        col = (ids % grid[1]).to(INT)
+        if g is not None:
+            return conv2d.sampled(m, dy, x, crow, col, unit, g)
+        return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, unit)
+
+    def strongest(*args: Any) -> tuple[Tensor, Tensor]:
+        return reference.strongest(*args, rows_of=dense_rows)
+
+    return {"sampled": Kernel(name, sampled, _unfit), "strongest": Kernel(name, strongest, _unfit_operands)}
+
+
+def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+    """Some rows of the dense gradient by torch's own dense kernels, (rows, cols)."""
+    if g is None:
+        return reference.dense_rows(operands, rows, s, g)
+    size = (len(range(*rows.indices(s.shape[0]))), operands[0][1].shape[1], *g.kernel)
+    shape: Any = (g.stride, g.padding, g.dilation)  # torch's annotation knows single numbers only
+    blocks = (conv2d_weight(x, size, dy[:, rows].contiguous(), *shape) for dy, x in operands)
+    return functools.reduce(torch.add, blocks).flatten(1)
+
+
+def _unfit_operands(operands: Sequence[tuple[Tensor, Tensor]], *_: Any) -> list[str]:
+    return why_not(*operands[0])
+
+
+def _unfit(dy: Tensor, x: Tensor, *_: Any) -> list[str]:
+    return why_not(dy, x)
+
+
+KERNELS = kernels(BEST)

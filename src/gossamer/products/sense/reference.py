@@ -1,0 +1,129 @@
+"""Sensing: the gradient of a sparse layer's weights at coordinates off its support, from the layer's input x and its output's gradient dy.
+
+    sampled      dW at given unit ids: the same sampled product (SDDMM) as the weight gradient, elsewhere      2 B m flops
+    strongest    the k units off the support with the largest |dW|, of all of them: the dense gradient is made a block of rows at a
+                 time and only the best survive, so memory is O(block + k)                                      2 B N flops
+
+``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins; or, given a seed, the lower
+splitmix64(id xor seed), a random order that depends neither on blocks nor on the order in which candidates come.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...support import INT, Support, grid_of
+from ..conv2d import reference as conv2d
+from ..conv2d.reference import Geometry
+from ..linear import reference as linear
+
+BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
+GAMMA, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # of splitmix64, as int64
+
+
+def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
+    """Gradient at sorted unit ids, (m,) int64 -> (m,) or (m, h, w). Linear: dy (..., rows), x (..., cols); else images."""
+    grid = grid_of(shape, unit)
+    starts = torch.arange(grid[0] + 1, device=ids.device) * grid[1]
+    crow, col = torch.searchsorted(ids, starts).to(INT), (ids % grid[1]).to(INT)
+    if g is not None:
+        return conv2d.sampled(dy, x, crow, col, shape, unit, g)
+    return linear.sampled(dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, shape, unit)
+
+
+def strongest(
+    operands: Sequence[tuple[Tensor, Tensor]],
+    s: Support,
+    k: int,
+    g: Geometry | None = None,
+    reduce: Callable[[Tensor], object] | None = None,
+    seed: int | None = None,
+    rows_of: Callable[..., Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k strongest units off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
+
+    Args:
+        operands: pairs (dy, x) whose gradients add up: one per micro-batch.
+        reduce: applied in place to every block of the gradient (the mean over the ranks of a distributed run).
+        seed: breaks ties at random; None: the lower id wins.
+        rows_of: what makes a block, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
+    """
+    (h, w), (unit_rows, unit_cols) = s.unit, s.grid
+    dtype, device = operands[0][0].dtype, s.col.device
+    best = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=dtype, device=device))
+    tiles = torch.empty(0, h, w, dtype=dtype, device=device)
+    step = max(1, BLOCK_NUMBERS // (h * unit_cols * w))
+    for top in range(0, unit_rows, step):
+        high = min(step, unit_rows - top)
+        block = (rows_of or dense_rows)(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols) of the dense gradient
+        if reduce is not None:
+            reduce(block)
+        block = pad(block, (0, unit_cols * w - s.shape[1], 0, high * h - block.shape[0]))
+        block = block.view(high, h, unit_cols, w).transpose(1, 2).reshape(-1, h, w)
+        score = (block.abs().flatten() if (h, w) == (1, 1) else block.flatten(1).norm(dim=1)).nan_to_num_(0.0, math.inf)
+        first, last = int(s.crow[top]), int(s.crow[top + high])
+        kept = (
+            torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
+        )
+        score[kept] = -1.0
+        ids = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(None, seed, top * unit_cols))
+        scores, tiles = torch.cat([best[1], score[ids]]), torch.cat([tiles, block[ids]])
+        ids = torch.cat([best[0], ids + top * unit_cols])
+        chosen = top_k(scores, min(k, scores.numel()), tie_keys(ids, seed))
+        best, tiles = (ids[chosen], scores[chosen]), tiles[chosen]
+    return best[0], tiles.flatten() if (h, w) == (1, 1) else tiles
+
+
+def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Indices of the k largest entries, sorted by index; NaN is the least. (m,) -> (k,) int64.
+
+    Args:
+        ties: keys of some indices, (t,) -> (t,): among equals the lower key wins; None: the lower index.
+    """
+    if k <= 0:
+        return torch.empty(0, dtype=torch.int64, device=score.device)
+    if k >= score.numel():
+        return torch.arange(score.numel(), device=score.device)
+    threshold = torch.topk(score, k, sorted=False)[0].min()
+    if threshold.isnan():  # to torch NaN is the largest
+        return top_k(score.nan_to_num(-math.inf, math.inf, -math.inf), k, ties)
+    above = (score > threshold).nonzero().flatten()
+    level = (score == threshold).nonzero().flatten()
+    places = k - above.numel()
+    if ties is not None and places < level.numel():
+        level = level[torch.topk(ties(level), places, largest=False, sorted=False)[1]]
+    return torch.cat([above, level[:places]]).sort()[0]
+
+
+def tie_keys(ids: Tensor | None, seed: int | None, first: int = 0) -> Callable[[Tensor], Tensor] | None:
+    """What :func:`top_k` breaks ties by, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a seed."""
+    return None if seed is None else lambda at: tie_key(at + first if ids is None else ids[at], seed)
+
+
+def tie_key(ids: Tensor, seed: int) -> Tensor:
+    """splitmix64(id xor seed) (Steele, Lea & Flood 2014): one-to-one, so no two ids share a key. (m,) int64 -> (m,) int64."""
+    z = (ids ^ seed) + GAMMA  # int64 wraps round
+    z = (z ^ _shifted(z, 30)) * FIRST
+    z = (z ^ _shifted(z, 27)) * SECOND
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
+    """A slice of rows of the dense gradient, summed over the micro-batches."""
+    if g is None:
+        parts = (dy.reshape(-1, s.shape[0])[:, rows].t() @ x.reshape(-1, s.shape[1]) for dy, x in operands)
+        return functools.reduce(Tensor.add_, parts)
+    total = operands[0][0].new_zeros(len(range(*rows.indices(s.shape[0]))), s.shape[1])
+    for dy, x in operands:
+        for part, columns in conv2d.unfolded(x, g):
+            total += conv2d.flat_outputs(dy[part, rows]).t() @ columns
+    return total

@@ -1,0 +1,1 @@
+"""Training loops: what moves values, what changes supports, what follows them."""
