@@ -35,7 +35,10 @@ def isometry() -> None:
         columns = ([getattr(v, name) for v in values] for name in ("mean", "sampled", "improved", "gershgorin", "edge"))
         print(
             f"| {s} | "
-            + " | ".join(f"{sum(c) / len(c):.3f} ({min(c):.3f} to {max(c):.3f})" if max(c) > min(c) else f"{c[0]:.3f}" for c in columns)
+            + " | ".join(
+                f"{sum(c) / len(c):.3f} ({min(c):.3f} to {max(c):.3f})" if max(c) > min(c) else f"{c[0]:.3f}"
+                for c in columns
+            )
             + " |"
         )
 
@@ -74,9 +77,17 @@ def main() -> None:
             grow = round(0.01 * (s.total - s.n))
             for fraction in (0.1, 0.3, 1.0):
                 for window in (1, 10):
-                    measured = diagnose.measured_recall(operands, s, grow=grow, fraction=fraction, window=window, trials=8)
+                    measured = diagnose.measured_recall(
+                        operands, s, grow_score=grow, fraction=fraction, window=window, trials=8
+                    )
                     found = diagnose.sensing(
-                        operands[:window], s, grow=grow, fraction=fraction, window=window, measured=measured, name=name
+                        operands[:window],
+                        s,
+                        grow_score=grow,
+                        fraction=fraction,
+                        window=window,
+                        measured=measured,
+                        name=name,
                     )
                     rows.append({"step": stage, "layer": name, "fraction": fraction, "window": window, "measured": measured,
                                  "predicted": found.recall, "conditioning": found.conditioning, "snr": found.snr})  # fmt: skip
@@ -89,8 +100,12 @@ def main() -> None:
         writer.writerows(rows)
     for fraction in (0.1, 0.3, 1.0):
         for window in (1, 10):
-            errors = [abs(r["predicted"] - r["measured"]) for r in rows if (r["fraction"], r["window"]) == (fraction, window)]
-            print(f"fraction {fraction}, window {window}: mean error {sum(errors) / len(errors):.3f}, largest {max(errors):.3f}")
+            errors = [
+                abs(r["predicted"] - r["measured"]) for r in rows if (r["fraction"], r["window"]) == (fraction, window)
+            ]
+            print(
+                f"fraction {fraction}, window {window}: mean error {sum(errors) / len(errors):.3f}, largest {max(errors):.3f}"
+            )
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 import gossamer as gs
 import timing
+from gossamer._backend.dispatch import choose
 from gossamer.products.conv2d import op as conv2d_op
 from gossamer.products.linear import op as linear_op
-from gossamer._backend.dispatch import choose
 from timing import Mismatch, Result, Table, Timing, batch_last, error, interleaved, millis, times
 from variants import Variant, dense, gossamer, peers
 
@@ -56,14 +56,22 @@ class Work(NamedTuple):
     def layer(self, density: float, args: argparse.Namespace) -> gs.SparseLayer:
         """The sparse layer, the same for the same seed."""
         rng = torch.Generator().manual_seed(args.seed)
-        common: dict[str, Any] = {"density": density, "bias": False, "unit": tuple(args.unit), "rng": rng, "dtype": args.dtype}
+        common: dict[str, Any] = {
+            "density": density,
+            "bias": False,
+            "block": tuple(args.block),
+            "rng": rng,
+            "dtype": args.dtype,
+        }
         if self.side:
             made: gs.SparseLayer = gs.SparseConv2d(self.inputs, self.outputs, 3, padding=1, **common)
         else:
             made = gs.SparseLinear(self.inputs, self.outputs, **common)
-        if made.unit == (1, 1):
+        if made.block == (1, 1):
             with torch.no_grad():
-                made.values[made.values == 0] = 1.0  # a kept weight that is 0 by chance is none to those who look for non-zeros
+                made.values[made.values == 0] = (
+                    1.0  # a kept weight that is 0 by chance is none to those who look for non-zeros
+                )
         return made
 
     def operands(self, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -95,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = timing.read(args.source) if args.source else measured(args)
         if args.picture:
             picture(result, args.picture)
-    except (Mismatch, gs.Unfit) as refusal:
+    except (Mismatch, gs.UsageError) as refusal:
         print(refusal, file=sys.stderr)
         return 1 if isinstance(refusal, Mismatch) else 2
     return timing.finish(args, result, TABLES, _pictures(args))
@@ -104,17 +112,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; without a measurement that is asked for by name, it is the table of rows."""
     p = timing.parser(__doc__)
-    p.add_argument("--rows", nargs="+", metavar="NAME", help="beginnings of names: linear, conv, " + ", ".join(w.name for w in ROWS))
+    p.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="NAME",
+        help="beginnings of names: linear, conv, " + ", ".join(w.name for w in ROWS),
+    )
     p.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.05, 0.02])
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    p.add_argument("--unit", nargs=2, type=int, default=[1, 1], metavar=("H", "W"), help="tiles instead of single weights")
-    p.add_argument("--tiles", action="store_true", help="speed-up of several tiles beside single weights, on the rows of 1024 and 256@8")
+    p.add_argument(
+        "--block", nargs=2, type=int, default=[1, 1], metavar=("H", "W"), help="tiles instead of single weights"
+    )
+    p.add_argument(
+        "--tiles",
+        action="store_true",
+        help="speed-up of several tiles beside single weights, on the rows of 1024 and 256@8",
+    )
     p.add_argument("--sweep", action="store_true", help="speed-up at densities from 0.005 to 1")
-    p.add_argument("--picture", type=Path, metavar="FILE", help="draw the sweep, and the growth if it was measured (matplotlib)")
+    p.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the sweep, and the growth if it was measured (matplotlib)"
+    )
     p.add_argument("--overhead", action="store_true", help="time of a call beyond its kernels")
     p.add_argument("--growth", action="store_true", help="time of a step from 1e5 to 1e8 non-zeros (needs about 10 GB)")
-    p.add_argument("--wide", action="store_true", help="training steps of a layer of 2**20 x 2**20 with 10 million non-zeros, batch 16")
+    p.add_argument(
+        "--wide",
+        action="store_true",
+        help="training steps of a layer of 2**20 x 2**20 with 10 million non-zeros, batch 16",
+    )
     args = p.parse_args(argv)
     args.dtype = getattr(torch, args.dtype)
     args.budget = (0.0 if args.quick else 3.0) if args.budget is None else args.budget
@@ -126,15 +151,25 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measured(args: argparse.Namespace) -> Result:
     """All sections that were asked for."""
-    rows, all_rows = [w for w in (TINY if args.quick else ROWS) if w.name.startswith(tuple(args.rows))], TINY if args.quick else ROWS
+    rows, all_rows = (
+        [w for w in (TINY if args.quick else ROWS) if w.name.startswith(tuple(args.rows))],
+        TINY if args.quick else ROWS,
+    )
     if args.rows and not rows:
-        raise gs.Unfit("--rows", "no row's name begins so", got=args.rows, remedy=", ".join(w.name for w in all_rows))
+        raise gs.UsageError(
+            "--rows", "no row's name begins so", got=args.rows, remedy=", ".join(w.name for w in all_rows)
+        )
     swept = (rows or all_rows) if args.sweep else []
     wrong = {w.name: gate(w, args.densities, args) for w in rows}
     for work in swept:
         gate(work, SWEEP, args, with_peers=False)
-    result: Result = {"machine": {}, "quick": args.quick, "batch": args.batch, "dtype": str(args.dtype).removeprefix("torch.")}
-    result["unit"], result["roofline"] = args.unit, timing.roofline(0.0 if args.quick else 2.0, args.quick)
+    result: Result = {
+        "machine": {},
+        "quick": args.quick,
+        "batch": args.batch,
+        "dtype": str(args.dtype).removeprefix("torch."),
+    }
+    result["block"], result["roofline"] = args.block, timing.roofline(0.0 if args.quick else 2.0, args.quick)
     if rows:
         result["kernels"] = [cell for w in rows for cell in cells(w, args.densities, args, wrong[w.name])]
     if swept:
@@ -176,7 +211,9 @@ def gate(work: Work, densities: Sequence[float], args: argparse.Namespace, with_
     return wrong
 
 
-def cells(work: Work, densities: Sequence[float], args: argparse.Namespace, wrong: set[str] | None) -> list[dict[str, Any]]:
+def cells(
+    work: Work, densities: Sequence[float], args: argparse.Namespace, wrong: set[str] | None
+) -> list[dict[str, Any]]:
     """One interleaved run over a row: dense once, the others at every density; peers unless ``wrong`` is None."""
     print(f"timing {work.name}", file=sys.stderr)
     x, dy = work.operands(args)
@@ -189,7 +226,10 @@ def cells(work: Work, densities: Sequence[float], args: argparse.Namespace, wron
     taken = interleaved(calls, args.budget * len(densities), least=2 if args.quick else 5)
     by_form = {v.form: taken[name] for name, v in calls.items() if v.family == "dense"}
     best = min(by_form, key=lambda form: by_form[form].seconds)
-    return [_cell(work, layer, density, (x, dy), best, by_form, calls, taken, wrong or set()) for density, layer in layers.items()]
+    return [
+        _cell(work, layer, density, (x, dy), best, by_form, calls, taken, wrong or set())
+        for density, layer in layers.items()
+    ]
 
 
 def _cell(
@@ -206,7 +246,9 @@ def _cell(
     s, own = layer.support, taken[f"gossamer {density:g}"]
     others: dict[str, dict[str, Any]] = {}
     for family in FAMILIES:
-        forms = {v.form: taken[name] for name, v in calls.items() if v.family == family and name.endswith(f" {density:g}")}
+        forms = {
+            v.form: taken[name] for name, v in calls.items() if v.family == family and name.endswith(f" {density:g}")
+        }
         if forms:
             form = min(forms, key=lambda form: forms[form].seconds)
             others[family] = {"form": form, **forms[form]._asdict(), "slower": forms[form].seconds / own.seconds}
@@ -250,13 +292,25 @@ def kernels_table(result: Result) -> Table:
         own, best = Timing(**cell["gossamer"]), Timing(**cell["dense"][cell["best dense"]])
         speed, moved = cell["flops"] / own.seconds, cell["bytes"] / own.seconds
         rows.append(
-            [cell["work"], f"{cell['density']:g}", cell["best dense"], millis(best.seconds), millis(own.seconds), times(cell["ratio"])]
-            + [f"±{own.spread + best.spread:.0%}", f"{speed / 1e9:.1f}", f"{speed / roof['flops']:.0%}", f"{cell['bytes'] / 1e6:.1f}"]
+            [
+                cell["work"],
+                f"{cell['density']:g}",
+                cell["best dense"],
+                millis(best.seconds),
+                millis(own.seconds),
+                times(cell["ratio"]),
+            ]
+            + [
+                f"±{own.spread + best.spread:.0%}",
+                f"{speed / 1e9:.1f}",
+                f"{speed / roof['flops']:.0%}",
+                f"{cell['bytes'] / 1e6:.1f}",
+            ]
             + [f"{moved / roof['bytes']:.0%}", *(_peer(cell["peers"].get(family)) for family in families)]
         )
     for density, mean in _conv_means(found).items():
         rows.append(["conv, geometric mean", f"{density:g}", *[""] * 3, times(mean), *[""] * (5 + len(families))])
-    tiles = "" if result["unit"] == [1, 1] else f", tiles of {result['unit'][0]} x {result['unit'][1]}"
+    tiles = "" if result["block"] == [1, 1] else f", tiles of {result['block'][0]} x {result['block'][1]}"
     notes = [
         f"Forward and backward, batch {result['batch']}, {result['dtype']}{tiles}. Medians; spread: half the distance of the quartiles, "
         "dense and sparse added. Peers: ms (so many times gossamer's).",
@@ -282,25 +336,25 @@ def tiles(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The same density in tiles: each tile in an interleaved run of its own, with dense and without peers."""
     found = []
     for work in TINY[1:] if args.quick else (w for w in ROWS if w.name in TILED):
-        for unit in TILES:
-            tiled = argparse.Namespace(**{**vars(args), "unit": list(unit)})
+        for block in TILES:
+            tiled = argparse.Namespace(**{**vars(args), "block": list(block)})
             gate(work, args.densities, tiled, with_peers=False)
-            found += [{**cell, "unit": list(unit)} for cell in cells(work, args.densities, tiled, None)]
+            found += [{**cell, "block": list(block)} for cell in cells(work, args.densities, tiled, None)]
     return found
 
 
 def tiles_table(result: Result) -> Table:
     """Speed-ups, a column for each tile."""
     found = result["tiles"]
-    units = list(dict.fromkeys(tuple(cell["unit"]) for cell in found))
-    ratios = {(cell["work"], cell["density"], tuple(cell["unit"])): times(cell["ratio"]) for cell in found}
+    blocks = list(dict.fromkeys(tuple(cell["block"]) for cell in found))
+    ratios = {(cell["work"], cell["density"], tuple(cell["block"])): times(cell["ratio"]) for cell in found}
     keys = dict.fromkeys((work, density) for work, density, _ in ratios)
-    rows = [[work, f"{density:g}", *(ratios[work, density, unit] for unit in units)] for work, density in keys]
+    rows = [[work, f"{density:g}", *(ratios[work, density, block] for block in blocks)] for work, density in keys]
     notes = [
         f"Speed-up over the best dense variant, forward and backward, batch {result['batch']}, {result['dtype']}: the same density in "
         f"tiles of h x w. Kernels: {_kernel_names(found)}."
     ]
-    return Table("What tiles gain", ["work", "density", *(f"{h} x {w}" for h, w in units)], rows, notes)
+    return Table("What tiles gain", ["work", "density", *(f"{h} x {w}" for h, w in blocks)], rows, notes)
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float | None:
@@ -327,7 +381,9 @@ def sweep_table(result: Result) -> Table:
     rows = []
     for work, points in curves.items():
         even = break_even(points)
-        said = f"{even:.2g}" if even else "above 1" if min(r for _, r in points) >= 1 else "below " + f"{densities[0]:g}"
+        said = (
+            f"{even:.2g}" if even else "above 1" if min(r for _, r in points) >= 1 else "below " + f"{densities[0]:g}"
+        )
         rows.append([work, *(times(dict(points)[d]) for d in densities), said])
     names = _kernel_names(result["sweep"])
     notes = [f"Speed-up over the best dense variant, batch {result['batch']}, {result['dtype']}. Kernels: {names}."]
@@ -342,10 +398,14 @@ def picture(result: Result, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     if not {"sweep", "growth"} & set(result):
-        raise gs.Unfit("--picture", "neither the sweep nor the growth was measured", remedy="--sweep, --growth")
+        raise gs.UsageError("--picture", "neither the sweep nor the growth was measured", remedy="--sweep, --growth")
     panels = [draw for name, draw in (("sweep", _draw_sweep), ("growth", _draw_growth)) if name in result]
-    with plt.rc_context({"svg.hashsalt": "gossamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.0), squeeze=False, layout="constrained")
+    with plt.rc_context(
+        {"svg.hashsalt": "gossamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(5.6 * len(panels), 4.0), squeeze=False, layout="constrained"
+        )
         for draw, ax in zip(panels, axes[0], strict=True):
             draw(ax, result)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
@@ -369,7 +429,9 @@ def _draw_sweep(ax: Any, result: Result) -> None:
         [line] = ax.loglog(*zip(*sorted(points), strict=True), style, color=f"C{i}", linewidth=1.4, label=label)
         if even:
             ax.plot(even, 1.0, "o", color=line.get_color(), markersize=5)
-    ax.set(xlabel="density", ylabel="times faster than the best dense variant", title="Forward and backward, by density")
+    ax.set(
+        xlabel="density", ylabel="times faster than the best dense variant", title="Forward and backward, by density"
+    )
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
     ax.grid(True, which="major", color="0.9")
@@ -400,9 +462,19 @@ def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
     few, many, found = 4, 12 if args.quick else 68, []
     linear, conv = {"density": 0.1, "min_fan_in": 1}, {"density": 0.1, "padding": 1, "bias": False}
     pairs: list[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...]]] = [
-        ("linear", lambda: gs.SparseLinear(16, 16, bias=False, **linear), lambda: nn.Linear(16, 16, bias=False), (8, 16)),
+        (
+            "linear",
+            lambda: gs.SparseLinear(16, 16, bias=False, **linear),
+            lambda: nn.Linear(16, 16, bias=False),
+            (8, 16),
+        ),
         ("linear with bias", lambda: gs.SparseLinear(16, 16, **linear), lambda: nn.Linear(16, 16), (8, 16)),
-        ("conv 3x3", lambda: gs.SparseConv2d(4, 4, 3, **conv), lambda: nn.Conv2d(4, 4, 3, padding=1, bias=False), (8, 4, 4, 4)),
+        (
+            "conv 3x3",
+            lambda: gs.SparseConv2d(4, 4, 3, **conv),
+            lambda: nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            (8, 4, 4, 4),
+        ),
     ]
     for name, sparse, torch_layer, shape in pairs:
         x = torch.randn(shape)
@@ -414,10 +486,17 @@ def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
         assert isinstance(layer, gs.SparseLayer)
         calls["kernels"] = _kernels_alone(layer, batch_last(x), many - few)
         taken = interleaved(calls, args.budget * 3, least=2 if args.quick else 50)
-        slopes = {who: (taken[f"{who} {many}"].seconds - taken[f"{who} {few}"].seconds) / (many - few) for who in ("gossamer", "torch")}
+        slopes = {
+            who: (taken[f"{who} {many}"].seconds - taken[f"{who} {few}"].seconds) / (many - few)
+            for who in ("gossamer", "torch")
+        }
         kernels = taken["kernels"].seconds / (many - few)
-        noise = math.hypot(*(taken[f"gossamer {k}"].spread * taken[f"gossamer {k}"].seconds for k in (few, many))) / (many - few)
-        found.append({"layer": name, "call": slopes["gossamer"], "spread": noise, "kernels": kernels, "torch": slopes["torch"]})
+        noise = math.hypot(*(taken[f"gossamer {k}"].spread * taken[f"gossamer {k}"].seconds for k in (few, many))) / (
+            many - few
+        )
+        found.append(
+            {"layer": name, "call": slopes["gossamer"], "spread": noise, "kernels": kernels, "torch": slopes["torch"]}
+        )
     return found
 
 
@@ -527,7 +606,9 @@ def sampled_gate(layer: gs.SparseLinear, x: Tensor, dy: Tensor) -> None:
         }
         for what, pair in pairs.items():
             if not error(*pair) <= TOLERANCE[torch.float32]:
-                raise Mismatch(f"{s.shape[0]} x {s.shape[1]}, row {i}: {what} off by {error(*pair):.1e} of its norm. No time is reported.")
+                raise Mismatch(
+                    f"{s.shape[0]} x {s.shape[1]}, row {i}: {what} off by {error(*pair):.1e} of its norm. No time is reported."
+                )
 
 
 def growth(args: argparse.Namespace) -> dict[str, Any]:
@@ -552,7 +633,13 @@ def growth_table(result: Result) -> Table:
     """Time per step and per non-zero."""
     found = result["growth"]
     rows = [
-        [f"{p['n']:,}", f"{p['side']:,}", millis(p["seconds"]), f"±{Timing(*_four(p)).spread:.0%}", f"{1e9 * p['seconds'] / p['n']:.2f}"]
+        [
+            f"{p['n']:,}",
+            f"{p['side']:,}",
+            millis(p["seconds"]),
+            f"±{Timing(*_four(p)).spread:.0%}",
+            f"{1e9 * p['seconds'] / p['n']:.2f}",
+        ]
         for p in found["points"]
     ]
     notes = [
@@ -587,17 +674,27 @@ def wide_table(result: Result) -> Table:
     """Steps per second, bytes per non-zero."""
     found = result["wide"]
     rows = []
-    for label, key in (("with the input's gradient", "with input gradient"), ("as a first layer, without it", "without")):
+    for label, key in (
+        ("with the input's gradient", "with input gradient"),
+        ("as a first layer, without it", "without"),
+    ):
         taken = Timing(*_four(found[key]))
         rows.append([label, f"{1 / taken.seconds:.2f}", f"±{taken.spread:.0%}", f"{found['bytes per non-zero']:.2f}"])
-    parts = ", ".join(f"{name} {held / found['n']:.2f}" for name, held in found["bytes"].items() if name != "total" and held)
+    parts = ", ".join(
+        f"{name} {held / found['n']:.2f}" for name, held in found["bytes"].items() if name != "total" and held
+    )
     notes = [
         f"A layer of 2**{found['power']} x 2**{found['power']} with {found['n']:,} non-zeros, batch {found['batch']}: forward, loss, "
         "backward, SGD with momentum.",
         f"Bytes as accounted, activations apart: {parts}. benchmarks/memory.py measures what is resident.",
         f"Kernels: {', '.join(sorted(set(found['kernels'].values())))}.",
     ]
-    return Table("A layer too wide to exist densely", ["training steps", "per second", "spread", "bytes per non-zero"], rows, notes)
+    return Table(
+        "A layer too wide to exist densely",
+        ["training steps", "per second", "spread", "bytes per non-zero"],
+        rows,
+        notes,
+    )
 
 
 def _four(p: dict[str, Any]) -> Iterator[Any]:

@@ -36,8 +36,12 @@ def gate(layer: gs.SparseLinear, x: torch.Tensor) -> None:
     for row in (0, 1, s.shape[0] // 2, s.shape[0] - 1):
         first, last = int(s.crow[row]), int(s.crow[row + 1])
         columns, values = s.col[first:last].long(), layer.values.detach()[first:last]
-        torch.testing.assert_close(y[:, row].detach(), x.detach()[:, columns] @ values + layer.bias[row].detach(), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(layer.values.grad[first:last], dy[:, row] @ x.detach()[:, columns], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            y[:, row].detach(), x.detach()[:, columns] @ values + layer.bias[row].detach(), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            layer.values.grad[first:last], dy[:, row] @ x.detach()[:, columns], rtol=1e-4, atol=1e-4
+        )
     layer.zero_grad(set_to_none=True)
 
 
@@ -67,7 +71,7 @@ def main() -> None:
     gate(layer, torch.randn(4, size))
 
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
-    topology = gs.csst(args.steps + 1, args.every, args.every, args.window, count=args.count, drop=0.05)
+    topology = gs.CSST(args.steps + 1, args.every, args.every, args.window, count=args.count, drop_fraction=0.05)
     rewirer = gs.Rewirer(layer, optimizer, topology, rng=rng)
     x, target = torch.randn(args.batch, size, generator=rng), torch.randn(args.batch, size, generator=rng)
     ledger = gs.Ledger(layer, x, optimizer=optimizer)
@@ -94,7 +98,7 @@ def main() -> None:
         "dense bytes (values only)": 4 * size**2,
         "batch": args.batch,
         "steps": args.steps,
-        "units exchanged": exchanged,
+        "blocks exchanged": exchanged,
         "first and last loss": [losses[0], losses[-1]],
         "peak resident bytes": peak_bytes(),
         "resident before the layer": baseline,

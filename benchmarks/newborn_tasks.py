@@ -42,8 +42,8 @@ class Setting:
         """RigL and SET with their usual 0.3, CSST with half of the connections exchanged at first."""
         stop = round(self.stop * self.steps)
         if method == "csst":
-            return gs.csst(stop, self.every, self.last_every, drop=0.5, selectivity=1.0)
-        return {"rigl": gs.rigl, "set": gs.set_}[method](stop, self.every, 0.3)
+            return gs.CSST(stop, self.every, self.last_every, drop_fraction=0.5, selectivity=1.0)
+        return {"rigl": gs.RigL, "set": gs.SET}[method](stop, self.every, 0.3)
 
     def network(self, seed: int) -> nn.Module:
         """The dense network."""
@@ -128,7 +128,9 @@ class Text(Setting):
     def text(self) -> str:
         """All of it."""
         if self.file is None or not self.file.is_file():
-            raise gs.Unfit("newborns", "the task text needs a text", got=self.file, remedy="--data FILE, or --tasks images")
+            raise gs.UsageError(
+                "newborns", "the task text needs a text", got=self.file, remedy="--data FILE, or --tasks images"
+            )
         return self.file.read_text()
 
     @cached_property
@@ -153,7 +155,9 @@ class Text(Setting):
         codes = self.parts[1]
         n = (len(codes) - 1) // self.context * self.context
         x, y = codes[:n].view(-1, self.context).split(self.batch), codes[1 : n + 1].split(self.batch * self.context)
-        return sum(float(F.cross_entropy(net(a), b, reduction="sum")) for a, b in zip(x, y, strict=True)) / n / math.log(2)
+        return (
+            sum(float(F.cross_entropy(net(a), b, reduction="sum")) for a, b in zip(x, y, strict=True)) / n / math.log(2)
+        )
 
 
 class Block(nn.Module):

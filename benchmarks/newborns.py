@@ -77,8 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = measured(cell, task)
             append(args.results, found)
             ran += 1
-            print(f"{' '.join(map(str, cell))}: {found['metric']}, rise {found['rise']}, {found['seconds']:.1f} s", file=sys.stderr)
-    except gs.Unfit as refusal:
+            print(
+                f"{' '.join(map(str, cell))}: {found['metric']}, rise {found['rise']}, {found['seconds']:.1f} s",
+                file=sys.stderr,
+            )
+    except gs.UsageError as refusal:
         print(refusal, file=sys.stderr)
         return 2
     return report(args)
@@ -87,23 +90,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--results", type=Path, required=True, metavar="FILE", help="one line of JSON per finished cell; lines are added")
+    p.add_argument(
+        "--results",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="one line of JSON per finished cell; lines are added",
+    )
     p.add_argument("--data", type=Path, metavar="FILE", help="the text of the task text: tiny Shakespeare, say")
-    p.add_argument("--images", metavar="FOLDER", help="where Fashion-MNIST is (default: the variable GOSSAMER_DATA, else data)")
+    p.add_argument(
+        "--images", metavar="FOLDER", help="where Fashion-MNIST is (default: the variable GOSSAMER_DATA, else data)"
+    )
     p.add_argument("--tasks", nargs="+", default=["images", "text"], choices=("images", "text"))
-    p.add_argument("--newborn", nargs="+", default=["zero", "fresh"], metavar="SETTING", help="of the Rewirer (default: zero fresh)")
+    p.add_argument(
+        "--newborn",
+        nargs="+",
+        default=["zero", "fresh"],
+        metavar="SETTING",
+        help="of the Rewirer (default: zero fresh)",
+    )
     p.add_argument("--seeds", type=int, default=4, metavar="N", help="seeds 0 to N - 1")
     p.add_argument("--cells", type=int, metavar="N", help="run at most so many; 0 only makes the table")
     p.add_argument("--budget", type=float, metavar="SECONDS", help="begin no cell after so long")
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--quick", action="store_true", help="tiny sizes and made images: to see that it runs; its numbers mean nothing")
+    p.add_argument(
+        "--quick", action="store_true", help="tiny sizes and made images: to see that it runs; its numbers mean nothing"
+    )
     p.add_argument("--markdown", type=Path, metavar="FILE", help="put the table between its marks in this page")
-    p.add_argument("--mark", default="newborn", metavar="NAME", help="the marks are <!-- table: NAME --> and <!-- end -->")
+    p.add_argument(
+        "--mark", default="newborn", metavar="NAME", help="the marks are <!-- table: NAME --> and <!-- end -->"
+    )
     args = p.parse_args(argv)
     small: dict[str, Any] = {"steps": 60, "every": 20, "last_every": 20, "batch": 4} if args.quick else {}
     tiny: dict[str, Any] = {"context": 8, "width": 16, "heads": 2, "warm_up": 5} if args.quick else {}
     made: dict[str, Any] = {"widths": (16, 16), "made": True} if args.quick else {}
-    args.settings = {"images": Images(folder=args.images, **small, **made), "text": Text(file=args.data, **small, **tiny)}
+    args.settings = {
+        "images": Images(folder=args.images, **small, **made),
+        "text": Text(file=args.data, **small, **tiny),
+    }
     return args
 
 
@@ -152,7 +176,8 @@ def measured(cell: Cell, task: Setting) -> Result:
         "diverged": diverged,
         **around(losses, events),
         "seconds": seconds,
-        "kernels": sorted({name for layer in gs.sparse_layers(net).values() for name in layer.kernels.values()}) or ["torch"],
+        "kernels": sorted({name for layer in gs.sparse_layers(net).values() for name in layer.kernels.values()})
+        or ["torch"],
         "machine": machine(),
     }
 
@@ -233,7 +258,19 @@ def tabulated(rows: Sequence[Result]) -> Table:
         task, density, method, newborn = group
         return task, -density, methods.index(method), newborn != BASE, newborn or ""
 
-    columns = ["task", "density", "method", "newborn", "seeds", "held out", "less zero", "rise", "less zero", "peak", "above, %"]
+    columns = [
+        "task",
+        "density",
+        "method",
+        "newborn",
+        "seeds",
+        "held out",
+        "less zero",
+        "rise",
+        "less zero",
+        "peak",
+        "above, %",
+    ]
     lines = [line(group, groups) for group in sorted(groups, key=place)]
     return Table("Newborn connections under AdamW", columns, lines, notes(rows), left=4)
 
@@ -276,7 +313,9 @@ def notes(rows: Sequence[Result]) -> list[str]:
     kernels = sorted({name for row in rows for name in row["kernels"] if name != "torch"}) or ["torch"]
     days = sorted({row["machine"]["started"][:10] for row in rows})
     when = " to ".join(dict.fromkeys((days[0], days[-1])))
-    seconds = {task: [row["seconds"] for row in rows if row["task"] == task] for task in sorted({row["task"] for row in rows})}
+    seconds = {
+        task: [row["seconds"] for row in rows if row["task"] == task] for task in sorted({row["task"] for row in rows})
+    }
     took = ", ".join(f"{task} {min(values):.0f} to {max(values):.0f}" for task, values in seconds.items())
     return [
         "Held out: images accuracy in % (more is better), text bits per character (less is better). Rise and peak: in nats. Mean ± "

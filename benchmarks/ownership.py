@@ -25,7 +25,10 @@ import timing
 from gossamer.cli.models import MLP, VGG16, Model, ResNet20
 from timing import Mismatch, Result, Table, Timing, interleaved, millis
 
-NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {"vgg16-bn": (VGG16(), (3, 32, 32)), "mlp": (MLP((1024, 1024)), (784,))}
+NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
+    "vgg16-bn": (VGG16(), (3, 32, 32)),
+    "mlp": (MLP((1024, 1024)), (784,)),
+}
 TINY: dict[str, tuple[Model, tuple[int, ...]]] = {"resnet20": (ResNet20(), (3, 8, 8)), "mlp": (MLP((16, 16)), (20,))}
 FAR = 10**6  # the first event
 DENSITY, BATCH = 0.05, 128
@@ -61,7 +64,7 @@ def step(name: str, model: Model, shape: tuple[int, ...], args: argparse.Namespa
     nets = {"alone": net, "owned": copy.deepcopy(net)}
     for kind, mine in nets.items():
         optimizer = torch.optim.SGD(mine.parameters(), lr=1e-3, momentum=0.9)
-        rewirer = gs.Rewirer(mine, optimizer, gs.csst(10 * FAR, FAR, FAR)) if kind == "owned" else None
+        rewirer = gs.Rewirer(mine, optimizer, gs.CSST(10 * FAR, FAR, FAR)) if kind == "owned" else None
 
         def run(mine=mine, optimizer=optimizer, rewirer=rewirer) -> None:
             F.cross_entropy(mine(x), y).backward()
@@ -102,7 +105,12 @@ def calls(args: argparse.Namespace) -> list[dict[str, Any]]:
                 for kind, call in pairs.items():
                     samples[kind].append(many(call))
         found.append({"what": what, "seconds": {kind: Timing.of(taken)._asdict() for kind, taken in samples.items()}})
-    found.append({"what": "the look at a support", "seconds": {"owned": Timing.of([many(look) for _ in range(rounds)])._asdict()}})
+    found.append(
+        {
+            "what": "the look at a support",
+            "seconds": {"owned": Timing.of([many(look) for _ in range(rounds)])._asdict()},
+        }
+    )
     return found
 
 
@@ -113,8 +121,14 @@ def table(result: Result) -> Table:
         taken = {kind: Timing(**t) for kind, t in found["seconds"].items()}
         alone, owned = taken.get("alone"), taken["owned"]
         small = owned.seconds < 1e-3
-        shown = [f"{1e6 * t.seconds:.2f} us" if small else f"{millis(t.seconds)} ms" for t in (alone, owned) if t is not None]
-        more = "" if alone is None else f"{1e6 * (owned.seconds - alone.seconds):+.2f} us ({owned.seconds / alone.seconds - 1:+.2%})"
+        shown = [
+            f"{1e6 * t.seconds:.2f} us" if small else f"{millis(t.seconds)} ms" for t in (alone, owned) if t is not None
+        ]
+        more = (
+            ""
+            if alone is None
+            else f"{1e6 * (owned.seconds - alone.seconds):+.2f} us ({owned.seconds / alone.seconds - 1:+.2%})"
+        )
         spread = owned.spread + (alone.spread if alone else 0.0)
         rows.append([found["what"], shown[0] if alone else "-", shown[-1], more or "-", f"±{spread:.1%}"])
     notes = [

@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a folder written by gossamer sweep")
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace what stands between the marks in this file")
     parser.add_argument(
-        "--mark", default="results", metavar="NAME", help="the marks are <!-- NAME --> and <!-- /NAME --> (default: results)"
+        "--mark",
+        default="results",
+        metavar="NAME",
+        help="the marks are <!-- NAME --> and <!-- /NAME --> (default: results)",
     )
     args = parser.parse_args(argv)
     source = args.folder / "table.json"
@@ -49,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of aggregated rows: methods by densities; the dense network stands in every column."""
     densities = sorted(
-        {row["settings"]["density"] for row in rows if row["method"] != "dense" and "density" in row["settings"]}, reverse=True
+        {row["settings"]["density"] for row in rows if row["method"] != "dense" and "density" in row["settings"]},
+        reverse=True,
     )
     columns = densities or [None]
     cells: dict[str, dict[Any, str]] = {}
@@ -58,7 +62,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for column in columns if row["method"] == "dense" or not densities else [row["settings"]["density"]]:
             line[column] = cell(row)
     head = ["method", *("accuracy" if column is None else f"density {column:g}" for column in columns)]
-    lines = [head, ["---"] * len(head), *([name, *(line.get(column, "-") for column in columns)] for name, line in cells.items())]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([name, *(line.get(column, "-") for column in columns)] for name, line in cells.items()),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + notes(rows)
 
 
@@ -72,9 +80,9 @@ def label(row: dict[str, Any]) -> str:
 
 def cell(row: dict[str, Any]) -> str:
     """Accuracy, spread, FLOPs, and what went wrong."""
-    troubles = [f"{len(row['diverged'])} diverged"] * bool(row["diverged"]) + [f"{row['unfinished']} not finished"] * bool(
-        row["unfinished"]
-    )
+    troubles = [f"{len(row['diverged'])} diverged"] * bool(row["diverged"]) + [
+        f"{row['unfinished']} not finished"
+    ] * bool(row["unfinished"])
     if not row["runs"]:
         return ", ".join(troubles)
     mean, sd = row["metrics"]["accuracy"], row["metrics_sd"]["accuracy"]

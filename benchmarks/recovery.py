@@ -58,7 +58,10 @@ def main() -> None:
         return
     rows = []
     for s in given.sweep or [given.s]:
-        sizes = [f"--{name}={value}" for name, value in (("n", given.n), ("d", given.d), ("p", given.p), ("s", s), ("steps", given.steps))]
+        sizes = [
+            f"--{name}={value}"
+            for name, value in (("n", given.n), ("d", given.d), ("p", given.p), ("s", s), ("steps", given.steps))
+        ]
         done = subprocess.run([sys.executable, __file__, "--one", *sizes], check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout))
         print(json.dumps(rows[-1]), flush=True)
@@ -72,7 +75,9 @@ def main() -> None:
         from matplotlib import pyplot as plt
 
         figure, axes = plt.subplots(figsize=(5, 4))
-        axes.plot([r["s"] for r in rows], [(r["peak bytes"] - r["peak bytes before"]) / 2**20 for r in rows], marker="o")
+        axes.plot(
+            [r["s"] for r in rows], [(r["peak bytes"] - r["peak bytes before"]) / 2**20 for r in rows], marker="o"
+        )
         axes.set(
             xlabel="non-zeros s",
             ylabel="peak resident MiB over import",

@@ -18,12 +18,26 @@ from typing import Any
 from gossamer.cli.report import collect
 
 Row = dict[str, Any]
-HIDDEN = ("name", "weight_decay", "nesterov", "time_scale", "beta", "accumulate", "averaging", "group")  # settings no table varies
+HIDDEN = (
+    "name",
+    "weight_decay",
+    "nesterov",
+    "time_scale",
+    "beta",
+    "accumulate",
+    "averaging",
+    "group",
+)  # settings no table varies
 
 
 def words(settings: Row) -> str:
     """A part and its settings on one line."""
-    return " ".join([settings["name"], *(f"{key}={value:g}" for key, value in settings.items() if key not in HIDDEN and is_number(value))])
+    return " ".join(
+        [
+            settings["name"],
+            *(f"{key}={value:g}" for key, value in settings.items() if key not in HIDDEN and is_number(value)),
+        ]
+    )
 
 
 def is_number(value: object) -> bool:
@@ -75,7 +89,9 @@ def curve(runs: Sequence[Row]) -> tuple[str, list[tuple[str, float, float]]]:
         if done:
             density = [100 * run["density"] for run in done]
             cells += [accuracy(done), spread(density, "{:.2f}"), spread([run["flops_ratio"] for run in done], "{:.3f}")]
-            points.append((config["optimizer"]["name"], mean(density), 100 * mean(run["metrics"]["accuracy"] for run in done)))
+            points.append(
+                (config["optimizer"]["name"], mean(density), 100 * mean(run["metrics"]["accuracy"] for run in done))
+            )
         else:
             cells += ["-"] * 3
         rows.append([*cells, failures(group)])
@@ -109,12 +125,25 @@ def cost(runs: Sequence[Row]) -> str:
         cells = [words(config["method"]), words(config["optimizer"])]
         if done:
             own, peak = (mean(run[name] for run in done) for name in ("seconds", "peak_bytes"))
-            cells += [accuracy(done), *(spread([run[name] for run in done], "{:.4f}") for name in ("density", "flops_ratio"))]
+            cells += [
+                accuracy(done),
+                *(spread([run[name] for run in done], "{:.4f}") for name in ("density", "flops_ratio")),
+            ]
             cells += [f"{own:.1f}", "-" if seconds is None else f"{own / seconds:.2f}", f"{peak / 2**20:.1f}"]
         else:
             cells += ["-"] * 6
         rows.append([*cells, failures(group)])
-    columns = ["method", "optimizer", "accuracy %", "density", "FLOPs of dense", "seconds", "of dense", "peak MiB", "runs"]
+    columns = [
+        "method",
+        "optimizer",
+        "accuracy %",
+        "density",
+        "FLOPs of dense",
+        "seconds",
+        "of dense",
+        "peak MiB",
+        "runs",
+    ]
     return markdown(columns, rows)
 
 
@@ -132,7 +161,9 @@ def target(runs: Sequence[Row]) -> str:
         else:
             cells += ["-"] * 3
         rows.append([*cells, failures(group)])
-    return markdown(["model", "optimizer", "zeros asked, %", "zeros reached, %", "largest miss, points", "accuracy %", "runs"], rows)
+    return markdown(
+        ["model", "optimizer", "zeros asked, %", "zeros reached, %", "largest miss, points", "accuracy %", "runs"], rows
+    )
 
 
 def main() -> None:

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gossamer.cli.console import markdown, show
-from gossamer.cli.environment import environment
 from gossamer._backend.dispatch import ENVIRONMENT
 from gossamer._backend.native import keep_freed_memory
+from gossamer.cli.console import markdown, show
+from gossamer.cli.environment import environment
 
 PEERS = ("sparseprop", "sparselab")
 WAIT = 0.01  # seconds until the threads of another OpenMP runtime have stopped spinning
@@ -163,12 +163,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--budget", type=float, metavar="SECONDS", help="time spent on each cell (a variant at a density)")
+    made.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="time spent on each cell (a variant at a density)"
+    )
     made.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs; its times mean nothing")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
-    made.add_argument("--from", type=Path, metavar="FILE", dest="source", nargs="+", help="measure nothing, read what --json wrote")
+    made.add_argument(
+        "--from", type=Path, metavar="FILE", dest="source", nargs="+", help="measure nothing, read what --json wrote"
+    )
     made.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between their marks in this page")
-    made.add_argument("--mark", metavar="NAME", help="only this one: the marks are <!-- table: NAME --> and <!-- end -->")
+    made.add_argument(
+        "--mark", metavar="NAME", help="only this one: the marks are <!-- table: NAME --> and <!-- end -->"
+    )
     return made
 
 
@@ -192,7 +198,10 @@ def read(files: Sequence[Path]) -> Result:
 
 
 def finish(
-    args: argparse.Namespace, result: Result, tables: Mapping[str, Callable[[Result], Table]], more: Mapping[str, str] | None = None
+    args: argparse.Namespace,
+    result: Result,
+    tables: Mapping[str, Callable[[Result], Table]],
+    more: Mapping[str, str] | None = None,
 ) -> int:
     """Prints the table of every section that was measured, and writes what was asked for, ``more`` texts too. Returns the exit code."""
     made = {name: table(result) for name, table in tables.items() if name in result}
@@ -204,11 +213,16 @@ def finish(
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     if args.markdown is None:
         return 0
-    texts = {name: markdown(table.columns, table.rows) + "\n" + "\n".join(table.notes) for name, table in made.items()} | dict(more or {})
+    texts = {
+        name: markdown(table.columns, table.rows) + "\n" + "\n".join(table.notes) for name, table in made.items()
+    } | dict(more or {})
     wanted = list(texts) if args.mark is None else [args.mark]
     missing = [name for name in wanted if name not in texts]
     if missing:
-        print(f"nothing measured here belongs between the marks of {missing[0]!r}; there is {', '.join(texts)}", file=sys.stderr)
+        print(
+            f"nothing measured here belongs between the marks of {missing[0]!r}; there is {', '.join(texts)}",
+            file=sys.stderr,
+        )
         return 2
     return fill(args.markdown, {name: texts[name] for name in wanted})
 

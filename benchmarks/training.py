@@ -6,7 +6,7 @@
     python benchmarks/training.py --profile vgg16-bn            where the time of a sparse step goes
     python benchmarks/training.py --from training.json --markdown docs/speed.md
 
-The gate: loss and gradients of the compact network must be those of its twin in the masked layout, which dense torch multiplies, and so
+The gate: loss and gradients of the compact network must be those of its counterpart in the masked layout, which dense torch multiplies, and so
 must the loss after one step. A mismatch ends the run with code 1 and no time. All variants see the same random images, the dense network in
 NCHW and in channels-last (model and images), the sparse one in NCHW, as a loader gives them. Where sparseprop is installed, the same sparse
 network is timed with the layers that it replaces itself (those it finds to be faster than dense ones); of it, the first loss is compared.
@@ -35,7 +35,11 @@ from timing import Mismatch, Result, Table, Timing, error, interleaved, millis, 
 
 CLASSES = 10
 SENSED = 0.05  # the density at which sensing is measured
-LOSS, LOSS_AFTER, GRADIENT = 1e-4, 1e-3, 5e-2  # allowed in float32: where rounding flips a ReLU, gradients differ by more than rounding
+LOSS, LOSS_AFTER, GRADIENT = (
+    1e-4,
+    1e-3,
+    5e-2,
+)  # allowed in float32: where rounding flips a ReLU, gradients differ by more than rounding
 NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
     "vgg16-bn": (VGG16(), (3, 32, 32)),
     "resnet18": (ResNet18(), (3, 32, 32)),
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(profile(args))
             return 0
         result = timing.read(args.source) if args.source else measured(args)
-    except (Mismatch, gs.Unfit) as refusal:
+    except (Mismatch, gs.UsageError) as refusal:
         print(refusal, file=sys.stderr)
         return 1 if isinstance(refusal, Mismatch) else 2
     return timing.finish(args, result, TABLES)
@@ -83,17 +87,29 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the table of networks, unless --sensing is asked for without --models."""
     p = timing.parser(__doc__)
     p.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(NETWORKS)}")
-    p.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.05, 0.02], help="of all weights of the layers that are replaced")
+    p.add_argument(
+        "--densities",
+        nargs="+",
+        type=float,
+        default=[0.1, 0.05, 0.02],
+        help="of all weights of the layers that are replaced",
+    )
     p.add_argument("--budget-rule", default="erk", choices=sorted(gs.BUDGETS), help="how layers share the density")
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--fused", action="store_true", help="torch's fused SGD, for everybody")
     p.add_argument("--sensing", action="store_true", help=f"the cost of CSST's windows and events, at density {SENSED}")
-    p.add_argument("--profile", metavar="NAME", help="the 25 operators that take most of a sparse step at the first density; nothing else")
+    p.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="the 25 operators that take most of a sparse step at the first density; nothing else",
+    )
     args = p.parse_args(argv)
     args.budget = (0.0 if args.quick else 10.0) if args.budget is None else args.budget
     args.batch = 8 if args.quick else args.batch
     args.networks = TINY if args.quick else NETWORKS
-    unknown = [name for name in [*(args.models or ()), *([args.profile] if args.profile else ())] if name not in args.networks]
+    unknown = [
+        name for name in [*(args.models or ()), *([args.profile] if args.profile else ())] if name not in args.networks
+    ]
     if unknown:
         p.error(f"there is no network {unknown[0]!r}; there is {', '.join(args.networks)}")
     return args
@@ -102,7 +118,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def measured(args: argparse.Namespace) -> Result:
     """All sections that were asked for."""
     names = args.models or list(args.networks)
-    result: Result = {"machine": {}, "quick": args.quick, "batch": args.batch, "rule": args.budget_rule, "fused": args.fused}
+    result: Result = {
+        "machine": {},
+        "quick": args.quick,
+        "batch": args.batch,
+        "rule": args.budget_rule,
+        "fused": args.fused,
+    }
     for name in names:
         for density in [SENSED] if args.sensing else args.densities:
             gate(name, density, args)
@@ -137,27 +159,31 @@ def sparse_network(name: str, density: float, args: argparse.Namespace, layout: 
 
 
 def gate(name: str, density: float, args: argparse.Namespace) -> None:
-    """One step of the compact network against one of its masked twin; raises Mismatch."""
+    """One step of the compact network against one of its masked counterpart; raises Mismatch."""
     batch = batch_of(name, args)
-    ours, twin = (Trainee(sparse_network(name, density, args, layout), batch, args.fused) for layout in ("csr", "masked"))
-    errors = {"loss": abs(_ratio(ours, twin, backward=True) - 1) / LOSS}
-    mine, theirs = (gs.sparse_layers(t.net) for t in (ours, twin))
+    ours, counterpart = (
+        Trainee(sparse_network(name, density, args, layout), batch, args.fused) for layout in ("csr", "masked")
+    )
+    errors = {"loss": abs(_ratio(ours, counterpart, backward=True) - 1) / LOSS}
+    mine, theirs = (gs.sparse_layers(t.net) for t in (ours, counterpart))
     for layer_name, layer in mine.items():
         s, other = layer.support, theirs[layer_name]
         assert layer.values.grad is not None and other.values.grad is not None and s.same(other.support)
-        errors[f"gradient of {layer_name}"] = error(layer.values.grad, other.layout.compact(other.values.grad, s)) / GRADIENT
-    for t in (ours, twin):
+        errors[f"gradient of {layer_name}"] = (
+            error(layer.values.grad, other.layout.compact(other.values.grad, s)) / GRADIENT
+        )
+    for t in (ours, counterpart):
         t.optimizer.step()
-    errors["loss after a step"] = abs(_ratio(ours, twin) - 1) / LOSS_AFTER
+    errors["loss after a step"] = abs(_ratio(ours, counterpart) - 1) / LOSS_AFTER
     worst = max(errors, key=lambda key: (math.isnan(errors[key]), errors[key]))
     if not errors[worst] <= 1:  # NaN is not <= anything
-        what = f"{name}, density {density:g}: {worst} differs from the masked twin's by {errors[worst]:.1e} times what is allowed"
+        what = f"{name}, density {density:g}: {worst} differs from the masked counterpart's by {errors[worst]:.1e} times what is allowed"
         raise Mismatch(f"{what}. No time is reported.")
 
 
-def _ratio(ours: Trainee, twin: Trainee, backward: bool = False) -> float:
+def _ratio(ours: Trainee, counterpart: Trainee, backward: bool = False) -> float:
     """Quotient of the losses, with their gradients if asked for."""
-    losses = [t.loss() for t in (ours, twin)]
+    losses = [t.loss() for t in (ours, counterpart)]
     for loss in losses if backward else ():
         loss.backward()
     return float(losses[0].detach() / losses[1].detach())
@@ -170,11 +196,16 @@ def cells(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One interleaved run: dense variants and all densities."""
     print(f"timing {name}", file=sys.stderr)
     batch = batch_of(name, args)
-    trainees = {f"dense {form}": Trainee(net, data, args.fused) for form, (net, data) in _dense_variants(name, batch, args).items()}
+    trainees = {
+        f"dense {form}": Trainee(net, data, args.fused)
+        for form, (net, data) in _dense_variants(name, batch, args).items()
+    }
     sparse = {density: Trainee(sparse_network(name, density, args), batch, args.fused) for density in args.densities}
     trainees |= {f"gossamer {density:g}": t for density, t in sparse.items()}
     peers = _sparseprop(name, batch, args) if find_spec("sparseprop") else {}
-    calls = {key: t.step for key, t in trainees.items()} | {f"sparseprop {density:g}": t.step for density, t in peers.items()}
+    calls = {key: t.step for key, t in trainees.items()} | {
+        f"sparseprop {density:g}": t.step for density, t in peers.items()
+    }
     taken = interleaved(calls, args.budget * len(calls), least=2 if args.quick else 5)
     dense = {key.removeprefix("dense "): taken[key] for key in trainees if key.startswith("dense")}
     best = min(dense, key=lambda form: dense[form].seconds)
@@ -241,7 +272,10 @@ def _account(t: Trainee, batch: int) -> dict[str, Any]:
 
 def training_table(result: Result) -> Table:
     """Networks by densities."""
-    columns, rows = ["network", "budget", "density", "kept", "FLOPs", "best dense", "ms", "gossamer ms", "ratio", "spread"], []
+    columns, rows = (
+        ["network", "budget", "density", "kept", "FLOPs", "best dense", "ms", "gossamer ms", "ratio", "spread"],
+        [],
+    )
     with_peer = any(cell["sparseprop"] for cell in result["training"])
     columns += ["sparseprop"] * with_peer
     for cell in result["training"]:
@@ -249,7 +283,13 @@ def training_table(result: Result) -> Table:
         kept = f"{cell['kept'] / cell['weights']:.1%} of {cell['weights']:,}"
         rows.append(
             [cell["model"], cell["rule"], f"{cell['density']:g}", kept, f"{cell['flops over dense']:.1%}"]
-            + [cell["best dense"], millis(best.seconds), millis(own.seconds), times(cell["ratio"]), f"±{own.spread + best.spread:.0%}"]
+            + [
+                cell["best dense"],
+                millis(best.seconds),
+                millis(own.seconds),
+                times(cell["ratio"]),
+                f"±{own.spread + best.spread:.0%}",
+            ]
             + [_peer(cell["sparseprop"], own)] * with_peer
         )
     names = sorted({name for cell in result["training"] for name in cell["kernels"]})
@@ -279,9 +319,9 @@ def sensing(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     print(f"timing the sensing of {name}", file=sys.stderr)
     every, window, stop = (5, 2, 10**6) if args.quick else (8, 3, 10**6)
-    default = gs.csst(30_000)
+    default = gs.CSST(30_000)
     trainee = Trainee(sparse_network(name, SENSED, args), batch_of(name, args), args.fused)
-    topology = gs.csst(stop, every, every, window)
+    topology = gs.CSST(stop, every, every, window)
     rewirer = gs.Rewirer(trainee.net, trainee.optimizer, topology, rng=torch.Generator().manual_seed(args.seed))
     samples: dict[str, list[float]] = {"plain": [], "draw": [], "sensing": [], "event": [], "after": []}
     exchanged, begin, cycles = 0, time.perf_counter(), 0
@@ -310,7 +350,7 @@ def sensing(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "rule": args.budget_rule,
         **{kind: t._asdict() for kind, t in taken.items()},
         "schedule": {"stop": steps, "windows": windows, "sensing steps": sensed, "events": events},
-        "units exchanged": exchanged,
+        "blocks exchanged": exchanged,
         "sensing step over plain": one / plain,
         "event in plain steps": rewiring / plain,
         "sensing, amortised": (windows * (draw - plain) + sensed * (one - plain)) / (steps * plain),
@@ -332,13 +372,25 @@ def _kind(topology: gs.Topology, t: int) -> str:
 
 def sensing_table(result: Result) -> Table:
     """What sensing and events add."""
-    columns = ["network", "plain step, ms", "with sensing", "spread", "sensing, amortised", "an event, plain steps", "events, amortised"]
+    columns = [
+        "network",
+        "plain step, ms",
+        "with sensing",
+        "spread",
+        "sensing, amortised",
+        "an event, plain steps",
+        "events, amortised",
+    ]
     rows = []
     for found in result["sensing"]:
         plain, one = Timing(**found["plain"]), Timing(**found["sensing"])
         rows.append(
             [found["model"], millis(plain.seconds), millis(one.seconds), f"±{plain.spread + one.spread:.0%}"]
-            + [f"{found['sensing, amortised']:.2%}", f"{found['event in plain steps']:.1f}", f"{found['events, amortised']:.2%}"]
+            + [
+                f"{found['sensing, amortised']:.2%}",
+                f"{found['event in plain steps']:.1f}",
+                f"{found['events, amortised']:.2%}",
+            ]
         )
     first, plan = result["sensing"][0], result["sensing"][0]["schedule"]
     names = sorted({name for found in result["sensing"] for name in found["kernels"]})

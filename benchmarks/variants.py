@@ -51,12 +51,14 @@ def dense(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
     """The dense layer with the same weight, the first of them in the order that torch's layers expect."""
     weight = layer.to_dense()
     for form, order in _orders(layer).items():
-        twin = _dense_twin(layer)
+        counterpart = _dense_twin(layer)
         if form == "channels last":
-            twin = twin.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            counterpart = counterpart.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with torch.no_grad():
-            twin.weight.copy_(weight)
-        yield Variant("dense", form, twin, twin.weight, _leaf(order(x)), order(dy), lambda g: g[weight != 0])
+            counterpart.weight.copy_(weight)
+        yield Variant(
+            "dense", form, counterpart, counterpart.weight, _leaf(order(x)), order(dy), lambda g: g[weight != 0]
+        )
 
 
 def gossamer(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
@@ -115,23 +117,27 @@ def _torch_sparse(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
 
 
 def _sparseprop(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
-    twin = _dense_twin(layer)
+    counterpart = _dense_twin(layer)
     with torch.no_grad():
-        twin.weight.copy_(layer.to_dense())
+        counterpart.weight.copy_(layer.to_dense())
     if layer.geometry is None:
-        peer = module.SparseLinear.from_dense(twin)
+        peer = module.SparseLinear.from_dense(counterpart)
         yield Variant("sparseprop", "", peer, peer.W_val, _leaf(x.contiguous()), dy.contiguous(), lambda g: g)
         return
     for form, over_width, order in (("over batch", False, batch_last), ("over width", True, torch.Tensor.contiguous)):
-        peer = module.SparseConv2d.from_dense(twin, vectorizing_over_on=over_width)
+        peer = module.SparseConv2d.from_dense(counterpart, vectorizing_over_on=over_width)
         yield Variant("sparseprop", form, peer, peer.W_val, _leaf(order(x)), order(dy), lambda g: g)
 
 
 def _sparselab(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
     rows, cols = layer.dense_shape
-    peer = module.SparseLinear(cols, rows, bias=False, sparsity=1 - layer.density)  # draws weights of its own: give it these
+    peer = module.SparseLinear(
+        cols, rows, bias=False, sparsity=1 - layer.density
+    )  # draws weights of its own: give it these
     peer._csr = module.PaddedCSR.from_dense(layer.to_dense())
     peer._values = nn.Parameter(torch.from_numpy(peer._csr.values))
     import_module("sparselab.ops")._clear_transpose_cache()  # it goes by id(), which an earlier matrix may have had
-    live = torch.cat([torch.arange(a, a + n) for a, n in zip(peer._csr.row_start.tolist(), peer._csr.row_nnz.tolist(), strict=True)])
+    live = torch.cat(
+        [torch.arange(a, a + n) for a, n in zip(peer._csr.row_start.tolist(), peer._csr.row_nnz.tolist(), strict=True)]
+    )
     return Variant("sparselab", "", peer, peer._values, _leaf(x.contiguous()), dy.contiguous(), lambda g: g[live])

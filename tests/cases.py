@@ -24,13 +24,13 @@ def table(cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
-# ---------------------------------------------------------------- supports: name -> (shape, unit, ids or how many random ones)
+# ---------------------------------------------------------------- supports: name -> (shape, block, ids or how many random ones)
 
 
-def _support(shape: tuple[int, int], kept: int | list[int], unit: tuple[int, int] = (1, 1)) -> gs.Support:
+def _support(shape: tuple[int, int], kept: int | list[int], block: tuple[int, int] = (1, 1)) -> gs.Support:
     if isinstance(kept, int):
-        return gs.Support.random(shape, kept, unit, generator(7))
-    return gs.Support.from_ids(torch.tensor(kept, dtype=torch.int64), shape, unit)
+        return gs.Support.random(shape, kept, block, generator(7))
+    return gs.Support.from_ids(torch.tensor(kept, dtype=torch.int64), shape, block)
 
 
 SUPPORTS = {
@@ -57,18 +57,20 @@ SUPPORTS = {
 
 
 class Conv(NamedTuple):
-    """in, out, geometry, image size, units (n), tile."""
+    """in, out, geometry, image size, blocks (n), tile."""
 
     channels: int
     filters: int
     g: Geometry
     size: tuple[int, int]
     n: int
-    unit: tuple[int, int] = (1, 1)
+    block: tuple[int, int] = (1, 1)
 
     @property
     def support(self) -> gs.Support:
-        return gs.Support.random((self.filters, self.channels * self.g.kernel[0] * self.g.kernel[1]), self.n, self.unit, generator(3))
+        return gs.Support.random(
+            (self.filters, self.channels * self.g.kernel[0] * self.g.kernel[1]), self.n, self.block, generator(3)
+        )
 
 
 CONVS = {
@@ -121,7 +123,7 @@ RULES: dict[str, gs.rules.Rule] = {
     "IHT": gs.ProxSGD(gs.TopK(density=0.3), 0.5),
     "RDA": gs.RDA(gs.L1(0.01)),
     "xRDA": gs.XRDA(gs.LogL1(0.001, 0.1), 0.3, 2.0, 1.0, 0.01),
-    "xRDA as printed": gs.XRDA(gs.LogL1(0.001, 0.1), gs.schedules.cosine_pair(0.05, 20)[1], accumulate=False),
+    "xRDA as printed": gs.XRDA(gs.LogL1(0.001, 0.1), gs.cosine_pair(0.05, 20)[1], accumulate=False),
     "xRDA of kernels": gs.XRDA(gs.LogL1(0.001, 0.1, "kernel")),
     "xRDA of shrinking channels": gs.XRDA(gs.LogL1(0.001, 0.1, "channel", shrinking=True), 0.2),
     "xRDA without averaging": gs.XRDA(gs.L1(0.01), 0.0, None),
@@ -140,28 +142,29 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
     """One of every kind, events from ``every`` steps apart to twice that."""
     regular = {"stop": stop, "every": every}
     growing = {**regular, "last_every": 2 * every, "window": window}
-    half = {**growing, "fraction": 0.5, "drop": 0.3}
-    return {
-        "static": gs.static(),
-        "set": gs.set_(**regular),
-        "set signed": gs.set_(**regular, signed=True),
-        "set shrinking": gs.set_(**regular, final=0.2),
-        "set growing": gs.set_(**regular, final=0.6),
-        "rigl": gs.rigl(**regular),
-        "rigl moving": gs.rigl(**regular, move=True, min_fan_in=1),
-        "rigl merging": gs.rigl(**regular, merge=True),
-        "rigl shrinking": gs.rigl(**regular, final=0.2),
-        "snfs": gs.snfs(**regular),
-        "gmp": gs.gmp(final=0.1, **regular),
-        "csst": gs.csst(**growing, fraction=0.5),
-        "csst counted": gs.csst(**growing, count=9, drop=0.4, min_fan_in=1),
-        "csst iht": gs.csst(**{**half, "drop": 0.5}, mode="iht"),
-        "csst merging": gs.csst(**half, mode="merge"),
-        "csst pooled": gs.csst(**half, share="pooled"),
-        "csst by flow": gs.csst(**{**half, "fraction": 0.3}, candidates="flow"),
-        "csst reborn": gs.csst(**half, move=False, reborn=True),
-        "csst shrinking": gs.csst(**half, final=0.2),
+    half = {**growing, "fraction": 0.5, "drop_fraction": 0.3}
+    methods: dict[str, gs.TopologyLike] = {
+        "static": gs.Static(),
+        "set": gs.SET(**regular),
+        "set signed": gs.SET(**regular, signed=True),
+        "set shrinking": gs.SET(**regular, final_density=0.2),
+        "set growing": gs.SET(**regular, final_density=0.6),
+        "rigl": gs.RigL(**regular),
+        "rigl moving": gs.RigL(**regular, step_optimizer=True, min_fan_in=1),
+        "rigl merging": gs.RigL(**regular, merge=True),
+        "rigl shrinking": gs.RigL(**regular, final_density=0.2),
+        "snfs": gs.SNFS(**regular),
+        "gmp": gs.GMP(final_density=0.1, **regular),
+        "csst": gs.CSST(**growing, fraction=0.5),
+        "csst counted": gs.CSST(**growing, count=9, drop_fraction=0.4, min_fan_in=1),
+        "csst iht": gs.CSST(**{**half, "drop_fraction": 0.5}, mode="iht"),
+        "csst merging": gs.CSST(**half, mode="merge"),
+        "csst pooled": gs.CSST(**half, allocate="pooled"),
+        "csst by flow": gs.CSST(**{**half, "fraction": 0.3}, candidates="flow"),
+        "csst reborn": gs.CSST(**half, step_optimizer=False, allow_regrow=True),
+        "csst shrinking": gs.CSST(**half, final_density=0.2),
     }
+    return {name: method.resolve(None) for name, method in methods.items()}
 
 
 STOP = 23
@@ -201,18 +204,22 @@ EVERY: dict[str, Callable[..., recover.Recovery]] = {  # every solver as solve(A
     "fista": recover.fista,
     "ista": recover.ista,
 }
-EXACT = {name: solve for name, solve in recover.GREEDY.items() if name != "iht"}  # on section 6.5's problems; a fixed step is too slow
+EXACT = {
+    name: solve for name, solve in recover.GREEDY.items() if name != "iht"
+}  # on section 6.5's problems; a fixed step is too slow
 
 
 def gaussian_problem(m: int, d: int, s: int, seed: int, signs: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """A (m, d) with unit columns, x with s non-zeros, y."""
+    """A (m, d) with block columns, x with s non-zeros, y."""
     A, where = normal(m, d, seed=seed), torch.randperm(d, generator=generator(seed + 1))[:s]
     A, x, values = A / A.norm(dim=0), torch.zeros(d, dtype=torch.float64), normal(s, seed=seed + 2)
     x[where] = values.sign() if signs else values
     return A, x, A @ x
 
 
-def planted_network(d: int, neurons: int, s: int, n: int, seed: int, mixed: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def planted_network(
+    d: int, neurons: int, s: int, n: int, seed: int, mixed: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """X, first layer (neurons, d), output signs, y."""
     W, where = torch.zeros(neurons * d, dtype=torch.float64), torch.randperm(neurons * d, generator=generator(seed))[:s]
     W[where] = normal(s, seed=seed + 1)
@@ -244,7 +251,9 @@ FLAT, IMAGES = Data((13,), 5), Data((2, 6, 6), 5)
 
 
 def mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    return seeded(nn.Sequential(nn.Linear(13, 17), nn.Tanh(), nn.Linear(17, 11), nn.Tanh(), nn.Linear(11, 5)).to(dtype), seed)
+    return seeded(
+        nn.Sequential(nn.Linear(13, 17), nn.Tanh(), nn.Linear(17, 11), nn.Tanh(), nn.Linear(11, 5)).to(dtype), seed
+    )
 
 
 def convnet(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -272,7 +281,10 @@ def seeded(model: nn.Sequential, seed: int) -> nn.Sequential:
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, rewirer: gs.Rewirer | None, batches: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rewirer: gs.Rewirer | None,
+    batches: Iterable[tuple[Tensor, Tensor]],
 ) -> list[float]:
     """The loop of the README, as a user writes it; the losses."""
     losses = []

@@ -14,18 +14,20 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import CONVS, OPERATORS, STOP, SUPPORTS, TOPOLOGIES
 from gossamer import CSR, MASKED, SHADOW, checkpoint, laws, penalties, recover
+from gossamer._backend import dispatch as kernels_of
+from gossamer._backend.dispatch import Kernel, always
+from gossamer._backend.index import reference as index_reference
 from gossamer.checkpoint.file import read_file, seal, unpacked, write_file
 from gossamer.layouts import Layout, gather, scatter
-from gossamer.products import kernels as kernels_of
 from gossamer.products.conv2d import reference as conv2d
 from gossamer.products.linear import op as linear_op
 from gossamer.products.linear import reference as linear
 from gossamer.products.sense import reference as sense
-from gossamer._backend.index import reference as index_reference
-from gossamer._backend.dispatch import Kernel, always
 from gossamer.support import Support, distinct
 from gossamer.surgery import set_support_
-from gossamer.topology.topology import chance, event, sensed, survivors
+from gossamer.topology import event
+from gossamer.topology.rewiring import survivors
+from gossamer.topology.slots import grow_random, grow_sensed
 from mutants_ownership import OWNERSHIP
 
 # ---------------------------------------------------------------- supports
@@ -35,7 +37,7 @@ def _twisted(name: str = "primes", **methods: Callable) -> Callable[[], None]:
     """The law on a support with some of its methods exchanged."""
     s = SUPPORTS[name]
     twisted = type("Twisted", (Support,), methods)
-    return lambda: laws.check_support(twisted(s.shape, s.unit, s.crow, s.col, s.ccol, s.row, s.perm))
+    return lambda: laws.check_support(twisted(s.shape, s.block, s.crow, s.col, s.ccol, s.row, s.perm))
 
 
 def _bent(name: str = "primes", **fields: Callable[[Support], torch.Tensor]) -> Callable[[], None]:
@@ -58,16 +60,26 @@ SUPPORT = {
     "samples with replacement": _twisted(
         sample_outside=lambda s, m, rng=None: s.outside(torch.randint(max(1, _zeros(s)), (m,), generator=rng).sort()[0])
     ),
-    "samples the lower half": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(max(m, _zeros(s) // 2), m, rng))),
-    "samples never hold the last zero": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(max(m, _zeros(s) - 1), m, rng))),
-    "samples hold kept units": _twisted(sample_outside=lambda s, m, rng=None: distinct(s.total, m, rng)),
-    "samples not sorted": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(_zeros(s), m, rng)).flip(0)),
-    "samples from torch's own generator": _twisted(sample_outside=lambda s, m, rng=None: s.outside(distinct(_zeros(s), m))),
+    "samples the lower half": _twisted(
+        sample_outside=lambda s, m, rng=None: s.outside(distinct(max(m, _zeros(s) // 2), m, rng))
+    ),
+    "samples never hold the last zero": _twisted(
+        sample_outside=lambda s, m, rng=None: s.outside(distinct(max(m, _zeros(s) - 1), m, rng))
+    ),
+    "samples hold kept blocks": _twisted(sample_outside=lambda s, m, rng=None: distinct(s.total, m, rng)),
+    "samples not sorted": _twisted(
+        sample_outside=lambda s, m, rng=None: s.outside(distinct(_zeros(s), m, rng)).flip(0)
+    ),
+    "samples from torch's own generator": _twisted(
+        sample_outside=lambda s, m, rng=None: s.outside(distinct(_zeros(s), m))
+    ),
     "ranks count from the wrong side": _twisted(
         outside=lambda s, rank: rank + torch.searchsorted(s.ids() - torch.arange(s.n), rank, right=False)
     ),
     "find gives the place to insert": _twisted(find=lambda s, ids: torch.searchsorted(s.ids(), ids)),
-    "weights count what hangs over the edge": _twisted("ragged tiles", weights=property(lambda s: s.n * s.unit[0] * s.unit[1])),
+    "weights count what hangs over the edge": _twisted(
+        "ragged tiles", weights=property(lambda s: s.n * s.block[0] * s.block[1])
+    ),
     "weights forget the corner": _twisted(
         "ragged corner only",
         weights=property(lambda s: s.n * 9 - s.n * 3 - s.n * 3),  # one tile, short in both directions
@@ -87,10 +99,14 @@ def _rewire_by(
     """The real rewire, its scores bent before they are ranked, or the number that decides between equals."""
 
     def rewire(s, drop_score, born, born_score, drop, grow, min_fan_in=0, ties=0):
-        keep = survivors(s, bend(drop_score), 0 if stay_all else drop, min_fan_in if fan_in is None else fan_in, number(ties) or 0)
+        keep = survivors(
+            s, bend(drop_score), 0 if stay_all else drop, min_fan_in if fan_in is None else fan_in, number(ties) or 0
+        )
         order = torch.argsort(born)
-        grown = born[order][sense.top_k(bend(born_score[order]), grow + grow_more, sense.tie_keys(born[order], number(ties)))]
-        return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
+        grown = born[order][
+            sense.top_k(bend(born_score[order]), grow + grow_more, sense.tie_keys(born[order], number(ties)))
+        ]
+        return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.block)
 
     return rewire
 
@@ -102,13 +118,13 @@ def _later_wins(score: torch.Tensor) -> torch.Tensor:
 def _in_the_order_given(s, drop_score, born, born_score, drop, grow, min_fan_in=0, ties=0):
     keep = survivors(s, drop_score, drop, min_fan_in, ties)
     grown = born[sense.top_k(born_score, grow, lambda at: sense.tie_key(at, ties))]
-    return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.unit)
+    return Support.from_ids(torch.cat([s.ids()[keep], grown]), s.shape, s.block)
 
 
 def _takes_turns(s, drop_score, born, born_score, drop, grow, min_fan_in=0, ties=0):
     """Drops and grows on the whole set: what stayed may be drawn again."""
     keep = s.ids()[survivors(s, drop_score, drop, min_fan_in, ties)]
-    return Support.from_ids(torch.cat([keep, keep[:grow]]), s.shape, s.unit)
+    return Support.from_ids(torch.cat([keep, keep[:grow]]), s.shape, s.block)
 
 
 REWIRE = {
@@ -121,7 +137,7 @@ REWIRE = {
         "few orders among equals": _rewire_by(number=lambda ties: ties % 3),
         "candidates are ranked as they come": _in_the_order_given,
         "the strongest go": _rewire_by(torch.neg),
-        "a row loses its last unit": _rewire_by(fan_in=0),
+        "a row loses its last block": _rewire_by(fan_in=0),
         "one too many grows": _rewire_by(grow_more=1),
         "nothing is dropped": _rewire_by(stay_all=True),
         "what was kept is grown": _takes_turns,
@@ -135,38 +151,48 @@ def _event(act: Callable) -> Callable[[], None]:
     return lambda: laws.check_event(act)
 
 
-def _bent_event(bend: Callable | None = None, topology: dict | None = None, site: Callable = lambda s: s) -> Callable[[], None]:
+def _bent_event(
+    bend: Callable | None = None, topology: dict | None = None, layer: Callable = lambda s: s
+) -> Callable[[], None]:
     """The law on the real event with scores of candidates, settings, or what it is told of a layer bent."""
 
-    def act(t, change, sites, rng):
+    def act(t, change, layers, rng):
         def grow(*args):
-            ids, score = t.grow(*args)
+            ids, score = t.grow_score(*args)
             return ids, score if bend is None else bend(ids, score)
 
-        return event(replace(t, grow=grow, **(topology or {})), change, [site(s) for s in sites], rng)
+        return event(replace(t, grow_score=grow, **(topology or {})), change, [layer(s) for s in layers], rng)
 
     return _event(act)
 
 
-def _asks_everybody(t, change, sites, rng):
-    for site in sites:
-        t.drop(site)
-    return event(t, change, sites, rng)
+def _asks_everybody(t, change, layers, rng):
+    for layer in layers:
+        t.drop_score(layer)
+    return event(t, change, layers, rng)
 
 
-def _knows_chance(t, change, sites, rng):
-    return event(t if t.grow in (chance, sensed) else replace(t, candidates="sensed"), change, sites, rng)
+def _knows_chance(t, change, layers, rng):
+    return event(
+        t if t.grow_score in (grow_random, grow_sensed) else replace(t, candidates="sensed"), change, layers, rng
+    )
 
 
-def _drops_all_the_same(t, change, sites, rng):
+def _drops_all_the_same(t, change, layers, rng):
     """Drops what it was asked to, whatever can grow."""
-    wanted, done = t.amount(sites, change), event(t, change, sites, rng)
-    kept = [survivors(o.support, torch.arange(o.support.n), max(0, k - o.dropped)) for k, o in zip(wanted, done, strict=True)]
-    return [o._replace(support=Support.from_ids(o.support.ids()[k], o.support.shape)) for k, o in zip(kept, done, strict=True)]
+    wanted, done = t.n_exchange(layers, change), event(t, change, layers, rng)
+    kept = [
+        survivors(o.support, torch.arange(o.support.n), max(0, k - o.dropped))
+        for k, o in zip(wanted, done, strict=True)
+    ]
+    return [
+        o._replace(support=Support.from_ids(o.support.ids()[k], o.support.shape))
+        for k, o in zip(kept, done, strict=True)
+    ]
 
 
-def _own_dice(t, change, sites, rng):
-    return event(t, change, sites, torch.default_generator)
+def _own_dice(t, change, layers, rng):
+    return event(t, change, layers, torch.default_generator)
 
 
 EVENT = {
@@ -175,12 +201,18 @@ EVENT = {
     "what has no gradient is exchanged": _bent_event(topology={"candidates": "anywhere"}),
     "-0.0 is a gradient": _bent_event(lambda ids, score: torch.where(score.nan_to_num(1.0) == 0, 1e-300, score)),
     "NaN is the strongest": _bent_event(lambda ids, score: score.nan_to_num(1e9)),
-    "only what speaks for itself may grow": _bent_event(site=lambda s: s._replace(size=min(s.size, s.s.n + int((s.h > 0).sum())))),
-    "layers without gradient are changed": _bent_event(site=lambda s: s._replace(has_gradient=True, g=torch.ones_like(s.w))),
+    "only what speaks for itself may grow": _bent_event(
+        layer=lambda s: s._replace(size=min(s.size, s.s.n + int((s.h > 0).sum())))
+    ),
+    "layers without gradient are changed": _bent_event(
+        layer=lambda s: s._replace(has_gradient=True, g=torch.ones_like(s.w))
+    ),
     "every layer is asked": _event(_asks_everybody),
     "drops more than it grows": _event(_drops_all_the_same),
     "random by torch's own generator": _event(_own_dice),
-    "the same dice at every event": _event(lambda t, change, sites, rng: event(t, change, sites, torch.Generator().manual_seed(1))),
+    "the same dice at every event": _event(
+        lambda t, change, layers, rng: event(t, change, layers, torch.Generator().manual_seed(1))
+    ),
     "knows its slots by name": _event(_knows_chance),
     "counts nothing": _event(lambda *args: [o._replace(sensed=0) for o in event(*args)]),
 }
@@ -189,11 +221,15 @@ EVENT = {
 
 
 def _kernel(
-    operation: str, run: Callable, case: str = "empty rows and columns", unfit: Callable = always, **options: Any
+    operation: str,
+    run: Callable,
+    case: str = "empty rows and columns",
+    reasons_against: Callable = always,
+    **options: Any,
 ) -> Callable[[], bool]:
     s, g = (SUPPORTS[case], None) if case in SUPPORTS else (CONVS[case].support, CONVS[case].g)
     size = CONVS[case].size if case in CONVS else (7, 6)
-    return lambda: laws.check_kernel(operation, Kernel("mutant", run, unfit), s, g, size=size, **options)
+    return lambda: laws.check_kernel(operation, Kernel("mutant", run, reasons_against), s, g, size=size, **options)
 
 
 def _only_rows_with_units(x, values, s):
@@ -264,13 +300,19 @@ def _as_if_channels_first(x, values, s, g):
 
 
 KERNEL = {
-    "forgets the last entry": _kernel("csr_linear.backward", lambda dy, x, v, s: linear.backward(dy, x, _without_the_last(v), s), "primes"),
+    "forgets the last entry": _kernel(
+        "csr_linear.backward", lambda dy, x, v, s: linear.backward(dy, x, _without_the_last(v), s), "primes"
+    ),
     "forgets the gradient of the last entry": _kernel(
-        "csr_conv2d.weight_gradient", lambda dy, x, s, g: _without_the_last(conv2d.weight_gradient(dy, x, s, g)), "padded"
+        "csr_conv2d.weight_gradient",
+        lambda dy, x, s, g: _without_the_last(conv2d.weight_gradient(dy, x, s, g)),
+        "padded",
     ),
     "the tail of the batch unwritten": _kernel("csr_linear.backward", _tail_unwritten, "primes"),
     "padding is not zeros": _kernel("csr_conv2d.forward", _pads_with_the_border, "padded"),
-    "the weights' gradient counted twice": _kernel("csr_linear.backward", lambda *a: _twice(*linear.backward(*a)), "primes"),
+    "the weights' gradient counted twice": _kernel(
+        "csr_linear.backward", lambda *a: _twice(*linear.backward(*a)), "primes"
+    ),
     "the weights' gradient on top of the last call's": _kernel("csr_linear.backward", _Accumulates(), "primes"),
     "bias forgotten": _kernel("csr_linear.forward", lambda x, v, s, b: linear.forward(x, v, s), biased=True),
     "bias in the dtype of activations": _kernel(
@@ -279,10 +321,16 @@ KERNEL = {
         biased=True,
         dtype=torch.bfloat16,
     ),
-    "gradient rounded to the dtype of activations": _kernel("csr_linear.backward", _in_bfloat16, "primes", dtype=torch.bfloat16),
-    "channels-last images read as channels-first": _kernel("csr_conv2d.forward", _as_if_channels_first, "padded", strange=True),
+    "gradient rounded to the dtype of activations": _kernel(
+        "csr_linear.backward", _in_bfloat16, "primes", dtype=torch.bfloat16
+    ),
+    "channels-last images read as channels-first": _kernel(
+        "csr_conv2d.forward", _as_if_channels_first, "padded", strange=True
+    ),
     "output never written where a row is empty": _kernel("csr_linear.forward", _only_rows_with_units),
-    "computed in float32": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x.float(), v.float(), s).double()),
+    "computed in float32": _kernel(
+        "csr_linear.forward", lambda x, v, s: linear.forward(x.float(), v.float(), s).double()
+    ),
     "returned in float32": _kernel("csr_linear.forward", lambda x, v, s: linear.forward(x, v, s).float()),
     "reads memory as if it were contiguous": _kernel(
         "csr_linear.forward", lambda x, v, s: linear.forward(x.as_strided(x.shape, (x.shape[1], 1)), v, s)
@@ -297,31 +345,43 @@ KERNEL = {
         "csr_linear.weight_gradient", lambda dy, x, s: linear.weight_gradient(dy, x, s)[s.perm.long()], "primes"
     ),
     "tiles transposed": _kernel(
-        "csr_linear.weight_gradient", lambda dy, x, s: linear.weight_gradient(dy, x, s).transpose(1, 2).reshape(s.n, *s.unit), "tiles"
+        "csr_linear.weight_gradient",
+        lambda dy, x, s: linear.weight_gradient(dy, x, s).transpose(1, 2).reshape(s.n, *s.block),
+        "tiles",
     ),
     "half of the batch": _kernel("csr_conv2d.weight_gradient", _half_the_batch, "padded"),
-    "stride ignored": _kernel("csr_conv2d.forward", lambda x, v, s, g: conv2d.forward(x, v, s, g._replace(stride=(1, 1))), "strided"),
+    "stride ignored": _kernel(
+        "csr_conv2d.forward", lambda x, v, s, g: conv2d.forward(x, v, s, g._replace(stride=(1, 1))), "strided"
+    ),
     "padding transposed": _kernel(
-        "csr_conv2d.forward", lambda x, v, s, g: conv2d.forward(x, v, s, g._replace(padding=g.padding[::-1])), "all unlike"
+        "csr_conv2d.forward",
+        lambda x, v, s, g: conv2d.forward(x, v, s, g._replace(padding=g.padding[::-1])),
+        "all unlike",
     ),
     "overlaps not added": _kernel(
-        "csr_conv2d.input_gradient", lambda dy, v, s, g, size: conv2d.input_gradient(dy, v, s, g, size).clamp(max=1.0), "3x3"
+        "csr_conv2d.input_gradient",
+        lambda dy, v, s, g, size: conv2d.input_gradient(dy, v, s, g, size).clamp(max=1.0),
+        "3x3",
     ),
     "sensed in the order of columns": _kernel(
-        "csr_sense.sampled", lambda dy, x, ids, shape, unit, g: sense.sampled(dy, x, ids, shape, unit, g).flip(0)
+        "csr_sense.sampled", lambda dy, x, ids, shape, block, g: sense.sampled(dy, x, ids, shape, block, g).flip(0)
     ),
     "the largest instead of the strongest": _kernel("csr_sense.strongest", lambda *a: _signed_strongest(*a), "primes"),
     "strongest among the kept too": _kernel(
-        "csr_sense.strongest", lambda ops, s, k, g: sense.strongest(ops, Support.from_ids(s.ids()[:0], s.shape, s.unit), k, g), "primes"
+        "csr_sense.strongest",
+        lambda ops, s, k, g: sense.strongest(ops, Support.from_ids(s.ids()[:0], s.shape, s.block), k, g),
+        "primes",
     ),
-    "strongest of the first micro-batch": _kernel("csr_sense.strongest", lambda ops, s, k, g: sense.strongest(ops[:1], s, k, g), "primes"),
-    "unfit says yes and no": _kernel("csr_linear.forward", linear.forward, unfit=lambda *_: [True]),
+    "strongest of the first micro-batch": _kernel(
+        "csr_sense.strongest", lambda ops, s, k, g: sense.strongest(ops[:1], s, k, g), "primes"
+    ),
+    "reasons_against says yes and no": _kernel("csr_linear.forward", linear.forward, reasons_against=lambda *_: [True]),
 }
 
 
 def _signed_strongest(operands, s, k, g):
     ids = s.outside(torch.arange(_zeros(s)))
-    found = sum(sense.sampled(dy, x, ids, s.shape, s.unit, g) for dy, x in operands)
+    found = sum(sense.sampled(dy, x, ids, s.shape, s.block, g) for dy, x in operands)
     best = sense.top_k(found, k)
     return ids[best], found[best]
 
@@ -345,7 +405,9 @@ class _WrongGradient(torch.autograd.Function):
 def _bending(layout: Layout, bend: Callable) -> Layout:
     return layout._replace(
         linear=lambda x, v, s, b=None: layout.linear(x, _WrongGradient.apply(v, lambda g: bend(g, s)), s, b),
-        conv2d=lambda x, v, s, g, b=None: layout.conv2d(x, _WrongGradient.apply(v, lambda grad: bend(grad, s)), s, g, b),
+        conv2d=lambda x, v, s, g, b=None: layout.conv2d(
+            x, _WrongGradient.apply(v, lambda grad: bend(grad, s)), s, g, b
+        ),
     )
 
 
@@ -374,14 +436,18 @@ LAYOUT = {
         "a zero that follows gets no gradient": MASKED._replace(follows=True),
         "what follows has its gradient on the support only": SHADOW._replace(linear=MASKED.linear),
         "half a gradient off the support": _bending(SHADOW, lambda g, s: torch.where(s.mask().view(g.shape), g, g / 2)),
-        "weight transposed": MASKED._replace(linear=lambda x, v, s: F.linear(x, scatter(gather(v, s), s).reshape(s.shape[::-1]).t())),
+        "weight transposed": MASKED._replace(
+            linear=lambda x, v, s: F.linear(x, scatter(gather(v, s), s).reshape(s.shape[::-1]).t())
+        ),
         "input gets no gradient through one row": CSR._replace(
             linear=lambda x, v, s: torch.cat([CSR.linear(x[:1].detach(), v, s), CSR.linear(x[1:], v, s)])
         ),
         "stride and dilation exchanged": CSR._replace(
             conv2d=lambda x, v, s, g: CSR.conv2d(x, v, s, g._replace(stride=g.dilation, dilation=g.stride))
         ),
-        "padding transposed": CSR._replace(conv2d=lambda x, v, s, g: CSR.conv2d(x, v, s, g._replace(padding=g.padding[::-1]))),
+        "padding transposed": CSR._replace(
+            conv2d=lambda x, v, s, g: CSR.conv2d(x, v, s, g._replace(padding=g.padding[::-1]))
+        ),
         "values come back in another order": _RowOrder(*CSR),
         "values rounded when stored": _Rounded(*CSR),
         "storage of its own": CSR._replace(storage="sparse"),
@@ -462,8 +528,8 @@ def _index_overwritten(layer, new, optimizer=None):
 
 
 SURGERY = {
-    "born units inherit a momentum": _surgery(_state_not_zeroed),
-    "born units inherit a value": _surgery(_values_not_zeroed),
+    "born blocks inherit a momentum": _surgery(_state_not_zeroed),
+    "born blocks inherit a value": _surgery(_values_not_zeroed),
     "momentum of all is reset": _surgery(_state_reset),
     "state is lost": _surgery(_state_lost),
     "values stay where they were in memory": _surgery(_by_position),
@@ -484,13 +550,13 @@ def _topology(topology: gs.Topology, rewirer: Callable = gs.Rewirer, **options) 
 
 
 class _LosesOne(gs.Rewirer):
-    """One unit fewer in every layer after the first event."""
+    """One block fewer in every layer after the first event."""
 
     def _rewire(self, t, change, scale):
         done = super()._rewire(t, change, scale)
         for layer in self.layers.values():
             s = layer.support
-            set_support_(layer, Support.from_ids(s.ids()[1:], s.shape, s.unit), self.optimizer)
+            set_support_(layer, Support.from_ids(s.ids()[1:], s.shape, s.block), self.optimizer)
         return done
 
 
@@ -498,28 +564,28 @@ class _KnowsItsSlots(gs.Rewirer):
     """Rewires by the functions it knows, and not at all by others."""
 
     def __init__(self, model, optimizer, topology, **options):
-        known = topology.grow in (sensed, chance)
-        super().__init__(model, optimizer, topology if known else replace(topology, amount=_nothing), **options)
+        known = topology.grow_score in (grow_sensed, grow_random)
+        super().__init__(model, optimizer, topology if known else replace(topology, n_exchange=_nothing), **options)
 
 
-def _nothing(sites, change):
-    return [0] * len(sites)
+def _nothing(layers, change):
+    return [0] * len(layers)
 
 
-def _what_was_dropped(sites, drops, grows, scores):
+def _what_was_dropped(layers, drops, grows, scores):
     return list(drops)
 
 
-def _all_equal_to_zero(site, dropped, change, limit, rng):
-    return site.ids, torch.zeros(site.ids.shape)
+def _all_equal_to_zero(layer, dropped, change, limit, rng):
+    return layer.ids, torch.zeros(layer.ids.shape)
 
 
-def _survivors_too(site, dropped, change, limit, rng):
-    return site.s.ids(), torch.ones(site.s.n)
+def _survivors_too(layer, dropped, change, limit, rng):
+    return layer.s.ids(), torch.ones(layer.s.n)
 
 
-def _torchs_own_dice(site, dropped, change, limit, rng):
-    ids, score = sensed(site, dropped, change, limit, rng)
+def _torchs_own_dice(layer, dropped, change, limit, rng):
+    ids, score = grow_sensed(layer, dropped, change, limit, rng)
     return ids, score + torch.rand(score.shape)
 
 
@@ -528,9 +594,9 @@ class _Memory:
 
     calls = 0
 
-    def __call__(self, site):
+    def __call__(self, layer):
         self.calls += 1
-        return site.w.abs() * (1 + torch.arange(site.s.n) * self.calls % 5)
+        return layer.w.abs() * (1 + torch.arange(layer.s.n) * self.calls % 5)
 
 
 @dataclass(frozen=True)
@@ -583,7 +649,7 @@ class _EventFirst(gs.Rewirer):
 
 
 class _SensesTheSame(gs.Rewirer):
-    """Draws the coordinates of every window from the same ranks, among all units."""
+    """Draws the coordinates of every window from the same ranks, among all blocks."""
 
     def _drawn(self, s, asked, *_):
         m = round(asked.fraction * (s.total - s.n)) if asked.count is None else asked.count
@@ -609,16 +675,16 @@ TOPOLOGY = {
     "n drifts": _topology(TOPOLOGIES["csst"], _LosesOne),
     "inert: nothing is sensed": _topology(replace(TOPOLOGIES["csst"], sense=lambda t: None)),
     "inert: grows at random, and does not say so": _topology(replace(TOPOLOGIES["set"], candidates="sensed")),
-    "inert: nothing speaks for any candidate": _topology(replace(TOPOLOGIES["csst"], grow=_all_equal_to_zero)),
-    "an amount of 0": _topology(replace(TOPOLOGIES["csst"], amount=_nothing)),
-    "share ignores where the size goes": _topology(replace(TOPOLOGIES["set growing"], share=_what_was_dropped)),
+    "inert: nothing speaks for any candidate": _topology(replace(TOPOLOGIES["csst"], grow_score=_all_equal_to_zero)),
+    "an amount of 0": _topology(replace(TOPOLOGIES["csst"], n_exchange=_nothing)),
+    "share ignores where the size goes": _topology(replace(TOPOLOGIES["set growing"], allocate=_what_was_dropped)),
     "knows its slots by name": _topology(TOPOLOGIES["csst"], _KnowsItsSlots),
     "the total drifts": _topology(
-        replace(TOPOLOGIES["csst pooled"], share=lambda sites, drops, grows, scores: [max(0, g - 1) for g in grows])
+        replace(TOPOLOGIES["csst pooled"], allocate=lambda layers, drops, grows, scores: [max(0, g - 1) for g in grows])
     ),
-    "grows what it keeps": _topology(replace(TOPOLOGIES["csst"], grow=_survivors_too)),
-    "random by torch's own generator": _topology(replace(TOPOLOGIES["csst"], grow=_torchs_own_dice)),
-    "has a state of its own": _topology(replace(TOPOLOGIES["set"], drop=_Memory())),
+    "grows what it keeps": _topology(replace(TOPOLOGIES["csst"], grow_score=_survivors_too)),
+    "random by torch's own generator": _topology(replace(TOPOLOGIES["csst"], grow_score=_torchs_own_dice)),
+    "has a state of its own": _topology(replace(TOPOLOGIES["set"], drop_score=_Memory())),
     "events after the stop": _topology(replace(TOPOLOGIES["rigl"], stop=5), steps=20),
     "pruning overshoots": _topology(_Overshoots(**vars(TOPOLOGIES["gmp"]))),
     "resume forgets the probe": _topology(TOPOLOGIES["csst"], _ForgetsProbe),
@@ -636,7 +702,7 @@ TOPOLOGY = {
 
 
 def _checkpoint(**functions: Callable) -> Callable[[], None]:
-    return lambda: laws.check_checkpoint(gs.csst(STOP, 4, 8, window=3, fraction=0.5), gs.Rewirer, **functions)
+    return lambda: laws.check_checkpoint(gs.CSST(STOP, 4, 8, window=3, fraction=0.5), gs.Rewirer, **functions)
 
 
 def _saves_no_rewirer(path, model, *, optimizer, rewirer, extra):
@@ -675,7 +741,9 @@ def _loads_without_a_look(path, model, *, optimizer, rewirer):
     """What a user's own script does: no version, no index, no digest is looked at."""
     seal(path)
     meta, tensors = read_file(Path(path))
-    model.load_state_dict({key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}, strict=False)
+    model.load_state_dict(
+        {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}, strict=False
+    )
     for name, part in (("optimizer", optimizer), ("rewirer", rewirer)):
         part.load_state_dict(unpacked(meta["states"][name], tensors, set()))
     checkpoint._set_rng_state(unpacked(meta["rng"], tensors, set()))
@@ -721,7 +789,7 @@ def _optimizer_unseen(path, model, *, optimizer, rewirer):
 def _other_exception(path, model, **parts):
     try:
         return checkpoint.load(path, model, **parts)
-    except gs.Unfit as refusal:
+    except gs.UsageError as refusal:
         raise RuntimeError(str(refusal)) from refusal
 
 
@@ -760,17 +828,25 @@ def _in_place(p, u, tau):
 PENALTY = {
     "thresholds twice": _penalty(gs.L1(0.5), prox=lambda p, u, tau: penalties.soft(u, 2 * tau * p.lam)),
     "thresholds without tau": _penalty(gs.L1(0.5), prox=lambda p, u, tau: penalties.soft(u, p.lam)),
-    "hard for soft": _penalty(gs.L1(0.5), prox=lambda p, u, tau: torch.where(u.abs() > tau * p.lam, u, torch.zeros_like(u))),
+    "hard for soft": _penalty(
+        gs.L1(0.5), prox=lambda p, u, tau: torch.where(u.abs() > tau * p.lam, u, torch.zeros_like(u))
+    ),
     "a value of nothing": _penalty(gs.L1(0.5), value=lambda p, w: w.new_zeros(())),
     "0 / 0 in a group that is zero": _penalty(gs.GroupL1(0.5), prox=_divides_by_zero),
-    "groups without the root of their size": _penalty(gs.GroupL1(0.5), prox=lambda p, u, tau: penalties.shrink(u, tau * p.lam, p.group)),
+    "groups without the root of their size": _penalty(
+        gs.GroupL1(0.5), prox=lambda p, u, tau: penalties.shrink(u, tau * p.lam, p.group)
+    ),
     "changes what it is given": _penalty(gs.L1(0.5), prox=_in_place),
     "gives back what it is given": _penalty(gs.L1(0.0), prox=lambda p, u, tau: u),
     "negative weights stay": _penalty(gs.NonNegativeL1(0.5), prox=lambda p, u, tau: penalties.soft(u, tau * p.lam)),
-    "keeps the smallest": _penalty(gs.TopK(3), prox=lambda p, u, tau: torch.where(u.abs() <= u.abs().flatten().kthvalue(3)[0], u, 0.0)),
+    "keeps the smallest": _penalty(
+        gs.TopK(3), prox=lambda p, u, tau: torch.where(u.abs() <= u.abs().flatten().kthvalue(3)[0], u, 0.0)
+    ),
     "keeps one too few": _penalty(gs.TopK(3), prox=lambda p, u, tau: gs.TopK(2).prox(u, tau)),
     "no subgradient at all": _penalty(gs.L1(0.5), subgradient=lambda p, w: -p.lam * w.sign()),
-    "a subgradient where the weight is zero": _penalty(gs.L1(0.5), subgradient=lambda p, w: p.lam * torch.where(w >= 0, 1.0, -1.0).to(w)),
+    "a subgradient where the weight is zero": _penalty(
+        gs.L1(0.5), subgradient=lambda p, w: p.lam * torch.where(w >= 0, 1.0, -1.0).to(w)
+    ),
     "batched another way": _penalty(gs.L1(0.5), proxes=lambda p, us, taus: penalties.softs(us, 1.01 * taus * p.lam)),
     "weights of the logarithm ignored": _penalty(gs.LogL1(0.5, 0.1), prox=lambda p, u, tau: penalties.soft(u, p.lam)),
     "calls itself convex": _penalty(gs.TopK(density=0.3), convex=True),
@@ -860,7 +936,9 @@ RULE = {
     "0 / 0 where all is zero": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_nan_where_zero),
     "the mirror variable starts at zero": _rule(gs.LinBreg(gs.L1(0.1)), init=_starts_at_zero),
     "the mirror variable starts without a subgradient": _rule(gs.LinBreg(gs.L1(0.1)), init=_starts_without_subgradient),
-    "dual averaging starts at zero": _rule(gs.RDA(gs.L1(0.01)), init=lambda rule, w, strength=1.0: {"u": torch.zeros_like(w)}),
+    "dual averaging starts at zero": _rule(
+        gs.RDA(gs.L1(0.01)), init=lambda rule, w, strength=1.0: {"u": torch.zeros_like(w)}
+    ),
     "the state is the weight itself": _rule(gs.RDA(gs.L1(0.01)), init=lambda rule, w, strength=1.0: {"u": w.detach()}),
 }
 
@@ -885,7 +963,9 @@ def _whole(A: recover.GatedReLU, r: torch.Tensor) -> torch.Tensor:
 
 OPERATOR = {
     "gates forgotten": _operator(matvec=lambda A, x: A.X @ x.view(A.neurons, -1).sum(0)),
-    "a sparse vector takes another path": _operator(matvec=lambda A, x: _G.matvec(A, x) * (1 if int(x.count_nonzero()) > 1 else 2)),
+    "a sparse vector takes another path": _operator(
+        matvec=lambda A, x: _G.matvec(A, x) * (1 if int(x.count_nonzero()) > 1 else 2)
+    ),
     "the last block is missing": _operator(adjoint=lambda A, r: iter([(0, _whole(A, r)[:-5])])),
     "blocks out of order": _operator(adjoint=lambda A, r: iter([(5, _whole(A, r)[5:]), (0, _whole(A, r)[:5])])),
     "the adjoint ignores r's sign": _operator(adjoint=lambda A, r: _G.adjoint(A, r.abs())),
@@ -969,20 +1049,28 @@ def _squares_vanish(found, A, y):
 
 UNITS = {
     "a y whose squares vanish is zero": _units(_squares_vanish, torch.float32),
-    "squares that are infinite": _units(lambda f, A, y: f._replace(converged=bool(A.square().sum().isfinite())), torch.float32),
-    "x in the solver's own units": _units(lambda f, A, y: f._replace(values=f.values / y.norm())),
-    "a residual relative to y": _units(lambda f, A, y: f._replace(residuals=[r / float(y.norm()) + 1e-3 for r in f.residuals])),
+    "squares that are infinite": _units(
+        lambda f, A, y: f._replace(converged=bool(A.square().sum().isfinite())), torch.float32
+    ),
+    "x in the solver's own blocks": _units(lambda f, A, y: f._replace(values=f.values / y.norm())),
+    "a residual relative to y": _units(
+        lambda f, A, y: f._replace(residuals=[r / float(y.norm()) + 1e-3 for r in f.residuals])
+    ),
     "an absolute tolerance": _units(lambda f, A, y: f._replace(values=f.values.where(f.values.abs() > 1e-9, 0.0))),
     "an absolute residual": _units(lambda f, A, y: f._replace(converged=f.residuals[-1] < 1e-6)),
     "an x that vanished is called converged": _units(lambda f, A, y: f._replace(converged=True), torch.float32),
-    "infinite values": _units(lambda f, A, y: f if f.converged else f._replace(values=y[:1] / 0, support=torch.tensor([0])), torch.float32),
+    "infinite values": _units(
+        lambda f, A, y: f if f.converged else f._replace(values=y[:1] / 0, support=torch.tensor([0])), torch.float32
+    ),
 }
 
 
 def _index(**changed):
     """The reference kernels of an index, some of them broken, on a matrix with an empty row and column, -0.0 and NaN."""
     good = {k: getattr(index_reference, k) for k in ("rows_of", "columns_of", "values_at")}
-    w = torch.tensor([[0.0, 2.0, -0.0, 3.0, 0.0], [0.0] * 5, [4.0, 5.0, 0.0, float("nan"), 0.0], [0.0, 6.0, 0.0, 7.0, 0.0]])
+    w = torch.tensor(
+        [[0.0, 2.0, -0.0, 3.0, 0.0], [0.0] * 5, [4.0, 5.0, 0.0, float("nan"), 0.0], [0.0, 6.0, 0.0, 7.0, 0.0]]
+    )
     kernels = {k: Kernel("mutant", changed.get(k, run), always) for k, run in good.items()}
     return lambda: laws.check_index(kernels, w)
 
@@ -1010,7 +1098,9 @@ INDEX = {
     "-0.0 is a non-zero": _index(rows_of=_by_bits),
     "NaN is a zero": _index(rows_of=lambda w: index_reference.rows_of(w.nan_to_num(0.0))),
     "a long index": _index(rows_of=lambda w: tuple(t.long() for t in index_reference.rows_of(w))),
-    "pointers one row late": _index(rows_of=lambda w: (index_reference.rows_of(w)[0].roll(1), index_reference.rows_of(w)[1])),
+    "pointers one row late": _index(
+        rows_of=lambda w: (index_reference.rows_of(w)[0].roll(1), index_reference.rows_of(w)[1])
+    ),
     "the order within a column is lost": _index(columns_of=_in_any_order),
     "perm is its inverse": _index(columns_of=_inverse),
     "one column short": _index(
@@ -1066,7 +1156,9 @@ def _differentiable_once(x, values, s, bias=None):
 
 def _under(condition: Callable[[], Any], change: Callable) -> Layout:
     """The real product, its operands changed while the condition holds."""
-    return CSR._replace(linear=lambda x, v, s, b=None: CSR.linear(*(change(x, v, s, b) if condition() else (x, v, s, b))))
+    return CSR._replace(
+        linear=lambda x, v, s, b=None: CSR.linear(*(change(x, v, s, b) if condition() else (x, v, s, b)))
+    )
 
 
 def _in_func() -> bool:
@@ -1086,7 +1178,9 @@ TRANSFORM = {
         "the tangent of the values is forgotten": _under(_in_func, lambda x, v, s, b: (x, v.detach(), s, b)),
         "the bias is forgotten": _under(_in_func, lambda x, v, s, b: (x, v, s, None)),
         "a trace of the example's batch": _under(torch.jit.is_tracing, lambda x, v, s, b: (x[:3], v, s, b)),
-        "values are constants of a trace": _under(torch.jit.is_tracing, lambda x, v, s, b: (x, v.detach().clone(), s, b)),
+        "values are constants of a trace": _under(
+            torch.jit.is_tracing, lambda x, v, s, b: (x, v.detach().clone(), s, b)
+        ),
         "an error that says nothing": _under(_in_func, _fails),
     }.items()
 }

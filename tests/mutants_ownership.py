@@ -10,7 +10,7 @@ import gossamer as gs
 from cases import OPTIMIZERS
 from gossamer import laws, surgery
 
-WINDOW = gs.csst(12, 4, 4, window=3, fraction=0.5, drop=0.3)
+WINDOW = gs.CSST(12, 4, 4, window=3, fraction=0.5, drop_fraction=0.3)
 ADAMW = OPTIMIZERS["adamw"]
 
 
@@ -65,7 +65,7 @@ PASSES = {
     "a gradient set to None is not seen": lambda: laws.check_passes(WINDOW, _observing(_none_is_nothing)),
     "passes that wait count with any other": lambda: laws.check_passes(WINDOW, _observing(_any_pass)),
     "only the last pass counts": lambda: laws.check_passes(WINDOW, _observing(_last_pass_only)),
-    "the same, streamed": lambda: laws.check_passes(gs.rigl(12, 4), _observing(_counts_at_once)),
+    "the same, streamed": lambda: laws.check_passes(gs.RigL(12, 4), _observing(_counts_at_once)),
 }
 
 
@@ -100,9 +100,13 @@ def _remembers(layer, args, y):
 
 COPIES = {
     "the window is not copied": lambda: laws.check_copies(WINDOW, _copying(_probes={})),
-    "the generator is another": lambda: laws.check_copies(WINDOW, _copying(rng=torch.Generator().manual_seed(9).get_state())),
+    "the generator is another": lambda: laws.check_copies(
+        WINDOW, _copying(rng=torch.Generator().manual_seed(9).get_state())
+    ),
     "the clock is not copied": lambda: laws.check_copies(WINDOW, _copying(t=0)),
-    "the sizes are not copied": lambda: laws.check_copies(gs.set_(12, 4), _copying(start={"0": 9, "2": 9}, final={"0": 9, "2": 9})),
+    "the sizes are not copied": lambda: laws.check_copies(
+        gs.SET(12, 4), _copying(start={"0": 9, "2": 9}, final_density={"0": 9, "2": 9})
+    ),
     "the age of the newborn is not copied": lambda: laws.check_copies(
         WINDOW, partial(_copying(cohorts=[]), newborn="fresh"), optimizer=ADAMW
     ),
@@ -146,7 +150,7 @@ class _WindowGoesOn(gs.Rewirer):
 class _RefusesToGoOn(gs.Rewirer):
     def _look(self, name, layer):
         if layer.support is not self._known.get(name) and self.t:
-            raise gs.Unfit("Rewirer", "not mine")
+            raise gs.UsageError("Rewirer", "not mine")
         super()._look(name, layer)
 
 
@@ -161,9 +165,9 @@ class _PutsBack(gs.Rewirer):
 
 
 RELOAD = {
-    "state stays where it was": lambda: laws.check_reload(gs.set_(12, 4), _StateByPosition),
-    "state is reset": lambda: laws.check_reload(gs.set_(12, 4), _StateReset),
-    "what was loaded is born with momentum": lambda: laws.check_reload(gs.set_(12, 4), _BornWithMomentum),
+    "state stays where it was": lambda: laws.check_reload(gs.SET(12, 4), _StateByPosition),
+    "state is reset": lambda: laws.check_reload(gs.SET(12, 4), _StateReset),
+    "what was loaded is born with momentum": lambda: laws.check_reload(gs.SET(12, 4), _BornWithMomentum),
     "a window goes on": lambda: laws.check_reload(WINDOW, _WindowGoesOn),
     "going on is refused": lambda: laws.check_reload(WINDOW, _RefusesToGoOn),
     "weights are spoilt": lambda: laws.check_reload(WINDOW, _PutsBack),
@@ -255,7 +259,7 @@ NEWBORN = {
     "Adagrad's newborn without its initial sum": _newborn(
         lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.3), newborn="zero"
     ),
-    "Adafactor's newborn in tiles": _newborn(lambda p: torch.optim.Adafactor(p, lr=0.01), newborn="zero", unit=(2, 2)),
+    "Adafactor's newborn in tiles": _newborn(lambda p: torch.optim.Adafactor(p, lr=0.01), newborn="zero", block=(2, 2)),
     "no count of their own": _newborn(ADAMW, _NoCountOfTheirOwn),
     "they join after two steps": _newborn(ADAMW, _JoinsEarly),
 }

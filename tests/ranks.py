@@ -12,7 +12,13 @@ import gossamer as gs
 from cases import FLAT, OPTIMIZERS, TOPOLOGIES, generator, mlp
 
 STEPS, WORLD = 16, 2
-WRAPPED = ("set", "rigl", "csst", "csst by flow", "csst reborn")  # by DistributedDataParallel, which fixes the sizes of parameters
+WRAPPED = (
+    "set",
+    "rigl",
+    "csst",
+    "csst by flow",
+    "csst reborn",
+)  # by DistributedDataParallel, which fixes the sizes of parameters
 AVERAGED = ("snfs", "gmp", "csst pooled", "csst merging")  # by hand, where sizes change
 
 

@@ -50,7 +50,11 @@ def imports(path: Path, package: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join((*parts[: len(parts) - node.level], *([node.module] if node.module else []))) if node.level else node.module
+            base = (
+                ".".join((*parts[: len(parts) - node.level], *([node.module] if node.module else [])))
+                if node.level
+                else node.module
+            )
             found |= {f"{base}.{alias.name}" for alias in node.names}
     return found
 
@@ -67,13 +71,18 @@ def offences(package: Path) -> list[str]:
             there = rest[0] if top == "gossamer" and rest else None
             if there in LEVEL and (LEVEL[there] > LEVEL[here] or (here, there) in STRANGERS):
                 found.append(f"{path.relative_to(package)} imports {name}")
-            if here != "experiments" and top not in CORE | EXTRA.get(here, set()) | {"gossamer"} | sys.stdlib_module_names:
+            if (
+                here != "experiments"
+                and top not in CORE | EXTRA.get(here, set()) | {"gossamer"} | sys.stdlib_module_names
+            ):
                 found.append(f"{path.relative_to(package)} imports {name}, which is no core dependency")
     return found
 
 
 def test_every_module_has_a_layer():
-    modules = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file()}
+    modules = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file()
+    }
     assert modules - {"__init__"} <= set(LEVEL)
 
 
@@ -104,7 +113,9 @@ def test_an_offence_is_noticed(tmp_path, where, line):
 
 
 def public_names() -> list[str]:
-    return [name for name in vars(gossamer) if not name.startswith("_") and not inspect.ismodule(getattr(gossamer, name))]
+    return [
+        name for name in vars(gossamer) if not name.startswith("_") and not inspect.ismodule(getattr(gossamer, name))
+    ]
 
 
 @pytest.mark.parametrize("name", public_names())

@@ -1,4 +1,4 @@
-"""The batch-last memory format: it is what it says, twins are their torch modules and keep it, and whole networks learn the same in it."""
+"""The batch-last memory format: it is what it says, counterparts are their torch modules and keep it, and whole networks learn the same in it."""
 
 import copy
 import math
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from cases import generator, same_state, table
-from gossamer import batch_last as twins
+from gossamer import batch_last as counterparts
+from gossamer._backend.dispatch import Kernel
+from gossamer._backend.memory import from_rows, rows
 from gossamer.batch_last import is_batch_last, keep_batch_last, plain_modules, to_batch_last
 from gossamer.cli.models import ResNet
 from gossamer.products.norm import op, reference
-from gossamer._backend.dispatch import Kernel
-from gossamer._backend.memory import from_rows, rows
 
 DTYPES = (torch.float64, torch.float32)
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}
@@ -74,7 +74,9 @@ def test_the_batch_is_innermost(case):
 def test_rows_are_a_view_and_come_back(case):
     y = to_batch_last(numbers(*case))
     matrix = rows(y)
-    assert matrix.shape == (case[1], y.numel() // case[1]) and matrix.is_contiguous() and matrix.data_ptr() == y.data_ptr()
+    assert (
+        matrix.shape == (case[1], y.numel() // case[1]) and matrix.is_contiguous() and matrix.data_ptr() == y.data_ptr()
+    )
     assert torch.allclose(matrix.sum(1), y.transpose(0, 1).flatten(1).sum(1))
     back = from_rows(matrix, y.shape)
     assert torch.equal(back, y) and is_batch_last(back) and back.data_ptr() == y.data_ptr()
@@ -102,7 +104,7 @@ def test_other_formats_are_told_apart_and_converted(case):
         assert torch.equal(torch.autograd.grad(y, x, 2 * x.detach())[0], 2 * x)
 
 
-# ---------------------------------------------------------------- what keeps the format by itself, and so has no twin
+# ---------------------------------------------------------------- what keeps the format by itself, and so has no counterpart
 
 ALONE = {
     type(m).__name__: m
@@ -116,11 +118,16 @@ ALONE = {
 @pytest.mark.parametrize("batch", [1, 7])
 @table(ALONE)
 def test_element_by_element_the_format_stays(case, batch):
-    """Forward and backward; if this fails for a new torch, the module wants a twin."""
+    """Forward and backward; if this fails for a new torch, the module wants a counterpart."""
     x = to_batch_last(numbers(batch, 5, 3, 2, dtype=torch.float32)).requires_grad_()
     y = case(x)
     (dx,) = torch.autograd.grad(y, x, to_batch_last(numbers(*y.shape, dtype=torch.float32)))
-    assert is_batch_last(y) and is_batch_last(dx) and keep_batch_last(case) is case and type(case).__module__.startswith("torch.nn")
+    assert (
+        is_batch_last(y)
+        and is_batch_last(dx)
+        and keep_batch_last(case) is case
+        and type(case).__module__.startswith("torch.nn")
+    )
 
 
 # ---------------------------------------------------------------- the kernels of batch normalisation
@@ -152,7 +159,9 @@ NORMS = {
 }
 
 
-def equations(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def equations(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Output, mean, 1 / standard deviation, line by line in torch's elementwise operations, differentiable."""
     others, shape = [d for d in range(x.dim()) if d != 1], (1, -1, *[1] * (x.dim() - 2))
     mean = x.mean(others)
@@ -172,7 +181,9 @@ def check_norm(forward: Callable, backward: Callable, case: Norm, relu: bool, dt
     exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
     z, *numbers_per_channel = equations(*exact, case.eps, relu)
     plain = equations(*exact, case.eps, False)[0]
-    dy = to_batch_last(numbers(*case.shape, seed=3) * (plain.abs() > 1e-2)).to(dtype)  # near 0 rounding decides whether a ReLU lets through
+    dy = to_batch_last(numbers(*case.shape, seed=3) * (plain.abs() > 1e-2)).to(
+        dtype
+    )  # near 0 rounding decides whether a ReLU lets through
     wanted = [t for t in exact if t is not None]
     grads = iter(torch.autograd.grad(z, wanted, dy.double()))
     expected = [next(grads) if t is not None else None for t in exact]
@@ -180,11 +191,19 @@ def check_norm(forward: Callable, backward: Callable, case: Norm, relu: bool, dt
     got = backward(dy, x, weight, bias, *(t.detach().to(dtype) for t in numbers_per_channel), relu)
     scale = float(invstd.double().max())  # what the input's gradient is multiplied by
     for name, a, b in (
-        *zip(("y", "mean", "invstd"), (y, mean, invstd / scale), (z, numbers_per_channel[0], numbers_per_channel[1] / scale), strict=True),
+        *zip(
+            ("y", "mean", "invstd"),
+            (y, mean, invstd / scale),
+            (z, numbers_per_channel[0], numbers_per_channel[1] / scale),
+            strict=True,
+        ),
         *zip(("dx", "dweight", "dbias"), (got[0] / scale, *got[1:]), (expected[0] / scale, *expected[1:]), strict=True),
     ):
         if b is not None:
-            assert a.dtype == dtype and torch.allclose(a.double(), b, **tolerance), (name, float((a - b.detach()).abs().max()))
+            assert a.dtype == dtype and torch.allclose(a.double(), b, **tolerance), (
+                name,
+                float((a - b.detach()).abs().max()),
+            )
     assert is_batch_last(y) and is_batch_last(got[0]) and not (relu and (y < 0).any())
 
 
@@ -198,8 +217,8 @@ PAIRS = {f"{f.name}, {b.name}": (f, b) for f, b in zip(op.FORWARD, op.BACKWARD, 
 def test_kernels_of_batch_normalisation(case, norm, relu, dtype):
     forward, backward = case
     x = to_batch_last(numbers(*NORMS[norm].shape, dtype=dtype))
-    if forward.unfit(x, None, None, 1e-5, relu):
-        pytest.skip("; ".join(forward.unfit(x, None, None, 1e-5, relu)))
+    if forward.reasons_against(x, None, None, 1e-5, relu):
+        pytest.skip("; ".join(forward.reasons_against(x, None, None, 1e-5, relu)))
     check_norm(forward.run, backward.run, NORMS[norm], relu, dtype)
 
 
@@ -219,7 +238,11 @@ def _mean_only(dy, x, weight, bias, mean, invstd, relu):
     """Forgets that the variance depends on x."""
     dx, dweight, dbias = reference.backward(dy, x, weight, bias, mean, invstd, relu)
     xhat = (rows(x) - mean[:, None]) * invstd[:, None]
-    return dx + from_rows((invstd * (1 if weight is None else weight) * dweight)[:, None] * xhat / xhat.shape[1], x.shape), dweight, dbias
+    return (
+        dx + from_rows((invstd * (1 if weight is None else weight) * dweight)[:, None] * xhat / xhat.shape[1], x.shape),
+        dweight,
+        dbias,
+    )
 
 
 BROKEN = {
@@ -229,7 +252,11 @@ BROKEN = {
     "the ReLU's mask forgotten": ({"backward": lambda *a: reference.backward(*a[:6], False)}, "primes", True),
     "a ReLU nobody asked for": ({"forward": lambda *a: reference.forward(*a[:4], True)}, "primes", False),
     "the variance taken for constant": ({"backward": _mean_only}, "matrix", False),
-    "another format": ({"forward": lambda *a: (reference.forward(*a)[0].contiguous(), *reference.forward(*a)[1:])}, "primes", False),
+    "another format": (
+        {"forward": lambda *a: (reference.forward(*a)[0].contiguous(), *reference.forward(*a)[1:])},
+        "primes",
+        False,
+    ),
 }
 
 
@@ -237,7 +264,12 @@ BROKEN = {
 def test_broken_kernels_are_noticed(case):
     broken, norm, relu = case
     with pytest.raises(AssertionError):
-        check_norm(*(broken.get(name, getattr(reference, name)) for name in ("forward", "backward")), NORMS[norm], relu, torch.float32)
+        check_norm(
+            *(broken.get(name, getattr(reference, name)) for name in ("forward", "backward")),
+            NORMS[norm],
+            relu,
+            torch.float32,
+        )
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["alone", "relu"])
@@ -262,10 +294,10 @@ def test_the_first_kernel_that_fits_runs(monkeypatch):
     assert ran == ["forward", "backward"]
 
 
-# ---------------------------------------------------------------- twins
+# ---------------------------------------------------------------- counterparts
 
 
-class Twin(NamedTuple):
+class Counterpart(NamedTuple):
     """A torch module and the shapes of the inputs it is tried on."""
 
     make: Callable[[], nn.Module]
@@ -281,37 +313,43 @@ def changed(m: nn.Module, **changes: object) -> nn.Module:
 MATRICES, IMAGES = ((7, 5), (128, 5)), ((7, 5, 11, 7), (1, 5, 6, 7), (128, 5, 4, 4))
 SEQUENCES = ((7, 5, 3), (1, 5, 3))
 TWINS = {
-    "BatchNorm1d": Twin(lambda: nn.BatchNorm1d(5), (*MATRICES, *SEQUENCES)),
-    "BatchNorm1d bare": Twin(lambda: nn.BatchNorm1d(5, affine=False, track_running_stats=False), (*MATRICES, *SEQUENCES)),
-    "BatchNorm2d": Twin(lambda: nn.BatchNorm2d(5), (*IMAGES, (7, 5, 1, 1))),
-    "BatchNorm2d options": Twin(lambda: nn.BatchNorm2d(5, eps=0.1, momentum=0.37), IMAGES),
-    "BatchNorm2d without weight": Twin(lambda: nn.BatchNorm2d(5, affine=False), IMAGES),
-    "BatchNorm2d without bias": Twin(lambda: changed(nn.BatchNorm2d(5), bias=None), IMAGES),
-    "BatchNorm2d mean of all batches": Twin(lambda: nn.BatchNorm2d(5, momentum=None), IMAGES),
-    "BatchNorm2d without momentum": Twin(lambda: nn.BatchNorm2d(5, momentum=0.0), IMAGES),
-    "BatchNorm2d by the batch": Twin(lambda: nn.BatchNorm2d(5, track_running_stats=False), IMAGES),
-    "BatchNorm2d stats held": Twin(lambda: changed(nn.BatchNorm2d(5), track_running_stats=False), IMAGES),
-    "BatchNorm2d frozen": Twin(lambda: nn.BatchNorm2d(5).requires_grad_(False), IMAGES),
-    "MaxPool2d": Twin(lambda: nn.MaxPool2d(2), IMAGES),
-    "MaxPool2d options": Twin(lambda: nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), IMAGES),
-    "MaxPool2d dilated": Twin(lambda: nn.MaxPool2d(2, 1, dilation=(2, 1)), IMAGES),
-    "AvgPool2d": Twin(lambda: nn.AvgPool2d(2), IMAGES),
-    "AvgPool2d options": Twin(lambda: nn.AvgPool2d((3, 2), (2, 1), 1, ceil_mode=True, count_include_pad=False), IMAGES),
-    "AvgPool2d divided": Twin(lambda: nn.AvgPool2d(2, padding=1, divisor_override=3), IMAGES),
-    "AvgPool2d every other": Twin(lambda: nn.AvgPool2d(1, 2), IMAGES),
-    "AdaptiveAvgPool2d to one": Twin(lambda: nn.AdaptiveAvgPool2d(1), (*IMAGES, (7, 5, 1, 1))),
-    "AdaptiveAvgPool2d to one by one": Twin(lambda: nn.AdaptiveAvgPool2d((1, 1)), IMAGES),
-    "AdaptiveAvgPool2d": Twin(lambda: nn.AdaptiveAvgPool2d((3, None)), IMAGES),
-    "AdaptiveMaxPool2d": Twin(lambda: nn.AdaptiveMaxPool2d((2, 3)), IMAGES),
-    "BatchNorm1d and ReLU": Twin(lambda: nn.Sequential(nn.BatchNorm1d(5), nn.ReLU()), (*MATRICES, *SEQUENCES)),
-    "BatchNorm2d and ReLU": Twin(lambda: nn.Sequential(nn.BatchNorm2d(5), nn.ReLU(inplace=True)), IMAGES),
-    "BatchNorm2d bare and ReLU": Twin(lambda: nn.Sequential(nn.BatchNorm2d(5, affine=False), nn.ReLU()), IMAGES),
-    "BatchNorm2d by the batch and ReLU": Twin(lambda: nn.Sequential(nn.BatchNorm2d(5, track_running_stats=False), nn.ReLU()), IMAGES),
+    "BatchNorm1d": Counterpart(lambda: nn.BatchNorm1d(5), (*MATRICES, *SEQUENCES)),
+    "BatchNorm1d bare": Counterpart(
+        lambda: nn.BatchNorm1d(5, affine=False, track_running_stats=False), (*MATRICES, *SEQUENCES)
+    ),
+    "BatchNorm2d": Counterpart(lambda: nn.BatchNorm2d(5), (*IMAGES, (7, 5, 1, 1))),
+    "BatchNorm2d options": Counterpart(lambda: nn.BatchNorm2d(5, eps=0.1, momentum=0.37), IMAGES),
+    "BatchNorm2d without weight": Counterpart(lambda: nn.BatchNorm2d(5, affine=False), IMAGES),
+    "BatchNorm2d without bias": Counterpart(lambda: changed(nn.BatchNorm2d(5), bias=None), IMAGES),
+    "BatchNorm2d mean of all batches": Counterpart(lambda: nn.BatchNorm2d(5, momentum=None), IMAGES),
+    "BatchNorm2d without momentum": Counterpart(lambda: nn.BatchNorm2d(5, momentum=0.0), IMAGES),
+    "BatchNorm2d by the batch": Counterpart(lambda: nn.BatchNorm2d(5, track_running_stats=False), IMAGES),
+    "BatchNorm2d stats held": Counterpart(lambda: changed(nn.BatchNorm2d(5), track_running_stats=False), IMAGES),
+    "BatchNorm2d frozen": Counterpart(lambda: nn.BatchNorm2d(5).requires_grad_(False), IMAGES),
+    "MaxPool2d": Counterpart(lambda: nn.MaxPool2d(2), IMAGES),
+    "MaxPool2d options": Counterpart(lambda: nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), IMAGES),
+    "MaxPool2d dilated": Counterpart(lambda: nn.MaxPool2d(2, 1, dilation=(2, 1)), IMAGES),
+    "AvgPool2d": Counterpart(lambda: nn.AvgPool2d(2), IMAGES),
+    "AvgPool2d options": Counterpart(
+        lambda: nn.AvgPool2d((3, 2), (2, 1), 1, ceil_mode=True, count_include_pad=False), IMAGES
+    ),
+    "AvgPool2d divided": Counterpart(lambda: nn.AvgPool2d(2, padding=1, divisor_override=3), IMAGES),
+    "AvgPool2d every other": Counterpart(lambda: nn.AvgPool2d(1, 2), IMAGES),
+    "AdaptiveAvgPool2d to one": Counterpart(lambda: nn.AdaptiveAvgPool2d(1), (*IMAGES, (7, 5, 1, 1))),
+    "AdaptiveAvgPool2d to one by one": Counterpart(lambda: nn.AdaptiveAvgPool2d((1, 1)), IMAGES),
+    "AdaptiveAvgPool2d": Counterpart(lambda: nn.AdaptiveAvgPool2d((3, None)), IMAGES),
+    "AdaptiveMaxPool2d": Counterpart(lambda: nn.AdaptiveMaxPool2d((2, 3)), IMAGES),
+    "BatchNorm1d and ReLU": Counterpart(lambda: nn.Sequential(nn.BatchNorm1d(5), nn.ReLU()), (*MATRICES, *SEQUENCES)),
+    "BatchNorm2d and ReLU": Counterpart(lambda: nn.Sequential(nn.BatchNorm2d(5), nn.ReLU(inplace=True)), IMAGES),
+    "BatchNorm2d bare and ReLU": Counterpart(lambda: nn.Sequential(nn.BatchNorm2d(5, affine=False), nn.ReLU()), IMAGES),
+    "BatchNorm2d by the batch and ReLU": Counterpart(
+        lambda: nn.Sequential(nn.BatchNorm2d(5, track_running_stats=False), nn.ReLU()), IMAGES
+    ),
 }
 
 
-def two(case: Twin, dtype: torch.dtype = torch.float64, fuse: bool = True) -> tuple[nn.Module, nn.Module]:
-    """The torch module, its parameters drawn, and the twin of a copy."""
+def two(case: Counterpart, dtype: torch.dtype = torch.float64, fuse: bool = True) -> tuple[nn.Module, nn.Module]:
+    """The torch module, its parameters drawn, and the counterpart of a copy."""
     plain = case.make().to(dtype)
     with torch.no_grad():
         for seed, p in enumerate(plain.parameters()):
@@ -327,18 +365,18 @@ def outcome(m: nn.Module, x: Tensor, dy_seed: int) -> list[Tensor]:
     return [y, *torch.autograd.grad(y, wanted, to_batch_last(numbers(*y.shape, seed=dy_seed, dtype=y.dtype)))]
 
 
-def check_twin(plain: nn.Module, twin: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_twin(plain: nn.Module, counterpart: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """The law: three steps and an evaluation give the same outputs, gradients and states; what comes batch-last stays so, both ways."""
     for step in range(4):
         if step == 3:
-            plain, twin = plain.eval(), twin.eval()
+            plain, counterpart = plain.eval(), counterpart.eval()
         x = numbers(*shape, seed=step, dtype=dtype) + 0.1 * step
-        mine, theirs = outcome(twin, to_batch_last(x), step), outcome(plain, x, step)
+        mine, theirs = outcome(counterpart, to_batch_last(x), step), outcome(plain, x, step)
         assert all(close(a, b) for a, b in zip(mine, theirs, strict=True))
         assert is_batch_last(mine[0]) and is_batch_last(mine[1])
         with torch.no_grad():
-            assert close(copy.deepcopy(twin)(to_batch_last(x)), copy.deepcopy(plain)(x))
-        states = twin.state_dict(), plain.state_dict()
+            assert close(copy.deepcopy(counterpart)(to_batch_last(x)), copy.deepcopy(plain)(x))
+        states = counterpart.state_dict(), plain.state_dict()
         assert states[0].keys() == states[1].keys()
         assert all(close(a.to(dtype), b.to(dtype)) for a, b in zip(states[0].values(), states[1].values(), strict=True))
 
@@ -348,8 +386,8 @@ def check_twin(plain: nn.Module, twin: nn.Module, shape: tuple[int, ...], dtype:
 def test_a_twin_is_its_torch_module(case, dtype):
     for shape in case.shapes:
         for fuse in (False, True) if isinstance(case.make(), nn.Sequential) else (False,):
-            plain, twin = two(case, dtype, fuse)
-            check_twin(plain, twin, shape, dtype)
+            plain, counterpart = two(case, dtype, fuse)
+            check_twin(plain, counterpart, shape, dtype)
 
 
 WRONG_TWINS = {
@@ -363,9 +401,9 @@ WRONG_TWINS = {
 
 @table(WRONG_TWINS)
 def test_wrong_twins_are_noticed(case):
-    plain, twin = two(TWINS["BatchNorm2d"])
+    plain, counterpart = two(TWINS["BatchNorm2d"])
     with pytest.raises(AssertionError):
-        check_twin(plain, case(twin), (7, 5, 3, 2), torch.float64)
+        check_twin(plain, case(counterpart), (7, 5, 3, 2), torch.float64)
 
 
 @table(TWINS)
@@ -374,12 +412,12 @@ def test_other_formats_go_torchs_own_way(case):
     for shape in case.shapes:
         formats = [torch.contiguous_format, *([torch.channels_last] if len(shape) == 4 else [])]
         for x in (numbers(*shape).contiguous(memory_format=f) for f in formats):
-            plain, twin = two(case)
-            mine, theirs = twin(x), plain(x)
+            plain, counterpart = two(case)
+            mine, theirs = counterpart(x), plain(x)
             if is_batch_last(x):  # one image, or one pixel
                 assert close(mine, theirs)
             else:
-                assert torch.equal(mine, theirs) and mine.stride() == theirs.stride() and same_state(plain, twin)
+                assert torch.equal(mine, theirs) and mine.stride() == theirs.stride() and same_state(plain, counterpart)
 
 
 @table(TWINS)
@@ -395,7 +433,12 @@ def test_there_and_back(case):
     assert all(a is b for a, b in zip(m.modules(), objects, strict=True))
     assert [type(c).__name__ for c in m.modules()] == names
     assert all(isinstance(a, type(b)) for a, b in zip(m.modules(), plain.modules(), strict=True))
-    assert repr(m).count("relu=True") == repr(m).count("done by") == len(twins.fused(m)) == isinstance(m, nn.Sequential)
+    assert (
+        repr(m).count("relu=True")
+        == repr(m).count("done by")
+        == len(counterparts.fused(m))
+        == isinstance(m, nn.Sequential)
+    )
     for way in (copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))):
         assert close(way(m)(x), before) and repr(way(m)) == repr(m)
     other = keep_batch_last(case.make().double())
@@ -440,7 +483,9 @@ def test_one_unbatched_image_and_indices_go_torchs_own_way():
     for make in (lambda: nn.MaxPool2d(2), lambda: nn.AdaptiveAvgPool2d(1), lambda: nn.AvgPool2d(2)):
         assert torch.equal(keep_batch_last(make())(x), make()(x))
     for make in (lambda: nn.MaxPool2d(2, return_indices=True), lambda: nn.AdaptiveMaxPool2d(2, return_indices=True)):
-        for mine, theirs in zip(keep_batch_last(make())(to_batch_last(numbers(7, 5, 4, 4))), make()(numbers(7, 5, 4, 4)), strict=True):
+        for mine, theirs in zip(
+            keep_batch_last(make())(to_batch_last(numbers(7, 5, 4, 4))), make()(numbers(7, 5, 4, 4)), strict=True
+        ):
             assert torch.equal(mine, theirs)
 
 
@@ -448,9 +493,9 @@ def test_one_unbatched_image_and_indices_go_torchs_own_way():
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_mixed_precision_goes_torchs_own_way(kind, training):
     """Parameters in float32, input in another dtype: what torch makes of it, also where that is a refusal."""
-    plain, twin = two(TWINS["BatchNorm2d and ReLU"], torch.float32)
+    plain, counterpart = two(TWINS["BatchNorm2d and ReLU"], torch.float32)
     x, results = to_batch_last(numbers(7, 5, 3, 2, dtype=kind)), []
-    for m in (plain, twin):
+    for m in (plain, counterpart):
         try:
             results.append(m.train(training)(x))
         except RuntimeError as error:
@@ -461,10 +506,10 @@ def test_mixed_precision_goes_torchs_own_way(kind, training):
 def test_inplace_work_on_the_output():
     """A ReLU in place after a normalisation that has a hook, or is called by hand, as torchvision's residual blocks do."""
     for training in (True, False):
-        plain, twin = two(TWINS["BatchNorm2d"])
+        plain, counterpart = two(TWINS["BatchNorm2d"])
         mine, theirs = (
             outcome(nn.Sequential(m.train(training), nn.ReLU(inplace=True)), x, 3)
-            for m, x in ((twin, to_batch_last(numbers(7, 5, 3, 2))), (plain, numbers(7, 5, 3, 2)))
+            for m, x in ((counterpart, to_batch_last(numbers(7, 5, 3, 2))), (plain, numbers(7, 5, 3, 2)))
         )
         assert all(close(a, b) for a, b in zip(mine, theirs, strict=True))
 
@@ -507,7 +552,10 @@ def shared_pair() -> nn.Module:
 
 FUSED = {
     "a pair": (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), 1),
-    "in a network": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(True), nn.MaxPool2d(1), nn.BatchNorm2d(3)), 1),
+    "in a network": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(True), nn.MaxPool2d(1), nn.BatchNorm2d(3)),
+        1,
+    ),
     "in a container's subclass": (lambda: Block(nn.BatchNorm2d(3), nn.ReLU()), 1),
     "not in another order": (lambda: Reordered(nn.BatchNorm2d(3), nn.ReLU()), 0),
     "not backwards": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), 0),
@@ -527,11 +575,13 @@ FUSED = {
 def test_which_pairs_are_fused(case):
     make, pairs = case
     plain = make().double()
-    assert twins.fused(keep_batch_last(copy.deepcopy(plain))) == []
+    assert counterparts.fused(keep_batch_last(copy.deepcopy(plain))) == []
     model = keep_batch_last(copy.deepcopy(plain), fuse=True)
     assert sum(getattr(m, "relu", False) for m in model.modules()) == pairs
-    assert sum(type(m) is twins.ReLU for m in model.modules()) == pairs and same_state(model, plain)
-    assert [type(m).__name__ for m in keep_batch_last(model, fuse=True).modules()] == [type(m).__name__ for m in model.modules()]
+    assert sum(type(m) is counterparts.ReLU for m in model.modules()) == pairs and same_state(model, plain)
+    assert [type(m).__name__ for m in keep_batch_last(model, fuse=True).modules()] == [
+        type(m).__name__ for m in model.modules()
+    ]
     if not isinstance(model, nn.ModuleList):
         x = numbers(7, 3, 2, 2)
         mine, theirs = (outcome(m, t, 1) for m, t in ((model, to_batch_last(x)), (plain, x)))
@@ -540,7 +590,15 @@ def test_which_pairs_are_fused(case):
 
 
 def test_only_torchs_own_types_become_twins():
-    others = [Own(3), nn.SyncBatchNorm(3), nn.BatchNorm3d(3), nn.LazyBatchNorm2d(), nn.GroupNorm(3, 3), nn.LayerNorm(3), nn.MaxPool1d(2)]
+    others = [
+        Own(3),
+        nn.SyncBatchNorm(3),
+        nn.BatchNorm3d(3),
+        nn.LazyBatchNorm2d(),
+        nn.GroupNorm(3, 3),
+        nn.LayerNorm(3),
+        nn.MaxPool1d(2),
+    ]
     kinds = [type(m) for m in others]
     assert [type(m) for m in keep_batch_last(nn.ModuleList(others))] == kinds
 
@@ -553,7 +611,12 @@ def test_hooks_handles_modes_and_places_stay():
     weight = norm.weight
     keep_batch_last(model)
     assert model[0] is model[2][0] is norm and model[1] is model[2][1] is pool and norm.weight is weight
-    assert type(norm) is twins.BatchNorm2d and type(pool) is twins.MaxPool2d and not norm.training and pool.training
+    assert (
+        type(norm) is counterparts.BatchNorm2d
+        and type(pool) is counterparts.MaxPool2d
+        and not norm.training
+        and pool.training
+    )
     model(to_batch_last(numbers(7, 3, 4, 4, dtype=torch.float32))).sum().backward()
     handle.remove()
     model(to_batch_last(numbers(7, 3, 4, 4, dtype=torch.float32)))
@@ -650,7 +713,9 @@ def test_a_sparse_network_learns_the_same(layout):
 
 
 def test_compiles_in_one_graph():
-    model = nn.Sequential(LastConv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(
+        LastConv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1)
+    )
     model = keep_batch_last(model.double(), fuse=True)
     plain = plain_modules(copy.deepcopy(model))
     torch._dynamo.reset()

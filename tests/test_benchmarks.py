@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import gossamer as gs
+from gossamer._backend.dispatch import Kernel
 from gossamer.products.conv2d import op as conv2d_op
 from gossamer.products.linear import op as linear_op
-from gossamer._backend.dispatch import Kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["--quick", "--threads", "1"]
@@ -28,16 +28,32 @@ def benchmark(monkeypatch):
 
 def page(path: Path, *names: str) -> Path:
     """A page with empty tables of these names."""
-    path.write_text("before\n" + "".join(f"<!-- table: {name} -->\nnot measured yet\n<!-- end -->\n" for name in names) + "after\n")
+    path.write_text(
+        "before\n" + "".join(f"<!-- table: {name} -->\nnot measured yet\n<!-- end -->\n" for name in names) + "after\n"
+    )
     return path
 
 
 def test_kernels_measure_and_fill_a_page(benchmark, tmp_path, capsys):
     kernels, file = benchmark("kernels"), tmp_path / "kernels.json"
-    asked = ["--rows", "linear", "conv", "--overhead", "--growth", "--wide", "--densities", "0.2", "0.1", "--batch", "6"]
+    asked = [
+        "--rows",
+        "linear",
+        "conv",
+        "--overhead",
+        "--growth",
+        "--wide",
+        "--densities",
+        "0.2",
+        "0.1",
+        "--batch",
+        "6",
+    ]
     assert kernels.main([*FAST, *asked, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
-    assert {cell["work"] for cell in result["kernels"]} == {"linear-48", "conv-4@5", "conv-8@3"} and len(result["kernels"]) == 6
+    assert {cell["work"] for cell in result["kernels"]} == {"linear-48", "conv-4@5", "conv-8@3"} and len(
+        result["kernels"]
+    ) == 6
     for cell in result["kernels"]:
         best = cell["dense"][cell["best dense"]]["seconds"]
         assert best == min(t["seconds"] for t in cell["dense"].values()) and len(cell["dense"]) == 2
@@ -55,30 +71,57 @@ def test_kernels_measure_and_fill_a_page(benchmark, tmp_path, capsys):
     text = written.read_text()
     assert "not measured yet" not in text and text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
     assert "| work | density | best dense |" in text and text.count("QUICK") == printed.count("QUICK") == 4
-    assert kernels.main(["--from", str(file), "--markdown", str(page(written, "wide")), "--mark", "growth"]) == 2  # no such mark
+    assert (
+        kernels.main(["--from", str(file), "--markdown", str(page(written, "wide")), "--mark", "growth"]) == 2
+    )  # no such mark
     assert kernels.main(["--from", str(file), "--markdown", str(written), "--mark", "sweep"]) == 2  # not measured
     assert "not measured yet" in written.read_text()
 
 
 def test_tiles_have_a_column_each(benchmark, tmp_path):
     kernels, file, written = benchmark("kernels"), tmp_path / "tiles.json", page(tmp_path / "page.md", "tiles")
-    assert kernels.main([*FAST, "--tiles", "--densities", "0.5", "--batch", "4", "--json", str(file), "--markdown", str(written)]) == 0
-    units = [tuple(cell["unit"]) for cell in json.loads(file.read_text())["tiles"]]
-    assert units == list(kernels.TILES) * 2 and "| 4 x 1 | 16 x 1 |" in written.read_text()
+    assert (
+        kernels.main(
+            [*FAST, "--tiles", "--densities", "0.5", "--batch", "4", "--json", str(file), "--markdown", str(written)]
+        )
+        == 0
+    )
+    blocks = [tuple(cell["block"]) for cell in json.loads(file.read_text())["tiles"]]
+    assert blocks == list(kernels.TILES) * 2 and "| 4 x 1 | 16 x 1 |" in written.read_text()
 
 
 def test_the_sweep_is_drawn_with_its_break_even_points(benchmark, tmp_path):
     pytest.importorskip("matplotlib")
     kernels, written = benchmark("kernels"), page(tmp_path / "page.md", "kernels", "sweep", "picture")
     drawn = tmp_path / "speed.svg"
-    assert kernels.main([*FAST, "--rows", "linear", "--sweep", "--batch", "4", "--picture", str(drawn), "--json", str(tmp_path / "r")]) == 0
+    assert (
+        kernels.main(
+            [
+                *FAST,
+                "--rows",
+                "linear",
+                "--sweep",
+                "--batch",
+                "4",
+                "--picture",
+                str(drawn),
+                "--json",
+                str(tmp_path / "r"),
+            ]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "r").read_text())
     assert [cell["density"] for cell in result["sweep"]] == list(kernels.SWEEP)
     for cell in result["sweep"]:
         cell["ratio"] = 0.2 / cell["density"]  # falls through 1 at density 0.2
     (tmp_path / "r").write_text(json.dumps(result))
     assert kernels.main(["--from", str(tmp_path / "r"), "--picture", str(drawn), "--markdown", str(written)]) == 0
-    assert drawn.read_text().startswith("<?xml") and "| 0.2 |" in written.read_text() and "(speed.svg)" in written.read_text()
+    assert (
+        drawn.read_text().startswith("<?xml")
+        and "| 0.2 |" in written.read_text()
+        and "(speed.svg)" in written.read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +153,7 @@ def test_training_measures_steps_and_sensing(benchmark, tmp_path, capsys):
     written = page(tmp_path / "page.md", "sensing")
     assert training.main([*FAST, "--sensing", "--models", "mlp", "--markdown", str(written), "--json", str(file)]) == 0
     [found] = json.loads(file.read_text())["sensing"]
-    assert found["schedule"]["sensing steps"] == 10 * found["schedule"]["events"] > 0 < found["units exchanged"]
+    assert found["schedule"]["sensing steps"] == 10 * found["schedule"]["events"] > 0 < found["blocks exchanged"]
     assert "not measured yet" not in written.read_text()
 
     capsys.readouterr()
@@ -158,12 +201,20 @@ def test_the_gate_of_training_rejects_a_wrong_kernel(benchmark, monkeypatch, cap
 def test_nan_does_not_pass_for_equal(benchmark):
     timing = benchmark("timing")
     assert not timing.error(torch.tensor([1.0, torch.nan]), torch.ones(2)) <= 1.0
-    assert timing.error(torch.tensor([3.0, 4.0]), torch.zeros(2)) > 1e100 and timing.error(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert (
+        timing.error(torch.tensor([3.0, 4.0]), torch.zeros(2)) > 1e100
+        and timing.error(torch.zeros(2), torch.zeros(2)) == 0.0
+    )
 
 
 def test_medians_quartiles_and_turns(benchmark):
     timing, called = benchmark("timing"), []
-    assert timing.Timing.of([5.0, 1.0, 2.0, 3.0, 4.0]) == (3.0, 2.0, 4.0, 5) and timing.Timing.of([2.0]) == (2.0, 2.0, 2.0, 1)
+    assert timing.Timing.of([5.0, 1.0, 2.0, 3.0, 4.0]) == (3.0, 2.0, 4.0, 5) and timing.Timing.of([2.0]) == (
+        2.0,
+        2.0,
+        2.0,
+        1,
+    )
     taken = timing.interleaved({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, budget=0.0, least=3)
     assert "".join(called) == "aabb" * 3 and {t.repeats for t in taken.values()} == {3}
 
@@ -202,19 +253,30 @@ def test_newborns_goes_on_where_it_was_cut(newborns, tmp_path, capsys):
     assert script.main([*common, "--tasks", "text", "--cells", "2"]) == 0 and asked == ["zero", "fresh", "zero"]
     assert "cut before text rigl 0.1 fresh 0" in capsys.readouterr().err
     assert script.main([*common, "--tasks", "images"]) == 0 and asked[3:] == ["zero", "fresh"] * 6
-    assert script.main([*common, "--tasks", "images", "--newborn", "sensed", "--cells", "1"]) == 0 and asked[15:] == ["sensed"]
+    assert script.main([*common, "--tasks", "images", "--newborn", "sensed", "--cells", "1"]) == 0 and asked[15:] == [
+        "sensed"
+    ]
     rows = list(script.read(file).values())
     assert len(rows) == len(file.read_text().splitlines()) - 1 == 19 and file.read_text().startswith(first)
     for row in rows:
-        assert 0 < row["metric"] < 100 and row["diverged"] is None and row["seconds"] > 0 and row["machine"]["processor"]
+        assert (
+            0 < row["metric"] < 100 and row["diverged"] is None and row["seconds"] > 0 and row["machine"]["processor"]
+        )
         assert (row["newborn"] is None) == (row["method"] in ("static", "dense"))
-        assert row["events"] == (0 if row["method"] == "dense" else 2) and (row["rise"] is None) == (row["method"] == "dense")
+        assert row["events"] == (0 if row["method"] == "dense" else 2) and (row["rise"] is None) == (
+            row["method"] == "dense"
+        )
         assert "command" not in row["machine"]  # it has paths
 
     written = page(tmp_path / "page.md", "newborn")
     assert script.main([*common, "--cells", "0", "--markdown", str(written)]) == 0 and len(asked) == 16
     said = written.read_text()
-    assert said.count("| images |") == 16 and said.count("| text |") == 3 and "not measured yet" not in said and "QUICK" in said
+    assert (
+        said.count("| images |") == 16
+        and said.count("| text |") == 3
+        and "not measured yet" not in said
+        and "QUICK" in said
+    )
 
 
 def test_the_same_cell_is_the_same_run(newborns, tmp_path):
@@ -222,7 +284,9 @@ def test_the_same_cell_is_the_same_run(newborns, tmp_path):
     for name in ("a", "b"):
         asked = ["--quick", "--tasks", "images", "--newborn", "zero", "--seeds", "1", "--cells", "2"]
         assert script.main(["--results", str(tmp_path / name), *asked]) == 0
-    a, b = ([(row["metric"], row["rise"], row["peak"]) for row in script.read(tmp_path / name).values()] for name in "ab")
+    a, b = (
+        [(row["metric"], row["rise"], row["peak"]) for row in script.read(tmp_path / name).values()] for name in "ab"
+    )
     assert a == b and len(a) == 2
 
 
@@ -238,18 +302,45 @@ def test_a_rise_is_counted_around_events(benchmark):
 
 def cell(newborn, seed, metric, rise, **more):
     """A line of the results of newborns.py."""
-    told = {"processor": "a", "threads": 1, "vector instructions of torch": "b", "torch": "2", "gossamer": "0", "peers": {}, "started": "c"}
-    known = {"task": "images", "density": 0.05, "method": "rigl", "diverged": None, "peak": 0.1, "above": 0.5, "seconds": 1.0}
+    told = {
+        "processor": "a",
+        "threads": 1,
+        "vector instructions of torch": "b",
+        "torch": "2",
+        "gossamer": "0",
+        "peers": {},
+        "started": "c",
+    }
+    known = {
+        "task": "images",
+        "density": 0.05,
+        "method": "rigl",
+        "diverged": None,
+        "peak": 0.1,
+        "above": 0.5,
+        "seconds": 1.0,
+    }
     made = {"newborn": newborn, "seed": seed, "metric": metric, "rise": rise, "kernels": ["native"], "machine": told}
     return {**known, **made, **more}
 
 
 def test_settings_are_compared_seed_by_seed(benchmark):
     zero = [cell("zero", 0, 80.0, 0.5), cell("zero", 1, 90.0, 0.3), cell("zero", 2, 85.0, 0.1)]
-    fresh = [cell("fresh", 0, 81.0, 0.4), cell("fresh", 1, 93.0, 0.2), cell("fresh", 2, None, None, diverged=7), cell("fresh", 3, 9.0, 0.3)]
+    fresh = [
+        cell("fresh", 0, 81.0, 0.4),
+        cell("fresh", 1, 93.0, 0.2),
+        cell("fresh", 2, None, None, diverged=7),
+        cell("fresh", 3, 9.0, 0.3),
+    ]
     table = benchmark("newborns").tabulated([*fresh, *zero])
     first, second = (dict(zip(range(11), row, strict=True)) for row in table.rows)
-    assert first[3] == "zero" and first[4] == "3" and first[5] == "85.00 ± 5.00" and first[6] == first[8] == "-" and first[10] == "50"
+    assert (
+        first[3] == "zero"
+        and first[4] == "3"
+        and first[5] == "85.00 ± 5.00"
+        and first[6] == first[8] == "-"
+        and first[10] == "50"
+    )
     assert second[4] == "3, 1 diverged" and second[6] == "+2.00 ± 1.00" and second[8] == "-0.1000 ± 0.0000"
 
 
@@ -260,7 +351,10 @@ def test_newborns_refuses_what_it_cannot_do(newborns, tmp_path, capsys):
     assert script.main(["--quick", "--results", str(tmp_path / "none.jsonl"), "--cells", "0"]) == 2
     assert "holds no cell" in capsys.readouterr().err
     wrong = page(tmp_path / "page.md", "other")
-    assert script.main([*results, "--tasks", "images", "--markdown", str(wrong)]) == 2 and "not measured yet" in wrong.read_text()
+    assert (
+        script.main([*results, "--tasks", "images", "--markdown", str(wrong)]) == 2
+        and "not measured yet" in wrong.read_text()
+    )
 
 
 def test_the_page_about_newborns_has_a_place_for_the_table():
@@ -274,5 +368,7 @@ def test_the_page_about_speed_has_a_place_for_every_table(benchmark):
 
 
 def test_a_script_runs_by_itself():
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "--growth" in done.stdout

@@ -11,7 +11,7 @@ from torch import nn
 
 import gossamer as gs
 from cases import generator, table
-from gossamer._budgets import resolve, units
+from gossamer._budgets import blocks, resolve
 
 NETWORKS = {
     "mlp 784-512-512-10": [(512, 784), (512, 512), (10, 512)],
@@ -56,7 +56,7 @@ def test_erk_by_hand():
 
 
 def test_a_layer_that_would_exceed_one_is_dense_and_the_rest_is_solved_again():
-    """(2, 2) asks for more than 1: it is dense, 4 of the 0.1 * 10404 units are gone, the other layer gets the rest."""
+    """(2, 2) asks for more than 1: it is dense, 4 of the 0.1 * 10404 blocks are gone, the other layer gets the rest."""
     tiny, large = gs.erk([(2, 2), (100, 104)], 0.1)
     assert tiny == 1.0 and large == pytest.approx((0.1 * 10404 - 4) / 10400)
 
@@ -80,7 +80,7 @@ def test_uniform_leaves_the_first_layer_dense():
     assert gs.uniform(shapes[:1], 0.1) == [0.1]  # a single layer is not first among others
 
 
-# ---------------------------------------------------------------- whole units
+# ---------------------------------------------------------------- whole blocks
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -88,7 +88,7 @@ def test_uniform_leaves_the_first_layer_dense():
 def test_units_are_whole_positive_and_add_up(layers):
     """At least 1 per layer, at most all, the sum the rounded total (unless that is less than one per layer), each within 1 where it can."""
     totals, densities = [t for t, _ in layers], [d for _, d in layers]
-    got = units(densities, totals)
+    got = blocks(densities, totals)
     exact = [d * t for d, t in zip(densities, totals, strict=True)]
     assert all(1 <= n <= t for n, t in zip(got, totals, strict=True))
     assert sum(got) == max(round(sum(exact)), len(got))
@@ -97,9 +97,13 @@ def test_units_are_whole_positive_and_add_up(layers):
 
 
 def test_units_by_hand():
-    assert units([0.25, 0.25, 0.25], [10, 10, 10]) == [3, 3, 2]  # 7.5 rounds to 8: the lower index first
-    assert units([0.5, 1.0], [3, 4]) == [2, 4]
-    assert units([0.4, 0.4, 0.92], [1, 1, 10]) == [1, 1, 8]  # what the small ones take beyond their share, the large one gives
+    assert blocks([0.25, 0.25, 0.25], [10, 10, 10]) == [3, 3, 2]  # 7.5 rounds to 8: the lower index first
+    assert blocks([0.5, 1.0], [3, 4]) == [2, 4]
+    assert blocks([0.4, 0.4, 0.92], [1, 1, 10]) == [
+        1,
+        1,
+        8,
+    ]  # what the small ones take beyond their share, the large one gives
 
 
 @pytest.mark.parametrize("budget", gs.BUDGETS)
@@ -140,14 +144,14 @@ REFUSALS = {
 @table(REFUSALS)
 def test_bad_budgets_are_refused(case):
     budget, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         resolve(budget, NAMES, SHAPES, 0.2, "x")
 
 
 @pytest.mark.parametrize("budget", gs.BUDGETS.values(), ids=gs.BUDGETS.keys())
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.0001, float("nan"), float("inf"), True, "0.1", None])
 def test_bad_densities_are_refused(budget, density):
-    with pytest.raises(gs.Unfit, match=r"share of weights .* number in \(0, 1\]"):
+    with pytest.raises(gs.UsageError, match=r"share of weights .* number in \(0, 1\]"):
         budget(SHAPES, density)
 
 
@@ -161,24 +165,29 @@ def test_the_smallest_density_keeps_one_unit():
 
 
 def test_tiles_count_as_units():
-    layer = gs.SparseLinear(12, 8, density=0.25, unit=(2, 3), rng=generator())
+    layer = gs.SparseLinear(12, 8, density=0.25, block=(2, 3), rng=generator())
     assert layer.support.n == round(0.25 * 16) and layer.values.shape == torch.Size((4, 2, 3))
 
 
 def test_a_frozen_layer_ends_where_it_is_and_that_is_said():
-    """seams: gmp(final=0.05) with a frozen layer ended elsewhere, without a word."""
+    """seams: gmp(final_density=0.05) with a frozen layer ended elsewhere, without a word."""
 
     def rewirer(*frozen):
         model = gs.sparsify(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10)), 1.0, rng=generator())
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
         for i in frozen:
             model[i].values.requires_grad_(False)
-        return gs.Rewirer(model, opt, gs.gmp(20, 0.05, 5, budget="pooled"))
+        return gs.Rewirer(model, opt, gs.GMP(20, 5, final_density=0.05, budget="pooled"))
 
     rewirer()
-    with pytest.warns(UserWarning, match=r"gmp: the sparse layers will end at density 0.6833, not 0.05.*0 keeps 600 of 600, where 30 are"):
+    with pytest.warns(
+        UserWarning,
+        match=r"gmp: the sparse layers will end at density 0.6833, not 0.05.*0 keeps 600 of 600, where 30 are",
+    ):
         assert rewirer(0).final == {"0": 30, "2": 15}
-    with pytest.warns(UserWarning, match=r"density 1, not 0.05: .*0 keeps 600 of 600, where 30 are asked for, 2 keeps 300"):
+    with pytest.warns(
+        UserWarning, match=r"density 1, not 0.05: .*0 keeps 600 of 600, where 30 are asked for, 2 keeps 300"
+    ):
         rewirer(0, 2)
     totals, start = {"a": 10, "b": 90}, {"a": 5, "b": 45}
     assert gs.budgets.frozen_ends(0.5, totals, start, start, ["a", "b"]) is None  # they are where they are to be

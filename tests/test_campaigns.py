@@ -69,7 +69,7 @@ def test_a_campaign_notices_what_it_is_for(monkeypatch):
     def lets_out(path, model, **parts):
         try:
             return load(path, model, **parts)
-        except gs.Unfit as refusal:
+        except gs.UsageError as refusal:
             raise KeyError(str(refusal)) from refusal
 
     def changes(path, model, **parts):

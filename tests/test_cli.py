@@ -15,14 +15,27 @@ from safetensors.torch import load_file
 
 import gossamer
 from gossamer import __version__
-from gossamer.cli import cli, doctor, extras, job, sweep
+from gossamer._backend import dispatch as kernels
+from gossamer._backend import native
+from gossamer.cli import doctor, extras, job, sweep
+from gossamer.cli import main as cli
 from gossamer.cli.config import KINDS, PLAIN, flat, parse, read_yaml, settings
 from gossamer.cli.folder import Folder
-from gossamer.products import kernels, native
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
-TINY += ["--density", "0.3", "--batch", "16", "--epochs", "2", "--method.every=4", "--method.window=2", "--threads", "1"]
+TINY += [
+    "--density",
+    "0.3",
+    "--batch",
+    "16",
+    "--epochs",
+    "2",
+    "--method.every=4",
+    "--method.window=2",
+    "--threads",
+    "1",
+]
 
 
 def command(*arguments: str, capsys) -> tuple[int, str, str]:
@@ -72,12 +85,22 @@ def shown(text: str) -> dict[str, str]:
 def test_the_help_shows_what_the_command_begins_at(tmp_path, capsys):
     """Without a configuration the main job's settings, with one the file's, and those of another method where it is asked for."""
     bare, begins = shown(command("run", "--help", capsys=capsys)[1]), flat(settings(parse(job.MAIN_JOB, "")))
-    assert (bare["density_exponent"], bare["null_models"], bare["threads"], bare["density"]) == ("0.25", "True", "1", "0.05")
-    said = {name: " ".join(text.split()).replace("null", "None").replace("(", "[").replace(")", "]") for name, text in bare.items()}
+    assert (bare["density_exponent"], bare["null_models"], bare["threads"], bare["density"]) == (
+        "0.25",
+        "True",
+        "1",
+        "0.05",
+    )
+    said = {
+        name: " ".join(text.split()).replace("null", "None").replace("(", "[").replace(")", "]")
+        for name, text in bare.items()
+    }
     begins = {name.removesuffix(".name"): str(value) for name, value in begins.items()}
-    assert {name: said[name] for name in begins if name in said} == {name: begins[name] for name in begins if name in said}
+    assert {name: said[name] for name in begins if name in said} == {
+        name: begins[name] for name in begins if name in said
+    }
     assert set(begins) <= set(said)
-    assert bare["method.drop"] == "0.5" and bare["method.selectivity"] == "0.25"
+    assert bare["method.drop_fraction"] == "0.5" and bare["method.selectivity"] == "0.25"
     file = tmp_path / "mine.yaml"
     file.write_text("method: {name: rigl, every: 7}\ndensity: 0.2\n")
     mine = shown(command("run", str(file), "--help", capsys=capsys)[1])
@@ -137,7 +160,14 @@ class FakeBuild:
 
 
 def test_doctor_says_which_native_build_runs_and_why(capsys, monkeypatch):
-    here = {"capsys": capsys, "monkeypatch": monkeypatch, "BEST": FakeBuild, "BUILDS": [FakeBuild], "UNUSABLE": {}, "MISSING": ""}
+    here = {
+        "capsys": capsys,
+        "monkeypatch": monkeypatch,
+        "BEST": FakeBuild,
+        "BUILDS": [FakeBuild],
+        "UNUSABLE": {},
+        "MISSING": "",
+    }
     monkeypatch.setattr(doctor, "find_spec", lambda name: name.endswith(("_avx512", "_avx2")) or None)
     torch.set_num_threads(3)
     out = doctored(**here)
@@ -149,16 +179,30 @@ def test_doctor_says_which_native_build_runs_and_why(capsys, monkeypatch):
     assert "reference (plain torch, slower), by GOSSAMER_BACKEND=reference" in out and "pip install -v" not in out
     assert "avx2 build, by GOSSAMER_BACKEND=native" in doctored("GOSSAMER_BACKEND=native", **here)
     out = doctored("GOSSAMER_BACKEND=natve", **here)
-    assert "none: GOSSAMER_BACKEND=natve names no kernel; did you mean 'native'?" in out and "unset GOSSAMER_BACKEND" in out
+    assert (
+        "none: GOSSAMER_BACKEND=natve names no kernel; did you mean 'native'?" in out
+        and "unset GOSSAMER_BACKEND" in out
+    )
     monkeypatch.setattr(FakeBuild, "openmp", False)
     assert "one thread (built without OpenMP)" in doctored(**here)
 
 
 def test_doctor_says_why_no_native_build_runs_and_what_to_do(capsys, monkeypatch):
-    here = {"capsys": capsys, "monkeypatch": monkeypatch, "BEST": None, "BUILDS": [], "UNUSABLE": {}, "MISSING": "no compiler was found"}
+    here = {
+        "capsys": capsys,
+        "monkeypatch": monkeypatch,
+        "BEST": None,
+        "BUILDS": [],
+        "UNUSABLE": {},
+        "MISSING": "no compiler was found",
+    }
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     out = doctored(**here)
-    assert "reference (plain torch, slower): no compiler was found" in out and "install g++" in out and "pip install -v" in out
+    assert (
+        "reference (plain torch, slower): no compiler was found" in out
+        and "install g++" in out
+        and "pip install -v" in out
+    )
     assert "none: GOSSAMER_BACKEND=native, but no compiler was found" in doctored("GOSSAMER_BACKEND=native", **here)
     assert "install g++" not in doctored("GOSSAMER_BACKEND=reference", **here)
     out = doctored("GOSSAMER_ISA=mmx", **here)
@@ -167,7 +211,9 @@ def test_doctor_says_why_no_native_build_runs_and_what_to_do(capsys, monkeypatch
 
 @pytest.mark.skipif(native.BEST is None, reason=f"no native build runs here: {native.MISSING}")
 def test_the_native_build_shares_the_threads_of_torch(capsys, monkeypatch):
-    assert "OpenMP threads shared with torch" in doctored(capsys=capsys, monkeypatch=monkeypatch) or not native.BEST.openmp
+    assert (
+        "OpenMP threads shared with torch" in doctored(capsys=capsys, monkeypatch=monkeypatch) or not native.BEST.openmp
+    )
 
 
 def test_a_missing_extra_is_one_message_with_the_command(capsys, monkeypatch):
@@ -285,9 +331,20 @@ def test_the_main_job_stands_beside_its_null_models(tmp_path, monkeypatch, capsy
 
 def test_a_configuration_overridden_by_flags_alone_in_its_folder(tmp_path, capsys):
     file, out = tmp_path / "mine.yaml", tmp_path / "out"
-    file.write_text("task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\nmodel: {name: mlp, widths: [16]}\nepochs: 2\n")
+    file.write_text(
+        "task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\nmodel: {name: mlp, widths: [16]}\nepochs: 2\n"
+    )
     code, said, _ = command(
-        "run", str(file), "--out", str(out), "--task.examples", "80", "--density=0.3", "--layout", "masked", capsys=capsys
+        "run",
+        str(file),
+        "--out",
+        str(out),
+        "--task.examples",
+        "80",
+        "--density=0.3",
+        "--layout",
+        "masked",
+        capsys=capsys,
     )
     settings = Folder(out).settings()
     assert code == 0 and Folder(out).status == "finished" and "simulated" in said
@@ -301,15 +358,21 @@ def test_a_configuration_overridden_by_flags_alone_in_its_folder(tmp_path, capsy
     assert code == 2 and "--change: unknown key 'batsh'; did you mean 'batch'?" in err
     code, _, err = command("run", "--out", str(out), "--resume", "--task.noise=0.1", "--change", "batch", capsys=capsys)
     assert code == 2 and "task.noise was 0.0, is 0.1" in err
-    code, said, err = command("run", "--out", str(out), "--resume", "--task.noise=0.1", "--change", "task.noise,batch", capsys=capsys)
+    code, said, err = command(
+        "run", "--out", str(out), "--resume", "--task.noise=0.1", "--change", "task.noise,batch", capsys=capsys
+    )
     assert code == 0, err
     assert Folder(out).settings()["task"]["noise"] == 0.1
 
 
 def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
-    code, out, err = command("run", *TINY, "--optimizer.lr=1e4", "--epochs=5", "--out", str(tmp_path), "--null_models=false", capsys=capsys)
+    code, out, err = command(
+        "run", *TINY, "--optimizer.lr=1e4", "--epochs=5", "--out", str(tmp_path), "--null_models=false", capsys=capsys
+    )
     result = Folder(tmp_path).figures()
-    assert code == 1 and f"at step {result['step']}" in err and "checkpoint after epoch" in err and "--optimizer.lr" in err
+    assert (
+        code == 1 and f"at step {result['step']}" in err and "checkpoint after epoch" in err and "--optimizer.lr" in err
+    )
     assert "1 diverged" in out and load_file(tmp_path / "checkpoint.safetensors")
 
 
@@ -317,7 +380,11 @@ def start(*arguments: str) -> subprocess.Popen:
     package = str(Path(gossamer.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
-        [sys.executable, "-m", "gossamer.cli", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-m", "gossamer.cli", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
     )
 
 
@@ -325,11 +392,17 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_end_is_the_same(tmp_path, capsys
     long = ["run", *TINY, "--epochs=20", "--task.examples=240"]
     process = start(*long, "--out", str(tmp_path / "parts"))
     metrics, begun = Folder(tmp_path / "parts" / "static").metrics, time.monotonic()
-    while process.poll() is None and time.monotonic() < begun + 60 and not (metrics.is_file() and metrics.read_text().count("\n") > 1):
+    while (
+        process.poll() is None
+        and time.monotonic() < begun + 60
+        and not (metrics.is_file() and metrics.read_text().count("\n") > 1)
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "of static" in err and f"gossamer run --out {tmp_path / 'parts'} --resume" in err
+    assert (
+        process.returncode == 130 and "of static" in err and f"gossamer run --out {tmp_path / 'parts'} --resume" in err
+    )
     assert Folder(tmp_path / "parts" / "static").status == "stopped"
 
     code, out, _ = command("run", "--out", str(tmp_path / "parts"), "--resume", capsys=capsys)
@@ -338,7 +411,9 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_end_is_the_same(tmp_path, capsys
     for name in ("dense", "static", "csst"):
         ends = [load_file(tmp_path / place / name / "checkpoint.safetensors") for place in ("whole", "parts")]
         assert [key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])] == []
-        rows = [[{**row, "seconds": 0} for row in Folder(tmp_path / place / name).rows()] for place in ("whole", "parts")]
+        rows = [
+            [{**row, "seconds": 0} for row in Folder(tmp_path / place / name).rows()] for place in ("whole", "parts")
+        ]
         assert rows[0] == rows[1] and len(rows[0]) == 21
 
 
@@ -375,6 +450,8 @@ def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
     assert cli.main(short) == 0
     out = capsys.readouterr().out
     assert "No change of the support took place in a run of csst" in out
-    assert "csst-0.05-seed0: no weight will be exchanged: the first exchange would come at step 100" in out  # and at once
+    assert (
+        "csst-0.05-seed0: no weight will be exchanged: the first exchange would come at step 100" in out
+    )  # and at once
     assert cli.main([*short, "--method.every", "10", "--method.last_every", "10"]) == 0
     assert "No change of the support" not in capsys.readouterr().out

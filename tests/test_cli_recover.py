@@ -8,12 +8,26 @@ import torch
 
 pytest.importorskip("jsonargparse")
 
-from gossamer.cli import cells, cli
+from gossamer.cli import grid as cells
+from gossamer.cli import main as cli
 from gossamer.cli import recover as experiments
 from gossamer.cli.recover.phase_diagrams import crossing, gaussian_problem, recovered
 from gossamer.cli.recover.planted_networks import imp
 
-PHASE = ["recover", "phase", "--d", "40", "--deltas", "[0.5]", "--rhos", "[0.1, 0.9]", "--trials", "3", "--picture", "false"]
+PHASE = [
+    "recover",
+    "phase",
+    "--d",
+    "40",
+    "--deltas",
+    "[0.5]",
+    "--rhos",
+    "[0.1, 0.9]",
+    "--trials",
+    "3",
+    "--picture",
+    "false",
+]
 
 
 def test_phase_is_computed_once_and_resumed(tmp_path, capsys):
@@ -49,7 +63,18 @@ def test_the_picture(tmp_path):
 
 
 def test_planted_and_its_methods(tmp_path, capsys):
-    arguments = ["--d", "8", "--samples", "[60]", "--neurons", "[2]", "--nonzeros", "[3]", "--methods", "[iht, authors, gated]"]
+    arguments = [
+        "--d",
+        "8",
+        "--samples",
+        "[60]",
+        "--neurons",
+        "[2]",
+        "--nonzeros",
+        "[3]",
+        "--methods",
+        "[iht, authors, gated]",
+    ]
     arguments += ["--seeds", "1", "--rounds", "6", "--picture", "false", "--out", str(tmp_path)]
     assert cli.main(["recover", "planted", *arguments]) == 0
     rows = {row["method"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gossamer import SparseLinear, Support, Unfit
+from gossamer import SparseLinear, Support, UsageError
 from gossamer.cli import files
 from gossamer.cli.tasks import CIFAR10, CIFAR100, MNIST, TASKS, Digits, FashionMNIST, Planted, crop_and_flip, stream
 
@@ -60,12 +60,14 @@ DAMAGE = {
 def test_a_damaged_idx_file_is_refused(tmp_path, images, reason):
     path = tmp_path / "x"
     path.write_bytes(DAMAGE[reason](idx(images)))
-    with pytest.raises(Unfit, match=reason) as error:
+    with pytest.raises(UsageError, match=reason) as error:
         files.read_idx(path, 3)
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("task, folder", [(MNIST, "mnist"), (MNIST, "MNIST/raw"), (MNIST, "."), (FashionMNIST, "fashion-mnist")])
+@pytest.mark.parametrize(
+    "task, folder", [(MNIST, "mnist"), (MNIST, "MNIST/raw"), (MNIST, "."), (FashionMNIST, "fashion-mnist")]
+)
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_tasks_find_their_files(tmp_path, images, labels, task, folder, suffix):
     write_mnist(tmp_path / folder, images, labels, suffix)
@@ -88,7 +90,7 @@ def test_the_folder_is_the_argument_then_the_variable_then_data(tmp_path, images
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_missing_files_are_named_with_where_and_whence(tmp_path, name):
     task = TASKS[name](str(tmp_path))
-    with pytest.raises(Unfit) as error:
+    with pytest.raises(UsageError) as error:
         task.check()
     message = str(error.value)
     for part in (*task.names, str(tmp_path / task.folders[0]), task.home, "--task.data", "GOSSAMER_DATA"):
@@ -98,7 +100,7 @@ def test_missing_files_are_named_with_where_and_whence(tmp_path, name):
 def test_only_the_missing_file_is_named(tmp_path, images, labels):
     write_mnist(tmp_path / "mnist", images, labels)
     (tmp_path / "mnist" / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(Unfit, match="1 of 4") as error:
+    with pytest.raises(UsageError, match="1 of 4") as error:
         MNIST(str(tmp_path)).check()
     assert "train-labels" in str(error.value) and "t10k" not in str(error.value)
 
@@ -109,7 +111,7 @@ def test_only_the_missing_file_is_named(tmp_path, images, labels):
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, images, wrong, reason):
     write_mnist(tmp_path / "mnist", images, wrong)
-    with pytest.raises(Unfit, match=reason):
+    with pytest.raises(UsageError, match=reason):
         MNIST(str(tmp_path)).load()
 
 
@@ -124,7 +126,9 @@ class Tiny100(CIFAR100):
     records = (4, 2)
 
 
-@pytest.mark.parametrize("task, folder, label_bytes", [(Tiny10, "cifar-10-batches-bin", 1), (Tiny100, "cifar-100-binary", 2)])
+@pytest.mark.parametrize(
+    "task, folder, label_bytes", [(Tiny10, "cifar-10-batches-bin", 1), (Tiny100, "cifar-100-binary", 2)]
+)
 def test_cifar_reads_the_binary_version(tmp_path, task, folder, label_bytes):
     (tmp_path / folder).mkdir()
     rng, tables = np.random.default_rng(0), []
@@ -140,12 +144,13 @@ def test_cifar_reads_the_binary_version(tmp_path, task, folder, label_bytes):
 
 
 @pytest.mark.parametrize(
-    "change, reason", [(lambda raw: raw[:-1], "truncated"), (lambda raw: raw[:3073], "truncated"), (lambda raw: raw + b"0", "too long")]
+    "change, reason",
+    [(lambda raw: raw[:-1], "truncated"), (lambda raw: raw[:3073], "truncated"), (lambda raw: raw + b"0", "too long")],
 )
 def test_a_cifar_file_of_another_length_is_refused(tmp_path, change, reason):
     path = tmp_path / "data_batch_1.bin"
     path.write_bytes(change(bytes(2 * 3073)))
-    with pytest.raises(Unfit, match=reason):
+    with pytest.raises(UsageError, match=reason):
         files.read_cifar(path, 1, 2)
 
 
@@ -196,7 +201,15 @@ def test_crops_are_shifted_and_mirrored_windows_of_the_padded_image(rng):
 
 
 def test_streams_differ_by_seed_purpose_and_position():
-    keys = [(0, "init"), (1, "init"), (0, "support"), (0, "order", 0), (0, "order", 1), (0, "augment", 0, 1), (0, "augment", 1, 0)]
+    keys = [
+        (0, "init"),
+        (1, "init"),
+        (0, "support"),
+        (0, "order", 0),
+        (0, "order", 1),
+        (0, "augment", 0, 1),
+        (0, "augment", 1, 0),
+    ]
     first = [torch.rand(1, generator=stream(*key)).item() for key in keys]
     assert len(set(first)) == len(keys)
     assert first == [torch.rand(1, generator=stream(*key)).item() for key in keys]
@@ -213,7 +226,9 @@ def test_the_planted_teacher_is_right_on_its_own_data_and_found_wholly():
     scores = torch.relu(x @ first.T) @ second.T
     centred = (scores - scores.mean(0)).argmax(1)
     assert torch.equal(centred, torch.cat([data.train_y, data.test_y]))
-    assert (first.count_nonzero(1) == task.fan_in).all() and not first[:, [i for i in range(64) if i not in used.tolist()]].any()
+    assert (first.count_nonzero(1) == task.fan_in).all() and not first[
+        :, [i for i in range(64) if i not in used.tolist()]
+    ].any()
     net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
     with torch.no_grad():
         net[0].weight.copy_(first)
@@ -242,5 +257,5 @@ def test_noise_replaces_that_share_of_the_training_labels_only():
 
 @pytest.mark.parametrize("wrong", [{"fan_in": 17}, {"relevant": 65}, {"classes": 1}, {"noise": 1.5}])
 def test_impossible_plants_are_refused(wrong):
-    with pytest.raises(Unfit):
+    with pytest.raises(UsageError):
         Planted(**wrong)

@@ -7,7 +7,9 @@ import torch
 
 from ranks import AVERAGED, WORLD, WRAPPED, trained, work
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="needs gloo")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="needs gloo"
+)
 
 
 @pytest.fixture(scope="module")

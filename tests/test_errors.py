@@ -9,13 +9,18 @@ import torch
 
 import gossamer as gs
 from cases import table
-from gossamer._errors import call_problem, check_at_least, check_density, check_share, nearest
+from gossamer._errors import call_problem, check_at_least, check_density, check_fraction, nearest
 from gossamer.training.rewirer import Diverged
 
 
 def test_it_says_who_what_got_why_and_what_to_do():
-    error = gs.Unfit("sparsify", "no layer fits", got=3, reasons=["a: it is dense", "b: it is lazy"], remedy="another model")
-    assert str(error) == "sparsify: no layer fits (got 3)\n  - a: it is dense\n  - b: it is lazy\n  To fix it: another model"
+    error = gs.UsageError(
+        "sparsify", "no layer fits", got=3, reasons=["a: it is dense", "b: it is lazy"], remedy="another model"
+    )
+    assert (
+        str(error)
+        == "sparsify: no layer fits (got 3)\n  - a: it is dense\n  - b: it is lazy\n  To fix it: another model"
+    )
     assert isinstance(error, ValueError)
     assert (error.who, error.what, error.got, error.reasons, error.remedy) == (
         "sparsify", "no layer fits", 3, ("a: it is dense", "b: it is lazy"), "another model",
@@ -23,10 +28,13 @@ def test_it_says_who_what_got_why_and_what_to_do():
 
 
 def test_the_short_form():
-    assert str(gs.Unfit("x", "is wrong")) == "x: is wrong"
+    assert str(gs.UsageError("x", "is wrong")) == "x: is wrong"
 
 
-ERRORS = {"Unfit": gs.Unfit("x", "y", got=[1], reasons=["z"], remedy="w"), "Diverged": Diverged(7, float("inf"))}
+ERRORS = {
+    "UsageError": gs.UsageError("x", "y", got=[1], reasons=["z"], remedy="w"),
+    "Diverged": Diverged(7, float("inf")),
+}
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
@@ -38,7 +46,11 @@ def test_errors_survive_pickling_and_copying(error):
 
 def test_diverged_says_the_step_and_what_to_do():
     error = Diverged(12, float("nan"))
-    assert error.step == 12 and "the loss is nan at step 12; nothing was changed" in str(error) and "smaller learning rate" in str(error)
+    assert (
+        error.step == 12
+        and "the loss is nan at step 12; nothing was changed" in str(error)
+        and "smaller learning rate" in str(error)
+    )
 
 
 def test_the_nearest_name():
@@ -54,13 +66,13 @@ def test_densities_that_are_one(density):
 
 def test_bounds():
     check_at_least("x", "y", 1, 1)
-    check_share("x", "y", 0.0), check_share("x", "y", 1.0)
+    check_fraction("x", "y", 0.0), check_fraction("x", "y", 1.0)
     for refused in (lambda: check_at_least("x", "steps", 0, 1), lambda: check_at_least("x", "steps", float("nan"), 1)):
-        with pytest.raises(gs.Unfit, match="x: steps must be at least 1"):
+        with pytest.raises(gs.UsageError, match="x: steps must be at least 1"):
             refused()
     for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(gs.Unfit, match=r"x: share is a share, a number in \[0, 1\]"):
-            check_share("x", "share", value)
+        with pytest.raises(gs.UsageError, match=r"x: share is a share, a number in \[0, 1\]"):
+            check_fraction("x", "share", value)
 
 
 # ---------------------------------------------------------------- what others write
@@ -69,7 +81,7 @@ def test_bounds():
 class Penalised:
     """A rule that lacks a method, a flag, and takes too few arguments in a third place."""
 
-    penalty, revives = gs.L1(0.1), True
+    penalty, needs_dense = gs.L1(0.1), True
 
     def init(self, w, strength=1.0):
         return {}
@@ -82,12 +94,12 @@ class Penalised:
 
 
 class Whole(Penalised):
-    instant = False
+    zeros_follow_state = False
 
     def update_(self, w, g, state, now):
         pass
 
-    def levels(self, w, state, now):
+    def zero_thresholds(self, w, state, now):
         return []
 
 
@@ -110,7 +122,7 @@ def whole(**members):
 WEIGHTS = [torch.nn.Parameter(torch.ones(3, 3))]
 MISFITS = {
     "of a rule": (Penalised(), [r"no levels\(w, state, now\)", "no instant", r"update_ must take \(w, g, state, now\), and takes \(w, g"]),
-    "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no revives"]),
+    "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no needs_dense"]),
     "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
     "a number for a method": (whole(levels=3), [r"levels must take \(w, state, now\), and is 3"]),
     "its penalty": (whole(penalty=Half()), ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"]),
@@ -121,14 +133,20 @@ MISFITS = {
 @table(MISFITS)
 def test_a_rule_is_told_every_member_that_it_lacks(case):
     rule, sentences = case
-    for make in (lambda: gs.SparseOptimizer(WEIGHTS, rule), lambda: gs.SparseOptimizer([{"params": WEIGHTS, "rule": rule}], Whole())):
-        with pytest.raises(gs.Unfit, match="must be a rule") as caught:
+    for make in (
+        lambda: gs.SparseOptimizer(WEIGHTS, rule),
+        lambda: gs.SparseOptimizer([{"params": WEIGHTS, "rule": rule}], Whole()),
+    ):
+        with pytest.raises(gs.UsageError, match="must be a rule") as caught:
             make()
         assert all(re.search(sentence, str(caught.value)) for sentence in sentences), str(caught.value)
 
 
 def test_a_penalty_is_told_every_member_that_it_lacks():
-    with pytest.raises(gs.Unfit, match=r"(?s)penalty must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no level\(u, tau\)"):
+    with pytest.raises(
+        gs.UsageError,
+        match=r"(?s)penalty must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no level\(u, tau\)",
+    ):
         gs.ProxSGD(Half())
 
 
@@ -137,5 +155,5 @@ def test_a_rule_that_fits_is_taken():
 
 
 def test_what_cannot_say_its_arguments_is_taken_as_it_is():
-    assert call_problem("drop", min, ["site"]) is None and call_problem("drop", lambda *a: 0, ["site"]) is None
+    assert call_problem("drop", min, ["layer"]) is None and call_problem("drop", lambda *a: 0, ["layer"]) is None
     assert call_problem("when", lambda t, *, more: 0, ["t"]) == "when must take (t), and takes (t, *, more)"

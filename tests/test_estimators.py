@@ -60,7 +60,9 @@ def test_regressor_in_a_pipeline_and_a_grid():
     y = np.maximum(X[:, 0] - 0.3, 0) - 2 * np.maximum(X[:, 1], 0)
     pipe = make_pipeline(StandardScaler(), SparseReLURegressor(6, n_neurons=8, max_iter=20, random_state=0))
     assert cross_val_score(pipe, X, y, cv=3).min() > 0.9
-    grid = GridSearchCV(SparseReLURegressor(n_neurons=8, max_iter=10, random_state=0), {"n_nonzero": [1, 6]}, cv=3).fit(X, y)
+    grid = GridSearchCV(SparseReLURegressor(n_neurons=8, max_iter=10, random_state=0), {"n_nonzero": [1, 6]}, cv=3).fit(
+        X, y
+    )
     assert grid.best_params_ == {"n_nonzero": 6} and grid.best_estimator_.n_nonzero_ <= 6
 
 
@@ -137,7 +139,11 @@ def test_mistakes_are_value_errors_that_help(call, sentence):
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, np.int64(0)])
 def test_batches_of_no_samples_are_refused(batch_size):
     X, y, _ = regression()
-    for model, target in ((SparseReLURegressor, y), (SparseReLURegressor, np.stack([y, y], 1)), (SparseReLUClassifier, y > 0)):
+    for model, target in (
+        (SparseReLURegressor, y),
+        (SparseReLURegressor, np.stack([y, y], 1)),
+        (SparseReLUClassifier, y > 0),
+    ):
         with pytest.raises(ValueError, match="batch_size must be at least 1, a whole number"):
             model(batch_size=batch_size).fit(X, target)
 
@@ -207,7 +213,7 @@ def test_zero_columns_and_more_features_than_samples():
 def test_without_scikit_learn_one_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(recover, "find_spec", lambda name: None)
     for name in recover.ESTIMATORS:
-        with pytest.raises(gs.Unfit, match=r'pip install "gossamer\[recover\]"'):
+        with pytest.raises(gs.UsageError, match=r'pip install "gossamer\[recover\]"'):
             getattr(recover, name)
     with pytest.raises(AttributeError):
         recover.no_such_thing  # noqa: B018

@@ -6,9 +6,9 @@ import torch
 import gossamer as gs
 from cases import CONVS, OPERATORS, OPTIMIZERS, RULES, SUPPORTS, TOPOLOGIES
 from gossamer import laws, recover
-from gossamer.products.linear import op as csr_linear
-from gossamer._backend.index import op as index
 from gossamer._backend.dispatch import Kernel
+from gossamer._backend.index import op as index
+from gossamer.products.linear import op as csr_linear
 from mutants import MUTANTS
 
 INDEX = {"rows_of": index.ROWS_OF[-1], "columns_of": index.COLUMNS_OF[-1], "values_at": index.VALUES_AT[-1]}

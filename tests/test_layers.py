@@ -28,8 +28,8 @@ def image_layer(layout: str, seed: int = 0) -> gs.SparseConv2d:
 LAYERS = {
     "linear csr": (lambda seed: linear(seed=seed), (4, 11)),
     "linear masked": (lambda seed: linear(seed=seed, layout="masked"), (4, 11)),
-    "linear tiles": (lambda seed: linear(seed=seed, unit=(2, 3)), (4, 11)),
-    "linear masked tiles": (lambda seed: linear(seed=seed, unit=(2, 3), layout="masked"), (4, 11)),
+    "linear tiles": (lambda seed: linear(seed=seed, block=(2, 3)), (4, 11)),
+    "linear masked tiles": (lambda seed: linear(seed=seed, block=(2, 3), layout="masked"), (4, 11)),
     "linear without bias": (lambda seed: linear(seed=seed, bias=False), (4, 11)),
     "conv csr": (lambda seed: image_layer("csr", seed), (2, 3, 7, 6)),
     "conv masked": (lambda seed: image_layer("masked", seed), (2, 3, 7, 6)),
@@ -56,7 +56,9 @@ def test_a_layer_is_its_dense_twin(case):
     y2 = F.linear(x2, dense, bias2) if g is None else F.conv2d(x2, dense, bias2, g.stride, g.padding, g.dilation)
     grads2 = torch.autograd.grad(y2.sin().sum(), [x2, dense, *([] if bias2 is None else [bias2])])
     assert torch.allclose(y, y2) and torch.allclose(grads[0], grads2[0])
-    assert torch.allclose(layer.layout.compact(grads[1], layer.support), gather(grads2[1].reshape(layer.support.shape), layer.support))
+    assert torch.allclose(
+        layer.layout.compact(grads[1], layer.support), gather(grads2[1].reshape(layer.support.shape), layer.support)
+    )
     assert bias is None or torch.allclose(grads[2], grads2[2])
 
 
@@ -73,7 +75,9 @@ def test_the_dense_weight_holds_the_values_and_exact_zeros(case):
 
 @table(LAYERS)
 @pytest.mark.parametrize(
-    "way", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), lambda layer: layer.to("cpu")], ids=["deepcopy", "pickle", "to"]
+    "way",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), lambda layer: layer.to("cpu")],
+    ids=["deepcopy", "pickle", "to"],
 )
 def test_copies_are_equal_and_apart(case, way):
     make, shape = case
@@ -82,7 +86,7 @@ def test_copies_are_equal_and_apart(case, way):
     other = way(layer)
     assert same_state(other, before) and torch.equal(other(x), before(x)) and repr(other) == repr(before)
     if other is not layer:
-        gs.set_support_(other, gs.Support.random(layer.support.shape, layer.support.n, layer.unit, generator(9)))
+        gs.set_support_(other, gs.Support.random(layer.support.shape, layer.support.n, layer.block, generator(9)))
         assert same_state(layer, before)
         other.load_state_dict(layer.state_dict())  # the hook that reads an index came along
         assert torch.equal(other(x), before(x))
@@ -93,19 +97,22 @@ def test_to_another_dtype():
     x = inputs((4, 11))
     before = layer(x.float())
     assert layer.to(torch.float64)(x).dtype == torch.float64 and torch.allclose(layer(x).float(), before, atol=1e-5)
-    assert all(t.dtype == torch.int32 for t in (layer.crow, layer.col, layer.support.ccol, layer.support.row, layer.support.perm))
+    assert all(
+        t.dtype == torch.int32
+        for t in (layer.crow, layer.col, layer.support.ccol, layer.support.row, layer.support.perm)
+    )
 
 
 def test_values_in_half_precision_are_refused_with_a_reason():
-    with pytest.raises(gs.Unfit, match="must be float32 or float64, not torch.float16"):
+    with pytest.raises(gs.UsageError, match="must be float32 or float64, not torch.float16"):
         gs.SparseLinear(11, 7, density=0.3).to(torch.float16)(torch.zeros(2, 11, dtype=torch.float16))
 
 
 def test_repr_says_what_the_layer_is():
     assert repr(
-        linear(0.3, unit=(2, 3), bias=False)
-    ) == "SparseLinear(7, 11, density=0.2727, n=4, layout=csr, unit=(2, 3), bias=False)" or (
-        repr(linear(0.3, unit=(2, 3), bias=False)).startswith("SparseLinear(7, 11, density=0.")
+        linear(0.3, block=(2, 3), bias=False)
+    ) == "SparseLinear(7, 11, density=0.2727, n=4, layout=csr, block=(2, 3), bias=False)" or (
+        repr(linear(0.3, block=(2, 3), bias=False)).startswith("SparseLinear(7, 11, density=0.")
     )
     assert "layout=masked" in repr(image_layer("masked")) and "5, 3, 3, 2" in repr(image_layer("masked"))
 
@@ -174,7 +181,11 @@ def test_nothing_is_sensed_without_a_gradient():
     assert not told
     layer(inputs((4, 11))).sum().backward()
     ((dy, x),) = told
-    assert torch.equal(x, inputs((4, 11))) and torch.equal(dy, torch.ones(4, 7, dtype=torch.float64)) and not dy.requires_grad
+    assert (
+        torch.equal(x, inputs((4, 11)))
+        and torch.equal(dy, torch.ones(4, 7, dtype=torch.float64))
+        and not dy.requires_grad
+    )
 
 
 def test_a_layer_used_twice_senses_twice():
@@ -190,14 +201,14 @@ def test_a_layer_used_twice_senses_twice():
 
 @table(LAYERS)
 def test_flow_is_the_sum_of_squares_by_row_and_column(case):
-    """Of the output's gradient per unit row and of the input per unit column (a convolution's taps share their channel's)."""
+    """Of the output's gradient per block row and of the input per block column (a convolution's taps share their channel's)."""
     make, shape = case
     layer, x = make(0), inputs(shape)
     dy = torch.randn(layer(x).shape, generator=generator(6), dtype=torch.float64)
     rows, cols = (t.transpose(0, 1).flatten(1).square().sum(1).tolist() for t in (dy, x))
     taps = math.prod(layer.dense_shape[2:])
     cols = [c for c in cols for _ in range(taps)]
-    h, w = layer.unit
+    h, w = layer.block
     expected = [[sum(t[i : i + size]) for i in range(0, len(t), size)] for t, size in ((rows, h), (cols, w))]
     for got, by_hand in zip(layer.flow(dy, x), expected, strict=True):
         assert got.tolist() == pytest.approx(by_hand)
@@ -230,7 +241,9 @@ def test_compiles_in_one_graph(layout):
         assert torch.allclose(*losses)
         for m in (model, plain):
             for layer in gs.sparse_layers(m).values():
-                gs.set_support_(layer, gs.Support.random(layer.support.shape, layer.support.n, rng=generator(t))) if t == 0 else None
+                gs.set_support_(
+                    layer, gs.Support.random(layer.support.shape, layer.support.n, rng=generator(t))
+                ) if t == 0 else None
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(p.grad, q.grad)
 
@@ -242,7 +255,7 @@ LAYER_REFUSALS = {
     "density": (lambda: gs.SparseLinear(3, 4, density=0.0), "share of weights"),
     "sparsity instead of density": (lambda: gs.SparseConv2d(3, 4, 3, density=95), "95 % zeros is density=0.05"),
     "layout": (lambda: gs.SparseLinear(3, 4, density=0.5, layout="crs"), "did you mean 'csr'"),
-    "unit": (lambda: gs.SparseLinear(3, 4, density=0.5, unit=(0, 1)), "unit must be two positive"),
+    "block": (lambda: gs.SparseLinear(3, 4, density=0.5, block=(0, 1)), "block must be two positive"),
     "no outputs": (lambda: gs.SparseLinear(3, 0, density=0.5), "shape must be two positive"),
     "fan-in": (lambda: gs.SparseLinear(3, 4, density=0.2, min_fan_in=1), "cannot give each of 4"),
     "kernel size": (lambda: gs.SparseConv2d(3, 4, (3, 3, 3), density=0.5), "one whole number or two"),
@@ -258,7 +271,7 @@ LAYER_REFUSALS = {
 @table(LAYER_REFUSALS)
 def test_misuse_is_refused(case):
     call, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         call()
 
 
@@ -270,14 +283,18 @@ def test_a_state_dict_brings_its_support(case):
     """Index and values are adopted together, also where n differs, and what was saved is not touched by later training."""
     make, shape = case
     mine, theirs = make(0), make(1)
-    gs.set_support_(theirs, gs.Support.random(theirs.support.shape, theirs.support.n - 1, theirs.unit, generator(2)))
+    gs.set_support_(theirs, gs.Support.random(theirs.support.shape, theirs.support.n - 1, theirs.block, generator(2)))
     state = theirs.state_dict()
     assert set(state) <= {"values", "crow", "col", "bias"}
     mine.load_state_dict(state)
-    assert mine.support.same(theirs.support) and same_state(mine, theirs) and torch.equal(mine(inputs(shape)), theirs(inputs(shape)))
+    assert (
+        mine.support.same(theirs.support)
+        and same_state(mine, theirs)
+        and torch.equal(mine(inputs(shape)), theirs(inputs(shape)))
+    )
     assert mine.values.requires_grad and mine.values.is_leaf
     saved = copy.deepcopy(state)
-    gs.set_support_(mine, gs.Support.random(mine.support.shape, mine.support.n, mine.unit, generator(7)))
+    gs.set_support_(mine, gs.Support.random(mine.support.shape, mine.support.n, mine.block, generator(7)))
     assert all(torch.equal(state[key], saved[key]) for key in state)
 
 
@@ -299,8 +316,11 @@ def bad_states(layer: gs.SparseLayer) -> dict[str, tuple[dict[str, torch.Tensor]
         "float": (state(col=col.float()), "vector of integers"),
         "short column list": (state(col=col[:-1]), "crow must run from 0"),
         "short pointers": (state(crow=crow[:-1]), "crow must have 8 entries"),
-        "short values": (state(values=values[:-1]), "for 23 kept units"),
-        "index of another support alone": (state(values=None, crow=other.crow, col=other.col), "comes without its values"),
+        "short values": (state(values=values[:-1]), "for 23 kept blocks"),
+        "index of another support alone": (
+            state(values=None, crow=other.crow, col=other.col),
+            "comes without its values",
+        ),
     }
 
 
@@ -412,7 +432,11 @@ DENSE_FOR_A_REASON = {
     "hook": (hooked, "0", "hooks, which would be lost"),
     "lazy": (lambda: nn.LazyLinear(4), "0", "run one batch"),
     "subclass": (lambda: Special(4, 4), "0", "Special is a subclass"),
-    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "0", "ParametrizedLinear is a subclass"),
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        "0",
+        "ParametrizedLinear is a subclass",
+    ),
     "other layer": (lambda: nn.Conv1d(4, 4, 3), "0", "Conv1d is neither"),
     "embedding": (lambda: nn.Embedding(5, 4), "0", "Embedding is neither"),
     "shared weight": (tied, "0.0", "shared with 0.1"),
@@ -436,7 +460,9 @@ def test_what_stays_dense_says_why(case):
 
 def test_a_transformer_block_is_sparse_where_it_can_be():
     """The feed-forward matrices; attention stays dense. Torch's fused path in eval mode, which reads ``weight``, agrees with the layers."""
-    block = gs.sparsify(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double(), 0.3, rng=generator())
+    block = gs.sparsify(
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double(), 0.3, rng=generator()
+    )
     assert list(gs.sparse_layers(block)) == ["linear1", "linear2"]
     x = torch.randn(2, 5, 8, generator=generator(), dtype=torch.float64)
     with torch.no_grad():
@@ -445,7 +471,10 @@ def test_a_transformer_block_is_sparse_where_it_can_be():
 
 def test_a_layer_with_budget_one_is_left_dense_unless_all_are():
     model = gs.sparsify(mlp(), 0.3, budget={"0": 1.0})
-    assert list(gs.sparse_layers(model)) == ["2", "4"] and model.sparsity_report.rows[0].reason == "its budget is density 1"
+    assert (
+        list(gs.sparse_layers(model)) == ["2", "4"]
+        and model.sparsity_report.rows[0].reason == "its budget is density 1"
+    )
     assert len(gs.sparse_layers(gs.sparsify(mlp(), 1.0))) == 3
 
 
@@ -461,17 +490,17 @@ def test_a_module_in_two_places_stays_one():
     assert isinstance(model[0], gs.SparseLinear) and model[0] is model[2]
 
 
-@pytest.mark.parametrize("unit", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("block", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("init", ["keep", "magnitude"])
-def test_initial_values_from_the_model(init, unit):
-    """keep: the model's weights on a random support; magnitude: its largest units."""
+def test_initial_values_from_the_model(init, block):
+    """keep: the model's weights on a random support; magnitude: its largest blocks."""
     for make in (mlp, convnet):
-        model = gs.sparsify(make(), 0.3, init=init, unit=unit, rng=generator())
+        model = gs.sparsify(make(), 0.3, init=init, block=block, rng=generator())
         dense = {name: m.weight.detach() for name, m in make().named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
         for name, layer in gs.sparse_layers(model).items():
             mask = layer.support.mask().view(layer.dense_shape)
             assert torch.equal(layer.to_dense(), torch.where(mask, dense[name], 0.0))
-            if init == "magnitude" and unit == (1, 1):
+            if init == "magnitude" and block == (1, 1):
                 assert dense[name][mask].abs().min() >= dense[name][~mask].abs().max()
 
 
@@ -482,7 +511,7 @@ def test_magnitude_with_a_fan_in_keeps_the_best_of_every_row():
         model.weight.copy_(weight)
     layer = gs.sparsify(model, 0.5, init="magnitude", min_fan_in=1)
     assert layer.support.ids().tolist() == [0, 1, 2, 3, 5, 8]
-    with pytest.raises(gs.Unfit, match="cannot give each of 3 output units"):
+    with pytest.raises(gs.UsageError, match="cannot give each of 3 output units"):
         gs.sparsify(nn.Linear(4, 3), 0.5, init="magnitude", min_fan_in=3)
 
 
@@ -503,8 +532,14 @@ def test_mode_dtype_and_generator_are_kept():
 
 
 SPARSIFY_REFUSALS = {
-    **{f"density {d}": ({"density": d}, "share of weights") for d in (0.0, -1.0, 1.5, 95, float("nan"), "0.1", True, None)},
-    "misspelt name": ({"exclude": "body.0.1x"}, "exclude='body.0.1x' matches no module of the model; did you mean 'body.0.1'"),
+    **{
+        f"density {d}": ({"density": d}, "share of weights")
+        for d in (0.0, -1.0, 1.5, 95, float("nan"), "0.1", True, None)
+    },
+    "misspelt name": (
+        {"exclude": "body.0.1x"},
+        "exclude='body.0.1x' matches no module of the model; did you mean 'body.0.1'",
+    ),
     "unknown name": ({"include": "encoder"}, "names: stem, body"),
     "pattern that matches nothing": ({"include": "re:^conv"}, "matches no module"),
     "broken pattern": ({"include": "re:("}, "is not a regular expression"),
@@ -513,7 +548,7 @@ SPARSIFY_REFUSALS = {
     "budget of an unknown layer": ({"budget": {"stm": 0.5}}, "did you mean 'stem'"),
     "layout": ({"layout": "maked"}, "did you mean 'masked'"),
     "init": ({"init": "magnitud"}, "did you mean 'magnitude'"),
-    "unit": ({"unit": (2, 0)}, "unit must be two positive"),
+    "block": ({"block": (2, 0)}, "block must be two positive"),
     "fan-in": ({"min_fan_in": 50}, "cannot give each of"),
     "nothing left": ({"exclude": [nn.Linear, nn.Conv2d]}, "no layer of this model can be made sparse"),
 }
@@ -524,13 +559,13 @@ def test_sparsify_refuses_before_it_changes_anything(case):
     options, reason = case
     model = Net()
     before, order = copy.deepcopy(model), kinds(model)
-    with pytest.raises(gs.Unfit, match=re.escape(reason) if "(" not in reason else reason):
+    with pytest.raises(gs.UsageError, match=re.escape(reason) if "(" not in reason else reason):
         gs.sparsify(model, **{"density": 0.3, **options})
     assert kinds(model) == order and same_state(model, before) and not hasattr(model, "sparsity_report")
 
 
 def test_a_model_without_parameters_is_refused():
-    with pytest.raises(gs.Unfit, match="the model has no parameters"):
+    with pytest.raises(gs.UsageError, match="the model has no parameters"):
         gs.sparsify(nn.ReLU(), 0.3)
 
 
@@ -544,13 +579,17 @@ def test_densify_gives_plain_torch_back_with_the_same_outputs(make, data, layout
     x = data.batch(0)[0]
     before, state = model(x), {name: layer.to_dense() for name, layer in gs.sparse_layers(model).items()}
     assert gs.densify(model) is model and kinds(model) == kinds(make()) and not hasattr(model, "sparsity_report")
-    assert torch.allclose(model(x), before) and all(torch.equal(model.get_submodule(name).weight, w) for name, w in state.items())
+    assert torch.allclose(model(x), before) and all(
+        torch.equal(model.get_submodule(name).weight, w) for name, w in state.items()
+    )
     assert set(model.state_dict()) == set(make().state_dict()) and not model[0].training
 
 
 @table(CONVS)
 def test_densify_keeps_the_geometry(case):
-    layer = gs.SparseConv2d(case.channels, case.filters, *case.g, density=0.5, bias=False, dtype=torch.float64, rng=generator())
+    layer = gs.SparseConv2d(
+        case.channels, case.filters, *case.g, density=0.5, bias=False, dtype=torch.float64, rng=generator()
+    )
     x = inputs((2, case.channels, *case.size))
     expected = layer(x)
     assert torch.allclose(gs.densify(layer)(x), expected)
@@ -561,7 +600,9 @@ def test_parameter_groups_scale_the_step_with_the_density():
     groups = {g["name"]: g for g in gs.parameter_groups(model, lr=0.1, weight_decay=5e-4, density_exponent=0.5)}
     for name, layer in gs.sparse_layers(model).items():
         scale = layer.density**0.5
-        assert groups[name]["lr"] == pytest.approx(0.1 / scale) and groups[name]["weight_decay"] == pytest.approx(5e-4 * scale)
+        assert groups[name]["lr"] == pytest.approx(0.1 / scale) and groups[name]["weight_decay"] == pytest.approx(
+            5e-4 * scale
+        )
         assert groups[name]["params"][0] is layer.values
     assert (groups["dense weights"]["lr"], groups["dense weights"]["weight_decay"]) == (0.1, 5e-4)
     assert groups["biases and normalisation"]["weight_decay"] == 0.0 and groups["biases and normalisation"]["lr"] == 0.1
@@ -575,7 +616,7 @@ def test_parameter_groups_without_an_exponent_are_one_step_for_all():
     assert {g["lr"] for g in groups} == {0.1} and {g["weight_decay"] for g in groups} == {1e-4, 0.0}
     assert all("lr" not in g for g in gs.parameter_groups(model))
     torch.optim.AdamW(groups)
-    with pytest.raises(gs.Unfit, match="needs lr"):
+    with pytest.raises(gs.UsageError, match="needs lr"):
         gs.parameter_groups(model, density_exponent=0.25)
 
 

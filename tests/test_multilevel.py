@@ -12,7 +12,11 @@ import gossamer as gs
 from cases import FLAT, IMAGES, convnet, generator, mlp, same_state, train
 
 LAM = 0.05
-RULES = {"LinBreg": gs.LinBreg(gs.L1(LAM), 1.5), "momentum": gs.LinBreg(gs.L1(LAM), momentum=0.7), "Adam": gs.AdaBreg(gs.L1(LAM))}
+RULES = {
+    "LinBreg": gs.LinBreg(gs.L1(LAM), 1.5),
+    "momentum": gs.LinBreg(gs.L1(LAM), momentum=0.7),
+    "Adam": gs.AdaBreg(gs.L1(LAM)),
+}
 LR = {"LinBreg": 0.2, "momentum": 0.2, "Adam": 0.01}
 
 
@@ -22,7 +26,9 @@ def sparse(layout: str, make=mlp, seed: int = 0) -> nn.Module:
 
 def trainer(name: str, coarse: int, make=mlp, seed: int = 0, decay: float = 0.0, **options):
     net = sparse("csr", make, seed)
-    optimizer = gs.SparseOptimizer(gs.parameter_groups(net, weight_decay=decay), RULES[name], LR[name], confined=True)
+    optimizer = gs.SparseOptimizer(
+        gs.parameter_groups(net, weight_decay=decay), RULES[name], LR[name], allow_compact=True
+    )
     return net, optimizer, gs.Multilevel(net, optimizer, coarse, **options)
 
 
@@ -44,7 +50,7 @@ def test_it_is_its_equations():
     net = gs.sparsify(nn.Sequential(nn.Linear(9, 6, bias=False)).double(), 0.4, rng=generator(), budget="pooled")
     w = gs.sparse_layers(net)["0"].to_dense().numpy()
     v, S = w / delta + lam * np.sign(w), w != 0
-    optimizer = gs.SparseOptimizer(gs.parameter_groups(net), gs.LinBreg(gs.L1(lam), delta), s, confined=True)
+    optimizer = gs.SparseOptimizer(gs.parameter_groups(net), gs.LinBreg(gs.L1(lam), delta), s, allow_compact=True)
     multilevel = gs.Multilevel(net, optimizer, m, fine_lr_scale=scale)
     sizes = set()
     for t in range(1, 21):
@@ -155,22 +161,29 @@ def test_fit_drives_it_and_forgets_what_diverged():
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(gs.Diverged):
         gs.fit(net, bad, optimizer, rewirer=multilevel)  # type: ignore[arg-type]
-    assert not any(observer.seen() for observer in multilevel._observers.values()) and before.keys() == net.state_dict().keys()
+    assert (
+        not any(observer.seen() for observer in multilevel._observers.values())
+        and before.keys() == net.state_dict().keys()
+    )
 
 
 def refusals():
     net, optimizer, _ = trainer("LinBreg", 1)
     shadow = sparse("shadow")
-    tiles = gs.sparsify(mlp(), 0.2, unit=(2, 2), budget="pooled")
-    other = gs.SparseOptimizer(gs.parameter_groups(net), gs.ProxSGD(gs.L1(0.1)), 0.1, confined=True)
+    tiles = gs.sparsify(mlp(), 0.2, block=(2, 2), budget="pooled")
+    other = gs.SparseOptimizer(gs.parameter_groups(net), gs.ProxSGD(gs.L1(0.1)), 0.1, allow_compact=True)
     yield "a dense model", lambda: gs.Multilevel(mlp(), optimizer, 1), "no sparse layer"
     yield (
         "shadow layers",
         lambda: gs.Multilevel(shadow, gs.SparseOptimizer(gs.parameter_groups(shadow), RULES["LinBreg"], 0.1), 1),
         "layout shadow",
     )
-    yield "tiles", lambda: gs.Multilevel(tiles, optimizer, 1), "units of"
-    yield "an optimizer of torch", lambda: gs.Multilevel(net, torch.optim.SGD(net.parameters(), lr=0.1), 1), "SparseOptimizer"
+    yield "tiles", lambda: gs.Multilevel(tiles, optimizer, 1), "blocks of"
+    yield (
+        "an optimizer of torch",
+        lambda: gs.Multilevel(net, torch.optim.SGD(net.parameters(), lr=0.1), 1),
+        "SparseOptimizer",
+    )
     yield "no mirror variable", lambda: gs.Multilevel(net, other, 1), "no mirror variable"
     yield "another model's optimizer", lambda: gs.Multilevel(sparse("csr"), optimizer, 1), "not in the optimizer"
     yield "half a coarse step", lambda: gs.Multilevel(net, optimizer, 0.5), "whole number"
@@ -185,5 +198,5 @@ def refusals():
 
 @pytest.mark.parametrize(("make", "words"), [case[1:] for case in refusals()], ids=[case[0] for case in refusals()])
 def test_misuse_is_refused(make, words):
-    with pytest.raises(gs.Unfit, match=words):
+    with pytest.raises(gs.UsageError, match=words):
         make()

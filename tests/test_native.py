@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 import gossamer as gs
 from cases import CONVS, SUPPORTS, Conv, generator, table
 from gossamer import laws
-from gossamer.products import native
-from gossamer.products.norm import reference as norm
+from gossamer._backend import native
+from gossamer._backend.dispatch import Kernel
+from gossamer._backend.index import native as index
+from gossamer._backend.index import op as index_op
 from gossamer.products.conv2d import native as conv2d
 from gossamer.products.conv2d.reference import Geometry
 from gossamer.products.linear import native as linear
+from gossamer.products.norm import reference as norm
 from gossamer.products.sense import native as sense
-from gossamer._backend.index import native as index
-from gossamer._backend.index import op as index_op
-from gossamer._backend.dispatch import Kernel
 from gossamer.support import Support
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +64,8 @@ CONVOLUTIONS = {
     "dilated, strided": _conv(2, 3, Geometry((3, 3), (2, 3), (2, 2), (2, 2)), (5, 7)),
     "stride beyond the kernel": _conv(3, 2, Geometry((1, 1), (3, 3), (0, 1)), (5, 7), 1.0),
     "padding far beyond the kernel": _conv(2, 3, Geometry((1, 1), (2, 1), (3, 4)), (2, 2), 1.0),
-    "no unit": Conv(3, 5, Geometry((3, 3), padding=(1, 1)), (5, 4), 0),
-    "every unit": _conv(3, 5, Geometry((3, 3), padding=(1, 1)), (5, 4), 1.0),
+    "no block": Conv(3, 5, Geometry((3, 3), padding=(1, 1)), (5, 4), 0),
+    "every block": _conv(3, 5, Geometry((3, 3), padding=(1, 1)), (5, 4), 1.0),
     "a row wider than the registers": _conv(2, 2, Geometry((3, 3), padding=(1, 1)), (2, 29)),
 }
 IN_BLOCKS = {
@@ -87,7 +87,7 @@ def check(m: Any, s: Support, g: Geometry | None = None, **options: Any) -> None
     for operation, kernel in kernels_of(m, g).items():
         if operation == "csr_sense.strongest" and options.get("dtype") is torch.bfloat16:
             continue  # a layer senses in the dtype of its values
-        assert laws.check_kernel(operation, kernel, s, g, **options) or s.unit != (1, 1)
+        assert laws.check_kernel(operation, kernel, s, g, **options) or s.block != (1, 1)
         if operation.endswith("forward"):
             laws.check_kernel(operation, kernel, s, g, biased=True, **options)
 
@@ -155,12 +155,17 @@ def test_strange_memory_orders(m, batch):
         "a slice": (torch.cat([x, dy], 1)[:, :7], torch.cat([x, dy], 1)[:, 7:]),
         "transposed": (x.t().contiguous().t(), dy.t().contiguous().t()),
         "backwards": (x.flip(0), dy.flip(1)),
-        "part of a batch": (torch.cat([x, x]).t().contiguous().t()[:batch], torch.cat([dy, dy]).t().contiguous().t()[batch:]),
+        "part of a batch": (
+            torch.cat([x, x]).t().contiguous().t()[:batch],
+            torch.cat([dy, dy]).t().contiguous().t()[batch:],
+        ),
     }
     for name, (a, b) in strange.items():
         copies = a.clone(memory_format=torch.contiguous_format), b.clone(memory_format=torch.contiguous_format)
         assert torch.equal(k["forward"].run(a, values, s), k["forward"].run(copies[0], values, s)), name
-        for got, expected in zip(k["backward"].run(b, a, values, s), k["backward"].run(*copies[::-1], values, s), strict=True):
+        for got, expected in zip(
+            k["backward"].run(b, a, values, s), k["backward"].run(*copies[::-1], values, s), strict=True
+        ):
             assert torch.equal(got, expected), name
 
 
@@ -175,20 +180,29 @@ quickly = settings(max_examples=40, deadline=None, derandomize=True, database=No
 
 @every_build
 @quickly
-@given(data=st.data(), rows=st.integers(1, 23), cols=st.integers(1, 23), batch=st.integers(1, 40), count=st.integers(1, 3))
+@given(
+    data=st.data(), rows=st.integers(1, 23), cols=st.integers(1, 23), batch=st.integers(1, 40), count=st.integers(1, 3)
+)
 def test_any_index_of_a_matrix(m, data, rows, cols, batch, count):
     with threads(count):
         check(m, data.draw(supports(rows, cols)), batch=batch)
 
 
 PAIRS = {
-    name: st.tuples(*[st.integers(low, high)] * 2) for name, (low, high) in {"kernel": (1, 4), "few": (1, 3), "padding": (0, 4)}.items()
+    name: st.tuples(*[st.integers(low, high)] * 2)
+    for name, (low, high) in {"kernel": (1, 4), "few": (1, 3), "padding": (0, 4)}.items()
 }
 
 
 @every_build
 @quickly
-@given(data=st.data(), channels=st.integers(1, 4), filters=st.integers(1, 4), batch=st.integers(1, 20), count=st.integers(1, 2))
+@given(
+    data=st.data(),
+    channels=st.integers(1, 4),
+    filters=st.integers(1, 4),
+    batch=st.integers(1, 20),
+    count=st.integers(1, 2),
+)
 def test_any_convolution(m, data, channels, filters, batch, count):
     g = Geometry(*(data.draw(PAIRS[name]) for name in ("kernel", "few", "padding", "few")))
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(g.kernel, g.padding, g.dilation, strict=True)]
@@ -232,7 +246,13 @@ def test_indices_of_matrices(m, dtype, count):
     some = torch.randn(23, 17, dtype=dtype, generator=generator()) * (torch.rand(23, 17, generator=generator()) < 0.2)
     some[3], some[:, 5], some[7, 7:9] = 0.0, 0.0, torch.tensor([-0.0, float("nan")], dtype=dtype)
     with threads(count):
-        for w in (some, some[:1], some[:, 4:5].contiguous(), torch.zeros(3, 4, dtype=dtype), torch.ones(4, 3, dtype=dtype)):
+        for w in (
+            some,
+            some[:1],
+            some[:, 4:5].contiguous(),
+            torch.zeros(3, 4, dtype=dtype),
+            torch.ones(4, 3, dtype=dtype),
+        ):
             laws.check_index(index.kernels(m), w)
 
 
@@ -269,7 +289,10 @@ def test_batch_normalisation(m, dtype, relu):
                 mean, invstd, dweight, dbias = (torch.empty(shape[1], dtype=dtype) for _ in range(4))
             m.batch_norm_forward(x, weight, bias, 1e-5, relu, y, mean, invstd, 1)
             m.batch_norm_backward(dy, x, weight, bias, mean, invstd, relu, dx, dweight, dbias, 1)
-            expected = *norm.forward(x, weight, bias, 1e-5, relu), *norm.backward(dy, x, weight, bias, mean, invstd, relu)
+            expected = (
+                *norm.forward(x, weight, bias, 1e-5, relu),
+                *norm.backward(dy, x, weight, bias, mean, invstd, relu),
+            )
             for a, b in zip((y, mean, invstd, dx, dweight, dbias), expected, strict=True):
                 assert torch.allclose(a, b, **tolerance)
 
@@ -294,7 +317,10 @@ def test_what_is_not_finite_stays_where_it_is(m):
 
 # -------------------------------------------------------------------- threads
 
-WORK = {"linear": (LINEAR["larger primes"], None, (0, 0)), "conv": (CONVOLUTIONS["5x7"].support, CONVOLUTIONS["5x7"].g, (5, 7))}
+WORK = {
+    "linear": (LINEAR["larger primes"], None, (0, 0)),
+    "conv": (CONVOLUTIONS["5x7"].support, CONVOLUTIONS["5x7"].g, (5, 7)),
+}
 
 
 @every_build
@@ -323,7 +349,12 @@ def python(code: str, *lines: str, timeout: float = 120, **variables: str) -> st
     env = {**os.environ, "PYTHONPATH": path, **variables}
     script = PREAMBLE + dedent(code)
     done = subprocess.run(
-        [sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT / "tests"
+        [sys.executable, "-c", script, *lines],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
+        cwd=ROOT / "tests",
     )
     assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -334,7 +365,7 @@ import os, re, sys, warnings
 import torch
 import gossamer as gs
 from cases import CONVS, SUPPORTS
-from gossamer.products import native
+from gossamer._backend import native
 from gossamer.products.linear import native as linear
 from gossamer.products.conv2d import native as conv2d
 
@@ -518,7 +549,10 @@ def calls() -> dict[str, tuple[Callable[[], Any], str]]:
     wrong |= {
         "no operand but dy": (lambda: m.linear_backward(dy, None, None, None, None, s.ccol, s.row, None, 1), ""),
         "no perm": (put("linear_backward", backward, 7, None), "perm"),
-        "no index for one unit": (lambda: m.linear_forward(x, v[:1], None, torch.zeros(1, 5).t(), one.crow, None, 1), "col"),
+        "no index for one block": (
+            lambda: m.linear_forward(x, v[:1], None, torch.zeros(1, 5).t(), one.crow, None, 1),
+            "col",
+        ),
         "no dw of a convolution": (put("conv_weight", conv_weight, 2, None), "dw"),
         "no x, normalised": (put("batch_norm_forward", normal, 0, None), "x"),
         "no y, normalised": (put("batch_norm_forward", normal, 5, None), "y"),
@@ -564,11 +598,15 @@ def calls() -> dict[str, tuple[Callable[[], Any], str]]:
         "stride 0": (put("conv_forward", conv_forward, 6, [3, 3, 0, 1, 1, 1, 1, 1]), "geometry"),
         "kernel 0": (put("conv_forward", conv_forward, 6, [0, 0, 1, 1, 0, 0, 1, 1]), "geometry"),
         "an empty image": (
-            lambda: m.conv_forward(torch.zeros(4, 3, 0, 5), cv, None, torch.zeros(4, 5, 0, 5), cs.crow, cs.col, geometry, 1),
+            lambda: m.conv_forward(
+                torch.zeros(4, 3, 0, 5), cv, None, torch.zeros(4, 5, 0, 5), cs.crow, cs.col, geometry, 1
+            ),
             "",
         ),
         "an empty result": (
-            lambda: m.conv_forward(torch.zeros(3, 2, 2, 4).movedim(-1, 0), cv, None, torch.zeros(4, 5, 0, 0), cs.crow, cs.col, unpadded, 1),
+            lambda: m.conv_forward(
+                torch.zeros(3, 2, 2, 4).movedim(-1, 0), cv, None, torch.zeros(4, 5, 0, 0), cs.crow, cs.col, unpadded, 1
+            ),
             "",
         ),
         "sums of another length": (lambda: m.row_sums(image, torch.zeros(4), 1), "entries"),
@@ -599,12 +637,18 @@ def test_the_bindings_refuse_wrong_arguments():
 HOSTILE = {
     "column out of range": (lambda crow, col: (crow, col + 1), "columns must lie in"),
     "negative column": (lambda crow, col: (crow, col - 1), "columns must lie in"),
-    "huge column": (lambda crow, col: (crow, torch.where(col == col.max(), 2**31 - 1, col.long())), "columns must lie in"),
+    "huge column": (
+        lambda crow, col: (crow, torch.where(col == col.max(), 2**31 - 1, col.long())),
+        "columns must lie in",
+    ),
     "columns unsorted": (lambda crow, col: (crow, col.flip(0)), "increase strictly"),
     "column twice": (lambda crow, col: (crow, torch.cat([col[:1], col[:-1]])), "increase strictly"),
     "pointers decrease": (lambda crow, col: (crow.flip(0), col), "crow must"),
     "pointers go beyond": (lambda crow, col: (crow + 1, col), "crow must run from 0"),
-    "a pointer far beyond": (lambda crow, col: (torch.cat([crow[:3], crow[3:4] + 2**20, crow[4:]]), col), "crow must not decrease"),
+    "a pointer far beyond": (
+        lambda crow, col: (torch.cat([crow[:3], crow[3:4] + 2**20, crow[4:]]), col),
+        "crow must not decrease",
+    ),
     "pointers missing": (lambda crow, col: (crow[:-1], col), "crow must have"),
     "columns missing": (lambda crow, col: (crow, col[:-1]), "crow must run from 0"),
     "fractions": (lambda crow, col: (crow, col + 0.5), "integers"),
@@ -622,7 +666,7 @@ def hostile(request) -> tuple[Support, torch.Tensor, torch.Tensor, str]:
 def test_a_hostile_index_reaches_no_kernel(hostile, tmp_path):
     """Refused as a support, in a state_dict and in a checkpoint, each time in Python; the layer is what it was and still runs."""
     s, crow, col, reason = hostile
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         Support.from_index(crow, col, s.shape)
 
     layer = gs.SparseLinear(7, 5, support=s, rng=generator())
@@ -638,9 +682,13 @@ def test_a_hostile_index_reaches_no_kernel(hostile, tmp_path):
     gs.checkpoint.save(file, net)
     with safe_open(file, "pt") as f:
         header, tensors = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}
-    tensors |= {"model.0.crow": crow.contiguous(), "model.0.col": col.contiguous(), "model.0.values": torch.zeros(col.numel())}
+    tensors |= {
+        "model.0.crow": crow.contiguous(),
+        "model.0.col": col.contiguous(),
+        "model.0.values": torch.zeros(col.numel()),
+    }
     save_file(tensors, file, header)
-    with pytest.raises(gs.Unfit):
+    with pytest.raises(gs.UsageError):
         gs.checkpoint.load(file, net)
     assert layer.support.same(s) and torch.equal(layer(x), before)
 
@@ -687,7 +735,9 @@ def test_without_a_build_the_reference_runs_and_says_so_once():
     said = python(WITHOUT, GOSSAMER_ISA="abacus").strip()
     assert said.startswith("reference; without its native kernels gossamer is slow: ") and said.count("slow") == 1
     assert "GOSSAMER_ISA=abacus" in said or not native.BUILDS
-    assert python(WITHOUT, GOSSAMER_ISA="abacus", GOSSAMER_BACKEND="reference").strip() == "reference"  # asked for: nothing to warn of
+    assert (
+        python(WITHOUT, GOSSAMER_ISA="abacus", GOSSAMER_BACKEND="reference").strip() == "reference"
+    )  # asked for: nothing to warn of
 
 
 def test_a_backend_that_is_missing_gives_the_reason():
@@ -695,7 +745,7 @@ def test_a_backend_that_is_missing_gives_the_reason():
         """
         try:
             gs.SparseLinear(7, 5, density=0.5)(torch.randn(3, 7))
-        except gs.Unfit as refusal:
+        except gs.UsageError as refusal:
             print(refusal)
         """,
         GOSSAMER_ISA="abacus",
@@ -705,9 +755,12 @@ def test_a_backend_that_is_missing_gives_the_reason():
 
 
 @ABSENT
-@pytest.mark.parametrize("unit", [(1, 1), (4, 1), (16, 16)], ids=str)
-def test_tiles_run_on_native_kernels_too(unit):
-    linear, conv = gs.SparseLinear(32, 32, density=0.5, unit=unit), gs.SparseConv2d(8, 16, 2, density=0.5, unit=unit)
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), (16, 16)], ids=str)
+def test_tiles_run_on_native_kernels_too(block):
+    linear, conv = (
+        gs.SparseLinear(32, 32, density=0.5, block=block),
+        gs.SparseConv2d(8, 16, 2, density=0.5, block=block),
+    )
     for layer, x in ((linear, torch.randn(3, 32)), (conv, torch.randn(3, 8, 4, 4))):
         layer(x.requires_grad_()).sum().backward()
         assert set(layer.kernels.values()) == {"native"}
@@ -721,7 +774,7 @@ def test_the_backend_is_what_the_environment_says(monkeypatch):
         monkeypatch.setenv("GOSSAMER_BACKEND", name)
         assert set(layer.kernels.values()) == set(conv.kernels.values()) == {name}
     monkeypatch.setenv("GOSSAMER_BACKEND", "native")
-    with pytest.raises(gs.Unfit, match="float32, float64 or bfloat16"):
+    with pytest.raises(gs.UsageError, match="float32, float64 or bfloat16"):
         layer.half()(torch.randn(3, 7).half())
 
 
@@ -733,7 +786,10 @@ def test_native_and_reference_train_alike(case, monkeypatch):
     for name in ("native", "reference"):
         monkeypatch.setenv("GOSSAMER_BACKEND", name)
         if case == "linear":
-            layer, x = gs.SparseLinear(7, 13, density=0.3, rng=generator(), dtype=torch.float64), torch.randn(9, 7, generator=generator(1))
+            layer, x = (
+                gs.SparseLinear(7, 13, density=0.3, rng=generator(), dtype=torch.float64),
+                torch.randn(9, 7, generator=generator(1)),
+            )
         else:
             layer = gs.SparseConv2d(3, 5, 3, stride=2, padding=1, density=0.3, rng=generator(), dtype=torch.float64)
             x = torch.randn(9, 3, 7, 8, generator=generator(1))

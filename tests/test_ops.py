@@ -9,24 +9,31 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import CONVS, SUPPORTS, generator, table
 from gossamer import laws
+from gossamer._backend import dispatch as kernels
+from gossamer._backend.dispatch import Kernel, always, choose, full_precision, why
 from gossamer.layouts import gather, scatter
-from gossamer.products import kernels
 from gossamer.products.conv2d import op as csr_conv2d
 from gossamer.products.linear import op as csr_linear
 from gossamer.products.sense import op as csr_sense
 from gossamer.products.sense import reference as sense
-from gossamer._backend.dispatch import Kernel, always, choose, full_precision, why
 from gossamer.support import Support
 
 LINEAR, CONV2D = (
-    {"forward": op.FORWARD, "backward": op.BACKWARD, "input_gradient": op.INPUT_GRADIENT, "weight_gradient": op.WEIGHT_GRADIENT}
+    {
+        "forward": op.FORWARD,
+        "backward": op.BACKWARD,
+        "input_gradient": op.INPUT_GRADIENT,
+        "weight_gradient": op.WEIGHT_GRADIENT,
+    }
     for op in (csr_linear, csr_conv2d)
 )
 SENSE = {"sampled": csr_sense.SAMPLED, "strongest": csr_sense.STRONGEST}
 
 
 def registered(operations: dict[str, list[Kernel]], family: str) -> list:
-    return [pytest.param(f"{family}.{name}", k, id=f"{name}-{k.name}") for name, found in operations.items() for k in found]
+    return [
+        pytest.param(f"{family}.{name}", k, id=f"{name}-{k.name}") for name, found in operations.items() for k in found
+    ]
 
 
 @table(SUPPORTS)
@@ -93,7 +100,7 @@ def conv_arguments(name: str, batch: int = 2):
 
 
 def flat(s: Support) -> tuple:
-    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block
 
 
 @pytest.mark.parametrize("name", ["primes", "ragged tiles"])
@@ -101,8 +108,13 @@ def test_opcheck_linear(name):
     x, values, s = linear_arguments(name)
     torch.library.opcheck(torch.ops.gossamer.csr_linear.default, (x, values, *flat(s)))
     dy = torch.randn(4, s.shape[0], dtype=torch.float64)
-    for op, arguments in ((torch.ops.gossamer.csr_linear_dx, (dy, values)), (torch.ops.gossamer.csr_linear_dw, (dy, x, values))):
-        torch.library.opcheck(op.default, (*(t.detach() for t in arguments), *flat(s)), test_utils=("test_schema", "test_faketensor"))
+    for op, arguments in (
+        (torch.ops.gossamer.csr_linear_dx, (dy, values)),
+        (torch.ops.gossamer.csr_linear_dw, (dy, x, values)),
+    ):
+        torch.library.opcheck(
+            op.default, (*(t.detach() for t in arguments), *flat(s)), test_utils=("test_schema", "test_faketensor")
+        )
 
 
 @pytest.mark.parametrize("name", ["all unlike", "ragged tiles"])
@@ -121,7 +133,9 @@ def test_opcheck_conv2d(name):
 @pytest.mark.parametrize("name", ["primes", "empty rows and columns", "tiles", "ragged corner only"])
 def test_gradcheck_linear(name):
     x, values, s = linear_arguments(name, batch=3)
-    inside = values if s.unit == (1, 1) else gather(torch.ones(s.shape, dtype=torch.float64), s) * values  # the overhang has no meaning
+    inside = (
+        values if s.block == (1, 1) else gather(torch.ones(s.shape, dtype=torch.float64), s) * values
+    )  # the overhang has no meaning
     assert torch.autograd.gradcheck(lambda x, v: csr_linear.csr_linear(x, v, s), (x, inside.detach().requires_grad_()))
 
 
@@ -168,8 +182,12 @@ def image(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[], torch
     return lambda: csr_conv2d.csr_conv2d(torch.zeros(shape, dtype=dtype), torch.zeros(case.n), case.support, case.g)
 
 
-def vectors(*shape: int, dtype: torch.dtype = torch.float32, values: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
-    return lambda: csr_linear.csr_linear(torch.zeros(shape, dtype=dtype), torch.zeros(31, dtype=values), SUPPORTS["primes"])
+def vectors(
+    *shape: int, dtype: torch.dtype = torch.float32, values: torch.dtype = torch.float32
+) -> Callable[[], torch.Tensor]:
+    return lambda: csr_linear.csr_linear(
+        torch.zeros(shape, dtype=dtype), torch.zeros(31, dtype=values), SUPPORTS["primes"]
+    )
 
 
 REFUSALS = {
@@ -184,7 +202,7 @@ REFUSALS = {
 @table(REFUSALS)
 def test_bad_operands_are_refused(case):
     call, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         call()
 
 
@@ -202,7 +220,7 @@ def test_the_first_kernel_without_objection_runs(monkeypatch):
 
 def test_no_kernel_left_says_why(monkeypatch):
     monkeypatch.delenv(kernels.ENVIRONMENT, raising=False)
-    with pytest.raises(gs.Unfit, match="x is not positive"):
+    with pytest.raises(gs.UsageError, match="x is not positive"):
         choose([PICKY], -1)
 
 
@@ -211,10 +229,10 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv(kernels.ENVIRONMENT, "plain")
     assert choose([PICKY, PLAIN], 1).name == "plain"
     monkeypatch.setenv(kernels.ENVIRONMENT, "picky")
-    with pytest.raises(gs.Unfit, match="x is not positive"):
+    with pytest.raises(gs.UsageError, match="x is not positive"):
         choose([PICKY, PLAIN], -1)
     monkeypatch.setenv(kernels.ENVIRONMENT, "pickx")
-    with pytest.raises(gs.Unfit, match="did you mean 'picky'"):
+    with pytest.raises(gs.UsageError, match="did you mean 'picky'"):
         choose([PICKY, PLAIN], 1)
 
 
@@ -238,7 +256,12 @@ def operands(case, batch: int = 6):
     return (dy, x), s, g
 
 
-SENSED = {"linear": SUPPORTS["primes"], "tiles": SUPPORTS["ragged tiles"], "conv": CONVS["all unlike"], "conv tiles": CONVS["ragged tiles"]}
+SENSED = {
+    "linear": SUPPORTS["primes"],
+    "tiles": SUPPORTS["ragged tiles"],
+    "conv": CONVS["all unlike"],
+    "conv tiles": CONVS["ragged tiles"],
+}
 
 
 @table(SENSED)
@@ -248,10 +271,12 @@ def test_streamed_strongest_is_the_dense_top_k(case, block, monkeypatch):
     monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
     (dy, x), s, g = operands(case)
     zeros = s.outside(torch.arange(s.total - s.n))
-    everything = sense.sampled(dy, x, zeros, s.shape, s.unit, g)
-    norms = everything.abs() if s.unit == (1, 1) else everything.flatten(1).norm(dim=1)
+    everything = sense.sampled(dy, x, zeros, s.shape, s.block, g)
+    norms = everything.abs() if s.block == (1, 1) else everything.flatten(1).norm(dim=1)
     for k in (0, 1, zeros.numel() // 2, zeros.numel()):
-        best = torch.tensor(sorted(sorted(range(zeros.numel()), key=lambda i: (-float(norms[i]), i))[:k]), dtype=torch.int64)
+        best = torch.tensor(
+            sorted(sorted(range(zeros.numel()), key=lambda i: (-float(norms[i]), i))[:k]), dtype=torch.int64
+        )
         ids, tiles = sense.strongest([(dy, x)], s, k, g)
         assert torch.equal(ids, zeros[best]) and torch.allclose(tiles, everything[best])
         halves = sense.strongest([(dy[:3], x[:3]), (dy[3:], x[3:])], s, k, g)
@@ -263,7 +288,10 @@ def test_streamed_ties_go_to_the_lower_id(block, monkeypatch):
     """Gradients of few levels, across block borders: dense top-k by (-score, id)."""
     monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
     s = SUPPORTS["primes"]
-    dy, x = torch.randint(0, 2, (1, 13), generator=generator()).double(), torch.randint(-1, 2, (1, 7), generator=generator(1)).double()
+    dy, x = (
+        torch.randint(0, 2, (1, 13), generator=generator()).double(),
+        torch.randint(-1, 2, (1, 7), generator=generator(1)).double(),
+    )
     score = (dy.t() @ x).abs().flatten()
     zeros = s.outside(torch.arange(s.total - s.n)).tolist()
     for k in range(len(zeros) + 1):
@@ -310,7 +338,7 @@ def test_a_column_of_nan_is_never_preferred():
 
 @pytest.mark.parametrize("name", ["linear", "tiles", "conv", "conv tiles"])
 def test_sensed_gradient_by_finite_differences(name):
-    """The gradient at a unit off the support is what the loss does when that weight moves away from 0."""
+    """The gradient at a block off the support is what the loss does when that weight moves away from 0."""
     case = SENSED[name]
     (_, x), s, g = operands(case, batch=2)
     target = torch.randn(s.shape, generator=generator(8), dtype=torch.float64)
@@ -325,8 +353,8 @@ def test_sensed_gradient_by_finite_differences(name):
     dense = scatter(gather(target, s), s)
     dy = loss(dense)[1].cos()
     ids = s.sample_outside(min(4, s.total - s.n), generator())
-    sensed = sense.sampled(dy, x, ids, s.shape, s.unit, g)
-    spots, h = Support.from_ids(ids, s.shape, s.unit), 1e-6
+    sensed = sense.sampled(dy, x, ids, s.shape, s.block, g)
+    spots, h = Support.from_ids(ids, s.shape, s.block), 1e-6
     for k in range(sensed.numel()):
         direction = torch.zeros(sensed.numel(), dtype=torch.float64)
         direction[k] = h

@@ -14,10 +14,10 @@ from torch import nn
 
 import gossamer as gs
 from cases import FLAT, IMAGES, SGD, convnet, generator, mlp, same_state, same_supports, table, train
+from gossamer._plan import SECANTS, break_even
+from gossamer._timing import Candidate, Work, layer_of, timed
 from gossamer.cli.progress import Silent
 from gossamer.products.conv2d.reference import Geometry
-from gossamer.plan import SECANTS, break_even
-from gossamer._timing import Candidate, Work, layer_of, timed
 
 FLOAT, CPU = torch.float32, torch.device("cpu")
 NO_LAYER = gs.Plan((), (), True, 1, "cpu", {}, "")
@@ -37,7 +37,7 @@ def clock(
     def timer(work: Work, candidates: list[Candidate]) -> list[float]:
         found = []
         for c in candidates:
-            csr = tiles if c.unit != (1, 1) else fixed + each * c.density
+            csr = tiles if c.block != (1, 1) else fixed + each * c.density
             here = {"dense": dense, "masked": converted if c.order == "batch_last" else masked, "csr": csr}[c.layout]
             found.append(here * cost(work) * (1.5 if c.order == "channels_last" else 1.0))
         return found
@@ -70,7 +70,11 @@ def mixed_clock(work: Work, candidates: list[Candidate]) -> list[float]:
 CHOICES = {
     "csr is faster": ({"each": 10.0}, "csr", "3.5 times as fast as masked"),
     "masked is faster": ({"each": 100.0, "masked": 14.0}, "masked", "times as fast as csr, conversions included"),
-    "as fast, and csr holds less": ({"fixed": 2.0, "masked": 14.0}, "csr", "as fast as masked within 5%, and holds less"),
+    "as fast, and csr holds less": (
+        {"fixed": 2.0, "masked": 14.0},
+        "csr",
+        "as fast as masked within 5%, and holds less",
+    ),
     "conversions decide for csr": ({"fixed": 0.0, "each": 41.0, "converted": 20.0}, "csr", "1.6 times as fast"),
     "conversions decide against a mixture": ({"converted": 20.0}, "masked", "1.1 times as fast as csr"),
     "dense is no choice": ({"dense": 0.1, "each": 20.0}, "csr", "2 times"),
@@ -89,19 +93,26 @@ def test_the_faster_layout_is_chosen(case):
 
 def test_a_mixture_is_weighed_against_a_network_without_conversions():
     """One layer sparse: its gain must outweigh what the others pay to convert."""
-    pays = planned(timer=lambda w, c: clock(each=1.0 if w.matrix == (11, 17) else 99.0, masked=12.0, converted=13.0)(w, c))
+    pays = planned(
+        timer=lambda w, c: clock(each=1.0 if w.matrix == (11, 17) else 99.0, masked=12.0, converted=13.0)(w, c)
+    )
     assert pays.layouts == {"0": "masked", "2": "csr", "4": "masked"}
-    wasted = planned(timer=lambda w, c: clock(each=1.0 if w.matrix == (11, 17) else 99.0, masked=12.0, converted=20.0)(w, c))
+    wasted = planned(
+        timer=lambda w, c: clock(each=1.0 if w.matrix == (11, 17) else 99.0, masked=12.0, converted=20.0)(w, c)
+    )
     assert wasted.layouts == {"0": "masked", "2": "masked", "4": "masked"}
-    assert "times as fast as csr" in wasted.row("0").reason and "all masked, the network is 1.1 times" in wasted.row("2").reason
+    assert (
+        "times as fast as csr" in wasted.row("0").reason
+        and "all masked, the network is 1.1 times" in wasted.row("2").reason
+    )
     assert pays.totals[0] == pytest.approx(26.0 + 1.3, rel=1e-3) and wasted.totals == pytest.approx((36.0, 30.0))
 
 
 @pytest.mark.parametrize(("tiles", "layout"), [(3.0, "csr"), (40.0, "masked")])
 def test_the_unit_asked_for_is_the_one_compared(tiles, layout):
-    plan = planned(timer=clock(fixed=0.0, each=0.0, tiles=tiles), unit=(4, 1))
+    plan = planned(timer=clock(fixed=0.0, each=0.0, tiles=tiles), block=(4, 1))
     assert set(plan.layouts.values()) == {layout} and "csr 4x1" in str(plan)
-    assert all(row.unit == (4, 1) and row.sparse == tiles for row in plan.rows)
+    assert all(row.block == (4, 1) and row.sparse == tiles for row in plan.rows)
 
 
 def test_without_batch_last_nothing_is_converted():
@@ -179,7 +190,10 @@ class Twice(nn.Module):
     def __init__(self):
         super().__init__()
         self.idle, self.mix = nn.Linear(3, 4), nn.Linear(6, 6)
-        self.same, self.odd = nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(3, 2, (2, 3), (2, 1), "valid", (1, 2), bias=False)
+        self.same, self.odd = (
+            nn.Conv2d(2, 3, 3, padding="same"),
+            nn.Conv2d(3, 2, (2, 3), (2, 1), "valid", (1, 2), bias=False),
+        )
 
     def forward(self, x):
         return self.odd(self.same(self.mix(self.mix(x).tanh())))
@@ -189,7 +203,7 @@ def test_a_pass_shows_what_each_layer_does():
     model = Twice().double()
     model.same.weight.requires_grad_(False)
     timer, asked = watched(clock())
-    plan = planned(model, (5, 2, 6, 6), timer=timer, units=())
+    plan = planned(model, (5, 2, 6, 6), timer=timer, blocks=())
     works = {work for work, _ in asked}
     f64 = (torch.float64, CPU)
     assert works == {
@@ -199,15 +213,21 @@ def test_a_pass_shows_what_each_layer_does():
         Work((2, 3, 2, 3), Geometry((2, 3), (2, 1), (0, 0), (1, 2)), (5, 3, 6, 6), False, True, True, *f64),
     }
     assert plan.row("mix").inputs == ((5, 2, 6, 6),) * 2 and plan.row("mix").seconds["dense"] == 20.0
-    assert plan.row("idle").layout == "csr" and "did not use it" in plan.row("idle").reason and plan.row("idle").wins == ""
+    assert (
+        plan.row("idle").layout == "csr" and "did not use it" in plan.row("idle").reason and plan.row("idle").wins == ""
+    )
     assert gs.sparsify(model, 0.3, budget="pooled", layout=plan) is model and "not measured" in str(plan)
 
 
 def test_layers_alike_are_measured_once():
     model = nn.Sequential(*(nn.Linear(9, 9) for _ in range(5)), nn.Linear(9, 7))
     timer, asked = watched(clock(each=1.0))
-    plan = planned(model, (4, 9), timer=timer, densities=(0.29, 0.31), units=())
-    assert {work[:2] + work[4:5] for work, _ in asked} == {((9, 9), None, False), ((9, 9), None, True), ((7, 9), None, True)}
+    plan = planned(model, (4, 9), timer=timer, densities=(0.29, 0.31), blocks=())
+    assert {work[:2] + work[4:5] for work, _ in asked} == {
+        ((9, 9), None, False),
+        ((9, 9), None, True),
+        ((7, 9), None, True),
+    }
     assert sum(len(candidates) > 2 for _, candidates in asked) == 3  # once each, beside the search for break-even
     assert [row.name for row in plan.rows] == list("012345") and [row._replace(name="") for row in plan.rows[2:5]] == [
         plan.rows[1]._replace(name="")
@@ -218,7 +238,7 @@ def test_candidates_are_what_the_table_shows():
     timer, asked = watched(clock())
     planned(convnet(), (8, 2, 6, 6), timer=timer)
     conv = next(candidates for work, candidates in asked if work.shape == (7, 5, 3, 3))
-    shown = [(c.layout, c.order, c.unit) for c in conv]
+    shown = [(c.layout, c.order, c.block) for c in conv]
     assert shown == [
         ("dense", "plain", (1, 1)),
         ("dense", "channels_last", (1, 1)),
@@ -231,19 +251,24 @@ def test_candidates_are_what_the_table_shows():
 
 
 def test_a_plan_names_the_kernels():
-    plan = planned(convnet(), (8, 2, 6, 6), unit=(2, 1), units=[(1, 1), (16, 16)])
+    plan = planned(convnet(), (8, 2, 6, 6), block=(2, 1), blocks=[(1, 1), (16, 16)])
     assert list(plan.kernels) == ["csr", "csr 2x1"] and "csr 2x1 by the " in str(plan)
-    for unit, said in (((1, 1), plan.kernels["csr"]), ((2, 1), plan.kernels["csr 2x1"])):
-        layers = gs.sparse_layers(gs.sparsify(convnet(), 0.3, unit=unit)).values()
+    for block, said in (((1, 1), plan.kernels["csr"]), ((2, 1), plan.kernels["csr 2x1"])):
+        layers = gs.sparse_layers(gs.sparsify(convnet(), 0.3, block=block)).values()
         assert set(said.split(", ")) == {kernel for layer in layers for kernel in layer.kernels.values()}
 
 
 def test_a_sparse_model_is_measured_as_it_is():
-    model = nn.Sequential(gs.SparseLinear(13, 17, density=0.1), gs.SparseLinear(17, 5, density=0.5, unit=(2, 2), layout="masked"))
+    model = nn.Sequential(
+        gs.SparseLinear(13, 17, density=0.1), gs.SparseLinear(17, 5, density=0.5, block=(2, 2), layout="masked")
+    )
     timer, asked = watched(clock())
-    plan = planned(model, (8, 13), density=None, timer=timer, units=())
+    plan = planned(model, (8, 13), density=None, timer=timer, blocks=())
     assert [row.density for row in plan.rows] == pytest.approx([layer.support.density for layer in model], rel=0.01)
-    assert [row.unit for row in plan.rows] == [(1, 1), (2, 2)] and {c.unit for _, cs in asked for c in cs} == {(1, 1), (2, 2)}
+    assert [row.block for row in plan.rows] == [(1, 1), (2, 2)] and {c.block for _, cs in asked for c in cs} == {
+        (1, 1),
+        (2, 2),
+    }
 
 
 def test_what_is_too_large_is_never_dense():
@@ -251,8 +276,10 @@ def test_what_is_too_large_is_never_dense():
     wide = 2**20
     layer = gs.SparseLinear(wide, wide, support=gs.Support.random((wide, wide), 50, rng=generator()), bias=False)
     timer, asked = watched(clock())
-    plan = gs.plan(nn.Sequential(layer), (2, wide), timer=timer, units=())
-    assert plan.layouts == {"0": "csr"} and plan.rows[0].reason == "too large to exist densely" and plan.totals[1] is None
+    plan = gs.plan(nn.Sequential(layer), (2, wide), timer=timer, blocks=())
+    assert (
+        plan.layouts == {"0": "csr"} and plan.rows[0].reason == "too large to exist densely" and plan.totals[1] is None
+    )
     assert [c.layout for _, candidates in asked for c in candidates] == ["csr"]
     work = Work((wide, wide), None, (1, wide), False, True, True, FLOAT, CPU)
     assert timed(work, [Candidate("csr", "batch_last", (1, 1), 1e-12)], seconds=0.0, rng=generator())[0] > 0
@@ -264,12 +291,12 @@ def test_the_limit_is_a_parameter():
     assert "too large" in planned(dense_bytes=13 * 17 * 8 - 1).row("0").reason
 
 
-@pytest.mark.parametrize("unit", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("block", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("layout", ["masked", "csr", "dense"])
 @pytest.mark.parametrize("geometry", [None, Geometry((3, 2), (2, 1), (1, 0))], ids=["linear", "conv"])
-def test_bytes_are_those_of_the_layer_that_is_timed(layout, unit, geometry):
+def test_bytes_are_those_of_the_layer_that_is_timed(layout, block, geometry):
     work = Work((7, 5) if geometry is None else (7, 5, 3, 2), geometry, (4, 5), True, True, True, torch.float64, CPU)
-    c = Candidate(layout, "plain", unit, 0.4)
+    c = Candidate(layout, "plain", block, 0.4)
     layer = layer_of(work, c, generator())
     weight = layer.weight if layout == "dense" else layer.values
     index = 0 if layout == "dense" else layer.support.bytes
@@ -290,7 +317,11 @@ KINDS = {
 @pytest.mark.parametrize("half", [False, True])
 def test_the_clock_runs_over_all_kinds_and_orders(case, half):
     candidates = [Candidate("dense", "plain"), Candidate("dense", "channels_last")]
-    candidates += [Candidate(name, order, (1, 1), 0.5) for name in ("masked", "csr") for order in ("plain", "channels_last", "batch_last")]
+    candidates += [
+        Candidate(name, order, (1, 1), 0.5)
+        for name in ("masked", "csr")
+        for order in ("plain", "channels_last", "batch_last")
+    ]
     with torch.autocast("cpu", torch.bfloat16, enabled=half and case.dtype == FLOAT):
         times = timed(case, candidates, seconds=0.0, rng=generator())
     assert len(times) == len(candidates) and all(0 < t < 60 for t in times)
@@ -315,12 +346,14 @@ def test_planning_leaves_no_trace(case, sparse):
     assert torch.equal(state, torch.get_rng_state())
     assert same_state(model, before) and [m.training for m in model.modules()] == modes and torch.is_grad_enabled()
     assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
-    assert all(t > 0 for row in plan.rows for t in row.seconds.values()) and {row.layout for row in plan.rows} <= set(gs.LAYOUTS)
+    assert all(t > 0 for row in plan.rows for t in row.seconds.values()) and {row.layout for row in plan.rows} <= set(
+        gs.LAYOUTS
+    )
 
 
 def test_what_fails_leaves_no_trace_either():
     model, threads = convnet(), torch.get_num_threads()
-    with pytest.raises(gs.Unfit, match="does not run on an input of shape"):
+    with pytest.raises(gs.UsageError, match="does not run on an input of shape"):
         gs.plan(model, (8, 3, 6, 6), density=0.3, threads=threads + 1)
     assert torch.get_num_threads() == threads and model.training and not any(m._forward_hooks for m in model.modules())
     assert planned(threads=threads + 1).threads == threads + 1 and torch.get_num_threads() == threads
@@ -343,7 +376,7 @@ def test_inputs_of_other_kinds():
     for given in (words, (words,), (words, torch.ones(1))):
         timer, asked = watched(clock())
         assert planned(Words(), given, timer=timer).row("out").inputs == ((3, 5, 6),) and asked[0][0].input_gradient
-    with pytest.raises(gs.Unfit, match="or a batch itself"):
+    with pytest.raises(gs.UsageError, match="or a batch itself"):
         planned(Words(), (3, 5))
 
 
@@ -378,14 +411,14 @@ NO_PLANS = {
 @table(NO_PLANS)
 def test_what_is_no_plan_is_refused(case):
     make, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         gs.Plan.from_json(make())
 
 
 def test_a_plan_knows_its_layers():
     plan = planned()
     assert plan.choice("2") == plan.row("2").layout == plan.layouts["2"]
-    with pytest.raises(gs.Unfit, match="it has no layer '22'; did you mean '2'"):
+    with pytest.raises(gs.UsageError, match="it has no layer '22'; did you mean '2'"):
         plan.choice("22")
 
 
@@ -418,7 +451,10 @@ def test_auto_measures_and_follows(case):
     model, state = gs.sparsify(make(), 0.3, layout="auto", input_shape=shape), torch.get_rng_state()
     report = model.sparsity_report
     assert {name: layer.layout.name for name, layer in gs.sparse_layers(model).items()} == report.plan.layouts
-    assert all(row.layout == report.plan.layouts.get(row.name, "") and ("wins" in row.outcome) == row.sparse for row in report.rows)
+    assert all(
+        row.layout == report.plan.layouts.get(row.name, "") and ("wins" in row.outcome) == row.sparse
+        for row in report.rows
+    )
     torch.manual_seed(0)
     alike = gs.sparsify(make(), 0.3)
     assert torch.equal(state, torch.get_rng_state()) and same_supports(model, alike)
@@ -437,7 +473,9 @@ def test_the_report_says_which_layout_and_where_sparse_wins(case):
     for row in rows:
         assert row.outcome == f"sparse ({row.layout}, {plan.row(row.name).wins})"
     report = gs.sparsify(make(), 0.3, layout="masked").sparsity_report
-    assert "sparse (masked)" in str(report) and report.plan is None and {row.break_even for row in report.rows} == {None}
+    assert (
+        "sparse (masked)" in str(report) and report.plan is None and {row.break_even for row in report.rows} == {None}
+    )
 
 
 def test_a_plan_serves_another_density():
@@ -462,7 +500,8 @@ KEPT = {
 def test_a_network_with_csr_layers_is_kept_batch_last(case):
     layout, asked, expected = case
     model, plain = (
-        gs.sparsify(convnet(), 0.3, layout=layout() if callable(layout) else layout, batch_last=b, rng=generator()) for b in (asked, False)
+        gs.sparsify(convnet(), 0.3, layout=layout() if callable(layout) else layout, batch_last=b, rng=generator())
+        for b in (asked, False)
     )
     assert (type(model[1]) is not nn.BatchNorm2d) == expected and type(plain[1]) is nn.BatchNorm2d
     x = IMAGES.batch(0)[0]
@@ -475,8 +514,11 @@ REFUSALS = {
     "an input shape for nothing": ({"layout": "csr", "input_shape": (8, 13)}, 'input_shape is for layout="auto" alone'),
     "misspelt": ({"layout": "autol"}, "did you mean 'auto'"),
     "a layer the plan has not": ({"layout": planned(mlp(), exclude="2")}, r"2 is not in the plan"),
-    "another model's plan": ({"layout": planned(nn.Sequential(nn.Linear(13, 16)))}, "0 is 17 x 13, in the plan 16 x 13"),
-    "another unit's plan": ({"layout": planned(unit=(2, 1))}, r"0 has units of \(1, 1\), in the plan \(2, 1\)"),
+    "another model's plan": (
+        {"layout": planned(nn.Sequential(nn.Linear(13, 16)))},
+        "0 is 17 x 13, in the plan 16 x 13",
+    ),
+    "another block's plan": ({"layout": planned(block=(2, 1))}, r"0 has blocks of \(1, 1\), in the plan \(2, 1\)"),
     "a shape of nothing": ({"layout": "auto", "input_shape": (8, 0)}, "the shape|that of a whole batch"),
     "an impossible shape": ({"layout": "auto", "input_shape": (8, 12)}, "does not run on an input of shape"),
 }
@@ -486,7 +528,7 @@ REFUSALS = {
 def test_sparsify_refuses_before_it_changes_anything(case):
     options, reason = case
     model = mlp()
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         gs.sparsify(model, 0.3, **options)
     assert same_state(model, mlp()) and not gs.sparse_layers(model) and model.training
 
@@ -499,8 +541,8 @@ PLAN_REFUSALS = {
     "nothing sparse": ({"budget": {"0": 1.0, "2": 1.0, "4": 1.0}}, "gives every layer density 1"),
     "budget": ({"budget": "erck"}, "did you mean 'erk'"),
     "a name": ({"include": "fc"}, "plan: include='fc' matches no module"),
-    "unit": ({"unit": (0, 1)}, "unit must be two positive"),
-    "units": ({"units": [(4, 0)]}, "unit must be two positive"),
+    "block": ({"block": (0, 1)}, "block must be two positive"),
+    "blocks": ({"blocks": [(4, 0)]}, "block must be two positive"),
     "densities": ({"densities": (0.5, 0.1)}, "range to look in"),
     "densities in per cent": ({"densities": (5, 90)}, "range to look in"),
     "threads": ({"threads": 0}, "threads must be at least 1"),
@@ -516,7 +558,7 @@ PLAN_REFUSALS = {
 @table(PLAN_REFUSALS)
 def test_plan_refuses(case):
     options, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         planned(**options)
 
 
@@ -528,9 +570,9 @@ def test_auto_with_nothing_to_choose():
 # -------------------------------------------------------------------- a model of several layouts is one model
 
 TOPOLOGIES = {
-    "csst": lambda: gs.csst(stop=12, every=4, last_every=4, window=3, fraction=0.5),
-    "rigl": lambda: gs.rigl(stop=12, every=4),
-    "csst pooled": lambda: gs.csst(stop=12, every=4, last_every=4, window=3, fraction=0.5, share="pooled"),
+    "csst": lambda: gs.CSST(stop=12, every=4, last_every=4, window=3, fraction=0.5),
+    "rigl": lambda: gs.RigL(stop=12, every=4),
+    "csst pooled": lambda: gs.CSST(stop=12, every=4, last_every=4, window=3, fraction=0.5, allocate="pooled"),
 }
 
 
@@ -563,7 +605,7 @@ def test_mixed_layouts_resume_bit_for_bit(case, tmp_path):
     assert first + train(other, optimizer, rewirer, batches[6:]) == losses and same_state(other, whole)
     supports = gs.checkpoint.inspect(tmp_path / "at6")["supports"]
     assert {name: said["layout"] for name, said in supports.items()} == plan.layouts
-    with pytest.raises(gs.Unfit, match="layout is csr here, masked in the file"):
+    with pytest.raises(gs.UsageError, match="layout is csr here, masked in the file"):
         gs.checkpoint.load(tmp_path / "at6", gs.sparsify(make(), 0.3))
 
 
@@ -597,7 +639,15 @@ def config(**more):
 
     tiny = {"name": "planted", "features": 12, "relevant": 6, "hidden": 8, "fan_in": 3, "examples": 80}
     method = {"name": "csst", "every": 4, "last_every": 5, "window": 3}
-    small = {"task": tiny, "model.widths": [16, 16], "density": 0.3, "epochs": 2, "batch": 16, "threads": 1, "layout": "auto"}
+    small = {
+        "task": tiny,
+        "model.widths": [16, 16],
+        "density": 0.3,
+        "epochs": 2,
+        "batch": 16,
+        "threads": 1,
+        "layout": "auto",
+    }
     return parse({"method": method, **small, **more}, "test")
 
 
@@ -611,7 +661,11 @@ def runs(monkeypatch):
 
     def fake(*arguments, **options):
         made.append(options)
-        chosen = gs.plan(*arguments, **options, timer=lambda w, c: clock(each=1.0 if w.matrix[1] == 12 else 99.0, converted=12.0)(w, c))
+        chosen = gs.plan(
+            *arguments,
+            **options,
+            timer=lambda w, c: clock(each=1.0 if w.matrix[1] == 12 else 99.0, converted=12.0)(w, c),
+        )
         return chosen
 
     monkeypatch.setattr(runs, "plan", fake)
@@ -628,13 +682,19 @@ def test_a_run_follows_its_plan_and_says_where_sparse_wins(runs, tmp_path, capsy
     other = runs.run(config(method="static"), tmp_path / "static")
     dense = runs.run(config(method="dense"), tmp_path / "dense")
     assert len(made) == 1 and (made[0]["density"], made[0]["threads"]) == (0.3, 1)
-    assert result["layouts"] == other["layouts"] == {"fc1": "csr", "fc2": "masked", "fc3": "masked"} and dense["layouts"] == {}
+    assert (
+        result["layouts"] == other["layouts"] == {"fc1": "csr", "fc2": "masked", "fc3": "masked"}
+        and dense["layouts"] == {}
+    )
     assert not (tmp_path / "dense" / "plan.json").exists() and dense["planned"] == {}
     plan = gs.Plan.from_json((tmp_path / "csst" / "plan.json").read_text())
     assert plan.layouts == result["layouts"] and plan.inputs == ((16, 12),)
     report(str(tmp_path))
     printed = capsys.readouterr().out
-    assert "fc1 csr (sparse wins up to density 0.9 at least)" in printed and "fc2 masked (sparse wins below density 0.091)" in printed
+    assert (
+        "fc1 csr (sparse wins up to density 0.9 at least)" in printed
+        and "fc2 masked (sparse wins below density 0.091)" in printed
+    )
 
 
 class Presses(Silent):
@@ -662,5 +722,7 @@ def test_a_resumed_run_follows_the_plan_in_its_folder(runs, tmp_path, monkeypatc
 
 def test_a_shrinking_support_is_planned_at_its_end(runs, tmp_path):
     runs, made = runs
-    result = runs.run(config(method={"name": "csst", "every": 4, "last_every": 5, "window": 3, "start": 3.0}), tmp_path / "a")
+    result = runs.run(
+        config(method={"name": "csst", "every": 4, "last_every": 5, "window": 3, "start": 3.0}), tmp_path / "a"
+    )
     assert made[0]["density"] == 0.3 and result["layouts"]["fc1"] == "csr"

@@ -47,7 +47,7 @@ def test_a_gated_network_whose_gates_are_its_own_is_a_relu_network():
 def test_gates_that_are_not_its_own_are_refused_with_reasons():
     X, _, _, y = planted_network(10, 3, 9, 300, 1)
     net = recover.fit_gated(X, y, 9, neurons=8, seed=4)
-    with pytest.raises(gs.Unfit, match="the gates of .* neurons are not those of their own weights"):
+    with pytest.raises(gs.UsageError, match="the gates of .* neurons are not those of their own weights"):
         net.to_relu(X)
 
 
@@ -60,7 +60,7 @@ def test_several_outputs_share_the_gates():
     net = recover.fit_gated(X, Y, 4, generators=h)
     torch.testing.assert_close(net.found.dense().view(18, 2), x, atol=1e-6, rtol=0)
     torch.testing.assert_close(net.predict(X), Y, atol=1e-6, rtol=0)
-    with pytest.raises(gs.Unfit, match="only a scalar output"):
+    with pytest.raises(gs.UsageError, match="only a scalar output"):
         net.to_relu(X)
 
 
@@ -97,7 +97,9 @@ def test_no_neuron_is_dead_for_ever():
     """After rounds in which one neuron took everything, others come back; under the authors' convention they never do."""
     X = normal(400, 6)
     y = X[:, 0].clamp_min(0) + (-X[:, 0]).clamp_min(0) + 0.0
-    state = scalar._State(torch.tensor([0, 1]), torch.tensor([1.0, 0.1], dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+    state = scalar._State(
+        torch.tensor([0, 1]), torch.tensor([1.0, 0.1], dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    )
     used = {True: set(), False: set()}
     for revive in used:
         now = state
@@ -121,7 +123,9 @@ def test_the_same_seed_gives_the_same_bits():
     a, b, c = (recover.fit_scalar(X, y, 6, neurons=4, rounds=5, seed=s).losses for s in (1, 1, 2))
     assert a == b != c
     labels = (y > y.median()).long()
-    a, b, c = (recover.fit_vector(X, labels, 20, neurons=8, loss="cross_entropy", steps=30, seed=s).losses for s in (1, 1, 2))
+    a, b, c = (
+        recover.fit_vector(X, labels, 20, neurons=8, loss="cross_entropy", steps=30, seed=s).losses for s in (1, 1, 2)
+    )
     assert a == b != c
 
 
@@ -172,7 +176,9 @@ def test_a_threshold_is_the_joint_top(monkeypatch):
     dense = [layer.weight.detach().clone() for layer in layers]
     grads = [dy.T @ x for ((dy, x),) in heard]
     on = [w != 0 for w in dense]
-    score = torch.cat([torch.where(m, w.abs(), 7.0 * g.abs()).flatten() for m, w, g in zip(on, dense, grads, strict=True)])
+    score = torch.cat(
+        [torch.where(m, w.abs(), 7.0 * g.abs()).flatten() for m, w, g in zip(on, dense, grads, strict=True)]
+    )
     best = set(score.topk(10).indices.tolist())
     vector.threshold(layers, heard, 10, 7.0, 100, opt, 0, 0, 0, X)
     chosen = set(layers[0].support.ids().tolist()) | {30 + i for i in layers[1].support.ids().tolist()}
@@ -255,7 +261,7 @@ def test_a_converted_network_goes_on_training():
     nn.Sequential(gs.SparseLinear(3, 2, density=1.0), nn.ReLU()),
 ])  # fmt: skip
 def test_other_models_are_refused(model):
-    with pytest.raises(gs.Unfit):
+    with pytest.raises(gs.UsageError):
         recover.ReLUNetwork.from_sequential(model)
 
 
@@ -263,16 +269,28 @@ def test_other_models_are_refused(model):
 
 X, Y = normal(20, 3), normal(20)
 WRONG = {
-    "more non-zeros than coefficients": (lambda: recover.fit_scalar(X, Y, 13, neurons=4), "12 coefficients, fewer than the 13"),
+    "more non-zeros than coefficients": (
+        lambda: recover.fit_scalar(X, Y, 13, neurons=4),
+        "12 coefficients, fewer than the 13",
+    ),
     "... in both layers": (lambda: recover.fit_vector(X, Y, 17, neurons=4), "16 weights, fewer than the 17"),
     "NaN": (lambda: recover.fit_scalar(X / 0, Y, 3), "NaN or infinite"),
-    "one class": (lambda: recover.fit_vector(X, torch.zeros(20, dtype=torch.int64), 5, loss="cross_entropy"), "only one class"),
-    "labels that are numbers": (lambda: recover.fit_vector(X, Y, 5, loss="cross_entropy"), "labels must be whole numbers"),
+    "one class": (
+        lambda: recover.fit_vector(X, torch.zeros(20, dtype=torch.int64), 5, loss="cross_entropy"),
+        "only one class",
+    ),
+    "labels that are numbers": (
+        lambda: recover.fit_vector(X, Y, 5, loss="cross_entropy"),
+        "labels must be whole numbers",
+    ),
     "an unknown loss": (lambda: recover.fit_vector(X, Y, 5, loss="hinge"), "unknown loss"),
     "another number of samples": (lambda: recover.fit_scalar(X, Y[1:], 3), "20 samples, but 19 targets"),
     "two outputs": (lambda: recover.fit_scalar(X, normal(20, 2), 3), "y must have one column"),
     "no hidden layer": (lambda: recover.fit_deep(X, Y, 5, []), "one hidden layer at least"),
-    "a support that shrinks the wrong way": (lambda: recover.fit_vector(X, Y, 5, inflate=0.5), "inflate must be at least"),
+    "a support that shrinks the wrong way": (
+        lambda: recover.fit_vector(X, Y, 5, inflate=0.5),
+        "inflate must be at least",
+    ),
     "whole numbers as inputs": (lambda: recover.fit_scalar(X.long(), Y, 3), "float32 or float64"),
 }
 
@@ -280,7 +298,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_mistakes_are_explained(name):
     call, sentence = WRONG[name]
-    with pytest.raises(gs.Unfit, match=sentence):
+    with pytest.raises(gs.UsageError, match=sentence):
         call()
 
 
@@ -302,12 +320,16 @@ def test_a_deep_network_shares_its_weights_by_what_layers_hold(widths, s):
 def test_scalar_fits_converge_in_single_precision():
     X, _, _, y = planted_network(10, 2, 4, 300, 0)
     assert (
-        recover.fit_scalar(X.float(), y.float(), 4, neurons=6, seed=1).converged == recover.fit_scalar(X, y, 4, neurons=6, seed=1).converged
+        recover.fit_scalar(X.float(), y.float(), 4, neurons=6, seed=1).converged
+        == recover.fit_scalar(X, y, 4, neurons=6, seed=1).converged
     )
 
 
 REFUSED = {
-    "one class": (lambda X, y: recover.fit_vector(X, torch.ones(30, dtype=torch.int64), 5, loss="cross_entropy"), "only one class"),
+    "one class": (
+        lambda X, y: recover.fit_vector(X, torch.ones(30, dtype=torch.int64), 5, loss="cross_entropy"),
+        "only one class",
+    ),
     "lists": (lambda X, y: recover.fit_vector(X.tolist(), y, 5), "X must be a tensor, a NumPy array"),
     "three dimensions": (lambda X, y: recover.fit_vector(X, y[:, None, None], 5), "samples, outputs"),
     "an empty batch": (lambda X, y: recover.fit_vector(X, y, 5, batch=0), "batch"),
@@ -320,7 +342,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_is_refused_at_once(name):
     make, words = REFUSED[name]
-    with pytest.raises(gs.Unfit, match=words):
+    with pytest.raises(gs.UsageError, match=words):
         make(normal(30, 4), normal(30, seed=1))
 
 

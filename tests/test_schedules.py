@@ -60,7 +60,11 @@ def test_growing_follows_the_formula():
 
 
 def test_regular_events():
-    assert regular(10, 41).steps == (10, 20, 30, 40) and regular(10, 40).steps == (10, 20, 30) and regular(10, 10).steps == ()
+    assert (
+        regular(10, 41).steps == (10, 20, 30, 40)
+        and regular(10, 40).steps == (10, 20, 30)
+        and regular(10, 10).steps == ()
+    )
 
 
 REFUSALS = {
@@ -76,5 +80,5 @@ REFUSALS = {
 @table(REFUSALS)
 def test_bad_schedules_are_refused(case):
     make, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         make()

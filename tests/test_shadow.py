@@ -18,7 +18,9 @@ def test_a_write_that_torch_does_not_count_is_seen_at_the_next_change_of_mode():
     net, x = shadow(), FLAT.batch(0)[0]
     net(x)
     for layer in gs.sparse_layers(net).values():
-        layer.values.data.copy_(torch.randn(layer.values.shape, generator=generator()))  # as averages of weights are written
+        layer.values.data.copy_(
+            torch.randn(layer.values.shape, generator=generator())
+        )  # as averages of weights are written
     net.eval()
     assert torch.allclose(net(x), gs.densify(copy.deepcopy(net))(x))
 
@@ -44,18 +46,21 @@ def optimizer(net: nn.Module, rule=RULE, lr: float = 0.1, **options) -> gs.Spars
 def test_a_run_is_that_of_the_dense_network(make, data, density):
     """The same losses and weights as plain torch layers that begin with the same weights, whichever kernels run."""
     net = shadow(make, density)
-    twin = gs.densify(copy.deepcopy(net))
+    counterpart = gs.densify(copy.deepcopy(net))
     losses = []
-    for model in (net, twin):
-        groups = [{"params": [p for p in model.parameters() if p.dim() > 1]}, {"params": [p for p in model.parameters() if p.dim() < 2]}]
+    for model in (net, counterpart):
+        groups = [
+            {"params": [p for p in model.parameters() if p.dim() > 1]},
+            {"params": [p for p in model.parameters() if p.dim() < 2]},
+        ]
         losses.append(train(model, gs.SparseOptimizer(groups, RULE, 0.1), None, data.batches(25)))
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
-    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+    for p, q in zip(net.parameters(), counterpart.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-12)
     kernels = {name for layer in gs.sparse_layers(net).values() for name in layer.kernels.values()}
-    assert "dense" in kernels and any(layer.density < layer.dense_above for layer in gs.sparse_layers(net).values()) == (
-        kernels != {"dense"}
-    )
+    assert "dense" in kernels and any(
+        layer.density < layer.dense_above for layer in gs.sparse_layers(net).values()
+    ) == (kernels != {"dense"})
 
 
 def test_the_support_follows_the_values():
@@ -90,7 +95,9 @@ def test_sequences_batches_of_none_and_no_gradient():
     y = layer(x)
     y.square().sum().backward()
     dense = F.linear(x, layer.to_dense(), layer.bias.detach())
-    assert torch.allclose(y, dense) and torch.allclose(layer.values.grad, (2 * dense).flatten(0, 1).t() @ x.flatten(0, 1))
+    assert torch.allclose(y, dense) and torch.allclose(
+        layer.values.grad, (2 * dense).flatten(0, 1).t() @ x.flatten(0, 1)
+    )
     assert layer(x[:0]).shape == (0, 3, 5)
     with torch.no_grad():
         assert torch.allclose(layer(x), dense)
@@ -143,13 +150,13 @@ def test_dense_memory_is_accounted_for():
 
 def test_what_does_not_go_with_it_is_refused():
     net = shadow()
-    with pytest.raises(gs.Unfit, match="no topology changes it"):
-        gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.static())
+    with pytest.raises(gs.UsageError, match="no topology changes it"):
+        gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.Static())
     layer = gs.sparse_layers(net)["0"]
-    with pytest.raises(gs.Unfit, match="is where its values are not zero"):
+    with pytest.raises(gs.UsageError, match="is where its values are not zero"):
         gs.set_support_(layer, gs.Support.full(layer.support.shape))
-    with pytest.raises(gs.Unfit, match="single weights"):
-        gs.SparseLinear(6, 6, density=0.5, layout="shadow", unit=(2, 2))
+    with pytest.raises(gs.UsageError, match="single weights"):
+        gs.SparseLinear(6, 6, density=0.5, layout="shadow", block=(2, 2))
 
 
 def test_compiled_steps_see_the_support_of_now():
@@ -171,7 +178,7 @@ def test_reinitialised_values_preserve_the_variance(distribution, layout):
     values = layer.to_dense()[layer.support.mask()]
     assert float(values.std()) == pytest.approx(0.5 * math.sqrt(2 / (layer.density * 400)), rel=0.03)
     assert bool((layer.bias >= 0).all()) and float(layer.bias.detach().max()) == pytest.approx(2 / 20, rel=0.05)
-    with pytest.raises(gs.Unfit):
+    with pytest.raises(gs.UsageError):
         gs.reinitialise_(net, distribution="cauchy")
-    with pytest.raises(gs.Unfit):
+    with pytest.raises(gs.UsageError):
         gs.reinitialise_(net, gain=0.0)

@@ -19,11 +19,11 @@ quick = settings(max_examples=80, deadline=None, derandomize=True)
 
 @st.composite
 def matrices(draw):
-    """A boolean grid and a unit: any support of a small matrix."""
+    """A boolean grid and a block: any support of a small matrix."""
     shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    unit = draw(st.sampled_from([(1, 1), (2, 2), (3, 1), (2, 4)]))
-    total = math.prod(grid_of(shape, unit))
-    return shape, unit, sorted(draw(st.sets(st.integers(0, total - 1))))
+    block = draw(st.sampled_from([(1, 1), (2, 2), (3, 1), (2, 4)]))
+    total = math.prod(grid_of(shape, block))
+    return shape, block, sorted(draw(st.sets(st.integers(0, total - 1))))
 
 
 @table(SUPPORTS)
@@ -34,8 +34,8 @@ def test_every_support_obeys_the_law(case):
 @quick
 @given(matrices())
 def test_any_support_obeys_the_law(case):
-    shape, unit, ids = case
-    s = Support.from_ids(torch.tensor(ids, dtype=torch.int64), shape, unit)
+    shape, block, ids = case
+    s = Support.from_ids(torch.tensor(ids, dtype=torch.int64), shape, block)
     assert s.ids().tolist() == ids
     laws.check_support(s, draws=0)
 
@@ -43,9 +43,9 @@ def test_any_support_obeys_the_law(case):
 @quick
 @given(matrices(), st.data())
 def test_outside_and_find_invert_each_other(case, data):
-    """The rank of a zero among the zeros and the position of a kept unit partition all ids."""
-    shape, unit, ids = case
-    s = Support.from_ids(torch.tensor(ids, dtype=torch.int64), shape, unit)
+    """The rank of a zero among the zeros and the position of a kept block partition all ids."""
+    shape, block, ids = case
+    s = Support.from_ids(torch.tensor(ids, dtype=torch.int64), shape, block)
     zeros = sorted(set(range(s.total)) - set(ids))
     ranks = data.draw(st.lists(st.integers(0, max(0, len(zeros) - 1)), max_size=5)) if zeros else []
     got = s.outside(torch.tensor(ranks, dtype=torch.int64))
@@ -65,14 +65,18 @@ def test_from_index_accepts_exactly_the_valid_indices(rows, cols, data):
         and crow[-1] == len(col)
         and all(a <= b for a, b in zip(crow, crow[1:], strict=False))
         and all(0 <= j < cols for j in col)
-        and all(a < b for i in range(rows) for a, b in zip(col[crow[i] : crow[i + 1]], col[crow[i] + 1 : crow[i + 1]], strict=False))
+        and all(
+            a < b
+            for i in range(rows)
+            for a, b in zip(col[crow[i] : crow[i + 1]], col[crow[i] + 1 : crow[i + 1]], strict=False)
+        )
     )
     tensors = torch.tensor(crow, dtype=torch.int64), torch.tensor(col, dtype=torch.int64)
     assert (index_problems(*tensors, (rows, cols), (1, 1)) == []) == valid
     if valid:
         laws.check_support(Support.from_index(*tensors, (rows, cols)), draws=0)
     else:
-        with pytest.raises(gs.Unfit, match="not a CSR index"):
+        with pytest.raises(gs.UsageError, match="not a CSR index"):
             Support.from_index(*tensors, (rows, cols))
 
 
@@ -94,7 +98,7 @@ HOSTILE = {
 @table(HOSTILE)
 def test_hostile_index_is_refused_with_the_reason(case):
     crow, col, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         Support.from_index(torch.tensor(crow), torch.tensor(col), (2, 4))
 
 
@@ -102,7 +106,7 @@ def test_hostile_index_is_refused_with_the_reason(case):
     ("ids", "reason"), [([0, 12], r"lie in \[0, 12\)"), ([-1, 2], r"lie in \[0, 12\)"), ([3, 5, 3], "must be distinct")]
 )
 def test_hostile_ids_are_refused(ids, reason):
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         Support.from_ids(torch.tensor(ids), (3, 4))
 
 
@@ -110,17 +114,17 @@ BAD_GEOMETRY = {
     "no rows": ((0, 4), (1, 1), "shape"),
     "three dimensions": ((2, 3, 4), (1, 1), "shape"),
     "float": ((2.0, 3), (1, 1), "shape"),
-    "empty unit": ((4, 4), (0, 1), "unit"),
-    "a number for a unit": ((4, 4), 2, "unit"),
-    "too many rows": ((LIMIT + 5, 4), (1, 1), "unit rows and columns"),
+    "empty block": ((4, 4), (0, 1), "block"),
+    "a number for a block": ((4, 4), 2, "block"),
+    "too many rows": ((LIMIT + 5, 4), (1, 1), "block rows and columns"),
 }
 
 
 @table(BAD_GEOMETRY)
 def test_bad_shapes_and_units_are_refused(case):
-    shape, unit, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
-        Support.random(shape, 1, unit)
+    shape, block, reason = case
+    with pytest.raises(gs.UsageError, match=reason):
+        Support.random(shape, 1, block)
 
 
 def test_a_support_is_immutable():
@@ -157,7 +161,9 @@ def test_two_supports_are_the_same_if_they_keep_the_same_units():
 # ---------------------------------------------------------------- sampling
 
 
-@pytest.mark.parametrize(("total", "m"), [(1, 0), (1, 1), (7, 3), (7, 4), (7, 7), (100, 50), (100, 51), (10**6, 1000), (2**62, 500)])
+@pytest.mark.parametrize(
+    ("total", "m"), [(1, 0), (1, 1), (7, 3), (7, 4), (7, 7), (100, 50), (100, 51), (10**6, 1000), (2**62, 500)]
+)
 def test_distinct_draws_are_sorted_distinct_and_in_range(total, m):
     drawn = distinct(total, m, generator())
     assert drawn.dtype == torch.int64 and drawn.shape == (m,)
@@ -166,7 +172,7 @@ def test_distinct_draws_are_sorted_distinct_and_in_range(total, m):
 
 @pytest.mark.parametrize("m", [-1, 8])
 def test_distinct_refuses_what_cannot_be_drawn(m):
-    with pytest.raises(gs.Unfit, match="cannot draw"):
+    with pytest.raises(gs.UsageError, match="cannot draw"):
         distinct(7, m)
 
 
@@ -179,7 +185,10 @@ def test_every_subset_is_equally_likely(m):
         subset = tuple(distinct(6, m, rng).tolist())
         counts[subset] = counts.get(subset, 0) + 1
     cells = math.comb(6, m)
-    chi2 = sum((counts.get(c, 0) - draws / cells) ** 2 for c in counts) / (draws / cells) + (cells - len(counts)) * draws / cells
+    chi2 = (
+        sum((counts.get(c, 0) - draws / cells) ** 2 for c in counts) / (draws / cells)
+        + (cells - len(counts)) * draws / cells
+    )
     assert len(counts) == cells and chi2 < cells - 1 + 4 * math.sqrt(2 * (cells - 1))
 
 
@@ -196,19 +205,23 @@ def test_min_fan_in_is_kept_and_the_rest_is_random(fan_in):
 
 @pytest.mark.parametrize(("n", "fan_in"), [(7, 2), (20, 6)])
 def test_min_fan_in_that_cannot_be_had_is_refused(n, fan_in):
-    with pytest.raises(gs.Unfit, match="cannot give each of 4 output units"):
+    with pytest.raises(gs.UsageError, match="cannot give each of 4 output units"):
         Support.random((4, 5), n, min_fan_in=fan_in)
 
 
 @pytest.mark.parametrize("n", [-1, 21])
 def test_random_refuses_impossible_sizes(n):
-    with pytest.raises(gs.Unfit, match=r"n must lie in \[0, 20\]"):
+    with pytest.raises(gs.UsageError, match=r"n must lie in \[0, 20\]"):
         Support.random((4, 5), n)
 
 
 def test_sampling_by_weight_is_drawing_one_after_another():
     """Every pair of the 4 zeros of a 2 x 3 matrix as often as two draws by weight, without replacement, give it: chi-square, 4 sigma."""
-    s, rows, cols = Support.from_ids(torch.tensor([1, 3]), (2, 3)), torch.tensor([1.0, 4.0]), torch.tensor([0.5, 1.0, 3.0])
+    s, rows, cols = (
+        Support.from_ids(torch.tensor([1, 3]), (2, 3)),
+        torch.tensor([1.0, 4.0]),
+        torch.tensor([0.5, 1.0, 3.0]),
+    )
     weight = {i: float(rows[i // 3] * cols[i % 3]) for i in (0, 2, 4, 5)}
     total, draws, counts = sum(weight.values()), 2000, {}
     for _ in range(draws):
@@ -242,7 +255,9 @@ def test_sampling_by_weight_never_fails(case, m):
 
 def test_what_has_no_weight_is_drawn_last():
     s = Support.from_ids(torch.tensor([2, 30]), (13, 7))
-    drawn = s.sample_outside_by(6, torch.eye(13)[4], torch.ones(7), generator())  # row 4 is 28, ..., 34, of which 30 is kept
+    drawn = s.sample_outside_by(
+        6, torch.eye(13)[4], torch.ones(7), generator()
+    )  # row 4 is 28, ..., 34, of which 30 is kept
     assert drawn.tolist() == [28, 29, 31, 32, 33, 34]
     assert set(s.sample_outside_by(9, torch.eye(13)[4], torch.ones(7), generator()).tolist()) > {28, 29, 31, 32, 33, 34}
 

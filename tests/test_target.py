@@ -31,7 +31,7 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
 
 def run(rule, lr, density, steps=STEPS, seed=0, stop=None, resume=None, **options):
     x, y, net = problem(seed)
-    opt = gs.SparseOptimizer(net.parameters(), rule, gs.schedules.cosine(lr, steps))
+    opt = gs.SparseOptimizer(net.parameters(), rule, gs.cosine(lr, steps))
     target = gs.TargetDensity(opt, density, steps, **options)
     if resume is not None:
         net.load_state_dict(resume[0])
@@ -65,7 +65,7 @@ def test_plain_prox_sgd_lands_although_zeros_have_no_memory(lam, density):
 def test_weights_that_do_not_train_are_not_counted():
     x, y, net = problem()
     net[0].weight.requires_grad_(False)
-    opt = gs.SparseOptimizer(net.parameters(), gs.LinBreg(gs.L1(0.1), momentum=0.9), gs.schedules.cosine(0.1, STEPS))
+    opt = gs.SparseOptimizer(net.parameters(), gs.LinBreg(gs.L1(0.1), momentum=0.9), gs.cosine(0.1, STEPS))
     target = gs.TargetDensity(opt, 0.3, STEPS)
     assert target.total == net[2].weight.numel()
     for t in range(STEPS):
@@ -79,8 +79,8 @@ def test_weights_that_do_not_train_are_not_counted():
 
 def test_a_schedule_that_ends_before_the_run_is_refused():
     _, _, net = problem()
-    opt = gs.SparseOptimizer(net.parameters(), gs.LinBreg(gs.L1(0.1)), gs.schedules.cosine(0.1, 100))
-    with pytest.raises(gs.Unfit, match="ends at step 100"):
+    opt = gs.SparseOptimizer(net.parameters(), gs.LinBreg(gs.L1(0.1)), gs.cosine(0.1, 100))
+    with pytest.raises(gs.UsageError, match="ends at step 100"):
         gs.TargetDensity(opt, 0.1, 300)
 
 
@@ -120,7 +120,7 @@ def test_a_strength_set_by_hand_is_where_it_goes_on():
 def test_compact_values_are_counted_over_the_dense_weights():
     x, y, net = problem()
     net = gs.sparsify(net, 0.1, rng=generator(), budget="pooled")
-    opt = gs.SparseOptimizer(gs.parameter_groups(net), gs.LinBreg(gs.L1(0.02)), 0.1, confined=True)
+    opt = gs.SparseOptimizer(gs.parameter_groups(net), gs.LinBreg(gs.L1(0.02)), 0.1, allow_compact=True)
     multilevel = gs.Multilevel(net, opt, 4)
     target = gs.TargetDensity(opt, 0.2, STEPS, multilevel=multilevel, every=5)
     for _ in range(STEPS):
@@ -128,17 +128,21 @@ def test_compact_values_are_counted_over_the_dense_weights():
         F.cross_entropy(net(x), y).backward()
         multilevel.step()
         target.step()
-    assert target.measure() == pytest.approx(sum(int((layer.values != 0).sum()) for layer in gs.sparse_layers(net).values()) / 1980)
+    assert target.measure() == pytest.approx(
+        sum(int((layer.values != 0).sum()) for layer in gs.sparse_layers(net).values()) / 1980
+    )
     assert abs(target.measure() - 0.2) <= 0.005
 
 
 def optimizer(rule=None, **group):
-    return gs.SparseOptimizer([{"params": [nn.Parameter(torch.ones(3, 4))], **group}], rule or gs.ProxSGD(gs.L1(0.1)), 0.1)
+    return gs.SparseOptimizer(
+        [{"params": [nn.Parameter(torch.ones(3, 4))], **group}], rule or gs.ProxSGD(gs.L1(0.1)), 0.1
+    )
 
 
 def compact():
     net = gs.sparsify(problem()[2], 0.2)
-    return gs.SparseOptimizer(gs.parameter_groups(net), gs.LinBreg(gs.L1(0.1)), 0.1, confined=True)
+    return gs.SparseOptimizer(gs.parameter_groups(net), gs.LinBreg(gs.L1(0.1)), 0.1, allow_compact=True)
 
 
 REFUSALS = {
@@ -160,5 +164,5 @@ REFUSALS = {
 @table(REFUSALS)
 def test_misuse_is_refused(case):
     make, words = case
-    with pytest.raises(gs.Unfit, match=words):
+    with pytest.raises(gs.UsageError, match=words):
         make()

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import gossamer as gs
 from cases import FLAT, SUPPORTS, TOPOLOGIES, generator, mlp, same_state, supports, table, train
 from gossamer import laws
-from gossamer.products.sense import reference as sense
 from gossamer._schedules import Events, cosine, regular
-from gossamer.topology.topology import Annealed, Change, Site, Topology, chance, event, fixed, never, norm, pooled, sensed
+from gossamer.products.sense import reference as sense
+from gossamer.topology import Annealed, LayerState, Topology, Update, event
+from gossamer.topology.slots import allocate_fixed, allocate_pooled, block_norm, grow_random, grow_sensed, never
 
 # ---------------------------------------------------------------- bag of words
 
@@ -24,13 +25,13 @@ WORDS, UNITS = 20_000, 64
 FEW = {"every": 4, "stop": 9}
 CSST = {**FEW, "last_every": 4, "window": 3}
 GROWING = {
-    "csst": gs.csst(**CSST),
-    "csst by flow": gs.csst(**CSST, candidates="flow"),
-    "csst iht": gs.csst(**CSST, mode="iht"),
-    "csst merging": gs.csst(**CSST, mode="merge"),
-    "csst pooled": gs.csst(**CSST, share="pooled"),
-    "rigl": gs.rigl(**FEW),
-    "snfs": gs.snfs(**FEW),
+    "csst": gs.CSST(**CSST),
+    "csst by flow": gs.CSST(**CSST, candidates="flow"),
+    "csst iht": gs.CSST(**CSST, mode="iht"),
+    "csst merging": gs.CSST(**CSST, mode="merge"),
+    "csst pooled": gs.CSST(**CSST, allocate="pooled"),
+    "rigl": gs.RigL(**FEW),
+    "snfs": gs.SNFS(**FEW),
 }
 
 
@@ -44,7 +45,7 @@ def documents(t: int) -> tuple[Tensor, Tensor]:
 
 @table(GROWING)
 def test_newborns_of_a_bag_of_words_are_spread_over_all_hidden_units(case):
-    """Nearly all candidates have a gradient of exactly 0: when ties went to the lowest id, unit 0 got a hundred times what others got."""
+    """Nearly all candidates have a gradient of exactly 0: when ties went to the lowest id, block 0 got a hundred times what others got."""
     model = nn.Sequential(nn.Linear(WORDS, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
     for i, p in enumerate(model.parameters()):
         nn.init.normal_(p, 0.0, 0.1, generator=generator(i)) if p.dim() > 1 else nn.init.constant_(p, 0.1)
@@ -80,7 +81,7 @@ def test_streamed_ties_do_not_depend_on_the_blocks(case, seed, monkeypatch):
     dy = torch.randint(0, 2, (1, s.shape[0]), generator=generator()).double()
     x = torch.randint(-1, 2, (1, s.shape[1]), generator=generator(1)).double()
     zeros = s.outside(torch.arange(s.total - s.n))
-    score = norm(sense.sampled(dy, x, zeros, s.shape, s.unit))
+    score = block_norm(sense.sampled(dy, x, zeros, s.shape, s.block))
     for k in (1, 3, zeros.numel() // 2, zeros.numel() - 1):
         expected = zeros[sense.top_k(score, k, sense.tie_keys(zeros, seed))]
         for block in (1, 30, 1 << 22):
@@ -91,7 +92,16 @@ def test_streamed_ties_do_not_depend_on_the_blocks(case, seed, monkeypatch):
 def test_top_k_breaks_ties_by_the_keys_it_is_given():
     score, keys = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0, math.nan, -math.inf]), torch.tensor([5, 9, 1, 2, 3, 1, 0])
     chosen = [sense.top_k(score, k, lambda at: keys[at]).tolist() for k in range(8)]
-    assert chosen == [[], [3], [1, 3], [1, 2, 3], [1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 5, 6]]
+    assert chosen == [
+        [],
+        [3],
+        [1, 3],
+        [1, 2, 3],
+        [1, 2, 3, 4],
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 3, 4, 6],
+        [0, 1, 2, 3, 4, 5, 6],
+    ]
 
 
 def test_keys_of_distinct_ids_are_distinct():
@@ -101,12 +111,15 @@ def test_keys_of_distinct_ids_are_distinct():
 
 def words_of_bits(steps: int) -> list[tuple[Tensor, Tensor]]:
     """Inputs that are nearly all 0: gradients tie in nearly all columns."""
-    draws = [(torch.rand(8, 13, generator=generator(t)), torch.randint(5, (8,), generator=generator(100 + t))) for t in range(steps)]
+    draws = [
+        (torch.rand(8, 13, generator=generator(t)), torch.randint(5, (8,), generator=generator(100 + t)))
+        for t in range(steps)
+    ]
     return [((x < 0.03).double(), y) for x, y in draws]
 
 
-def in_layout(topology: Topology, layout: str, unit: tuple[int, int] = (1, 1)) -> tuple[nn.Module, list[float], int]:
-    model = gs.sparsify(mlp(), 0.4, layout=layout, unit=unit, rng=generator(3))
+def in_layout(topology: Topology, layout: str, block: tuple[int, int] = (1, 1)) -> tuple[nn.Module, list[float], int]:
+    model = gs.sparsify(mlp(), 0.4, layout=layout, block=block, rng=generator(3))
     opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     rewirer, losses, grown = gs.Rewirer(model, opt, topology, rng=generator(7)), [], 0
     for batch in words_of_bits(20):
@@ -115,18 +128,22 @@ def in_layout(topology: Topology, layout: str, unit: tuple[int, int] = (1, 1)) -
     return model, losses, grown
 
 
-@pytest.mark.parametrize("unit", [(1, 1), (2, 3)])
-@pytest.mark.parametrize("name", ["rigl", "snfs", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst reborn"])
-def test_ties_are_broken_alike_in_every_layout(name, unit):
-    (one, losses, grown), (two, again, _) = (in_layout(TOPOLOGIES[name], layout, unit) for layout in ("csr", "masked"))
+@pytest.mark.parametrize("block", [(1, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "name", ["rigl", "snfs", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst reborn"]
+)
+def test_ties_are_broken_alike_in_every_layout(name, block):
+    (one, losses, grown), (two, again, _) = (in_layout(TOPOLOGIES[name], layout, block) for layout in ("csr", "masked"))
     assert (grown > 0 or name == "csst iht") and losses == pytest.approx(again, rel=1e-9)
     assert all(s.same(supports(two)[key]) for key, s in supports(one).items())
 
 
 def test_csst_that_senses_everything_is_rigl_where_gradients_tie():
     """Streamed in blocks of rows or sampled at all zeros: the same scores, the same keys."""
-    rigl = gs.rigl(20, 5)
-    everything = gs.csst(20, 5, 5, window=1, fraction=1.0, drop=0.3, selectivity=1.0, reborn=True, move=False)
+    rigl = gs.RigL(20, 5)
+    everything = gs.CSST(
+        20, 5, 5, window=1, fraction=1.0, drop_fraction=0.3, selectivity=1.0, allow_regrow=True, step_optimizer=False
+    )
     (one, losses, grown), (two, again, _) = (in_layout(topology, "csr") for topology in (rigl, everything))
     assert grown > 0 and losses == again and same_state(one, two)
 
@@ -134,14 +151,14 @@ def test_csst_that_senses_everything_is_rigl_where_gradients_tie():
 # ---------------------------------------------------------------- blanks
 
 
-def site(h: list[float], n: int = 6, **more) -> Site:
+def layer(h: list[float], n: int = 6, **more) -> LayerState:
     s = gs.Support.from_ids(torch.arange(0, 2 * n, 2), (4, 10))
     ids = s.outside(torch.arange(len(h)))
     w = torch.arange(1.0, n + 1, dtype=torch.float64)
-    return Site(s, w, torch.ones_like(w), ids, torch.tensor(h, dtype=torch.float64), n, n, 1.0)._replace(**more)
+    return LayerState(s, w, torch.ones_like(w), ids, torch.tensor(h, dtype=torch.float64), n, n, 1.0)._replace(**more)
 
 
-BLANK = {  # gradients of the candidates, how many of 3 units are exchanged
+BLANK = {  # gradients of the candidates, how many of 3 blocks are exchanged
     "all zero": ([0.0] * 5, 0),
     "minus zero": ([-0.0, 0.0, -0.0, 2.0], 1),
     "NaN": ([math.nan] * 5, 0),
@@ -157,8 +174,8 @@ BLANK = {  # gradients of the candidates, how many of 3 units are exchanged
 @pytest.mark.parametrize("mode", ["prune_grow", "merge"])
 def test_an_exchange_needs_something_to_speak_for_who_comes(case, mode):
     h, due = case
-    topology = gs.csst(10, 1, 1, window=1, selectivity=1.0, mode=mode)
-    (outcome,) = event(topology, Change(drop=0.5), [site(h)], generator())
+    topology = gs.CSST(10, 1, 1, window=1, selectivity=1.0, mode=mode)
+    (outcome,) = event(topology, Update(drop_fraction=0.5), [layer(h)], generator())
     assert (outcome.dropped, outcome.grown) == (0 if mode == "merge" else due, due)
 
 
@@ -166,8 +183,12 @@ def test_what_is_dropped_and_has_no_gradient_does_not_come_back():
     """RigL: the dropped are eligible with their own gradient; with fewer exchanged, fewer are dropped, and none of those may come twice."""
     g = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     for seed in range(20):
-        here = site([], strongest=lambda k, ties: (torch.tensor([1, 3, 5])[:k], torch.tensor([1.0, 0.0, 0.0]).double()[:k]), g=g)
-        (outcome,) = event(gs.rigl(10, 1, move=True), Change(drop=0.9, reborn=True), [here], generator(seed))
+        here = layer(
+            [], strongest=lambda k, ties: (torch.tensor([1, 3, 5])[:k], torch.tensor([1.0, 0.0, 0.0]).double()[:k]), g=g
+        )
+        (outcome,) = event(
+            gs.RigL(10, 1, step_optimizer=True), Update(drop_fraction=0.9, allow_regrow=True), [here], generator(seed)
+        )
         # 5 are to go: 0, 2, 4, 6, 8. Only 1 speaks for itself, and 4 if it goes: it would be the third, with two to come for three
         assert set(outcome.support.ids().tolist()) == {1, 2, 4, 6, 8, 10} and (outcome.dropped, outcome.grown) == (1, 1)
 
@@ -175,27 +196,29 @@ def test_what_is_dropped_and_has_no_gradient_does_not_come_back():
 def test_zeros_grow_at_random_where_the_size_must_rise():
     grown = torch.zeros(40)
     for seed in range(60):
-        (outcome,) = event(gs.csst(10, 1, 1, window=1), Change(drop=0.0), [site([0.0] * 8 + [1.0], size=9)], generator(seed))
+        (outcome,) = event(
+            gs.CSST(10, 1, 1, window=1), Update(drop_fraction=0.0), [layer([0.0] * 8 + [1.0], size=9)], generator(seed)
+        )
         assert outcome.support.n == 9 and (outcome.dropped, outcome.grown) == (0, 3)
         grown[outcome.support.ids()] += 1
-    ids = site([0.0] * 9).ids
+    ids = layer([0.0] * 9).ids
     assert grown[ids[8]] == 60 and grown[ids[:8]].min() > 4 and grown[ids[:8]].max() < 30
 
 
 def test_infinities_are_ties_among_themselves():
     comes = set()
     for seed in range(20):
-        candidates, topology = site([math.inf, -math.inf, 5.0]), gs.csst(10, 1, 1, window=1, selectivity=1.0)
-        (outcome,) = event(topology, Change(drop=0.2), [candidates], generator(seed))
-        comes |= set(outcome.support.ids().tolist()) - set(site([]).s.ids().tolist())
+        candidates, topology = layer([math.inf, -math.inf, 5.0]), gs.CSST(10, 1, 1, window=1, selectivity=1.0)
+        (outcome,) = event(topology, Update(drop_fraction=0.2), [candidates], generator(seed))
+        comes |= set(outcome.support.ids().tolist()) - set(layer([]).s.ids().tolist())
     assert comes == {1, 3}
 
 
 def test_a_layer_without_gradient_is_left_alone():
     """By every topology, whatever its size should be: seams.md 9."""
     for name, topology in TOPOLOGIES.items():
-        asleep = site([1.0] * 5, g=None, has_gradient=False, size=3)
-        for change in (Change(drop=0.5), Change(drop=0.5, reborn=True), Change()):
+        asleep = layer([1.0] * 5, g=None, has_gradient=False, size=3)
+        for change in (Update(drop_fraction=0.5), Update(drop_fraction=0.5, allow_regrow=True), Update()):
             outcomes = event(topology, change, [asleep, asleep], generator())
             assert all(o.support is asleep.s and o[1:] == (0, 0, 0) for o in outcomes), name
 
@@ -212,7 +235,10 @@ def tripled(function: Callable) -> Callable:
 
 
 def slots(topology: Topology, wrap: Callable) -> Topology:
-    return replace(topology, **{name: wrap(getattr(topology, name)) for name in ("when", "sense", "amount", "drop", "grow", "share")})
+    return replace(
+        topology,
+        **{name: wrap(getattr(topology, name)) for name in ("when", "sense", "amount", "drop", "grow", "share")},
+    )
 
 
 TWINS = {
@@ -231,16 +257,18 @@ def run(topology: Topology, steps: int = 20) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS.keys())
-def test_a_topology_of_other_objects_is_the_same(twin):
+@pytest.mark.parametrize("counterpart", TWINS.values(), ids=TWINS.keys())
+def test_a_topology_of_other_objects_is_the_same(counterpart):
     for name in ("set", "set growing", "rigl", "snfs", "gmp", "csst", "csst pooled", "csst merging"):
-        assert same_state(run(TOPOLOGIES[name]), run(twin(TOPOLOGIES[name]))), name
+        assert same_state(run(TOPOLOGIES[name]), run(counterpart(TOPOLOGIES[name]))), name
 
 
 def test_another_function_that_senses_nothing_leaves_set_as_it_is():
     """seams.md 11: it was inert."""
-    plain = gs.set_(25, 5)
-    assert same_state(run(plain), run(replace(plain, sense=lambda t: None))) and not same_state(run(plain), run(gs.static()))
+    plain = gs.SET(25, 5)
+    assert same_state(run(plain), run(replace(plain, sense=lambda t: None))) and not same_state(
+        run(plain), run(gs.Static())
+    )
 
 
 def mest(**more) -> Topology:
@@ -248,12 +276,20 @@ def mest(**more) -> Topology:
     events = regular(4, 13)
 
     def asked(t):
-        return gs.Sense(fraction=0.0, active=True) if t in events else None
+        return gs.Sensing(fraction=0.0, active=True) if t in events else None
 
-    def saliency(site):
-        return norm(site.w) + 0.1 * norm(site.g)
+    def saliency(layer):
+        return block_norm(layer.w) + 0.1 * block_norm(layer.g)
 
-    return Topology("mest", Annealed(events, cosine(0.3, 13), True, False), asked, drop=saliency, grow=chance, stop=13, **more)
+    return Topology(
+        "mest",
+        Annealed(events, cosine(0.3, 13), True, False),
+        asked,
+        drop_score=saliency,
+        grow_score=grow_random,
+        stop=13,
+        **more,
+    )
 
 
 def test_growth_at_random_exchanges_though_nothing_is_sensed():
@@ -261,7 +297,7 @@ def test_growth_at_random_exchanges_though_nothing_is_sensed():
     model = run(mest(candidates="anywhere"))
     before = supports(gs.sparsify(mlp(), 0.3, rng=generator(3)))
     assert all(int((old.find(supports(model)[name].ids()) < 0).sum()) > 5 for name, old in before.items())
-    with pytest.raises(AssertionError, match="ask for units to be exchanged, and none ever grew"):
+    with pytest.raises(AssertionError, match="ask for blocks to be exchanged, and none ever grew"):
         laws.check_topology(mest(), gs.Rewirer)
 
 
@@ -274,52 +310,81 @@ def made(**slots) -> Callable[[], Topology]:
     return lambda: Topology("mine", **{"when": EVERY_FOUR, "stop": 9, **slots})
 
 
-def at_an_event(sites: list[Site] | None = None, **slots) -> Callable[[], object]:
-    return lambda: event(made(**slots)(), Change(drop=0.5), sites or [site([1.0] * 5), site([1.0] * 5)], generator())
+def at_an_event(layers: list[LayerState] | None = None, **slots) -> Callable[[], object]:
+    return lambda: event(
+        made(**slots)(), Update(drop_fraction=0.5), layers or [layer([1.0] * 5), layer([1.0] * 5)], generator()
+    )
 
 
 REFUSALS = {
-    "csst's first event after stop": (lambda: gs.csst(stop=75), r"(?s)csst: no event .*stop=75.*step 100.*every < stop"),
-    "csst, shrinking": (lambda: gs.csst(stop=100, final=0.1), "no event takes place until stop=100"),
-    "csst, merging": (lambda: gs.csst(stop=99, mode="merge"), "no event takes place until stop=99"),
-    "rigl's": (lambda: gs.rigl(stop=100), "rigl: no event takes place until stop=100"),
-    "set's": (lambda: gs.set_(stop=5, every=5), "set_: no event takes place until stop=5"),
-    "snfs's": (lambda: gs.snfs(stop=5, every=8), "snfs: no event takes place until stop=5"),
-    "an event at every step": (lambda: gs.rigl(stop=50, every=1), r"(?s)every step before stop=50 is an event.*never move.*every=2"),
-    "the same by csst": (lambda: gs.csst(50, 1, 1, window=1, move=False), "the weights never move"),
-    "the same by set": (lambda: gs.set_(2, 1, move=False), "the weights never move"),
+    "csst's first event after stop": (
+        lambda: gs.CSST(stop=75),
+        r"(?s)csst: no event .*stop=75.*step 100.*every < stop",
+    ),
+    "csst, shrinking": (lambda: gs.CSST(stop=100, final_density=0.1), "no event takes place until stop=100"),
+    "csst, merging": (lambda: gs.CSST(stop=99, mode="merge"), "no event takes place until stop=99"),
+    "rigl's": (lambda: gs.RigL(stop=100), "rigl: no event takes place until stop=100"),
+    "set's": (lambda: gs.SET(stop=5, every=5), "set_: no event takes place until stop=5"),
+    "snfs's": (lambda: gs.SNFS(stop=5, every=8), "snfs: no event takes place until stop=5"),
+    "an event at every step": (
+        lambda: gs.RigL(stop=50, every=1),
+        r"(?s)every step before stop=50 is an event.*never move.*every=2",
+    ),
+    "the same by csst": (lambda: gs.CSST(50, 1, 1, window=1, step_optimizer=False), "the weights never move"),
+    "the same by set": (lambda: gs.SET(2, 1, step_optimizer=False), "the weights never move"),
     "by hand, never": (made(when=never), "mine: no event takes place until stop=9"),
-    "by hand, too late": (made(when=lambda t: Change() if t == 10 else None), "no event takes place until stop=9"),
-    "by hand, always": (made(when=lambda t: Change(move=False)), "the weights never move"),
-    "grow of two": (made(grow=lambda site, dropped: 0), r"grow must take \(site, dropped, change, limit, rng\), and takes \(site, d"),
-    "drop of none": (made(drop=lambda: None), r"drop must take \(site\), and takes \(\)"),
+    "by hand, too late": (made(when=lambda t: Update() if t == 10 else None), "no event takes place until stop=9"),
+    "by hand, always": (made(when=lambda t: Update(step_optimizer=False)), "the weights never move"),
+    "grow of two": (
+        made(grow_score=lambda layer, dropped: 0),
+        r"grow must take \(layer, dropped, change, limit, rng\), and takes \(layer, d",
+    ),
+    "drop of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), and takes \(\)"),
     "no function": (made(when=5), r"when must take \(t\), and is 5"),
-    "several at once": (made(amount=len, share=lambda a: a), r"(?s)amount must.*share must take \(sites, drops, grows, scores\)"),
-    "candidates": (made(candidates="everywhere"), "candidates must be one of sensed, anywhere"),
-    "shares and a schedule": (made(share=pooled, keeps_layer_sizes=False, final=0.1), "neither a size schedule"),
-    "shares and merges": (made(share=pooled, keeps_layer_sizes=False, merge=True), "neither a size schedule"),
-    "shares in secret": (at_an_event(share=lambda s, d, g, c: [sum(g), 0]), "(?s)their sizes ask for.*keeps_layer_sizes=False"),
-    "shares too few": (at_an_event(share=lambda s, d, g, c: [1, 1], keeps_layer_sizes=False), "are to grow in all"),
+    "several at once": (
+        made(n_exchange=len, allocate=lambda a: a),
+        r"(?s)amount must.*share must take \(layers, drops, grows, scores\)",
+    ),
+    "candidates": (made(candidates="everywhere"), "candidates must be one of grow_sensed, anywhere"),
+    "shares and a schedule": (
+        made(allocate=allocate_pooled, keeps_layer_sizes=False, final_density=0.1),
+        "neither a size schedule",
+    ),
+    "shares and merges": (
+        made(allocate=allocate_pooled, keeps_layer_sizes=False, merge=True),
+        "neither a size schedule",
+    ),
+    "shares in secret": (
+        at_an_event(allocate=lambda s, d, g, c: [sum(g), 0]),
+        "(?s)their sizes ask for.*keeps_layer_sizes=False",
+    ),
+    "shares too few": (at_an_event(allocate=lambda s, d, g, c: [1, 1], keeps_layer_sizes=False), "are to grow in all"),
     "shares too many": (
-        at_an_event([site([1.0] * 3)] * 2, share=lambda s, d, g, c: [sum(g), 0], keeps_layer_sizes=False),
+        at_an_event([layer([1.0] * 3)] * 2, allocate=lambda s, d, g, c: [sum(g), 0], keeps_layer_sizes=False),
         r"of \[3, 3\] candidates",
     ),
-    "an amount for one": (at_an_event(amount=lambda s, c: [1]), "amount must give a whole number of units for each of 2 layers"),
-    "half an amount": (at_an_event(amount=lambda s, c: [1.5, 1]), "a whole number"),
-    "one score in all": (at_an_event(drop=lambda s: s.w.sum()), "one score for each of the 6 kept units"),
-    "ids without scores": (at_an_event(grow=lambda s, d, c, k, r: (s.ids, s.h[:1])), "as many scores"),
-    "reborn without a gradient": (
-        lambda: event(made()(), Change(0.5, reborn=True), [site([1.0], g=None)], generator()),
-        r"(?s)reborn units need the gradient.*Sense\(active=True\)",
+    "an amount for one": (
+        at_an_event(n_exchange=lambda s, c: [1]),
+        "amount must give a whole number of blocks for each of 2 layers",
     ),
-    "pooled without a gradient": (at_an_event([site([1.0], g=None)], share=pooled, keeps_layer_sizes=False), r"Sense\(active=True\)"),
+    "half an amount": (at_an_event(n_exchange=lambda s, c: [1.5, 1]), "a whole number"),
+    "one score in all": (at_an_event(drop_score=lambda s: s.w.sum()), "one score for each of the 6 kept blocks"),
+    "ids without scores": (at_an_event(grow_score=lambda s, d, c, k, r: (s.ids, s.h[:1])), "as many scores"),
+    "reborn without a gradient": (
+        lambda: event(made()(), Update(0.5, allow_regrow=True), [layer([1.0], g=None)], generator()),
+        r"(?s)reborn blocks need the gradient.*Sensing\(active=True\)",
+    ),
+    "pooled without a gradient": (
+        at_an_event([layer([1.0], g=None)], allocate=allocate_pooled, keeps_layer_sizes=False),
+        r"Sensing\(active=True\)",
+    ),
 }
 
 
 @table(REFUSALS)
 def test_what_does_not_fit_is_told(case):
     call, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         call()
 
 
@@ -327,14 +392,20 @@ def test_slots_that_fit_are_taken():
     """With defaults, with *args, bound, built in, or of a class."""
 
     class Grower:
-        def __call__(self, site, dropped, change, limit, rng=None):
-            return sensed(site, dropped, change, limit, rng)
+        def __call__(self, layer, dropped, change, limit, rng=None):
+            return grow_sensed(layer, dropped, change, limit, rng)
 
-    for topology in (made(grow=Grower()), made(share=lambda *a: fixed(*a)), made(drop=lambda site, power=1.0: site.w.abs() ** power)):
-        (outcome,) = event(topology(), Change(drop=0.5), [site([1.0] * 5)], generator())
+    for topology in (
+        made(grow_score=Grower()),
+        made(allocate=lambda *a: allocate_fixed(*a)),
+        made(drop_score=lambda layer, power=1.0: layer.w.abs() ** power),
+    ):
+        (outcome,) = event(topology(), Update(drop_fraction=0.5), [layer([1.0] * 5)], generator())
         assert outcome.grown == 3
 
 
 def test_schedules_that_fire_once_or_prune_once_are_taken():
-    assert [t for t in range(60) if gs.gmp(50, 0.1, every=99).when(t)] == [50]  # prunes at once, at the stop
-    assert len(gs.rigl(5, every=4).when.events) == 1 and gs.rigl(50, every=1, move=True).stop == 50
+    assert [t for t in range(60) if gs.GMP(50, final_density=0.1, every=99).when(t)] == [
+        50
+    ]  # prunes at once, at the stop
+    assert len(gs.RigL(5, every=4).when.events) == 1 and gs.RigL(50, every=1, step_optimizer=True).stop == 50

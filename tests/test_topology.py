@@ -12,15 +12,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from cases import FLAT, LAYOUT_NAMES, OPTIMIZERS, TOPOLOGIES, TWO_OPTIMIZERS, generator, mlp, same_supports, supports, table, train
+from cases import (
+    FLAT,
+    LAYOUT_NAMES,
+    OPTIMIZERS,
+    TOPOLOGIES,
+    TWO_OPTIMIZERS,
+    generator,
+    mlp,
+    same_supports,
+    supports,
+    table,
+    train,
+)
 from gossamer import laws
-from gossamer.topology.topology import Change, Outcome, Site, by_sign, chance, event, magnitude, norm, ranking, survivors
+from gossamer.topology import LayerState, Outcome, Update, event
+from gossamer.topology.rewiring import ranking, survivors
+from gossamer.topology.slots import block_norm, drop_by_magnitude, drop_by_sign, grow_random
 
 # ---------------------------------------------------------------- one event, worked by hand
 
-W = {0: 0.1, 2: -2.0, 3: -0.2, 5: 3.0, 7: 0.2, 8: -1.0, 10: 0.5, 11: -0.3}  # kept units of a 3 x 4 matrix and their weights
+W = {
+    0: 0.1,
+    2: -2.0,
+    3: -0.2,
+    5: 3.0,
+    7: 0.2,
+    8: -1.0,
+    10: 0.5,
+    11: -0.3,
+}  # kept blocks of a 3 x 4 matrix and their weights
 G = {1: 0.7, 4: -0.9, 6: 0.7, 9: 0.0}  # gradients of the zeros
-TABLE = {  # share of 8 units exchanged -> who may go (smallest |w|; 3 and 7 tie), who may come (1 and 6 tie; nothing speaks for 9)
+TABLE = {  # share of 8 blocks exchanged -> who may go (smallest |w|; 3 and 7 tie), who may come (1 and 6 tie; nothing speaks for 9)
     0.0: ([set()], [set()]),
     0.125: ([{0}], [{4}]),
     0.25: ([{0, 7}, {0, 3}], [{4, 1}, {4, 6}]),
@@ -31,7 +54,9 @@ EVERY = {"every": 1, "last_every": 1, "window": 1, "selectivity": 1.0}
 
 
 def matrix(kept: dict[int, float]) -> tuple[gs.Support, Tensor]:
-    return gs.Support.from_ids(torch.tensor(sorted(kept)), (3, 4)), torch.tensor([kept[i] for i in sorted(kept)], dtype=torch.float64)
+    return gs.Support.from_ids(torch.tensor(sorted(kept)), (3, 4)), torch.tensor(
+        [kept[i] for i in sorted(kept)], dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("share", TABLE)
@@ -40,7 +65,15 @@ def test_drop_and_grow_by_hand(share):
     goes, comes = TABLE[share]
     results = [set(W) - gone | come for gone in goes for come in comes]
     for ties in range(9):
-        new = gs.rewire(s, w.abs(), torch.tensor(list(G)), torch.tensor(list(G.values())).abs(), len(goes[0]), len(comes[0]), ties=ties)
+        new = gs.rewire(
+            s,
+            w.abs(),
+            torch.tensor(list(G)),
+            torch.tensor(list(G.values())).abs(),
+            len(goes[0]),
+            len(comes[0]),
+            ties=ties,
+        )
         assert set(new.ids().tolist()) in results
 
 
@@ -48,8 +81,10 @@ def test_drop_and_grow_by_hand(share):
 def test_an_event_exchanges_what_both_sides_can_serve(share, exchanged):
     """k = trunc(share * 8), at most the 3 candidates that have a gradient."""
     s, w = matrix(W)
-    site = Site(s, w, None, torch.tensor(list(G)), torch.tensor(list(G.values()), dtype=torch.float64), 8, 8, 1.0)
-    (outcome,) = event(gs.csst(stop=10, **EVERY), Change(drop=share), [site], generator())
+    layer = LayerState(
+        s, w, None, torch.tensor(list(G)), torch.tensor(list(G.values()), dtype=torch.float64), 8, 8, 1.0
+    )
+    (outcome,) = event(gs.CSST(stop=10, **EVERY), Update(drop_fraction=share), [layer], generator())
     assert (outcome.dropped, outcome.grown, outcome.support.n, outcome.sensed) == (exchanged, exchanged, 8, 4)
     goes, comes = TABLE[exchanged / 8]
     assert set(outcome.support.ids().tolist()) in [set(W) - gone | come for gone in goes for come in comes]
@@ -84,17 +119,25 @@ def test_an_event_obeys_the_law():
 
 def test_tiles_are_ranked_by_their_norm():
     tiles = torch.tensor([[[3.0, 4.0]], [[0.0, -6.0]], [[1.0, 1.0]]])
-    assert norm(tiles).tolist() == pytest.approx([5.0, 6.0, math.sqrt(2)]) and norm(torch.tensor([-2.0, 1.0])).tolist() == [2.0, 1.0]
-    assert ranking(torch.tensor([1.0, 3.0, 3.0, 2.0, math.nan]), torch.tensor([0, 9, 4, 2, -5])).tolist() == [2, 1, 3, 0, 4]
+    assert block_norm(tiles).tolist() == pytest.approx([5.0, 6.0, math.sqrt(2)]) and block_norm(
+        torch.tensor([-2.0, 1.0])
+    ).tolist() == [2.0, 1.0]
+    assert ranking(torch.tensor([1.0, 3.0, 3.0, 2.0, math.nan]), torch.tensor([0, 9, 4, 2, -5])).tolist() == [
+        2,
+        1,
+        3,
+        0,
+        4,
+    ]
 
 
 def test_the_original_sets_drop_rule():
     """Positive and negative weights are ranked apart: the smallest positive and the largest negative go, half and half."""
     s, w = matrix({0: 0.1, 1: 0.2, 2: 0.3, 3: -5.0, 4: -6.0, 5: -7.0, 6: 0.9})
-    site = Site(s, w, None, s.ids()[:0], w[:0], 7, 7, 1.0)
-    gone = sorted(set(range(7)) - set(survivors(s, by_sign(site), 4).tolist()))
+    layer = LayerState(s, w, None, s.ids()[:0], w[:0], 7, 7, 1.0)
+    gone = sorted(set(range(7)) - set(survivors(s, drop_by_sign(layer), 4).tolist()))
     assert gone == [0, 1, 3, 4]
-    assert sorted(set(range(7)) - set(survivors(s, magnitude(site), 4).tolist())) == [0, 1, 2, 6]
+    assert sorted(set(range(7)) - set(survivors(s, drop_by_magnitude(layer), 4).tolist())) == [0, 1, 2, 6]
 
 
 def test_every_row_keeps_its_fan_in():
@@ -116,7 +159,7 @@ def test_every_topology_obeys_the_law(case):
 @table({name: TOPOLOGIES[name] for name in ("set", "rigl", "csst", "csst pooled", "gmp")})
 def test_in_the_masked_layout_and_in_tiles(case):
     laws.check_topology(case, gs.Rewirer, layout="masked", steps=13)
-    laws.check_topology(case, gs.Rewirer, unit=(2, 3), steps=13)
+    laws.check_topology(case, gs.Rewirer, block=(2, 3), steps=13)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -126,16 +169,23 @@ def test_with_every_optimizer(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-@pytest.mark.parametrize("unit", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("block", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_surgery_carries_and_zeroes_with_every_optimizer(layout, unit, optimizer):
-    laws.check_surgery(layout=layout, unit=unit, optimizer=optimizer)
+def test_surgery_carries_and_zeroes_with_every_optimizer(layout, block, optimizer):
+    laws.check_surgery(layout=layout, block=block, optimizer=optimizer)
 
 
 # ---------------------------------------------------------------- equal by definition
 
 
-def sparse_run(topology: gs.Topology, optimizer=OPTIMIZERS["nesterov"], density: float = 0.3, seed: int = 0, budget="erk", **options):
+def sparse_run(
+    topology: gs.Topology,
+    optimizer=OPTIMIZERS["nesterov"],
+    density: float = 0.3,
+    seed: int = 0,
+    budget="erk",
+    **options,
+):
     model = gs.sparsify(mlp(), density, budget=budget, rng=generator(3), **options)
     opt = optimizer(model.parameters())
     return model, opt, gs.Rewirer(model, opt, topology, rng=generator(seed))
@@ -145,8 +195,10 @@ def sparse_run(topology: gs.Topology, optimizer=OPTIMIZERS["nesterov"], density:
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_csst_that_senses_everything_is_rigl(layout, optimizer):
     """Fraction 1, window 1, regular intervals, the dropped eligible, no step on event iterations: the same masks, step by step."""
-    rigl = gs.rigl(60, 5)
-    everything = gs.csst(60, 5, 5, window=1, fraction=1.0, drop=0.3, selectivity=1.0, reborn=True, move=False)
+    rigl = gs.RigL(60, 5)
+    everything = gs.CSST(
+        60, 5, 5, window=1, fraction=1.0, drop_fraction=0.3, selectivity=1.0, allow_regrow=True, step_optimizer=False
+    )
     a, b = (sparse_run(t, optimizer, layout=layout) for t in (rigl, everything))
     events = 0
     for batch in FLAT.batches(64):
@@ -157,49 +209,55 @@ def test_csst_that_senses_everything_is_rigl(layout, optimizer):
 
 
 NO_CHANGE = {
-    "set": gs.set_(40, 4, drop=0.0),
-    "rigl": gs.rigl(40, 4, drop=0.0, move=True),
-    "csst": gs.csst(40, 4, 4, window=2, drop=0.0),
-    "csst without selectivity": gs.csst(40, 4, 4, window=2, selectivity=0.0),
-    "csst iht": gs.csst(40, 4, 4, window=2, drop=0.0, mode="iht"),
-    "csst pooled": gs.csst(40, 4, 4, window=2, drop=0.0, share="pooled"),
+    "set": gs.SET(40, 4, drop_fraction=0.0),
+    "rigl": gs.RigL(40, 4, drop_fraction=0.0, step_optimizer=True),
+    "csst": gs.CSST(40, 4, 4, window=2, drop_fraction=0.0),
+    "csst without selectivity": gs.CSST(40, 4, 4, window=2, selectivity=0.0),
+    "csst iht": gs.CSST(40, 4, 4, window=2, drop_fraction=0.0, mode="iht"),
+    "csst pooled": gs.CSST(40, 4, 4, window=2, drop_fraction=0.0, allocate="pooled"),
 }
 
 
 @table(NO_CHANGE)
 def test_a_drop_of_nothing_is_static(case):
-    a, b = sparse_run(gs.static()), sparse_run(case)
+    a, b = sparse_run(gs.Static()), sparse_run(case)
     assert train(*a, FLAT.batches(20)) == train(*b, FLAT.batches(20))
     assert all(torch.equal(p, q) for p, q in zip(a[0].parameters(), b[0].parameters(), strict=True))
 
 
 def test_static_never_changes():
-    model, opt, rewirer = sparse_run(gs.static())
+    model, opt, rewirer = sparse_run(gs.Static())
     before = supports(model)
     train(model, opt, rewirer, FLAT.batches(10))
-    assert all(s.same(before[name]) for name, s in supports(model).items()) and rewirer.last is None and rewirer.sensing == {}
+    assert (
+        all(s.same(before[name]) for name, s in supports(model).items())
+        and rewirer.last is None
+        and rewirer.sensing == {}
+    )
 
 
-def random_scores(site: Site, dropped: Tensor, _change: Change, _limit: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """RigL's candidates, all units that do not stay, with random scores for gradients."""
-    zeros = site.s.outside(torch.arange(site.s.total - site.s.n))
-    ids = torch.cat([zeros, site.s.ids()[dropped]])
+def random_scores(
+    layer: LayerState, dropped: Tensor, _change: Update, _limit: int, rng: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """RigL's candidates, all blocks that do not stay, with random scores for gradients."""
+    zeros = layer.s.outside(torch.arange(layer.s.total - layer.s.n))
+    ids = torch.cat([zeros, layer.s.ids()[dropped]])
     return ids, torch.rand(ids.shape, generator=rng)
 
 
 def test_rigl_with_random_scores_is_set():
-    """The same units are dropped, exactly, and growth is uniform over all that do not stay: chi-square, 4 sigma, a fixed seed."""
+    """The same blocks are dropped, exactly, and growth is uniform over all that do not stay: chi-square, 4 sigma, a fixed seed."""
     s = gs.Support.random((6, 7), 20, rng=generator())
     w = torch.randn(20, generator=generator(1), dtype=torch.float64)
-    site = Site(s, w, None, s.ids()[:0], w[:0], 20, 20, 1.0, strongest=lambda k, ties: (s.ids()[:0], w[:0]))
-    change = Change(drop=0.3, reborn=True)
+    layer = LayerState(s, w, None, s.ids()[:0], w[:0], 20, 20, 1.0, strongest=lambda k, ties: (s.ids()[:0], w[:0]))
+    change = Update(drop_fraction=0.3, allow_regrow=True)
     stay = s.ids()[survivors(s, w.abs(), 6)]
     free = sorted(set(range(42)) - set(stay.tolist()))
     draws = 500
-    for topology in (gs.set_(200), replace(gs.rigl(200), grow=random_scores)):
+    for topology in (gs.SET(200), replace(gs.RigL(200), grow_score=random_scores)):
         rng, counts = generator(7), torch.zeros(42)
         for _ in range(draws):
-            (outcome,) = event(topology, change, [site], rng)
+            (outcome,) = event(topology, change, [layer], rng)
             assert (outcome.dropped, outcome.grown, outcome.support.n) == (6, 6, 20)
             kept = outcome.support.find(stay)
             assert (kept >= 0).all()
@@ -212,8 +270,8 @@ def test_rigl_with_random_scores_is_set():
 
 def test_set_draws_the_same_as_a_uniform_sample():
     s = gs.Support.random((6, 7), 20, rng=generator())
-    site = Site(s, torch.ones(20), None, s.ids()[:0], torch.empty(0), 20, 20, 1.0)
-    ids, scores = chance(site, torch.arange(3), Change(), 100, generator())
+    layer = LayerState(s, torch.ones(20), None, s.ids()[:0], torch.empty(0), 20, 20, 1.0)
+    ids, scores = grow_random(layer, torch.arange(3), Update(), 100, generator())
     assert ids.numel() == 42 - 17 and not scores.any()  # everything, the dropped too, if that many are asked for
 
 
@@ -243,13 +301,16 @@ class Dense:
 
     def move(self, gw: dict[str, Tensor], gb: dict[str, Tensor]) -> None:
         for name in self.names:
-            for p, v, g in ((self.w[name], self.v[name], gw[name] * self.mask[name]), (self.b[name], self.vb[name], gb[name])):
+            for p, v, g in (
+                (self.w[name], self.v[name], gw[name] * self.mask[name]),
+                (self.b[name], self.vb[name], gb[name]),
+            ):
                 d = g + self.wd * p
                 v.mul_(self.mu).add_(d)
                 p.sub_(self.lr * (d + self.mu * v))
 
     def rewire(self, name: str, dropped: list[int], grown: list[int]) -> None:
-        """Dropped and grown flat ids; a unit in both keeps value and momentum."""
+        """Dropped and grown flat ids; a block in both keeps value and momentum."""
         for ids, kept in ((dropped, False), (grown, True)):
             for i in ids:
                 self.mask[name].view(-1)[i] = kept
@@ -279,7 +340,16 @@ def largest(score: Tensor, ids: list[int], k: int) -> list[int]:
     return sorted(ids, key=lambda i: (-float(flat[i].abs()), i))[:k]
 
 
-def lockstep(topology: gs.Topology, steps: int, rule, *, density: float = 0.3, lr: float = 0.07, mu: float = 0.85, wd: float = 2e-3) -> int:
+def lockstep(
+    topology: gs.Topology,
+    steps: int,
+    rule,
+    *,
+    density: float = 0.3,
+    lr: float = 0.07,
+    mu: float = 0.85,
+    wd: float = 2e-3,
+) -> int:
     """Trains the library and the transcription side by side; ``rule(dense, t, gradients, rewirer)`` is the paper's. Returns its events."""
     model = gs.sparsify(mlp(), density, rng=generator(3))
     opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=mu, nesterov=True, weight_decay=wd)
@@ -333,7 +403,7 @@ def test_csst_as_its_pseudo_code(case):
         u = t + round(p["every"] * (p["last_every"] / p["every"]) ** (t / p["stop"]))
         return True
 
-    assert lockstep(gs.csst(**case), case["stop"] + 5, rule) >= 3
+    assert lockstep(gs.CSST(**case), case["stop"] + 5, rule) >= 3
 
 
 @pytest.mark.parametrize(("stop", "every", "drop"), [(60, 9, 0.5), (41, 5, 0.25)])
@@ -353,7 +423,7 @@ def test_rigl_as_its_paper(stop, every, drop):
             dense.rewire(name, dropped, largest(gw[name], eligible, k))
         return True
 
-    assert lockstep(gs.rigl(stop, every, drop), stop + 5, rule) >= 3
+    assert lockstep(gs.RigL(stop, every, drop), stop + 5, rule) >= 3
 
 
 def test_set_drops_as_its_paper():
@@ -370,11 +440,13 @@ def test_set_drops_as_its_paper():
             stay = set(dense.kept(name)) - set(dropped)
             now = set(layer.support.ids().tolist())
             assert stay <= now and len(now - stay) == k
-            reborn = set(dropped) & now  # SET starts them anew: but a unit that goes and comes at once is simply kept by the surgery
+            reborn = (
+                set(dropped) & now
+            )  # SET starts them anew: but a block that goes and comes at once is simply kept by the surgery
             dense.rewire(name, sorted(set(dropped) - reborn), sorted(now - stay - reborn))
         return True
 
-    assert lockstep(gs.set_(50, 6, 0.4), 55, rule) >= 3
+    assert lockstep(gs.SET(50, 6, 0.4), 55, rule) >= 3
 
 
 def test_gmp_as_its_paper():
@@ -396,7 +468,7 @@ def test_gmp_as_its_paper():
             dense.rewire(name, dense.smallest(name, len(dense.kept(name)) - target), [])
         return True
 
-    assert lockstep(gs.gmp(stop, final, 5), 50, rule, density=1.0) == 9
+    assert lockstep(gs.GMP(stop, 5, final_density=final), 50, rule, density=1.0) == 9
 
 
 def test_snfs_as_its_paper():
@@ -435,13 +507,15 @@ def test_snfs_as_its_paper():
         age = 0
         return True
 
-    assert lockstep(gs.snfs(stop, every, drop, decay=beta), 45, rule) >= 3
+    assert lockstep(gs.SNFS(stop, every, drop, decay=beta), 45, rule) >= 3
 
 
 # ---------------------------------------------------------------- iht
 
 
-def some_site(seed: int, n: int = 20, m: int = 12, levels: int | None = None, scale: float = 1.0, shape=(6, 7)) -> Site:
+def some_site(
+    seed: int, n: int = 20, m: int = 12, levels: int | None = None, scale: float = 1.0, shape=(6, 7)
+) -> LayerState:
     rng = generator(seed)
     s = gs.Support.random(shape, n, rng=rng)
     ids = s.sample_outside(m, rng)
@@ -449,22 +523,24 @@ def some_site(seed: int, n: int = 20, m: int = 12, levels: int | None = None, sc
         w, h = (torch.randint(1, levels, (k,), generator=rng).double() for k in (n, m))
     else:
         w, h = (torch.randn(k, generator=rng, dtype=torch.float64) for k in (n, m))
-    return Site(s, w, torch.randn(n, generator=rng, dtype=torch.float64), ids, scale * h, n, n, 0.5)
+    return LayerState(s, w, torch.randn(n, generator=rng, dtype=torch.float64), ids, scale * h, n, n, 0.5)
 
 
 @pytest.mark.parametrize("levels", [None, 4])
 def test_iht_is_the_projection_on_the_n_sparse_set(levels):
     """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the support's among equals (a loose cap)."""
-    topology, swaps = gs.csst(10, mode="iht", **EVERY), 0
+    topology, swaps = gs.CSST(10, mode="iht", **EVERY), 0
     for seed in range(60):
-        site = some_site(seed, levels=levels)
+        layer = some_site(seed, levels=levels)
         z = torch.zeros(42, dtype=torch.float64)
-        z[site.s.ids()], z[site.ids] = site.w, 0.5 * site.h
-        sensed = set(site.ids.tolist())
-        best = sorted([*site.s.ids().tolist(), *sensed], key=lambda i: (-float(z[i].abs()), i in sensed))[: site.s.n]
-        (outcome,) = event(topology, Change(drop=1.0), [site], generator(seed))
+        z[layer.s.ids()], z[layer.ids] = layer.w, 0.5 * layer.h
+        sensed = set(layer.ids.tolist())
+        best = sorted([*layer.s.ids().tolist(), *sensed], key=lambda i: (-float(z[i].abs()), i in sensed))[: layer.s.n]
+        (outcome,) = event(topology, Update(drop_fraction=1.0), [layer], generator(seed))
         kept = outcome.support.ids()
-        assert torch.equal(z[kept].abs().sort()[0], z[best].abs().sort()[0]) and outcome.grown == len(sensed & set(best))
+        assert torch.equal(z[kept].abs().sort()[0], z[best].abs().sort()[0]) and outcome.grown == len(
+            sensed & set(best)
+        )
         assert levels or kept.tolist() == sorted(best)
         swaps += outcome.grown
     assert swaps > 60
@@ -473,61 +549,75 @@ def test_iht_is_the_projection_on_the_n_sparse_set(levels):
 def test_iht_swaps_at_most_the_cap():
     """Where the cap binds, iht is prune-and-grow."""
     for seed in range(20):
-        site = some_site(seed, scale=100.0)
-        results = [event(gs.csst(10, mode=mode, **EVERY), Change(drop=0.2), [site], generator())[0] for mode in ("iht", "prune_grow")]
+        layer = some_site(seed, scale=100.0)
+        results = [
+            event(gs.CSST(10, mode=mode, **EVERY), Update(drop_fraction=0.2), [layer], generator())[0]
+            for mode in ("iht", "prune_grow")
+        ]
         assert results[0].grown == 4 and results[0].support.same(results[1].support)
 
 
 def test_iht_looks_ahead_to_the_next_event():
     """eta = lr / (1 - momentum) * interval, from the layer's own parameter group."""
-    model, opt, _ = sparse_run(gs.static())
+    model, opt, _ = sparse_run(gs.Static())
     opt.param_groups[0].update(lr=0.25, momentum=0.5)
     seen = []
-    topology = gs.csst(20, 4, 8, window=2, mode="iht", drop=0.5)
+    topology = gs.CSST(20, 4, 8, window=2, mode="iht", drop_fraction=0.5)
     topology = replace(
-        topology, amount=lambda sites, change: seen.append((change.interval, {s.lookahead for s in sites})) or [0] * len(sites)
+        topology,
+        n_exchange=lambda layers, change: (
+            seen.append((change.interval, {s.lookahead for s in layers})) or [0] * len(layers)
+        ),
     )
     train(model, opt, gs.Rewirer(model, opt, topology), FLAT.batches(20))
-    assert seen[0] == (4, {2.0}) and all(lookaheads == {0.5 * interval} for interval, lookaheads in seen) and len(seen) >= 3
+    assert (
+        seen[0] == (4, {2.0})
+        and all(lookaheads == {0.5 * interval} for interval, lookaheads in seen)
+        and len(seen) >= 3
+    )
 
 
 # ---------------------------------------------------------------- pooled
 
 
 def test_pooled_ranks_all_layers_by_gradient_over_rms():
-    topology = gs.csst(10, share="pooled", **EVERY)
+    topology = gs.CSST(10, allocate="pooled", **EVERY)
     moved = 0
     for seed in range(30):
-        sites = [some_site(seed, 20, 12), some_site(seed + 100, 12, 20, scale=1.3), some_site(seed + 200, 30, 9, scale=0.7)]
-        outcomes = event(topology, Change(drop=0.3), sites, None)
-        drops = [int(0.3 * s.s.n) for s in sites]
+        layers = [
+            some_site(seed, 20, 12),
+            some_site(seed + 100, 12, 20, scale=1.3),
+            some_site(seed + 200, 30, 9, scale=0.7),
+        ]
+        outcomes = event(topology, Update(drop_fraction=0.3), layers, None)
+        drops = [int(0.3 * s.s.n) for s in layers]
         assert [o.dropped for o in outcomes] == drops
         ranked = []
-        for layer, site in enumerate(sites):
-            rms = float(site.g.square().mean().sqrt())
-            ranked += [(-abs(float(h)) / rms, layer, int(i)) for i, h in zip(site.ids, site.h, strict=True)]
+        for layer, layer in enumerate(layers):
+            rms = float(layer.g.square().mean().sqrt())
+            ranked += [(-abs(float(h)) / rms, layer, int(i)) for i, h in zip(layer.ids, layer.h, strict=True)]
         winners = sorted(ranked)[: sum(drops)]
-        for layer, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
+        for layer, (layer, outcome) in enumerate(zip(layers, outcomes, strict=True)):
             grown = {i for _, owner, i in winners if owner == layer}
-            assert set(outcome.support.ids().tolist()) - set(site.s.ids().tolist()) == grown
+            assert set(outcome.support.ids().tolist()) - set(layer.s.ids().tolist()) == grown
             moved += len(grown) != drops[layer]
-        assert sum(o.support.n for o in outcomes) == sum(s.s.n for s in sites)
+        assert sum(o.support.n for o in outcomes) == sum(s.s.n for s in layers)
     assert moved > 20
 
 
 def test_pooled_respects_floors():
-    """One unit per output unit and a fifth of the start: a layer with worthless candidates shrinks to that and no further."""
+    """One block per output unit and a fifth of the start: a layer with worthless candidates shrinks to that and no further."""
     shape = (10, 20)
     s, w = gs.Support.random(shape, 60, rng=generator()), torch.rand(60, generator=generator())
-    poor = Site(s, w, torch.ones(60), s.sample_outside(80, generator()), torch.zeros(80), 60, 60, 1.0)
+    poor = LayerState(s, w, torch.ones(60), s.sample_outside(80, generator()), torch.zeros(80), 60, 60, 1.0)
     rich = poor._replace(h=torch.ones(80))
     for _ in range(20):
-        first, second = event(gs.csst(10, share="pooled", **EVERY), Change(drop=0.5), [poor, rich], None)
+        first, second = event(gs.CSST(10, allocate="pooled", **EVERY), Update(drop_fraction=0.5), [poor, rich], None)
         sizes = first.support.n, second.support.n
         assert sum(sizes) == poor.s.n + rich.s.n
         poor, rich = (
-            site._replace(s=new, w=torch.rand(new.n), g=torch.ones(new.n), ids=new.sample_outside(80, generator()))
-            for site, new in ((poor, first.support), (rich, second.support))
+            layer._replace(s=new, w=torch.rand(new.n), g=torch.ones(new.n), ids=new.sample_outside(80, generator()))
+            for layer, new in ((poor, first.support), (rich, second.support))
         )
     assert sizes == (12, 108)  # a fifth of 60
 
@@ -538,30 +628,42 @@ def test_pooled_with_a_full_layer():
     model = nn.Sequential(first, nn.Tanh(), second)
     for reborn in (False, True):
         opt = torch.optim.SGD(model.parameters(), 0.1)
-        rewirer = gs.Rewirer(model, opt, gs.csst(40, 4, 4, window=2, fraction=0.5, drop=0.3, share="pooled", reborn=reborn))
+        rewirer = gs.Rewirer(
+            model,
+            opt,
+            gs.CSST(40, 4, 4, window=2, fraction=0.5, drop_fraction=0.3, allocate="pooled", allow_regrow=reborn),
+        )
         train(model, opt, rewirer, [(x.float(), y) for x, y in FLAT.batches(9)])
         assert rewirer.t == 9 and second.support.density == 1.0 and not (first.support.same(gs.Support.full((11, 13))))
 
 
 def test_pooled_moves_weights_between_layers():
-    model, opt, rewirer = sparse_run(gs.csst(60, 5, 5, window=2, fraction=0.5, drop=0.4, share="pooled"), budget="pooled")
+    model, opt, rewirer = sparse_run(
+        gs.CSST(60, 5, 5, window=2, fraction=0.5, drop_fraction=0.4, allocate="pooled"), budget="pooled"
+    )
     before = {name: s.n for name, s in supports(model).items()}
     train(model, opt, rewirer, FLAT.batches(60))
     after = {name: s.n for name, s in supports(model).items()}
     assert sum(before.values()) == sum(after.values()) and before != after
-    assert all(after[name] >= max(layer.support.grid[0], before[name] / 5) for name, layer in gs.sparse_layers(model).items())
+    assert all(
+        after[name] >= max(layer.support.grid[0], before[name] / 5) for name, layer in gs.sparse_layers(model).items()
+    )
 
 
 # ---------------------------------------------------------------- sizes
 
 
 def test_merging_holds_more_between_events_and_ends_at_its_size():
-    model, opt, rewirer = sparse_run(gs.csst(40, 5, 5, window=2, fraction=0.5, drop=0.3, selectivity=1.0, mode="merge"))
+    model, opt, rewirer = sparse_run(
+        gs.CSST(40, 5, 5, window=2, fraction=0.5, drop_fraction=0.3, selectivity=1.0, mode="merge")
+    )
     start, sizes = {name: s.n for name, s in supports(model).items()}, []
     for batch in FLAT.batches(45):
         train(model, opt, rewirer, [batch])
         sizes.append({name: s.n for name, s in supports(model).items()})
-    assert all(sizes[5][name] == start[name] + int(0.3 / 2 * (1 + math.cos(math.pi * 5 / 40)) * start[name]) for name in start)
+    assert all(
+        sizes[5][name] == start[name] + int(0.3 / 2 * (1 + math.cos(math.pi * 5 / 40)) * start[name]) for name in start
+    )
     assert all(size[name] >= start[name] for size in sizes for name in start) and sizes[39] == sizes[-1] == start
 
 
@@ -575,17 +677,19 @@ def test_sizes_follow_the_cubic_to_the_final_budget(name):
         now = {n: s.n for n, s in supports(model).items()}
         assert all(now[n] <= last[n] for n in now)
         last = now
-    assert last == rewirer.final and sum(last.values()) == round(topology.final * (13 * 17 + 17 * 11 + 11 * 5))
+    assert last == rewirer.final and sum(last.values()) == round(topology.final_density * (13 * 17 + 17 * 11 + 11 * 5))
 
 
 def test_selectivity_bounds_the_growers():
-    """A2: at most selectivity * |Omega| units are exchanged, here far fewer than 0.5 n."""
-    model, opt, rewirer = sparse_run(gs.csst(400, 5, 5, window=1, fraction=0.1, selectivity=0.1), density=0.3)
+    """A2: at most selectivity * |Omega| blocks are exchanged, here far fewer than 0.5 n."""
+    model, opt, rewirer = sparse_run(gs.CSST(400, 5, 5, window=1, fraction=0.1, selectivity=0.1), density=0.3)
     for batch in FLAT.batches(10):
         sensed = dict(rewirer.sensing)
         train(model, opt, rewirer, [batch])
         if rewirer.last:
-            assert rewirer.last.sensed == sensed and all(rewirer.last.grown[name] <= 0.1 * sensed[name] for name in sensed)
+            assert rewirer.last.sensed == sensed and all(
+                rewirer.last.grown[name] <= 0.1 * sensed[name] for name in sensed
+            )
             assert sum(rewirer.last.grown.values()) > 0
 
 
@@ -597,41 +701,59 @@ def test_an_outcome_counts():
 # ---------------------------------------------------------------- refusals
 
 REFUSALS = {
-    "csst window": (lambda: gs.csst(100, every=10, window=11), "window of 11 steps does not fit between events 10 steps apart"),
-    "csst window at the end": (lambda: gs.csst(100, every=20, last_every=5, window=8), "does not fit between events 5 steps apart"),
-    "csst no window": (lambda: gs.csst(100, window=0), "window must be at least 1"),
-    "csst fraction": (lambda: gs.csst(100, fraction=0.0), r"in \(0, 1\]"),
-    "csst too large a fraction": (lambda: gs.csst(100, fraction=10), r"in \(0, 1\]"),
-    "csst window in halves": (lambda: gs.csst(100, window=2.5), "a whole number"),
-    "csst fan-in": (lambda: gs.csst(100, min_fan_in=-1), "min_fan_in must be at least 0"),
-    "csst final": (lambda: gs.csst(100, final=2), "density is the share"),
-    "snfs decay of one": (lambda: gs.snfs(100, 10, decay=1.0), r"lies in \[0, 1\)"),
-    "a function for a topology": (lambda: sparse_run(gs.csst), "topology must be a Topology"),
-    "csst count": (lambda: gs.csst(100, count=0), "count must be at least 1"),
-    "csst drop": (lambda: gs.csst(100, drop=1.5), "drop is a share"),
-    "csst selectivity": (lambda: gs.csst(200, selectivity=-1.0), "selectivity is a share"),
-    "csst decay": (lambda: gs.csst(100, decay=1.0), r"lies in \[0, 1\)"),
-    "csst mode": (lambda: gs.csst(100, mode="merg"), "did you mean 'merge'"),
-    "csst share": (lambda: gs.csst(100, share="pool"), "did you mean 'pooled'"),
-    "csst candidates": (lambda: gs.csst(100, candidates="flows"), "did you mean 'flow'"),
-    "csst pooled and shrinking": (lambda: gs.csst(100, share="pooled", final=0.1), "neither a size schedule"),
-    "csst stop": (lambda: gs.csst(0), "stop counts optimizer steps"),
-    "rigl drop": (lambda: gs.rigl(100, drop=-0.1), "drop is a share"),
-    "rigl every": (lambda: gs.rigl(100, every=0), "every counts optimizer steps"),
-    "set drop": (lambda: gs.set_(100, drop=30), "drop is a share"),
-    "snfs drop": (lambda: gs.snfs(100, 10, drop=2), "drop is a share"),
-    "snfs decay": (lambda: gs.snfs(100, 10, decay=-1.0), r"lies in \[0, 1\)"),
-    "gmp final": (lambda: gs.gmp(100, 0.0), "share of weights"),
-    "gmp budget": (lambda: sparse_run(gs.gmp(100, 0.1, budget="erl")), "did you mean 'er"),
-    "gmp budget of an unknown layer": (lambda: sparse_run(gs.gmp(100, 0.1, budget={"1": 0.1})), "names a layer that is not among"),
-    "gmp that would have to grow": (lambda: sparse_run(gs.gmp(100, 0.29), budget="pooled"), "(?s)only prunes.*4: 17 units now"),
-    "fan-in that is not there": (lambda: sparse_run(gs.csst(200, min_fan_in=9)), "asks that every output unit keeps 9"),
-    "fan-in that will not be there": (lambda: sparse_run(gs.gmp(100, 0.02, min_fan_in=1), density=1.0), "they must have them"),
+    "csst window": (
+        lambda: gs.CSST(100, every=10, window=11),
+        "window of 11 steps does not fit between events 10 steps apart",
+    ),
+    "csst window at the end": (
+        lambda: gs.CSST(100, every=20, last_every=5, window=8),
+        "does not fit between events 5 steps apart",
+    ),
+    "csst no window": (lambda: gs.CSST(100, window=0), "window must be at least 1"),
+    "csst fraction": (lambda: gs.CSST(100, fraction=0.0), r"in \(0, 1\]"),
+    "csst too large a fraction": (lambda: gs.CSST(100, fraction=10), r"in \(0, 1\]"),
+    "csst window in halves": (lambda: gs.CSST(100, window=2.5), "a whole number"),
+    "csst fan-in": (lambda: gs.CSST(100, min_fan_in=-1), "min_fan_in must be at least 0"),
+    "csst final": (lambda: gs.CSST(100, final_density=2), "density is the share"),
+    "snfs decay of one": (lambda: gs.SNFS(100, 10, decay=1.0), r"lies in \[0, 1\)"),
+    "a function for a topology": (lambda: sparse_run(gs.CSST), "topology must be a Topology"),
+    "csst count": (lambda: gs.CSST(100, count=0), "count must be at least 1"),
+    "csst drop": (lambda: gs.CSST(100, drop_fraction=1.5), "drop_fraction is a fraction"),
+    "csst selectivity": (lambda: gs.CSST(200, selectivity=-1.0), "selectivity is a share"),
+    "csst decay": (lambda: gs.CSST(100, decay=1.0), r"lies in \[0, 1\)"),
+    "csst mode": (lambda: gs.CSST(100, mode="merg"), "did you mean 'merge'"),
+    "csst share": (lambda: gs.CSST(100, allocate="pool"), "did you mean 'pooled'"),
+    "csst candidates": (lambda: gs.CSST(100, candidates="flows"), "did you mean 'flow'"),
+    "csst pooled and shrinking": (
+        lambda: gs.CSST(100, allocate="pooled", final_density=0.1),
+        "neither a size schedule",
+    ),
+    "csst stop": (lambda: gs.CSST(0), "stop counts optimizer steps"),
+    "rigl drop": (lambda: gs.RigL(100, drop_fraction=-0.1), "drop_fraction is a fraction"),
+    "rigl every": (lambda: gs.RigL(100, every=0), "every counts optimizer steps"),
+    "set drop": (lambda: gs.SET(100, drop_fraction=30), "drop_fraction is a fraction"),
+    "snfs drop": (lambda: gs.SNFS(100, 10, drop_fraction=2), "drop_fraction is a fraction"),
+    "snfs decay": (lambda: gs.SNFS(100, 10, decay=-1.0), r"lies in \[0, 1\)"),
+    "gmp final": (lambda: gs.GMP(100, final_density=0.0), "share of weights"),
+    "gmp budget": (lambda: sparse_run(gs.GMP(100, final_density=0.1, budget="erl")), "did you mean 'er"),
+    "gmp budget of an unknown layer": (
+        lambda: sparse_run(gs.GMP(100, final_density=0.1, budget={"1": 0.1})),
+        "names a layer that is not among",
+    ),
+    "gmp that would have to grow": (
+        lambda: sparse_run(gs.GMP(100, final_density=0.29), budget="pooled"),
+        "(?s)only prunes.*4: 17 blocks now",
+    ),
+    "fan-in that is not there": (lambda: sparse_run(gs.CSST(200, min_fan_in=9)), "asks that every output unit keeps 9"),
+    "fan-in that will not be there": (
+        lambda: sparse_run(gs.GMP(100, final_density=0.02, min_fan_in=1), density=1.0),
+        "they must have them",
+    ),
 }
 
 
 @table(REFUSALS)
 def test_bad_settings_are_refused(case):
     call, reason = case
-    with pytest.raises(gs.Unfit, match=reason):
+    with pytest.raises(gs.UsageError, match=reason):
         call()

@@ -33,8 +33,8 @@ from cases import (
 )
 from gossamer.layouts import gather
 from gossamer.products.sense import reference as csr_sense
+from gossamer.training.loop import Step, fit
 from gossamer.training.rewirer import Diverged, Event, Rewirer
-from gossamer.train import Step, fit
 
 
 def run(topology, *, layout="csr", optimizer="nesterov", density=0.3, make=mlp, dtype=torch.float64, seed=0, **options):
@@ -66,11 +66,13 @@ def test_density_one_masked_is_plain_torch_bit_for_bit(make, data, dtype):
     """SGD with Nesterov momentum and weight decay, a topology at work: it has nothing to change."""
     plain = without_bias(make, dtype)
     opt = OPTIMIZERS["nesterov"](plain.parameters())
-    twin = gs.sparsify(without_bias(make, dtype), 1.0, layout="masked", init="keep")
-    twin_opt = OPTIMIZERS["nesterov"](twin.parameters())
-    rewirer = Rewirer(twin, twin_opt, gs.csst(20, 4, 4, window=2))
-    assert train(plain, opt, None, data.batches(15, dtype)) == train(twin, twin_opt, rewirer, data.batches(15, dtype))
-    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), twin.parameters(), strict=True))
+    counterpart = gs.sparsify(without_bias(make, dtype), 1.0, layout="masked", init="keep")
+    twin_opt = OPTIMIZERS["nesterov"](counterpart.parameters())
+    rewirer = Rewirer(counterpart, twin_opt, gs.CSST(20, 4, 4, window=2))
+    assert train(plain, opt, None, data.batches(15, dtype)) == train(
+        counterpart, twin_opt, rewirer, data.batches(15, dtype)
+    )
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), counterpart.parameters(), strict=True))
 
 
 @MODELS
@@ -79,8 +81,10 @@ def test_density_one_masked_is_plain_torch_bit_for_bit(make, data, dtype):
 def test_density_one_is_plain_torch_to_rounding(make, data, layout, optimizer):
     plain = make()
     opt = OPTIMIZERS[optimizer](plain.parameters())
-    twin = run(gs.csst(20, 4, 4, window=2), optimizer=optimizer, layout=layout, density=1.0, make=make, init="keep")
-    losses = train(plain, opt, None, data.batches(15)), train(*twin, data.batches(15))
+    counterpart = run(
+        gs.CSST(20, 4, 4, window=2), optimizer=optimizer, layout=layout, density=1.0, make=make, init="keep"
+    )
+    losses = train(plain, opt, None, data.batches(15)), train(*counterpart, data.batches(15))
     assert losses[0] == pytest.approx(losses[1], rel=1e-8)
 
 
@@ -112,7 +116,7 @@ def test_masked_and_csr_give_the_same_losses_and_supports(name, optimizer):
 
 @pytest.mark.parametrize("name", ["rigl", "csst", "gmp"])
 def test_the_same_for_convolutions_and_tiles(name):
-    for options in ({}, {"unit": (2, 3)}):
+    for options in ({}, {"block": (2, 3)}):
         runs = [run(EVERY_FOUR[name], layout=layout, make=convnet, **options) for layout in LAYOUT_NAMES]
         losses = [train(*parts, IMAGES.batches(25)) for parts in runs]
         assert losses[0] == pytest.approx(losses[1], rel=1e-7) and same_supports(runs[0][0], runs[1][0])
@@ -130,30 +134,34 @@ def test_a_model_may_mix_layouts():
 
 SENSED = {
     "linear": (mlp, FLAT, {}),
-    "linear tiles": (mlp, FLAT, {"unit": (2, 3)}),
+    "linear tiles": (mlp, FLAT, {"block": (2, 3)}),
     "convolutions": (convnet, IMAGES, {}),
-    "convolution tiles": (convnet, IMAGES, {"unit": (2, 4)}),
+    "convolution tiles": (convnet, IMAGES, {"block": (2, 4)}),
 }
 
 
 @table(SENSED)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_the_sensed_gradient_is_the_dense_gradient_at_omega(case, layout):
-    """Over a window: the bias-corrected moving average of what the dense twin's weight gradient is there."""
+    """Over a window: the bias-corrected moving average of what the dense counterpart's weight gradient is there."""
     make, data, options = case
-    model, opt, rewirer = run(gs.csst(9, 5, 5, window=3, fraction=0.4, drop=0.0, decay=0.8), layout=layout, make=make, **options)
+    model, opt, rewirer = run(
+        gs.CSST(9, 5, 5, window=3, fraction=0.4, drop_fraction=0.0, decay=0.8), layout=layout, make=make, **options
+    )
     mean: dict[str, torch.Tensor] = {}
     for t, (x, y) in enumerate(data.batches(4), 1):
         if t >= 3:
-            twin = gs.densify(copy.deepcopy(model))
-            twin.zero_grad()
-            F.cross_entropy(twin(x), y).backward()
+            counterpart = gs.densify(copy.deepcopy(model))
+            counterpart.zero_grad()
+            F.cross_entropy(counterpart(x), y).backward()
             for name, layer in gs.sparse_layers(model).items():
                 zeros = layer.support.total - layer.support.n
                 ids = rewirer.state_dict()["probes"][name]["ids"]
-                assert ids.numel() == round(0.4 * zeros) == rewirer.sensing[name] and (layer.support.find(ids) == -1).all()
-                omega = gs.Support.from_ids(ids, layer.support.shape, layer.unit)
-                now = gather(twin.get_submodule(name).weight.grad.reshape(layer.support.shape), omega)
+                assert (
+                    ids.numel() == round(0.4 * zeros) == rewirer.sensing[name] and (layer.support.find(ids) == -1).all()
+                )
+                omega = gs.Support.from_ids(ids, layer.support.shape, layer.block)
+                now = gather(counterpart.get_submodule(name).weight.grad.reshape(layer.support.shape), omega)
                 mean[name] = 0.8 * mean.get(name, 0) + 0.2 * now
         train(model, opt, rewirer, [(x, y)])
     for name, probe in rewirer.state_dict()["probes"].items():
@@ -161,9 +169,9 @@ def test_the_sensed_gradient_is_the_dense_gradient_at_omega(case, layout):
 
 
 def test_sensing_is_told_per_step():
-    """Events at 4, 9, 14, windows of 3: what the step in progress senses; the step that measures the flow senses no unit."""
+    """Events at 4, 9, 14, windows of 3: what the step in progress senses; the step that measures the flow senses no block."""
     for candidates in ("uniform", "flow"):
-        model, opt, rewirer = run(gs.csst(23, 4, 8, window=3, count=5, candidates=candidates))
+        model, opt, rewirer = run(gs.CSST(23, 4, 8, window=3, count=5, candidates=candidates))
         told = []
         for batch in FLAT.batches(12):
             told.append(next(iter(rewirer.sensing.values()), None))
@@ -181,15 +189,19 @@ def test_sensing_buffers_are_freed_after_the_event(case):
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_growing_does_not_change_the_output(layout):
-    """The first event of a merging run only grows: the outputs are those of a twin that made the same step without the event."""
-    model, opt, rewirer = run(gs.csst(40, 4, 4, window=2, fraction=0.5, drop=0.5, mode="merge"), layout=layout)
+    """The first event of a merging run only grows: the outputs are those of a counterpart that made the same step without the event."""
+    model, opt, rewirer = run(gs.CSST(40, 4, 4, window=2, fraction=0.5, drop_fraction=0.5, mode="merge"), layout=layout)
     train(model, opt, rewirer, FLAT.batches(3))
-    twin, twin_opt = copy.deepcopy((model, opt))
-    train(twin, twin_opt, None, [FLAT.batch(3)])
+    counterpart, twin_opt = copy.deepcopy((model, opt))
+    train(counterpart, twin_opt, None, [FLAT.batch(3)])
     train(model, opt, rewirer, [FLAT.batch(3)])
     assert sum(rewirer.last.grown.values()) > 20 and sum(rewirer.last.dropped.values()) == 0
     x = FLAT.batch(9)[0]
-    assert torch.equal(model(x), twin(x)) if layout == "masked" else torch.allclose(model(x), twin(x), rtol=1e-12)
+    assert (
+        torch.equal(model(x), counterpart(x))
+        if layout == "masked"
+        else torch.allclose(model(x), counterpart(x), rtol=1e-12)
+    )
 
 
 # ---------------------------------------------------------------- accumulation, scaling, autocast, clipping, schedules
@@ -228,8 +240,8 @@ def test_a_grad_scaler_changes_nothing(name, unscale):
 
 
 def test_a_scaler_on_an_event_that_does_not_move():
-    """SET with move=False senses nothing and makes no step: the scaler still gets its check."""
-    model, opt, rewirer = run(gs.set_(20, 4, move=False))
+    """SET with step_optimizer=False senses nothing and makes no step: the scaler still gets its check."""
+    model, opt, rewirer = run(gs.SET(20, 4, step_optimizer=False))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for x, y in FLAT.batches(9):
         scaler.scale(F.cross_entropy(model(x), y)).backward()
@@ -255,14 +267,23 @@ def test_a_step_that_overflows_measures_nothing(name):
         if t in overflows and rewirer.last is None:
             assert all(torch.equal(before[key], now) for key, now in model.state_dict().items())
         events += [(t, sum(rewirer.last.grown.values()))] if rewirer.last else []
-    assert sum(s.n for s in supports(model).values()) == n and rewirer.t == 20 and scaler.get_scale() == 1024 / 2 ** len(overflows)
+    assert (
+        sum(s.n for s in supports(model).values()) == n
+        and rewirer.t == 20
+        and scaler.get_scale() == 1024 / 2 ** len(overflows)
+    )
     assert all(p.isfinite().all() for p in model.parameters()) and sum(grown for _, grown in events) > 0
     if name == "rigl":  # one step decides there: events on steps that overflowed exchange nothing
-        assert [grown > 0 for t, grown in events[:4]] == [False, True, False, True] and [t for t, _ in events[:4]] == [4, 8, 12, 16]
+        assert [grown > 0 for t, grown in events[:4]] == [False, True, False, True] and [t for t, _ in events[:4]] == [
+            4,
+            8,
+            12,
+            16,
+        ]
 
 
 def test_autocast_keeps_values_in_float32():
-    model, opt, rewirer = run(gs.csst(20, 4, 4, window=2, fraction=0.5, drop=0.3), dtype=torch.float32)
+    model, opt, rewirer = run(gs.CSST(20, 4, 4, window=2, fraction=0.5, drop_fraction=0.3), dtype=torch.float32)
     outputs = []
     model.register_forward_hook(lambda _m, _x, y: outputs.append(y.dtype))
     fit(model, FLAT.batches(10, torch.float32), opt, rewirer=rewirer, autocast=torch.bfloat16)
@@ -272,10 +293,19 @@ def test_autocast_keeps_values_in_float32():
 
 def test_fit_is_the_plain_loop():
     """Clipping, scheduler, accumulation and reports as a user would write them."""
-    mine, theirs = (run(gs.csst(20, 4, 4, window=2, fraction=0.5, drop=0.3)) for _ in range(2))
+    mine, theirs = (run(gs.CSST(20, 4, 4, window=2, fraction=0.5, drop_fraction=0.3)) for _ in range(2))
     schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(opt, 12) for _, opt, _ in (mine, theirs)]
     seen: list[Step] = []
-    fit(mine[0], FLAT.batches(24), mine[1], rewirer=mine[2], scheduler=schedulers[0], clip=0.5, accumulate=2, on_step=seen.append)
+    fit(
+        mine[0],
+        FLAT.batches(24),
+        mine[1],
+        rewirer=mine[2],
+        scheduler=schedulers[0],
+        clip=0.5,
+        accumulate=2,
+        on_step=seen.append,
+    )
     model, opt, rewirer = theirs
     pairs = FLAT.batches(24)
     for (x1, y1), (x2, y2) in zip(pairs[::2], pairs[1::2], strict=True):
@@ -315,7 +345,7 @@ def test_the_loss_may_be_any():
 
 
 def test_values_stay_in_place_all_through_training():
-    model, opt, rewirer = run(gs.csst(80, 4, 8, window=2, fraction=0.5, drop=0.3))
+    model, opt, rewirer = run(gs.CSST(80, 4, 8, window=2, fraction=0.5, drop_fraction=0.3))
     layers = gs.sparse_layers(model)
     places = {name: (id(layer.values), layer.values.data_ptr()) for name, layer in layers.items()}
     train(model, opt, rewirer, FLAT.batches(60))
@@ -324,7 +354,7 @@ def test_values_stay_in_place_all_through_training():
 
 def test_a_graph_that_is_still_alive_does_not_stop_an_event():
     """A loop that keeps its last loss, while the number of weights changes."""
-    model, opt, rewirer = run(gs.gmp(20, 0.1, 2), density=0.6, budget="pooled")
+    model, opt, rewirer = run(gs.GMP(20, 2, final_density=0.1), density=0.6, budget="pooled")
     kept = []
     for x, y in FLAT.batches(20):
         opt.zero_grad()
@@ -338,7 +368,7 @@ def test_frozen_layers_are_left_alone():
     model = gs.sparsify(mlp(), 0.3, rng=generator(3))
     model[0].values.requires_grad_(False)
     opt = OPTIMIZERS["nesterov"](p for p in model.parameters() if p.requires_grad)
-    rewirer = Rewirer(model, opt, gs.csst(20, 4, 4, window=2, fraction=0.5, drop=0.3))
+    rewirer = Rewirer(model, opt, gs.CSST(20, 4, 4, window=2, fraction=0.5, drop_fraction=0.3))
     before = copy.deepcopy(model[0].state_dict())
     train(model, opt, rewirer, FLAT.batches(9))
     after = model[0].state_dict()
@@ -381,7 +411,7 @@ def test_torchs_seed_decides_unless_a_generator_is_given():
         model = gs.sparsify(mlp(), 0.3, rng=generator(3))
         opt = OPTIMIZERS["nesterov"](model.parameters())
         state = torch.get_rng_state()
-        train(model, opt, Rewirer(model, opt, gs.set_(20, 4), rng=rng), FLAT.batches(9))
+        train(model, opt, Rewirer(model, opt, gs.SET(20, 4), rng=rng), FLAT.batches(9))
         assert torch.equal(state, torch.get_rng_state())  # never advanced
         ends.append(model)
     assert same_supports(ends[0], ends[1]) and not same_supports(ends[1], ends[2]) and same_supports(ends[3], ends[4])
@@ -392,23 +422,25 @@ def test_torchs_seed_decides_unless_a_generator_is_given():
 
 def test_a_model_without_sparse_layers_is_refused():
     model = mlp()
-    with pytest.raises(gs.Unfit, match="no sparse layer"):
-        Rewirer(model, torch.optim.SGD(model.parameters(), 0.1), gs.static())
+    with pytest.raises(gs.UsageError, match="no sparse layer"):
+        Rewirer(model, torch.optim.SGD(model.parameters(), 0.1), gs.Static())
 
 
 def test_an_optimizer_made_before_sparsify_is_refused():
     model = mlp()
     opt = torch.optim.SGD(model.parameters(), 0.1)
     gs.sparsify(model, 0.3)
-    with pytest.raises(gs.Unfit, match=r"(?s)does not hold all sparse values.*0\.values.*make the optimizer after sparsify"):
-        Rewirer(model, opt, gs.static())
+    with pytest.raises(
+        gs.UsageError, match=r"(?s)does not hold all sparse values.*0\.values.*make the optimizer after sparsify"
+    ):
+        Rewirer(model, opt, gs.Static())
 
 
 def test_a_closure_is_refused_where_there_is_no_single_gradient():
     """LBFGS works on plain steps, also with a rewirer; on steps that sense or rewire it is refused before anything happens."""
     model = gs.sparsify(mlp(), 0.3, rng=generator(3))
     opt = torch.optim.LBFGS(model.parameters(), max_iter=3)
-    rewirer = Rewirer(model, opt, gs.csst(20, 4, 4, window=2, candidates="uniform"))
+    rewirer = Rewirer(model, opt, gs.CSST(20, 4, 4, window=2, candidates="uniform"))
     x, y = FLAT.batch(0)
 
     def closure():
@@ -420,7 +452,7 @@ def test_a_closure_is_refused_where_there_is_no_single_gradient():
     first = float(rewirer.step(closure).detach())
     assert float(rewirer.step(closure).detach()) < first
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(gs.Unfit, match="no single gradient"):
+    with pytest.raises(gs.UsageError, match="no single gradient"):
         rewirer.step(closure)
     assert rewirer.t == 2 and all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
 
@@ -462,14 +494,16 @@ def test_a_state_of_another_topology_or_other_layers_is_refused():
     state = run(EVERY_FOUR["csst"])[2].state_dict()
     for other in (run(EVERY_FOUR["rigl"])[2], run(EVERY_FOUR["csst"], exclude="2")[2]):
         before = copy.deepcopy(other.state_dict())
-        with pytest.raises(gs.Unfit, match="does not belong to topology"):
+        with pytest.raises(gs.UsageError, match="does not belong to topology"):
             other.load_state_dict(state)
         assert other.state_dict()["t"] == before["t"]
 
 
 def test_a_topology_by_hand():
     """The record is open: a rule of one's own for who goes (here the oldest ids) under RigL's schedule."""
-    topology = replace(EVERY_FOUR["rigl"], name="by id", drop=lambda site: torch.arange(site.s.n, dtype=torch.float64))
+    topology = replace(
+        EVERY_FOUR["rigl"], name="by id", drop_score=lambda layer: torch.arange(layer.s.n, dtype=torch.float64)
+    )
     model, opt, rewirer = run(topology)
     first = {name: s.ids() for name, s in supports(model).items()}
     train(model, opt, rewirer, FLAT.batches(4))
@@ -516,7 +550,7 @@ def trained_layer(width: int, n: int, topology: gs.Topology) -> tuple[gs.SparseL
 @pytest.mark.parametrize("mode", ["prune_grow", "iht", "merge"])
 def test_nothing_has_the_dense_size(mode):
     """2^16 x 2^16 with 20 000 weights (dense: 16 GiB, its mask 4 GiB) goes through a CSST event in 512 MiB."""
-    topology = gs.csst(9, 3, 3, window=2, count=20_000, drop=0.3, mode=mode)
+    topology = gs.CSST(9, 3, 3, window=2, count=20_000, drop_fraction=0.3, mode=mode)
     trained_layer(64, 200, topology)  # what torch loads once is not counted
     with at_most(512):
         layer, rewirer = trained_layer(2**16, 20_000, topology)
@@ -524,10 +558,10 @@ def test_nothing_has_the_dense_size(mode):
 
 
 SMALLER = {
-    "rigl": gs.rigl(9, 3),
-    "set": gs.set_(9, 3),
-    "gmp": gs.gmp(9, 1e-5, 3),
-    "csst": gs.csst(9, 3, 3, window=2, count=5000),
+    "rigl": gs.RigL(9, 3),
+    "set": gs.SET(9, 3),
+    "gmp": gs.GMP(9, 3, final_density=1e-5),
+    "csst": gs.CSST(9, 3, 3, window=2, count=5000),
 }
 
 

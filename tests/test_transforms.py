@@ -14,13 +14,19 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import CONVS, SUPPORTS, generator, table
 from gossamer import laws
+from gossamer._backend.dispatch import choose
 from gossamer.observe import Tap
 from gossamer.products.linear import op as linear
-from gossamer._backend.dispatch import choose
 
 UNUSUAL = {
-    **{name: (SUPPORTS[name], None) for name in ("one of one", "full", "tiles taller than the matrix", "row tiles", "column tiles")},
-    **{name: (CONVS[name].support, CONVS[name].g) for name in ("1x1", "strided", "padding beyond the kernel", "ragged tiles")},
+    **{
+        name: (SUPPORTS[name], None)
+        for name in ("one of one", "full", "tiles taller than the matrix", "row tiles", "column tiles")
+    },
+    **{
+        name: (CONVS[name].support, CONVS[name].g)
+        for name in ("1x1", "strided", "padding beyond the kernel", "ragged tiles")
+    },
 }
 
 
@@ -53,7 +59,9 @@ def test_densifying_leaves_the_meaning_too():
 
 
 def small() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()
+    )
 
 
 def test_a_normalisation_gives_its_own_output():
@@ -67,14 +75,20 @@ def test_a_normalisation_gives_its_own_output():
 
 def test_fusing_is_asked_for_and_shown():
     net = gs.sparsify(small(), 0.3, fuse=True)
-    assert net.sparsity_report.fused == ("1", "4") and "fused with the ReLU that follows: 1, 4" in str(net.sparsity_report)
+    assert net.sparsity_report.fused == ("1", "4") and "fused with the ReLU that follows: 1, 4" in str(
+        net.sparsity_report
+    )
     assert repr(net).count("relu=True") == repr(net).count("done by the normalisation") == 2
     assert not bool((nn.Sequential(*list(net)[:2])(torch.randn(4, 3, 8, 8)) < 0).any())
     assert repr(gs.densify(net)) == repr(small())
     plain = gs.sparsify(small(), 0.3)
-    assert plain.sparsity_report.fused == () and "fused" not in str(plain.sparsity_report) and "relu=" not in repr(plain)
-    assert gs.sparsify(small(), 0.3, layout="masked", fuse=True).sparsity_report.fused == ()  # no twins, so nothing to fuse
-    with pytest.raises(gs.Unfit, match="batch_last=False makes none"):
+    assert (
+        plain.sparsity_report.fused == () and "fused" not in str(plain.sparsity_report) and "relu=" not in repr(plain)
+    )
+    assert (
+        gs.sparsify(small(), 0.3, layout="masked", fuse=True).sparsity_report.fused == ()
+    )  # no counterparts, so nothing to fuse
+    with pytest.raises(gs.UsageError, match="batch_last=False makes none"):
         gs.sparsify(small(), 0.3, fuse=True, batch_last=False)
 
 
@@ -90,9 +104,24 @@ def test_a_pair_with_hooks_is_not_fused():
 
 
 def network(layout: str, training: bool, fuse: bool = False) -> tuple[nn.Module, nn.Module, Tensor]:
-    """A sparse network, with twins of everything, its dense copy, and a batch."""
-    layers = (nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 1), nn.BatchNorm2d(7, momentum=None))
-    head = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 11), nn.BatchNorm1d(11), nn.Tanh(), nn.Linear(11, 3))
+    """A sparse network, with counterparts of everything, its dense copy, and a batch."""
+    layers = (
+        nn.Conv2d(3, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(5, 7, 1),
+        nn.BatchNorm2d(7, momentum=None),
+    )
+    head = (
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(7, 11),
+        nn.BatchNorm1d(11),
+        nn.Tanh(),
+        nn.Linear(11, 3),
+    )
     model = nn.Sequential(*layers, *head).double()
     model = gs.sparsify(model, 0.4, layout=layout, fuse=fuse, exclude=["12"], rng=generator()).train(training)
     return model, gs.densify(copy.deepcopy(model)), torch.randn(4, 3, 8, 8, generator=generator(1), dtype=torch.float64)
@@ -139,10 +168,17 @@ MODULES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "trace": traced,
     "vmap": lambda m, x: func.vmap(lambda image: m(image[None])[0])(x),
 }
-IN_TRAINING = {"functional.jacobian", "functional.vhp", "gradient penalty", "batched gradients"}  # torch.func refuses moving statistics
+IN_TRAINING = {
+    "functional.jacobian",
+    "functional.vhp",
+    "gradient penalty",
+    "batched gradients",
+}  # torch.func refuses moving statistics
 
 
-@pytest.mark.parametrize(("name", "training"), [*((name, False) for name in MODULES), *((name, True) for name in sorted(IN_TRAINING))])
+@pytest.mark.parametrize(
+    ("name", "training"), [*((name, False) for name in MODULES), *((name, True) for name in sorted(IN_TRAINING))]
+)
 @pytest.mark.parametrize(("layout", "fuse"), [("csr", False), ("csr", True), ("masked", False), ("shadow", False)])
 def test_networks(layout, fuse, name, training):
     model, dense, x = network(layout, training, fuse)
@@ -154,7 +190,9 @@ def test_networks(layout, fuse, name, training):
 def test_exported_programs_hold_torchs_operations_alone(layout, strict):
     """So they run, and are transformed, where there is no gossamer; their batch is free."""
     model, dense, x = network(layout, training=False, fuse=True)
-    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},), strict=strict)
+    program = torch.export.export(
+        model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},), strict=strict
+    )
     assert "gossamer" not in str(program.graph)
     assert torch.allclose(program.module()(x), dense(x))
     assert torch.allclose(func.jvp(program.module(), (x,), (x.sin(),))[1], func.jvp(dense, (x,), (x.sin(),))[1])
@@ -189,7 +227,7 @@ def test_scripting_is_refused_and_changes_nothing(fuse):
     _, dense, x = network("csr", training=False)
     model = gs.batch_last.keep_batch_last(copy.deepcopy(dense), fuse=fuse)
     before = list(model.modules())
-    with pytest.raises(gs.Unfit, match="densify"):
+    with pytest.raises(gs.UsageError, match="densify"):
         torch.jit.script(model)
     assert all(a is b for a, b in zip(model.modules(), before, strict=True))
     program: Any = torch.jit.script(gs.densify(copy.deepcopy(model)))
@@ -219,9 +257,11 @@ def test_ensembles_share_a_support_or_are_refused():
     nets = [gs.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.4, rng=generator(k)) for k in range(2)]
     x = torch.randn(3, 7)
     stacked = func.stack_module_state(nets)
-    with pytest.raises(gs.Unfit, match="cannot follow the index of a support"):
+    with pytest.raises(gs.UsageError, match="cannot follow the index of a support"):
         func.vmap(lambda p, b: func.functional_call(nets[0], (p, b), (x,)))(*stacked)
-    one = func.vmap(lambda p: func.functional_call(nets[0], p, (x,)))({k: torch.stack([v, 2 * v]) for k, v in nets[0].named_parameters()})
+    one = func.vmap(lambda p: func.functional_call(nets[0], p, (x,)))(
+        {k: torch.stack([v, 2 * v]) for k, v in nets[0].named_parameters()}
+    )
     assert torch.allclose(one[0], nets[0](x)) and torch.allclose(one[1], 2 * nets[0](x))
 
 
@@ -231,10 +271,16 @@ def test_low_precision_activations(dtype):
     layer = gs.SparseLinear(7, 5, density=0.4, rng=generator())
     x = torch.randn(4, 7, generator=generator()).to(dtype)
     y, tangent = func.jvp(layer, (x,), (x,))
-    assert y.dtype == tangent.dtype == dtype and torch.allclose(y, layer(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
-    g = func.grad(lambda v: func.functional_call(layer, {"values": v}, (x,)).float().square().sum())(layer.values.detach())
+    assert y.dtype == tangent.dtype == dtype and torch.allclose(
+        y, layer(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
+    g = func.grad(lambda v: func.functional_call(layer, {"values": v}, (x,)).float().square().sum())(
+        layer.values.detach()
+    )
     (expected,) = torch.autograd.grad(layer(x).float().square().sum(), layer.values)
-    assert g.dtype == torch.float32 and torch.allclose(g, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3)
+    assert g.dtype == torch.float32 and torch.allclose(
+        g, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3
+    )
 
 
 def test_autocast():
@@ -251,12 +297,12 @@ def test_kernels_refuse_what_they_cannot_see():
     layer = gs.SparseLinear(7, 13, support=s, dtype=torch.float64)
     Tap(layer, lambda dy, x: seen.append(layer.sensed(dy, x, s.outside(torch.arange(3))))).__enter__()
     x = torch.randn(4, 7, dtype=torch.float64)
-    with pytest.raises(gs.Unfit, match="sees neither the tensors of torch.func nor tangents"):
+    with pytest.raises(gs.UsageError, match="sees neither the tensors of torch.func nor tangents"):
         func.grad(loss(layer))(x)
     assert seen == []
     layer(x).square().sum().backward()
     assert len(seen) == 1 and seen[0].shape == (3,)
-    with pytest.raises(gs.Unfit, match="densify"):
+    with pytest.raises(gs.UsageError, match="densify"):
         func.vmap(lambda v: choose(linear.FORWARD, v, layer.values, s).run(v, layer.values, s))(x[None])
 
 

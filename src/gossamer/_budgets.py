@@ -12,7 +12,7 @@ and epsilon is solved again for the others, until none does.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ._errors import Unfit, check_density, nearest
+from ._errors import UsageError, check_density, nearest
 
 Shapes = Sequence[Sequence[int]]
 Budget = Callable[[Shapes, float], list[float]]
@@ -46,7 +46,7 @@ def _proportional(raw: Sequence[float], shapes: Shapes, density: float) -> list[
     sizes = [math.prod(s) for s in shapes]
     dense: set[int] = set()
     while True:
-        left = density * sum(sizes) - sum(sizes[i] for i in dense)  # units for the layers that are not dense
+        left = density * sum(sizes) - sum(sizes[i] for i in dense)  # blocks for the layers that are not dense
         weighted = sum(raw[i] * sizes[i] for i in range(len(sizes)) if i not in dense)
         if weighted == 0:
             return [1.0] * len(sizes)
@@ -57,27 +57,35 @@ def _proportional(raw: Sequence[float], shapes: Shapes, density: float) -> list[
         dense |= over
 
 
-def resolve(budget: str | Budget | Mapping[str, float], names: Sequence[str], shapes: Shapes, density: float, who: str) -> list[float]:
+def resolve(
+    budget: str | Budget | Mapping[str, float], names: Sequence[str], shapes: Shapes, density: float, who: str
+) -> list[float]:
     """Densities of the named layers by a budget's name, a function (shapes, density) -> densities, or a mapping layer name -> density."""
     if isinstance(budget, Mapping):
         for name in budget:
             if name not in names:
-                raise Unfit(who, f"budget names a layer that is not among the sparse ones: {name!r}{nearest(name, names)}", reasons=names)
+                raise UsageError(
+                    who,
+                    f"budget names a layer that is not among the sparse ones: {name!r}{nearest(name, names)}",
+                    reasons=names,
+                )
         return [check_density(who, budget.get(name, density)) for name in names]
     if isinstance(budget, str):
         if budget not in BUDGETS:
-            raise Unfit(who, f"unknown budget {budget!r}{nearest(budget, BUDGETS)}", remedy=f"one of {', '.join(BUDGETS)}")
+            raise UsageError(
+                who, f"unknown budget {budget!r}{nearest(budget, BUDGETS)}", remedy=f"one of {', '.join(BUDGETS)}"
+            )
         budget = BUDGETS[budget]
     if not shapes:
         return []
     densities = list(budget(shapes, density))
     if len(densities) != len(shapes):
-        raise Unfit(who, f"the budget gave {len(densities)} densities for {len(shapes)} layers")
+        raise UsageError(who, f"the budget gave {len(densities)} densities for {len(shapes)} layers")
     return [check_density(who, d) for d in densities]
 
 
-def units(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
-    """Whole units per layer, at least 1 each, at most the layer's total, in sum the rounded total (largest remainder, lower index)."""
+def blocks(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
+    """Whole blocks per layer, at least 1 each, at most the layer's total, in sum the rounded total (largest remainder, lower index)."""
     exact = [d * n for d, n in zip(densities, totals, strict=True)]
     whole = [min(max(1, math.floor(e + 1e-9)), n) for e, n in zip(exact, totals, strict=True)]
     spare = round(sum(exact)) - sum(whole)
@@ -87,7 +95,9 @@ def units(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
         if whole[i] < totals[i]:
             whole[i] += 1
             spare -= 1
-    while spare < 0 and max(whole) > 1:  # layers that were lifted to 1 unit took more than there was: the most generous give it back
+    while (
+        spare < 0 and max(whole) > 1
+    ):  # layers that were lifted to 1 block took more than there was: the most generous give it back
         i = max((i for i in range(len(whole)) if whole[i] > 1), key=lambda i: (whole[i] - exact[i], whole[i]))
         whole[i] -= 1
         spare += 1
@@ -98,10 +108,12 @@ Counts = Mapping[str, int]
 
 
 def frozen_ends(asked: float, totals: Counts, start: Counts, final: Counts, frozen: Iterable[str]) -> str | None:
-    """Where the density ends if the frozen among these layers keep the units they have, in a sentence; None where nothing changes by it."""
+    """Where the density ends if the frozen among these layers keep the blocks they have, in a sentence; None where nothing changes by it."""
     kept = [name for name in frozen if start[name] != final[name]]
     if not kept:
         return None
     ends = sum(start[name] if name in kept else final[name] for name in totals) / sum(totals.values())
-    held = ", ".join(f"{name} keeps {start[name]:,} of {totals[name]:,}, where {final[name]:,} are asked for" for name in kept)
+    held = ", ".join(
+        f"{name} keeps {start[name]:,} of {totals[name]:,}, where {final[name]:,} are asked for" for name in kept
+    )
     return f"the sparse layers will end at density {ends:.4g}, not {asked:.4g}: frozen layers (requires_grad=False) do not change; {held}"

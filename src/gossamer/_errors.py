@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-class Unfit(ValueError):
+class UsageError(ValueError):
     """Misuse, refused at construction or before the first step.
 
     Args:
@@ -18,7 +18,9 @@ class Unfit(ValueError):
         remedy: one thing to do.
     """
 
-    def __init__(self, who: str, what: str, *, got: object = None, reasons: Iterable[str] = (), remedy: str | None = None):
+    def __init__(
+        self, who: str, what: str, *, got: object = None, reasons: Iterable[str] = (), remedy: str | None = None
+    ):
         self.who, self.what, self.got, self.reasons, self.remedy = who, what, got, tuple(reasons), remedy
         lines = [f"{who}: {_short(what, 1000)}" + ("" if got is None else f" (got {_short(repr(got), 200)})")]
         lines += [f"  - {reason}" for reason in self.reasons]
@@ -35,7 +37,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _rebuild(who, what, got, reasons, remedy):
-    return Unfit(who, what, got=got, reasons=reasons, remedy=remedy)
+    return UsageError(who, what, got=got, reasons=reasons, remedy=remedy)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -45,9 +47,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def check_density(who: str, density: float) -> float:
-    """``density`` as a float in (0, 1], or :class:`Unfit`."""
+    """``density`` as a float in (0, 1], or :class:`UsageError`."""
     if not is_real(density) or not 0.0 < density <= 1.0:
-        raise Unfit(
+        raise UsageError(
             who,
             "density is the share of weights that may be non-zero, a number in (0, 1]",
             got=density,
@@ -64,20 +66,27 @@ def is_real(value: object) -> bool:
 def check_at_least(who: str, name: str, value: float, least: float) -> None:
     """Refuses ``value < least``, and what is no number."""
     if not is_real(value) or not value >= least:
-        raise Unfit(who, f"{name} must be at least {least}", got=value)
+        raise UsageError(who, f"{name} must be at least {least}", got=value)
 
 
 def check_count(who: str, name: str, value: Any, least: int) -> int:
     """``value`` as an int; refuses what is not a whole number of at least ``least``."""
     if not is_real(value) or value % 1 or not value >= least:
-        raise Unfit(who, f"{name} must be at least {least}, a whole number", got=value)
+        raise UsageError(who, f"{name} must be at least {least}, a whole number", got=value)
     return int(value)
 
 
-def check_share(who: str, name: str, value: float) -> None:
-    """Refuses a share outside [0, 1]."""
+def check_fraction(who: str, name: str, value: float) -> None:
+    """Refuses a fraction outside [0, 1]."""
     if not is_real(value) or not 0.0 <= value <= 1.0:
-        raise Unfit(who, f"{name} is a share, a number in [0, 1]", got=value)
+        raise UsageError(who, f"{name} is a fraction, a number in [0, 1]", got=value)
+
+
+def check_choice(who: str, name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses what is none of the choices, and names the nearest."""
+    if value not in (choices := list(choices)):
+        what = f"unknown {name} {value!r}{nearest(str(value), choices)}"
+        raise UsageError(who, what, remedy=f"one of {', '.join(choices)}")
 
 
 # -------------------------------------------------------------------- what others write
@@ -88,7 +97,10 @@ def misfits(thing: object, protocol: type) -> list[str]:
     if isinstance(thing, type):
         return [f"{thing.__name__} is the class; an instance is wanted, {thing.__name__}(...)"]
     found, nothing = [], object()
-    members = {**dict.fromkeys(protocol.__annotations__), **{name: m for name, m in vars(protocol).items() if name[0] != "_"}}
+    members = {
+        **dict.fromkeys(protocol.__annotations__),
+        **{name: m for name, m in vars(protocol).items() if name[0] != "_"},
+    }
     for name, member in members.items():
         method, has = inspect.isfunction(member), getattr(thing, name, nothing)
         asks = list(inspect.signature(member).parameters)[1:] if inspect.isfunction(member) else []

@@ -8,7 +8,7 @@ Every layer that is sparse, or would be, is timed alone at its sizes and density
     csr                 sparse kernels on single weights
     csr HxW             the same with tiles of H x W, at the same density
 
-A layer is masked or csr in the unit that was asked for, whichever is faster; csr, which holds less, if they are within MARGIN. If the
+A layer is masked or csr in the block that was asked for, whichever is faster; csr, which holds less, if they are within MARGIN. If the
 network is faster all masked, without conversions, than as the best mixture, it is all masked. Other tiles are only shown: they change what
 can be learned. What would be too large as a dense matrix is csr, and nothing of that size is made.
 
@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .selection import Pick, allot
 from ._budgets import Budget
-from ._errors import Unfit, check_at_least, check_count, nearest
+from ._errors import UsageError, check_at_least, check_count, nearest
+from ._timing import DENSE, Candidate, Timer, Work, layer_of, timed
 from .layers import SparseLayer, sparse_layers
 from .layouts import CSR, LAYOUTS, MASKED
 from .products.conv2d.reference import Geometry
+from .selection import Pick, select
 from .support import checked
-from ._timing import DENSE, Candidate, Timer, Work, layer_of, timed
 
 MARGIN = 0.05  # masked must be faster by this share to be preferred
 CLOSE = 0.05  # densities nearer than this share are not told apart
@@ -44,7 +44,7 @@ FORMAT, VERSION = "gossamer-plan", 1
 CONVERTED = f"{MASKED.name} converted"
 
 Shape = tuple[int, ...]
-Unit = tuple[int, int]
+Block = tuple[int, int]
 Curve = Mapping[float, float]  # density -> seconds of csr over those of dense
 
 
@@ -57,8 +57,8 @@ class Planned(NamedTuple):
     name: str
     shape: Shape
     inputs: tuple[Shape, ...]  # one per use in a forward pass
-    unit: Unit
-    density: float  # of units
+    block: Block
+    density: float  # of blocks
     layout: str
     reason: str  # why this layout
     seconds: Mapping[str, float]
@@ -80,13 +80,13 @@ class Planned(NamedTuple):
     @property
     def memory(self) -> str:
         """Bytes in the layout chosen over those of dense, in digits."""
-        here = self.bytes.get(self.layout if self.layout == MASKED.name else _label(self.layout, self.unit))
+        here = self.bytes.get(self.layout if self.layout == MASKED.name else _label(self.layout, self.block))
         return "-" if here is None else f"{here / self.bytes[DENSE]:.2g}"
 
     @property
     def sparse(self) -> float | None:
         """Seconds under csr; None if the layer was not measured."""
-        return self.seconds.get(_label(CSR.name, self.unit))
+        return self.seconds.get(_label(CSR.name, self.block))
 
     @property
     def converted(self) -> float | None:
@@ -112,11 +112,13 @@ class Plan:
         return {row.name: row.layout for row in self.rows}
 
     def row(self, name: str) -> Planned:
-        """What was measured of one layer. Raises Unfit, with the nearest name."""
+        """What was measured of one layer. Raises UsageError, with the nearest name."""
         for row in self.rows:
             if row.name == name:
                 return row
-        raise Unfit("Plan", f"it has no layer {name!r}{nearest(name, self.layouts)}", remedy=f"one of {', '.join(self.layouts)}")
+        raise UsageError(
+            "Plan", f"it has no layer {name!r}{nearest(name, self.layouts)}", remedy=f"one of {', '.join(self.layouts)}"
+        )
 
     def choice(self, name: str) -> str:
         """The name of the layout chosen for one layer."""
@@ -126,7 +128,10 @@ class Plan:
     def totals(self) -> tuple[float, float | None]:
         """Seconds of all layers together: as planned, and dense (None if some layer was too large to measure)."""
         rows, mixed = [row for row in self.rows if row.seconds], CSR.name in self.layouts.values()
-        times = [row.sparse if row.layout == CSR.name else row.converted if mixed else row.seconds[MASKED.name] for row in rows]
+        times = [
+            row.sparse if row.layout == CSR.name else row.converted if mixed else row.seconds[MASKED.name]
+            for row in rows
+        ]
         return math.fsum(t for t in times if t is not None), _total([row.seconds.get(DENSE) for row in rows])
 
     def __str__(self) -> str:
@@ -140,7 +145,10 @@ class Plan:
             lines.append((*sizes, f"{row.density:.4g}", *times, row.memory, meets, row.layout, row.reason))
         last = len(lines[0]) - 2  # from here on words again
         widths = [max(len(line[i]) for line in lines) for i in range(last + 2)]
-        texts = [[c.rjust(w) if 3 <= i < last else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))] for line in lines]
+        texts = [
+            [c.rjust(w) if 3 <= i < last else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+            for line in lines
+        ]
         return "\n".join([*("  ".join(text).rstrip() for text in texts), *self._notes()])
 
     def _notes(self) -> list[str]:
@@ -152,9 +160,11 @@ class Plan:
             f"Milliseconds of a forward and backward pass of each layer alone: {where}.",
             f"All layers: {1e3 * planned:.3g} ms as planned{beside}. Memory: values, gradient and index, over those of dense.",
         ]
-        asked = {DENSE, MASKED.name, CONVERTED, *(_label(CSR.name, row.unit) for row in self.rows)}
+        asked = {DENSE, MASKED.name, CONVERTED, *(_label(CSR.name, row.block) for row in self.rows)}
         if any(label not in asked for row in self.rows for label in row.seconds):
-            notes.append("Other units change what can be learned: they are shown, and chosen only where they are asked for.")
+            notes.append(
+                "Other blocks change what can be learned: they are shown, and chosen only where they are asked for."
+            )
         return notes
 
     def to_json(self) -> str:
@@ -165,7 +175,7 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """The plan that :meth:`to_json` wrote. Raises Unfit on anything else."""
+        """The plan that :meth:`to_json` wrote. Raises UsageError on anything else."""
         try:
             tree = json.loads(text)
             said = tree.pop("format"), tree.pop("version")
@@ -174,22 +184,31 @@ class Plan:
             rows = tuple(Planned(**{key: _tuples(value) for key, value in row.items()}) for row in tree.pop("rows"))
             made = Plan(rows, **{key: _tuples(value) for key, value in tree.items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Unfit("Plan.from_json", f"this is not a plan: {error!r}", remedy="text that Plan.to_json wrote") from error
+            raise UsageError(
+                "Plan.from_json", f"this is not a plan: {error!r}", remedy="text that Plan.to_json wrote"
+            ) from error
         strange = [f"{row.name}: {row.layout!r}" for row in rows if row.layout not in LAYOUTS]
         if strange:
-            raise Unfit("Plan.from_json", "it names layouts that are not known here", reasons=strange, remedy=f"{', '.join(LAYOUTS)}")
+            raise UsageError(
+                "Plan.from_json",
+                "it names layouts that are not known here",
+                reasons=strange,
+                remedy=f"{', '.join(LAYOUTS)}",
+            )
         return made
 
-    def problems(self, shapes: Mapping[str, Shape], unit: Unit) -> list[str]:
-        """Why layers of these shapes in this unit cannot follow the plan, in sentences; [] if they can."""
+    def problems(self, shapes: Mapping[str, Shape], block: Block) -> list[str]:
+        """Why layers of these shapes in this block cannot follow the plan, in sentences; [] if they can."""
         found, rows = [], {row.name: row for row in self.rows}
         for name, shape in shapes.items():
             if name not in rows:
                 found.append(f"{name or '(root)'} is not in the plan{nearest(name, rows)}")
             elif rows[name].shape != shape:
-                found.append(f"{name or '(root)'} is {' x '.join(map(str, shape))}, in the plan {' x '.join(map(str, rows[name].shape))}")
-            elif rows[name].unit != unit:
-                found.append(f"{name or '(root)'} has units of {unit}, in the plan {rows[name].unit}")
+                found.append(
+                    f"{name or '(root)'} is {' x '.join(map(str, shape))}, in the plan {' x '.join(map(str, rows[name].shape))}"
+                )
+            elif rows[name].block != block:
+                found.append(f"{name or '(root)'} has blocks of {block}, in the plan {rows[name].block}")
         return found
 
 
@@ -199,8 +218,8 @@ def plan(
     *,
     density: float | None = None,
     budget: str | Budget | Mapping[str, float] = "erk",
-    unit: Unit = (1, 1),
-    units: Iterable[Unit] = ((1, 1), (4, 1), (16, 16)),
+    block: Block = (1, 1),
+    blocks: Iterable[Block] = ((1, 1), (4, 1), (16, 16)),
     include: Pick | Iterable[Pick] | None = None,
     exclude: Pick | Iterable[Pick] | None = None,
     densities: tuple[float, float] = (0.002, 0.9),
@@ -214,10 +233,10 @@ def plan(
     """Measures every layer of a model dense, masked and csr on this machine, and chooses its layout. The model is left as it was.
 
     Args:
-        model: a dense model, of which ``density``, ``budget``, ``unit``, ``include`` and ``exclude`` say what
+        model: a dense model, of which ``density``, ``budget``, ``block``, ``include`` and ``exclude`` say what
             :func:`~gossamer.sparsify` would make sparse; or, without ``density``, a sparse one, measured as it is.
         input_shape: of a whole batch, the batch first: (128, 3, 32, 32). Or a batch itself, a tensor or a tuple of them.
-        units: also measured under csr, where they fit into the layer.
+        blocks: also measured under csr, where they fit into the layer.
         densities: where the break-even density is looked for.
         batch_last: whether the network will be kept batch-last if it has csr layers (None: on the CPU).
         dense_bytes: a layer whose dense weight is larger is csr, without ever being made or measured dense.
@@ -226,31 +245,31 @@ def plan(
         rng: of the supports and inputs measured, by default a generator of its own: torch's random state is not touched.
         timer: in place of the clock: (work, candidates) -> seconds of each.
 
-    Raises: Unfit, before anything is measured.
+    Raises: UsageError, before anything is measured.
     """
     who = "plan"
-    unit, tiles = checked(who, (1, 1), unit)[1], [checked(who, (1, 1), u)[1] for u in units]
+    block, tiles = checked(who, (1, 1), block)[1], [checked(who, (1, 1), u)[1] for u in blocks]
     least, most = densities
     if not 0.0 < least < most <= 1.0:
-        raise Unfit(who, "densities is the range to look in, (least, most) in (0, 1]", got=densities)
+        raise UsageError(who, "densities is the range to look in, (least, most) in (0, 1]", got=densities)
     check_count(who, "dense_bytes", dense_bytes, 1)
     check_at_least(who, "seconds", seconds, 0.0)
     if threads is not None:
         check_count(who, "threads", threads, 1)
-    modules, shares = _layers(who, model, density, budget, unit, include, exclude)
+    modules, shares = _layers(who, model, density, budget, block, include, exclude)
     device = next(p.device for m in modules.values() for p in m.parameters())
     batch_last = device.type == "cpu" if batch_last is None else batch_last
     rng = rng or torch.Generator().manual_seed(0)
     timer = timer or partial(timed, seconds=seconds, rng=rng)
     example = _example(who, model, input_shape, device)
-    measured: dict[Site, Planned] = {}  # by site without its name
+    measured: dict[Place, Planned] = {}  # by place without its name
     with _threads(threads), torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        sites = _sites(who, model, modules, shares, unit, example)
-        for alike in dict.fromkeys(site._replace(name="") for site in sites):
+        places = _sites(who, model, modules, shares, block, example)
+        for alike in dict.fromkeys(place._replace(name="") for place in places):
             measured[alike] = _measured(alike, tiles, batch_last, dense_bytes, (least, most), timer)
-        kernels = _kernels(sites, tiles, rng)
+        kernels = _kernels(places, tiles, rng)
         threads = torch.get_num_threads()
-    rows = _chosen([measured[site._replace(name="")]._replace(name=site.name) for site in sites])
+    rows = _chosen([measured[place._replace(name="")]._replace(name=place.name) for place in places])
     sizes = tuple(tuple(t.shape) for t in example)
     return Plan(tuple(rows), sizes, batch_last, threads, str(device), kernels, torch.__version__)
 
@@ -261,7 +280,9 @@ def plan(
 def _chosen(rows: Sequence[Planned]) -> list[Planned]:
     """The rows with layout and reason: the best mixture, or all masked."""
     mixture = [_faster(row) for row in rows]
-    mixed = _total([row.sparse if best.layout == CSR.name else row.converted for row, best in zip(rows, mixture, strict=True)])
+    mixed = _total(
+        [row.sparse if best.layout == CSR.name else row.converted for row, best in zip(rows, mixture, strict=True)]
+    )
     masked = _total([row.seconds.get(MASKED.name) for row in rows])
     if mixed is not None and masked is not None and masked < (1 - MARGIN) * mixed:
         return [_masked(row, mixed / masked) for row in rows]
@@ -272,7 +293,10 @@ def _masked(row: Planned, gain: float) -> Planned:
     """A row of a network that is all masked, and ``gain`` times as fast as the best mixture."""
     ratio = (row.sparse or 0.0) / row.seconds[MASKED.name]
     alone = f"{ratio:.2g} times as fast as csr"
-    return row._replace(layout=MASKED.name, reason=alone if ratio > 1 + MARGIN else f"all masked, the network is {gain:.2g} times as fast")
+    return row._replace(
+        layout=MASKED.name,
+        reason=alone if ratio > 1 + MARGIN else f"all masked, the network is {gain:.2g} times as fast",
+    )
 
 
 def _faster(row: Planned) -> Planned:
@@ -299,25 +323,30 @@ def _total(seconds: Sequence[float | None]) -> float | None:
 # -------------------------------------------------------------------- the measurement
 
 
-class Site(NamedTuple):
+class Place(NamedTuple):
     """One layer of the model, and its uses in a forward pass."""
 
     name: str
     shape: Shape
     works: tuple[Work, ...]
-    unit: Unit
+    block: Block
     density: float
 
 
 def _measured(
-    site: Site, tiles: Sequence[Unit], batch_last: bool, dense_bytes: int, densities: tuple[float, float], timer: Timer
+    place: Place,
+    tiles: Sequence[Block],
+    batch_last: bool,
+    dense_bytes: int,
+    densities: tuple[float, float],
+    timer: Timer,
 ) -> Planned:
     """Seconds and bytes of all candidates, summed over the uses, and the break-even density."""
     seconds: dict[str, float] = {}
     held: dict[str, int] = {}
     dense: list[Candidate] = []  # the better one for each use
-    for work in site.works:
-        candidates = _candidates(site, work, tiles, batch_last, work.dense_bytes <= dense_bytes)
+    for work in place.works:
+        candidates = _candidates(place, work, tiles, batch_last, work.dense_bytes <= dense_bytes)
         times = dict(zip(candidates, timer(work, candidates), strict=True))
         best = {label: min(group, key=times.__getitem__) for label, group in _labelled(candidates).items()}
         for label, c in best.items():
@@ -329,43 +358,50 @@ def _measured(
     def ratio(density: float) -> float:
         """Seconds of csr over those of dense, measured side by side."""
         pairs = [
-            timer(work, [c, Candidate(CSR.name, "batch_last" if batch_last else "plain", site.unit, density)])
-            for work, c in zip(site.works, dense, strict=True)
+            timer(work, [c, Candidate(CSR.name, "batch_last" if batch_last else "plain", place.block, density)])
+            for work, c in zip(place.works, dense, strict=True)
         ]
         return math.fsum(pair[1] for pair in pairs) / math.fsum(pair[0] for pair in pairs)
 
     meets, curve = None, {}
     if dense:
-        curve = {site.density: seconds[_label(CSR.name, site.unit)] / seconds[DENSE]}
+        curve = {place.density: seconds[_label(CSR.name, place.block)] / seconds[DENSE]}
         meets = break_even(ratio, curve, *densities)
-    inputs = tuple(work.input for work in site.works)
-    return Planned("", site.shape, inputs, site.unit, site.density, "", "", seconds, held, meets, tuple(sorted(curve.items())))
+    inputs = tuple(work.input for work in place.works)
+    return Planned(
+        "", place.shape, inputs, place.block, place.density, "", "", seconds, held, meets, tuple(sorted(curve.items()))
+    )
 
 
-def _candidates(site: Site, work: Work, tiles: Sequence[Unit], batch_last: bool, densely: bool) -> list[Candidate]:
+def _candidates(place: Place, work: Work, tiles: Sequence[Block], batch_last: bool, densely: bool) -> list[Candidate]:
     """All that is compared for one use of a layer."""
     orders = ["plain"] if work.geometry is None else ["plain", "channels_last"]
     found = []
     if densely:
         found += [Candidate(DENSE, order) for order in orders + ["batch_last"] * (len(work.input) == 2)]
-        found += [Candidate(MASKED.name, order, site.unit, site.density) for order in orders + ["batch_last"] * batch_last]
-    return found + [Candidate(CSR.name, "batch_last" if batch_last else "plain", unit, site.density) for unit in _fit(site, tiles)]
+        found += [
+            Candidate(MASKED.name, order, place.block, place.density) for order in orders + ["batch_last"] * batch_last
+        ]
+    return found + [
+        Candidate(CSR.name, "batch_last" if batch_last else "plain", block, place.density)
+        for block in _fit(place, tiles)
+    ]
 
 
-def _fit(site: Site, tiles: Sequence[Unit]) -> list[Unit]:
-    """The unit asked for, and those that are no larger than the matrix."""
-    rows, cols = site.shape[0], math.prod(site.shape[1:])
-    return list(dict.fromkeys((site.unit, *(tile for tile in tiles if tile[0] <= rows and tile[1] <= cols))))
+def _fit(place: Place, tiles: Sequence[Block]) -> list[Block]:
+    """The block asked for, and those that are no larger than the matrix."""
+    rows, cols = place.shape[0], math.prod(place.shape[1:])
+    return list(dict.fromkeys((place.block, *(tile for tile in tiles if tile[0] <= rows and tile[1] <= cols))))
 
 
-def _kernels(sites: Sequence[Site], tiles: Sequence[Unit], rng: torch.Generator) -> dict[str, str]:
-    """The kernels that run each csr column, asked of layers with a single unit."""
+def _kernels(places: Sequence[Place], tiles: Sequence[Block], rng: torch.Generator) -> dict[str, str]:
+    """The kernels that run each csr column, asked of layers with a single block."""
     found: dict[str, set[str]] = {}
-    works = {(site.works[0], unit) for site in sites for unit in _fit(site, tiles) if site.works}
-    for work, unit in works:
-        layer = layer_of(work, Candidate(CSR.name, unit=unit, density=0.0), rng)
+    works = {(place.works[0], block) for place in places for block in _fit(place, tiles) if place.works}
+    for work, block in works:
+        layer = layer_of(work, Candidate(CSR.name, block=block, density=0.0), rng)
         assert isinstance(layer, SparseLayer)
-        found.setdefault(_label(CSR.name, unit), set()).update(layer.kernels.values())
+        found.setdefault(_label(CSR.name, block), set()).update(layer.kernels.values())
     return {label: ", ".join(sorted(names)) for label, names in sorted(found.items())}
 
 
@@ -374,12 +410,14 @@ def _labelled(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     found: dict[str, list[Candidate]] = {}
     for c in candidates:
         converted = c.layout == MASKED.name and c.order == "batch_last"
-        found.setdefault(CONVERTED if converted else _label(c.layout, c.unit if c.layout == CSR.name else (1, 1)), []).append(c)
+        found.setdefault(
+            CONVERTED if converted else _label(c.layout, c.block if c.layout == CSR.name else (1, 1)), []
+        ).append(c)
     return found
 
 
-def _label(layout: str, unit: Unit) -> str:
-    return layout if unit == (1, 1) else f"{layout} {unit[0]}x{unit[1]}"
+def _label(layout: str, block: Block) -> str:
+    return layout if block == (1, 1) else f"{layout} {block[0]}x{block[1]}"
 
 
 def break_even(ratio: Callable[[float], float], curve: dict[float, float], least: float, most: float) -> float | None:
@@ -392,7 +430,12 @@ def break_even(ratio: Callable[[float], float], curve: dict[float, float], least
         if any(abs(guess - density) <= CLOSE * density for density in curve):
             break
         curve[guess] = ratio(guess)
-    if max(curve.values()) < 1 and max(curve) >= (1 - CLOSE) * most or min(curve.values()) > 1 and min(curve) <= (1 + CLOSE) * least:
+    if (
+        max(curve.values()) < 1
+        and max(curve) >= (1 - CLOSE) * most
+        or min(curve.values()) > 1
+        and min(curve) <= (1 + CLOSE) * least
+    ):
         return None
     return min(max(_crossing(curve), least), most)
 
@@ -419,32 +462,42 @@ def _layers(
     model: nn.Module,
     density: float | None,
     budget: str | Budget | Mapping[str, float],
-    unit: Unit,
+    block: Block,
     include: Pick | Iterable[Pick] | None,
     exclude: Pick | Iterable[Pick] | None,
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
     """The layers to plan, and the density of each."""
     if density is not None:
-        given = allot(who, model, density, budget, unit, include, exclude)
-        if not given.units:
-            raise Unfit(who, "the budget gives every layer density 1", remedy="a smaller density")
-        return {name: given.owners[name] for name in given.units}, {name: given.density(name) for name in given.units}
+        given = select(who, model, density, budget, block, include, exclude)
+        if not given.blocks:
+            raise UsageError(who, "the budget gives every layer density 1", remedy="a smaller density")
+        return {name: given.owners[name] for name in given.blocks}, {name: given.density(name) for name in given.blocks}
     layers = sparse_layers(model)
     if not layers:
-        raise Unfit(who, "the model has no sparse layer, and no density was given", remedy="density=, as for sparsify")
+        raise UsageError(
+            who, "the model has no sparse layer, and no density was given", remedy="density=, as for sparsify"
+        )
     if include is not None or exclude is not None:
-        raise Unfit(who, "include and exclude pick what would be made sparse at a density", remedy="leave them out for a sparse model")
+        raise UsageError(
+            who,
+            "include and exclude pick what would be made sparse at a density",
+            remedy="leave them out for a sparse model",
+        )
     return {**layers}, {name: layer.support.density for name, layer in layers.items()}
 
 
-def _example(who: str, model: nn.Module, given: Sequence[int] | Tensor | tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+def _example(
+    who: str, model: nn.Module, given: Sequence[int] | Tensor | tuple[Tensor, ...], device: torch.device
+) -> tuple[Tensor, ...]:
     """The inputs of one pass."""
     tensors = [t for t in ((given,) if isinstance(given, Tensor) else given) if isinstance(t, Tensor)]
     if tensors:
         return tuple(t.to(device) for t in tensors)
     sizes = [v for v in given if isinstance(v, int) and v >= 1]
     if len(sizes) < max(2, len(given)):
-        raise Unfit(who, "input_shape is that of a whole batch, the batch first, such as (128, 3, 32, 32)", got=given)
+        raise UsageError(
+            who, "input_shape is that of a whole batch, the batch first, such as (128, 3, 32, 32)", got=given
+        )
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return (torch.zeros(sizes, dtype=dtype, device=device),)
 
@@ -454,9 +507,9 @@ def _sites(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     shares: Mapping[str, float],
-    unit: Unit,
+    block: Block,
     example: tuple[Tensor, ...],
-) -> list[Site]:
+) -> list[Place]:
     """A pass in eval mode shows what goes into every layer. The model is left as it was."""
     works: dict[nn.Module, list[Work]] = {m: [] for m in modules.values()}
 
@@ -470,15 +523,17 @@ def _sites(
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in example)
         remedy = "the shape of a whole batch; or a batch itself, where the inputs are of other dtypes"
-        raise Unfit(who, f"the model does not run on an input of shape {shapes}: {error}", remedy=remedy) from error
+        raise UsageError(
+            who, f"the model does not run on an input of shape {shapes}: {error}", remedy=remedy
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
         for m, mode in modes.items():
             m.training = mode
-    units = {m: m.unit if isinstance(m, SparseLayer) else unit for m in works}
-    rounded = {name: float(f"{share:.3g}") for name, share in shares.items()}  # layers that differ by a unit are alike
-    return [Site(name, _shape(m), tuple(works[m]), units[m], rounded[name]) for name, m in modules.items()]
+    blocks = {m: m.block if isinstance(m, SparseLayer) else block for m in works}
+    rounded = {name: float(f"{share:.3g}") for name, share in shares.items()}  # layers that differ by a block are alike
+    return [Place(name, _shape(m), tuple(works[m]), blocks[m], rounded[name]) for name, m in modules.items()]
 
 
 def _work(m: nn.Module, x: Tensor) -> Work:
@@ -486,7 +541,16 @@ def _work(m: nn.Module, x: Tensor) -> Work:
     weight = m.values if isinstance(m, SparseLayer) else m.weight
     assert isinstance(weight, Tensor)
     geometry = m.geometry if isinstance(m, SparseLayer) else _geometry(m) if isinstance(m, nn.Conv2d) else None
-    return Work(_shape(m), geometry, tuple(x.shape), m.bias is not None, x.requires_grad, weight.requires_grad, weight.dtype, weight.device)
+    return Work(
+        _shape(m),
+        geometry,
+        tuple(x.shape),
+        m.bias is not None,
+        x.requires_grad,
+        weight.requires_grad,
+        weight.dtype,
+        weight.device,
+    )
 
 
 def _shape(m: nn.Module) -> Shape:
@@ -498,7 +562,13 @@ def _shape(m: nn.Module) -> Shape:
 def _geometry(m: nn.Conv2d) -> Geometry:
     """Of a convolution that can be made sparse: ``padding="same"`` is symmetric then."""
     (kh, kw), (sh, sw), (dh, dw) = m.kernel_size, m.stride, m.dilation
-    padding = m.padding if not isinstance(m.padding, str) else (0, 0) if m.padding == "valid" else (dh * (kh - 1) // 2, dw * (kw - 1) // 2)
+    padding = (
+        m.padding
+        if not isinstance(m.padding, str)
+        else (0, 0)
+        if m.padding == "valid"
+        else (dh * (kh - 1) // 2, dw * (kw - 1) // 2)
+    )
     return Geometry((kh, kw), (sh, sw), (padding[0], padding[1]), (dh, dw))
 
 

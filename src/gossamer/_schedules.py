@@ -10,10 +10,11 @@ A schedule is a frozen value: nothing changes because it was evaluated.
 
 import bisect
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ._errors import Unfit, check_at_least
+from ._errors import UsageError, check_at_least
 
 Schedule = Callable[[int], float]
 
@@ -90,12 +91,29 @@ def growing(every: int, last_every: int, stop: int) -> Events:
     """Events from step ``every`` on, at intervals that grow exponentially to ``last_every`` at ``stop``; none at or after ``stop``."""
     for name, value in (("every", every), ("last_every", last_every), ("stop", stop)):
         if value != int(value) or value < 1:
-            raise Unfit("growing", f"{name} counts optimizer steps, a whole number of at least 1", got=value)
+            raise UsageError("growing", f"{name} counts optimizer steps, a whole number of at least 1", got=value)
     steps, t = [], every
     while t < stop:
         steps.append(t)
         t += max(1, round(every * (last_every / every) ** (t / stop)))
     return Events(tuple(steps))
+
+
+def is_count(stop: int | float) -> bool:
+    """Whether a place in a run is a number of steps; otherwise it is a fraction of the run. ``1`` is a step, ``1.0`` the whole run."""
+    return isinstance(stop, numbers.Integral) or stop > 1.0
+
+
+def step_of(who: str, name: str, stop: int | float, steps: int | None) -> int:
+    """The step that a setting stands for: a number of optimizer steps, or a fraction in (0, 1] of a run of so many ``steps``."""
+    if is_count(stop):
+        if stop != int(stop) or stop < 1:
+            raise UsageError(who, f"{name} counts optimizer steps, a whole number of at least 1", got=stop)
+        return int(stop)
+    if steps is None:
+        what = f"{name}={stop:g} is a fraction of the run, and nobody has said how many steps the run has"
+        raise UsageError(who, what, remedy=f"gs.Rewirer(..., steps=...); or {name} as a number of optimizer steps")
+    return max(1, round(stop * steps))
 
 
 def regular(every: int, stop: int) -> Events:
@@ -115,7 +133,7 @@ class halving:
 
     def __post_init__(self):
         if list(self.at) != sorted(set(self.at)):
-            raise Unfit("halving", "at lists steps, increasing", got=self.at)
+            raise UsageError("halving", "at lists steps, increasing", got=self.at)
 
     def __call__(self, t: int) -> float:
         return self.value * 0.5 ** bisect.bisect_left(self.at, t)
@@ -147,7 +165,7 @@ class averaging:
 
     def __post_init__(self):
         if not self.value > 0.0:
-            raise Unfit("averaging", "value, the largest step size, must be positive", got=self.value)
+            raise UsageError("averaging", "value, the largest step size, must be positive", got=self.value)
 
     def __call__(self, t: int) -> float:
         return min(1.0, max(0.0, 1 - self.step(t) / self.value))

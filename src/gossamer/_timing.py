@@ -25,7 +25,7 @@ ROUNDS = 3  # at least, however long they take
 
 
 class Work(NamedTuple):
-    """One use of a layer in a training step: what its time depends on besides layout, unit and density."""
+    """One use of a layer in a training step: what its time depends on besides layout, block and density."""
 
     shape: tuple[int, ...]  # of the dense weight
     geometry: Geometry | None  # None: linear
@@ -52,19 +52,19 @@ class Candidate(NamedTuple):
 
     layout: str  # DENSE, or the name of a layout
     order: str = "plain"  # of activations in memory
-    unit: tuple[int, int] = (1, 1)
-    density: float = 1.0  # of units
+    block: tuple[int, int] = (1, 1)
+    density: float = 1.0  # of blocks
 
-    def units(self, work: Work) -> int:
+    def blocks(self, work: Work) -> int:
         """Units kept, at least 1."""
-        return max(1, round(self.density * math.prod(grid_of(work.matrix, self.unit))))
+        return max(1, round(self.density * math.prod(grid_of(work.matrix, self.block))))
 
     def bytes(self, work: Work) -> int:
         """Bytes of values, their gradient and the index."""
         if self.layout == DENSE:
             return 2 * work.dense_bytes
-        n, (grid_rows, grid_cols) = self.units(work), grid_of(work.matrix, self.unit)
-        values = work.dense_bytes if self.layout == "masked" else n * math.prod(self.unit) * work.dtype.itemsize
+        n, (grid_rows, grid_cols) = self.blocks(work), grid_of(work.matrix, self.block)
+        values = work.dense_bytes if self.layout == "masked" else n * math.prod(self.block) * work.dtype.itemsize
         return 2 * values + 4 * (grid_rows + 1 + grid_cols + 1 + 3 * n)
 
 
@@ -100,7 +100,7 @@ def layer_of(work: Work, c: Candidate, rng: torch.Generator) -> nn.Module:
                 p.fill_(1 / work.matrix[1])
         layer.weight.requires_grad_(work.weight_gradient)  # type: ignore[operator, union-attr]
         return layer.to(memory_format=torch.channels_last) if c.order == "channels_last" else layer  # type: ignore[call-overload]
-    support = Support.random(work.matrix, c.units(work), c.unit, rng)
+    support = Support.random(work.matrix, c.blocks(work), c.block, rng)
     more = {"support": support, "bias": work.bias, "layout": c.layout, "rng": rng, **place}
     sparse: SparseLayer
     if work.geometry is None:

@@ -1,15 +1,15 @@
-"""The batch-last memory format through a whole network: twins of torch's modules that keep it, and would otherwise lose or waste it.
+"""The batch-last memory format through a whole network: counterparts of torch's modules that keep it, and would otherwise lose or waste it.
 
 Sparse kernels want the batch innermost in memory, (C, H, W, N) behind an ordinary (N, C, H, W) tensor. A sparse layer converts its input
 if need be and returns this format; ReLU and all that works element by element, dropout, sums of branches and ``Flatten`` keep it by
-themselves. Batch normalisation, pooling and dense convolutions do not, so :func:`keep_batch_last` gives them twins:
+themselves. Batch normalisation, pooling and dense convolutions do not, so :func:`keep_batch_last` gives them counterparts:
 
     BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; if asked, with the ReLU that follows
     Linear left dense            its product by that matrix
     Conv2d left dense            1 x 1 as a matrix product over the same matrix; few incoming weights by the full sparse kernel
     pooling                      over the channels-last image (C, N, H, W) that it is in memory: the batch takes the channels' place
 
-A twin is a subclass of torch's module with the same parameters, the same keys in ``state_dict``, the same results. Inputs in any other
+A counterpart is a subclass of torch's module with the same parameters, the same keys in ``state_dict``, the same results. Inputs in any other
 memory format, and models under ``torch.compile``, ``torch.func`` or a tracer, go torch's own way.
 """
 
@@ -24,22 +24,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._errors import Unfit
-from .products.norm.op import Running, batch_norm
-from .products.conv2d.op import csr_conv2d
-from .products.conv2d.reference import Geometry
-from .products.linear.op import csr_linear
 from ._backend.dispatch import foreign
 from ._backend.memory import batch_last as to_batch_last
 from ._backend.memory import from_rows, is_batch_last, rows
 from ._backend.native import BEST
+from ._errors import UsageError
+from .products.conv2d.op import csr_conv2d
+from .products.conv2d.reference import Geometry
+from .products.linear.op import csr_linear
+from .products.norm.op import Running, batch_norm
 from .support import Support
 
 __all__ = ["fused", "is_batch_last", "keep_batch_last", "plain_modules", "to_batch_last"]
 
 
 def keep_batch_last(model: nn.Module, *, fuse: bool = False) -> nn.Module:
-    """Lets a model keep the batch-last format: its normalisation and pooling modules become their twins, in place.
+    """Lets a model keep the batch-last format: its normalisation and pooling modules become their counterparts, in place.
 
     A module stays the object it was, with its parameters, buffers, hooks and places in the model: only its class changes (as that of a
     lazy module of torch's does). Modules of exactly torch's types only, never of subclasses, whose meaning is not known here.
@@ -67,7 +67,12 @@ def _fuse(model: nn.Module) -> None:
     for parent in model.modules():
         if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
             for (_, norm), (name, act) in pairwise(parent._modules.items()):
-                if isinstance(norm, _Normalisation) and type(act) is nn.ReLU and places[norm] == 1 and not _hooked(norm, act):
+                if (
+                    isinstance(norm, _Normalisation)
+                    and type(act) is nn.ReLU
+                    and places[norm] == 1
+                    and not _hooked(norm, act)
+                ):
                     norm.relu = True
                     if places[act] > 1:  # elsewhere it is still wanted
                         act = parent._modules[name] = nn.ReLU(act.inplace).train(act.training)
@@ -80,7 +85,7 @@ def fused(model: nn.Module) -> list[str]:
 
 
 def plain_modules(model: nn.Module) -> nn.Module:
-    """Undoes :func:`keep_batch_last`, in place: twins become torch's modules again. Returns the model."""
+    """Undoes :func:`keep_batch_last`, in place: counterparts become torch's modules again. Returns the model."""
     for m in model.modules():
         if type(m) in PLAIN:
             vars(m).pop("relu", None)
@@ -105,7 +110,9 @@ class _Twin(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
         remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
-        raise Unfit("torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy)
+        raise UsageError(
+            "torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy
+        )
 
 
 # -------------------------------------------------------------------- normalisation
@@ -120,7 +127,9 @@ class _Normalisation(_Twin, _BatchNorm):
             return self._activated(super().forward(input))
         if self.training or self.running_mean is None:
             return batch_norm(input, self.weight, self.bias, self.eps, self.relu, self._running())
-        y = F.batch_norm(rows(input)[None], self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        y = F.batch_norm(
+            rows(input)[None], self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
         return from_rows(self._activated(y)[0], input.shape)
 
     def _takes(self, x: Tensor) -> bool:
@@ -205,13 +214,17 @@ class AdaptiveAvgPool2d(_Twin, nn.AdaptiveAvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
         if self.output_size in (1, (1, 1)) and input.dim() == 4 and _lies_batch_last(input):
-            return _pooled(lambda x: F.avg_pool2d(x, x.shape[2:]), input)  # torch's takes a mean, whose gradient is in another format
+            return _pooled(
+                lambda x: F.avg_pool2d(x, x.shape[2:]), input
+            )  # torch's takes a mean, whose gradient is in another format
         return _pooled(super().forward, input)
 
 
 # -------------------------------------------------------------------- layers that stay dense
 
-FEW = 1 << 15  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
+FEW = (
+    1 << 15
+)  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
 
 
 class Linear(_Twin, nn.Linear):
@@ -230,7 +243,9 @@ class Linear(_Twin, nn.Linear):
         return (self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)).t()
 
 
-SMALL = 64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
+SMALL = (
+    64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
+)
 
 
 class Conv2d(_Twin, nn.Conv2d):
@@ -248,7 +263,12 @@ class Conv2d(_Twin, nn.Conv2d):
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the input is one that torch takes, all of one full precision, and a kernel for it is at hand."""
-        if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
+        if (
+            x.dim() != 4
+            or x.dtype not in (torch.float32, torch.float64)
+            or torch.is_autocast_enabled(x.device.type)
+            or x.numel() == 0
+        ):
             return False
         if foreign(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
             return False
@@ -256,7 +276,9 @@ class Conv2d(_Twin, nn.Conv2d):
             return False
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
             return is_batch_last(x)
-        return BEST is not None and self.weight[0].numel() <= SMALL and min(Geometry(*self._sizes()).out(*x.shape[2:])) > 0
+        return (
+            BEST is not None and self.weight[0].numel() <= SMALL and min(Geometry(*self._sizes()).out(*x.shape[2:])) > 0
+        )
 
     def _pointwise(self, x: Tensor) -> Tensor:
         images = x.movedim(0, -1)[:, :: self.stride[0], :: self.stride[1]]  # (C, H', W', N)
@@ -288,4 +310,4 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
     nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
 }
-PLAIN = {**{twin: plain for plain, twin in TWINS.items()}, ReLU: nn.ReLU}
+PLAIN = {**{counterpart: plain for plain, counterpart in TWINS.items()}, ReLU: nn.ReLU}

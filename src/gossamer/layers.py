@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import Unfit, check_density
+from ._backend.dispatch import choose, device_type, run, unreadable
+from ._backend.index.op import rows_of
+from ._errors import UsageError, check_density
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter
 from .observe import Observer, version_of
 from .products.conv2d import op as conv2d_op
 from .products.conv2d.reference import Geometry
 from .products.linear import op as linear_op
 from .products.sense.op import SAMPLED
-from ._backend.index.op import rows_of
-from ._backend.dispatch import choose, device_type, run, unreadable
 from .products.trilinear import check_index
 from .support import Support, checked, grid_of, index_problems
 from .surgery import write_
@@ -50,7 +50,7 @@ class SparseLayer(nn.Module):
         support: Support | None,
         bias: bool,
         layout: str | Layout,
-        unit: tuple[int, int],
+        block: tuple[int, int],
         min_fan_in: int,
         rng: torch.Generator | None,
         dtype: torch.dtype | None,
@@ -59,24 +59,33 @@ class SparseLayer(nn.Module):
         super().__init__()
         who, shape = type(self).__name__, (dense_shape[0], math.prod(dense_shape[1:]))
         if (density is None) == (support is None):
-            raise Unfit(who, "give either density or support")
+            raise UsageError(who, "give either density or support")
         if support is None:
-            total = math.prod(grid_of(*checked(who, shape, unit)))
-            support = Support.random(shape, max(1, round(check_density(who, density) * total)), unit, rng, min_fan_in)  # type: ignore[arg-type]
+            total = math.prod(grid_of(*checked(who, shape, block)))
+            support = Support.random(shape, max(1, round(check_density(who, density) * total)), block, rng, min_fan_in)  # type: ignore[arg-type]
         if support.shape != shape:
-            raise Unfit(who, f"the support must be that of a {shape[0]} x {shape[1]} matrix", got=support.shape)
+            raise UsageError(who, f"the support must be that of a {shape[0]} x {shape[1]} matrix", got=support.shape)
         self.dense_shape = torch.Size(dense_shape)
         self.geometry = geometry
-        self.unit = support.unit
+        self.block = support.block
         self.layout = layout_named(layout, who)
-        self._seen: tuple[int, int] | None = None  # where the values were, and in which version, when their non-zeros were last looked up
-        if self.layout.follows and self.unit != (1, 1):
-            raise Unfit(who, f"layout {self.layout.name} follows single weights", got=self.unit, remedy="unit=(1, 1), or another layout")
+        self._seen: tuple[int, int] | None = (
+            None  # where the values were, and in which version, when their non-zeros were last looked up
+        )
+        if self.layout.follows and self.block != (1, 1):
+            raise UsageError(
+                who,
+                f"layout {self.layout.name} follows single weights",
+                got=self.block,
+                remedy="block=(1, 1), or another layout",
+            )
         self.observers: tuple[Observer, ...] = ()  # who is told of the backward passes of the step in progress
         self._owner: Any = None  # a weak reference to the Rewirer or Multilevel that changes the support
         dtype = dtype or torch.get_default_dtype()
         self.values = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
-        self.register_parameter("bias", nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None
+        )
         self.adopt_(support.to(device) if device else support)
         self._mark()
         self.reset_parameters(rng)
@@ -99,7 +108,9 @@ class SparseLayer(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
         remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
-        raise Unfit("torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy)
+        raise UsageError(
+            "torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy
+        )
 
     @property
     def owner(self) -> Any:
@@ -121,9 +132,9 @@ class SparseLayer(nn.Module):
 
     @property
     def support(self) -> Support:
-        """Which units of the (out, in) or (out, in kh kw) matrix may be non-zero; under ``shadow``, which are.
+        """Which blocks of the (out, in) or (out, in kh kw) matrix may be non-zero; under ``shadow``, which are.
 
-        Raises: Unfit where ``crow`` and ``col`` have been changed to something that does not go with the values.
+        Raises: UsageError where ``crow`` and ``col`` have been changed to something that does not go with the values.
         """
         if self.layout.follows:
             if not torch.compiler.is_exporting():  # an exported product does not need the index
@@ -144,16 +155,20 @@ class SparseLayer(nn.Module):
     def adopt_(self, s: Support) -> None:
         """Makes ``s`` the support. The values are the caller's to bring along (:func:`~gossamer.set_support_` does)."""
         if s.crow.is_inference() or s.perm.is_inference():
-            s = Support(s.shape, s.unit, *(t.clone() for t in (s.crow, s.col, s.ccol, s.row, s.perm)))
+            s = Support(s.shape, s.block, *(t.clone() for t in (s.crow, s.col, s.ccol, s.row, s.perm)))
         before: Any = vars(self).get("_support")
         self._support = s
         if self.layout.follows:
             return
         for name in INDEX:
             mine, new = self._buffers.get(name), getattr(s, name)
-            alike = mine is not None and mine.shape == new.shape and mine.device == new.device and not mine.is_inference()
+            alike = (
+                mine is not None and mine.shape == new.shape and mine.device == new.device and not mine.is_inference()
+            )
             if before is not None and mine is not None and alike:
-                mine.copy_(new)  # a state_dict that was not copied stays a pair with the values, which are written in place too
+                mine.copy_(
+                    new
+                )  # a state_dict that was not copied stays a pair with the values, which are written in place too
             else:
                 self.register_buffer(name, new.clone())
         self._remember()
@@ -186,21 +201,21 @@ class SparseLayer(nn.Module):
 
     def _take(self, crow: Tensor, col: Tensor, s: Support, whole: bool) -> None:
         """Another index than before: good where the values have been exchanged with it, or do not depend on it."""
-        reasons = index_problems(crow, col, s.shape, s.unit)
+        reasons = index_problems(crow, col, s.shape, s.block)
         if not reasons and self.layout.storage == "compact":
             if self.values.shape[0] != col.numel():
-                reasons = [f"it has {col.numel()} units, and there are values for {self.values.shape[0]}"]
+                reasons = [f"it has {col.numel()} blocks, and there are values for {self.values.shape[0]}"]
             elif not whole:
                 reasons = ["its values have stayed, and belong to the connections of the old one"]
         if reasons:
             self._refuse(reasons)
-        self._support = Support.from_index(crow, col, s.shape, s.unit)
+        self._support = Support.from_index(crow, col, s.shape, s.block)
 
     def _refuse(self, reasons: list[str]) -> None:
         who = f"{type(self).__name__} of {tuple(self.dense_shape)}"
         what = "the buffers crow and col have been changed from outside, to an index that this layer cannot use"
         remedy = "load_state_dict with index and values together, gs.set_support_; for an average of weights gs.AveragedModel"
-        raise Unfit(who, what, reasons=reasons, remedy=remedy)
+        raise UsageError(who, what, reasons=reasons, remedy=remedy)
 
     @torch.compiler.disable()  # type: ignore[arg-type]
     @torch.no_grad()
@@ -248,7 +263,7 @@ class SparseLayer(nn.Module):
     def reset_parameters(self, rng: torch.Generator | None = None) -> None:
         """Kaiming normal values with the fan-in scaled by the density; bias uniform in +-1/sqrt(fan_in), as torch does."""
         s, fan_in = self.support, math.prod(self.dense_shape[1:])
-        compact = torch.empty(s.n, *(() if s.unit == (1, 1) else s.unit), dtype=self.values.dtype)
+        compact = torch.empty(s.n, *(() if s.block == (1, 1) else s.block), dtype=self.values.dtype)
         compact.normal_(0.0, math.sqrt(2 / (max(self.density, 1 / self.dense_shape.numel()) * fan_in)), generator=rng)
         self.set_values_(compact.to(self.values.device))
         if self.bias is not None:
@@ -264,16 +279,23 @@ class SparseLayer(nn.Module):
         write_(self.values, self.layout.stored(compact, s, self.dense_shape))
 
     def sensed(self, dy: Tensor, x: Tensor, ids: Tensor) -> Tensor:
-        """Gradient at unit ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
+        """Gradient at block ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
         dtype, s = self.values.dtype, self.support
-        return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.unit, self.geometry)
+        return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.block, self.geometry)
 
     def flow(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of squares of the output gradient per unit row, (grid_rows,), and of the input per unit column, (grid_cols,)."""
-        (h, w), conv = self.unit, self.geometry is not None
+        """Sums of squares of the output gradient per block row, (grid_rows,), and of the input per block column, (grid_cols,)."""
+        (h, w), conv = self.block, self.geometry is not None
 
         def sums(t: Tensor, size: int, taps: int) -> Tensor:
-            squares = t.to(self.values.dtype).square().transpose(1 if conv else -1, -1).flatten(0, -2).sum(0).repeat_interleave(taps)
+            squares = (
+                t.to(self.values.dtype)
+                .square()
+                .transpose(1 if conv else -1, -1)
+                .flatten(0, -2)
+                .sum(0)
+                .repeat_interleave(taps)
+            )
             return nn.functional.pad(squares, (0, -squares.numel() % size)).view(-1, size).sum(1)
 
         return sums(dy, h, 1), sums(x, w, math.prod(self.geometry.kernel) if self.geometry is not None else 1)
@@ -305,11 +327,17 @@ class SparseLayer(nn.Module):
         """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
         s, products = self.support, ("forward", "input_gradient", "weight_gradient")
         if self.layout.follows:
-            return dict.fromkeys(products, "dense") if s.density > self.dense_above else {**self._sparse_kernels(s), products[2]: "dense"}
-        return dict.fromkeys(products, "dense (simulated)") if self.layout.storage == "dense" else self._sparse_kernels(s)
+            return (
+                dict.fromkeys(products, "dense")
+                if s.density > self.dense_above
+                else {**self._sparse_kernels(s), products[2]: "dense"}
+            )
+        return (
+            dict.fromkeys(products, "dense (simulated)") if self.layout.storage == "dense" else self._sparse_kernels(s)
+        )
 
     def _sparse_kernels(self, s: Support) -> dict[str, str]:
-        values = self.values.new_empty(s.n, *(() if s.unit == (1, 1) else s.unit))
+        values = self.values.new_empty(s.n, *(() if s.block == (1, 1) else s.block))
         if self.geometry is None:
             x, dy = values.new_empty(1, s.shape[1]), values.new_empty(1, s.shape[0])
             return {
@@ -329,7 +357,7 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         """Shape, density and layout, for ``print(model)``."""
         sizes = ", ".join(str(v) for v in self.dense_shape)
-        tile = "" if self.unit == (1, 1) else f", unit={self.unit}"
+        tile = "" if self.block == (1, 1) else f", block={self.block}"
         return f"{sizes}, density={self.density:.4g}, n={self.support.n}, layout={self.layout.name}{tile}, bias={self.bias is not None}"
 
 
@@ -342,10 +370,10 @@ class SparseLinear(SparseLayer):
         bias: with a dense bias.
         layout: ``"csr"`` (compact, O(n)); ``"shadow"`` (dense storage and weight gradient, sparse products otherwise: for rules that
             make and revive zeros); or ``"masked"`` (dense storage and kernels: a simulation).
-        unit: (h, w) tiles instead of single weights; ``density`` then counts tiles.
+        block: (h, w) tiles instead of single weights; ``density`` then counts tiles.
         rng: generator of the support and the initial values; None is torch's default one.
         support: a given support instead of a density.
-        min_fan_in: incoming units that every output unit gets at least.
+        min_fan_in: incoming blocks that every output unit gets at least.
 
     Input (..., in_features), output (..., out_features), in the input's dtype; ``values`` are float32 or float64. Under ``csr``
     the output has the batch innermost in memory, as sparse products make and want it: ``reshape``, not ``view``, merges dimensions.
@@ -359,20 +387,24 @@ class SparseLinear(SparseLayer):
         density: float | None = None,
         bias: bool = True,
         layout: str | Layout = "csr",
-        unit: tuple[int, int] = (1, 1),
+        block: tuple[int, int] = (1, 1),
         rng: torch.Generator | None = None,
         support: Support | None = None,
         min_fan_in: int = 0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        super().__init__((out_features, in_features), None, density, support, bias, layout, unit, min_fan_in, rng, dtype, device)
+        super().__init__(
+            (out_features, in_features), None, density, support, bias, layout, block, min_fan_in, rng, dtype, device
+        )
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         if x.shape[-1] != self.in_features:
-            raise Unfit("SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape))
+            raise UsageError(
+                "SparseLinear", f"the last dimension of the input must be {self.in_features}", got=tuple(x.shape)
+            )
         x = _cast(x)
         if self.observers:
             return self._watched(x, lambda x: self.layout.linear(x, self.values, self.support, self.bias))
@@ -398,7 +430,7 @@ class SparseConv2d(SparseLayer):
         density: float | None = None,
         bias: bool = True,
         layout: str | Layout = "csr",
-        unit: tuple[int, int] = (1, 1),
+        block: tuple[int, int] = (1, 1),
         rng: torch.Generator | None = None,
         support: Support | None = None,
         min_fan_in: int = 0,
@@ -408,20 +440,28 @@ class SparseConv2d(SparseLayer):
         kernel, dilated = _pair(kernel_size), _pair(dilation)
         geometry = Geometry(kernel, _pair(stride), _padding(padding, kernel, dilated, _pair(stride)), dilated)
         if min(geometry.kernel + geometry.stride + geometry.dilation) < 1 or min(geometry.padding) < 0:
-            raise Unfit("SparseConv2d", "kernel, stride and dilation must be at least 1, padding at least 0", got=tuple(geometry))
+            raise UsageError(
+                "SparseConv2d",
+                "kernel, stride and dilation must be at least 1, padding at least 0",
+                got=tuple(geometry),
+            )
         shape = (out_channels, in_channels, *kernel)
-        super().__init__(shape, geometry, density, support, bias, layout, unit, min_fan_in, rng, dtype, device)
+        super().__init__(shape, geometry, density, support, bias, layout, block, min_fan_in, rng, dtype, device)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding, self.dilation = geometry
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W')."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise Unfit("SparseConv2d", f"the input must be (batch, {self.in_channels}, height, width)", got=tuple(x.shape))
+            raise UsageError(
+                "SparseConv2d", f"the input must be (batch, {self.in_channels}, height, width)", got=tuple(x.shape)
+            )
         assert self.geometry is not None
         x = _cast(x)
         if self.observers:
-            return self._watched(x, lambda x: self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias))
+            return self._watched(
+                x, lambda x: self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias)
+            )
         return self.layout.conv2d(x, self.values, self.support, self.geometry, self.bias)
 
 
@@ -455,7 +495,7 @@ def _cast(x: Tensor) -> Tensor:
 def _pair(value: int | Iterable[int]) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2:
-        raise Unfit("SparseConv2d", "expected one whole number or two", got=value)
+        raise UsageError("SparseConv2d", "expected one whole number or two", got=value)
     return pair
 
 
@@ -467,7 +507,9 @@ def _padding(
     if isinstance(padding, str):
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if padding != "same" or stride != (1, 1) or any(t % 2 for t in totals):
-            raise Unfit("SparseConv2d", "padding is numbers, 'valid', or 'same' with stride 1 and an even total", got=padding)
+            raise UsageError(
+                "SparseConv2d", "padding is numbers, 'valid', or 'same' with stride 1 and an even total", got=padding
+            )
         return totals[0] // 2, totals[1] // 2
     return _pair(padding)
 
@@ -481,7 +523,9 @@ def _add_index(layer: SparseLayer, state: dict[str, Any], prefix: str, _local_me
 
 
 @torch.no_grad()
-def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _meta, _strict, missing, _unexpected, errors) -> None:
+def _adopt_index(
+    layer: SparseLayer, state: dict[str, Tensor], prefix: str, _meta, _strict, missing, _unexpected, errors
+) -> None:
     """Before a state_dict is read: verify the index it brings and make the layer's buffers fit, or refuse it and stay as it was.
 
     A layer that is loaded has a new support even if it has the same units: what is measured over a window begins anew.
@@ -495,7 +539,7 @@ def _adopt_index(layer: SparseLayer, state: dict[str, Tensor], prefix: str, _met
             state[prefix + name] = (getattr(s, name) if name in INDEX else layer.values).detach()
     elif crow is not None and col is not None:
         same = _equal(crow, s.crow) and _equal(col, s.col)
-        new = (s.again() if same else Support.from_index(crow, col, s.shape, s.unit)).to(layer.values.device)
+        new = (s.again() if same else Support.from_index(crow, col, s.shape, s.block)).to(layer.values.device)
         layer.adopt_(new)
         if layer.layout.storage == "compact" and layer.values.shape[0] != new.n:
             write_(layer.values, layer.values.new_zeros(new.n, *layer.values.shape[1:]))
@@ -522,12 +566,20 @@ def _state_problems(
     """Why index and values of a state_dict must not be read, in sentences."""
     if crow is None or col is None:
         alone = values is not None or crow is not None or col is not None
-        return ["values and index (values, crow, col) come without each other: values never load onto another support"] if alone else []
-    problems = index_problems(crow, col, s.shape, s.unit)
+        return (
+            ["values and index (values, crow, col) come without each other: values never load onto another support"]
+            if alone
+            else []
+        )
+    problems = index_problems(crow, col, s.shape, s.block)
     if problems:
         return problems
     if values is None:
-        return [] if _equal(crow, s.crow) and _equal(col, s.col) else ["the index is another support's, and comes without its values"]
+        return (
+            []
+            if _equal(crow, s.crow) and _equal(col, s.col)
+            else ["the index is another support's, and comes without its values"]
+        )
     expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
     fits = tuple(values.shape) == expected
-    return [] if fits else [f"values of shape {tuple(values.shape)} for {col.numel()} kept units, {expected} expected"]
+    return [] if fits else [f"values of shape {tuple(values.shape)} for {col.numel()} kept blocks, {expected} expected"]

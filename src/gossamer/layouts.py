@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._errors import Unfit, nearest
+from ._backend.index.op import values_at
+from ._errors import UsageError, nearest
 from .products.conv2d.op import csr_conv2d
 from .products.conv2d.reference import Geometry
-from .products.linear.op import csr_linear
 from .products.dense_gradient import for_dense, shadow_conv2d, shadow_linear
-from ._backend.index.op import values_at
+from .products.linear.op import csr_linear
 from .support import Support
 
-DENSE_ABOVE = {"linear": 0.25, "conv2d": 0.5}  # densities above which shadow layers take torch's dense kernels, then the faster ones
+DENSE_ABOVE = {
+    "linear": 0.25,
+    "conv2d": 0.5,
+}  # densities above which shadow layers take torch's dense kernels, then the faster ones
 
 
 class Layout(NamedTuple):
@@ -34,7 +37,9 @@ class Layout(NamedTuple):
     storage: Literal["dense", "compact"]
     linear: Callable[..., Tensor]  # (x, values, s, bias=None): (..., cols) -> (..., rows)
     conv2d: Callable[..., Tensor]  # (x, values, s, geometry, bias=None): (B, in, H, W) -> (B, out, H', W')
-    follows: bool = False  # the support is where the values are not zero, now; their gradient is that of the dense weight
+    follows: bool = (
+        False  # the support is where the values are not zero, now; their gradient is that of the dense weight
+    )
 
     def stored(self, compact: Tensor, s: Support, shape: torch.Size) -> Tensor:
         """The parameter (of the dense ``shape``, or compact) that holds these compact values."""
@@ -50,8 +55,8 @@ def gather(dense: Tensor, s: Support) -> Tensor:
     at, where = s.scalars()
     if at is None:
         return dense.reshape(-1)[where]
-    values = dense.new_zeros(s.n * s.unit[0] * s.unit[1])
-    return values.index_put((at,), dense.reshape(-1)[where]).view(s.n, *s.unit)
+    values = dense.new_zeros(s.n * s.block[0] * s.block[1])
+    return values.index_put((at,), dense.reshape(-1)[where]).view(s.n, *s.block)
 
 
 def scatter(values: Tensor, s: Support) -> Tensor:
@@ -75,7 +80,7 @@ def _masked_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Ten
 
 
 def _non_zeros(values: Tensor, s: Support) -> Tensor:
-    return values_at(values.detach().flatten(1), s.crow, s.col) if s.unit == (1, 1) else gather(values.detach(), s)
+    return values_at(values.detach().flatten(1), s.crow, s.col) if s.block == (1, 1) else gather(values.detach(), s)
 
 
 def _shadow_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
@@ -97,9 +102,11 @@ LAYOUTS = {layout.name: layout for layout in (MASKED, SHADOW, CSR)}
 
 
 def layout_named(name: str | Layout, who: str) -> Layout:
-    """The layout of that name, or :class:`Unfit` with the nearest name."""
+    """The layout of that name, or :class:`UsageError` with the nearest name."""
     if isinstance(name, Layout):
         return name
     if name not in LAYOUTS:
-        raise Unfit(who, f"unknown layout {name!r}{nearest(str(name), LAYOUTS)}", remedy=f"one of {', '.join(LAYOUTS)}")
+        raise UsageError(
+            who, f"unknown layout {name!r}{nearest(str(name), LAYOUTS)}", remedy=f"one of {', '.join(LAYOUTS)}"
+        )
     return LAYOUTS[name]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ._errors import Unfit, nearest
+from ._errors import UsageError, nearest
 from .layers import SparseLayer
 
 OTHER = "(other arithmetic)"
@@ -83,7 +83,9 @@ class Entry(NamedTuple):
         if self.follows:
             n, of_weight = (self.weights if n > self.module.dense_above * self.weights else n), self.weights  # type: ignore[operator]
         one, last = round(2 * batch * self.positions * n), round(2 * batch * self.positions * of_weight)
-        return Cost(one, one * self.input_gradient, last * self.weight_gradient, round(2 * batch * self.positions * sensed))
+        return Cost(
+            one, one * self.input_gradient, last * self.weight_gradient, round(2 * batch * self.positions * sensed)
+        )
 
 
 class Ledger:
@@ -98,7 +100,9 @@ class Ledger:
     values, indices, gradients, optimizer state and sensing at any step (activations not included).
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | tuple[Tensor, ...], *, optimizer: torch.optim.Optimizer | None = None):
+    def __init__(
+        self, model: nn.Module, example: Tensor | tuple[Tensor, ...], *, optimizer: torch.optim.Optimizer | None = None
+    ):
         self.model, self.optimizer = model, optimizer
         self.entries = _traced(model, example if isinstance(example, tuple) else (example,))
         self.flops, self.dense = Cost(), 0
@@ -186,12 +190,16 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """The accounts so far."""
         counts = {"steps": self.steps, "examples": self.examples, "peak_bytes": self.peak_bytes, "dense": self.dense}
-        return {**counts, "flops": list(self.flops), "by_layer": {name: list(cost) for name, cost in self.by_layer.items()}}
+        return {
+            **counts,
+            "flops": list(self.flops),
+            "by_layer": {name: list(cost) for name, cost in self.by_layer.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from saved accounts of the same layers."""
         if set(state["by_layer"]) != set(self.by_layer):
-            raise Unfit("Ledger", "these accounts are of other layers", got=list(state["by_layer"]))
+            raise UsageError("Ledger", "these accounts are of other layers", got=list(state["by_layer"]))
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.peak_bytes, self.dense, self.flops = int(state["peak_bytes"]), int(state["dense"]), Cost(*state["flops"])
         self.by_layer = {name: Cost(*cost) for name, cost in state["by_layer"].items()}
@@ -203,12 +211,19 @@ class Ledger:
         for e in self.entries:
             cost, dense = self.by_layer[e.name], e.cost(self.examples, e.weights).total
             held = _counts(e.n, e.weights) if e.holds else ("-", "-", "-")
-            lines.append((e.name, *held, f"{e.multiply_adds:,}", *_flops(cost), f"{cost.total / dense:.4f}" if dense else "-"))
+            lines.append(
+                (e.name, *held, f"{e.multiply_adds:,}", *_flops(cost), f"{cost.total / dense:.4f}" if dense else "-")
+            )
         adds = sum(e.multiply_adds for e in self.entries)
-        lines.append(("total", *_counts(self.kept, self.weights), f"{adds:,}", *_flops(self.flops), f"{self.ratio:.4f}"))
+        lines.append(
+            ("total", *_counts(self.kept, self.weights), f"{adds:,}", *_flops(self.flops), f"{self.ratio:.4f}")
+        )
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         rows = [
-            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines
+            "  ".join(
+                cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
         ]
         note = ["FLOPs are simulated: masked layers run dense kernels"] if self.simulated else []
         return "\n".join(rows + note)
@@ -222,7 +237,9 @@ def _flops(cost: Cost) -> list[str]:
     return [f"{part:.3g}" for part in cost]
 
 
-def cost_model(method: str, f_sparse: float, f_dense: float, *, every: float = 100, window: int = 10, fraction: float = 0.1) -> float:
+def cost_model(
+    method: str, f_sparse: float, f_dense: float, *, every: float = 100, window: int = 10, fraction: float = 0.1
+) -> float:
     """FLOPs of a training step by the published formulas (Evci et al. 2020, appendix H: backward = 2 forward), mean over steps.
 
     Args:
@@ -240,7 +257,11 @@ def cost_model(method: str, f_sparse: float, f_dense: float, *, every: float = 1
         "csst": 3 * f_sparse + window / every * fraction * (f_dense - f_sparse),
     }
     if method not in formulas:
-        raise Unfit("cost_model", f"no formula for {method!r}{nearest(method, formulas)}", remedy=f"one of {', '.join(formulas)}")
+        raise UsageError(
+            "cost_model",
+            f"no formula for {method!r}{nearest(method, formulas)}",
+            remedy=f"one of {', '.join(formulas)}",
+        )
     return formulas[method]
 
 
@@ -248,7 +269,10 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
     """One pass over the example finds each layer's positions and whether its input needs a gradient. The model is left as it was."""
     names = {m: name for name, m in model.named_modules() if isinstance(m, (SparseLayer, nn.Linear, nn.Conv2d))}
     used: dict[nn.Module, tuple[float, bool]] = {}
-    counter, inside = FlopCounterMode(display=False), [0]  # what the counter sees inside these layers, whichever kernels run
+    counter, inside = (
+        FlopCounterMode(display=False),
+        [0],
+    )  # what the counter sees inside these layers, whichever kernels run
 
     def enter(*_: Any) -> None:
         inside[0] -= counter.get_total_flops()
@@ -288,7 +312,7 @@ def _is_conv(m: nn.Module) -> bool:
 
 
 def _tile(m: nn.Module) -> int:
-    return m.unit[0] * m.unit[1] if isinstance(m, SparseLayer) else 1
+    return m.block[0] * m.block[1] if isinstance(m, SparseLayer) else 1
 
 
 def _size(t: Tensor) -> int:

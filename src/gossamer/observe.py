@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
-from ._errors import Unfit
+from ._errors import UsageError
 
 
 class Operands(NamedTuple):
@@ -30,10 +30,14 @@ class Operands(NamedTuple):
     versions: tuple[int, int]
 
     def checked(self, who: str) -> tuple[Tensor, Tensor]:
-        """(dy, x), if nobody has written to them. Raises Unfit."""
+        """(dy, x), if nobody has written to them. Raises UsageError."""
         _check_version(who, self.x, self.versions[1])
         if version_of(self.dy) != self.versions[0]:
-            raise Unfit(who, "the gradient of its output was changed in place before the step that needs it", remedy="clone it first")
+            raise UsageError(
+                who,
+                "the gradient of its output was changed in place before the step that needs it",
+                remedy="clone it first",
+            )
         return self.dy, self.x
 
 
@@ -72,7 +76,13 @@ class Observer:
         look: called in the forward pass before it is watched, with the layer: the place to notice that its support is another.
     """
 
-    def __init__(self, layer: Any, who: str, measure: Callable[[Tensor, Tensor], Seen | None], look: Callable[[Any], None] | None = None):
+    def __init__(
+        self,
+        layer: Any,
+        who: str,
+        measure: Callable[[Tensor, Tensor], Seen | None],
+        look: Callable[[Any], None] | None = None,
+    ):
         self.layer, self.who, self.measure = layer, who, measure
         self.look = look or _ignore
         self.on_support = False  # the gradient of the stored values is wanted too
@@ -150,7 +160,9 @@ class Observer:
         held, self._base = self.layer.values.grad, None
         if self._seen and self.has_gradient():
             self._base = self._of(held) or self._seen[-1][1]  # another tensor: scaled or clipped
-        self._seen = [(reference, seen) for reference, seen in self._seen if reference() is not None and reference() is not held]
+        self._seen = [
+            (reference, seen) for reference, seen in self._seen if reference() is not None and reference() is not held
+        ]
         if self.on_support:
             self._waiting.append((_number(), Seen(active=grad.detach().clone())))
 
@@ -180,7 +192,7 @@ def operands(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Operands:
 def _check_version(who: str, x: Tensor, version: int) -> None:
     if version_of(x) != version:
         what = "its input was changed in place before its gradient off the support was measured"
-        raise Unfit(who, what, remedy="clone the input, or fill the buffer again only after step()")
+        raise UsageError(who, what, remedy="clone the input, or fill the buffer again only after step()")
 
 
 def _number() -> int:

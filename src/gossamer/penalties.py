@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ._errors import Unfit, check_density, is_real
+from ._errors import UsageError, check_density, is_real
 
 GROUPS = {"row": 2, "kernel": 4, "channel": 4}  # the dimensions of the tensors that each kind of group cuts
 Tau = float | Tensor
@@ -45,7 +45,7 @@ class Penalty(Protocol):
         """``prox`` of each, at one ``tau`` for all or one for each."""
         ...
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         """Entry by entry the least factor f for which prox(u, f tau) is zero there, in the shape of ``u``; infinite where none is."""
         ...
 
@@ -74,7 +74,7 @@ class Zero:
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return list(us)
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         return torch.full_like(u, math.inf)
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class L1:
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return softs(us, times(taus, self.lam))
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         return ratio(u.abs(), tau * self.lam)
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class NonNegativeL1:
         torch._foreach_clamp_min_(kept, 0.0)
         return list(kept)
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         return ratio(u.clamp_min(0.0), tau * self.lam)
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class GroupL1:
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         return spread(ratio(norms(u, self.group), tau * self.lam * root(u, self.group)), u).expand_as(u)
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -216,11 +216,15 @@ class LogL1:
     def __post_init__(self):
         _check_lam(self)
         if not is_real(self.beta) or not 0.0 < self.beta < math.inf:
-            raise Unfit("LogL1", "beta is a positive number; small values penalise small weights most", got=self.beta)
+            raise UsageError(
+                "LogL1", "beta is a positive number; small values penalise small weights most", got=self.beta
+            )
         if self.group not in (None, "kernel", "channel"):
-            raise Unfit("LogL1", f"unknown group {self.group!r}", remedy="None, 'kernel' or 'channel'")
+            raise UsageError("LogL1", f"unknown group {self.group!r}", remedy="None, 'kernel' or 'channel'")
         if self.shrinking and self.group is None:
-            raise Unfit("LogL1", "shrinking is done to groups", remedy="group='kernel' or 'channel', or shrinking=False")
+            raise UsageError(
+                "LogL1", "shrinking is done to groups", remedy="group='kernel' or 'channel', or shrinking=False"
+            )
 
     def cut(self, w: Tensor) -> str | None:
         """The kind of group that this tensor is cut into, None for single entries."""
@@ -281,7 +285,7 @@ class LogL1:
             return softs(us, times(taus, self.lam))
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         kind, tau = self.cut(u), tau * self.lam
         if kind is None or not isinstance(tau, Tensor):
             return ratio(u.abs(), tau)
@@ -314,9 +318,9 @@ class TopK:
 
     def __post_init__(self):
         if (self.n is None) == (self.density is None):
-            raise Unfit("TopK", "give either n or density", got=(self.n, self.density))
+            raise UsageError("TopK", "give either n or density", got=(self.n, self.density))
         if self.n is not None and (isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1):
-            raise Unfit("TopK", "n counts the entries that are kept, a whole number of at least 1", got=self.n)
+            raise UsageError("TopK", "n counts the entries that are kept, a whole number of at least 1", got=self.n)
         if self.density is not None:
             check_density("TopK", self.density)
 
@@ -340,7 +344,7 @@ class TopK:
     def proxes(self, us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> list[Tensor]:
         return [self.prox(u, tau) for u, tau in _pairs(us, taus)]
 
-    def level(self, u: Tensor, tau: Tau) -> Tensor:
+    def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
         return torch.full_like(u, math.inf)
 
     def subgradient(self, w: Tensor) -> Tensor:
@@ -412,15 +416,19 @@ def _pairs(us: Sequence[Tensor], taus: float | Sequence[Tensor]) -> Any:
 def _check_lam(penalty: Any) -> None:
     lam = penalty.lam
     if not is_real(lam) or not 0.0 <= lam < math.inf:
-        raise Unfit(type(penalty).__name__, "lam, the strength of the penalty, is a number of at least 0", got=lam)
+        raise UsageError(type(penalty).__name__, "lam, the strength of the penalty, is a number of at least 0", got=lam)
     object.__setattr__(penalty, "lam", float(lam))
 
 
 def _check_group(who: str, group: str) -> None:
     if group not in GROUPS:
-        raise Unfit(who, f"unknown group {group!r}", remedy=f"one of {', '.join(GROUPS)}")
+        raise UsageError(who, f"unknown group {group!r}", remedy=f"one of {', '.join(GROUPS)}")
 
 
 def _group_problems(group: str, shape: Sequence[int]) -> list[str]:
     dims = GROUPS[group]
-    return [] if len(shape) == dims else [f"a {group} is part of a tensor of {dims} dimensions, and this one has {len(shape)}"]
+    return (
+        []
+        if len(shape) == dims
+        else [f"a {group} is part of a tensor of {dims} dimensions, and this one has {len(shape)}"]
+    )

@@ -1,4 +1,4 @@
-"""Allotment: which layers of a model are made sparse, and how many units each may keep. What stays dense stays so for a reason.
+"""Selection: which layers of a model are made sparse, and how many blocks each may keep. What stays dense stays so for a reason.
 
 ``sparsify`` converts what is allotted here, and ``plan`` measures it: they agree because they ask the same question.
 """
@@ -12,37 +12,37 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import _budgets as budgets
+from ._errors import UsageError, check_density, nearest
 from .batch_last import PLAIN
-from ._errors import Unfit, check_density, nearest
 from .layers import SparseLayer
 from .support import checked, grid_of
 
 Pick = str | re.Pattern | type
 
 
-class Allotment(NamedTuple):
+class Selection(NamedTuple):
     """All modules that own parameters, by name in order of definition, and what each is given."""
 
     owners: dict[str, nn.Module]
     reasons: dict[str, str]  # why a module stays as it is; "" = it is made sparse
-    units: dict[str, int]  # kept units of those that are made sparse
-    totals: dict[str, int]  # all units of the same
+    blocks: dict[str, int]  # kept blocks of those that are made sparse
+    totals: dict[str, int]  # all blocks of the same
 
     def density(self, name: str) -> float:
-        """Share of its units that a layer keeps."""
-        return self.units[name] / self.totals[name]
+        """Share of its blocks that a layer keeps."""
+        return self.blocks[name] / self.totals[name]
 
 
-def allot(
+def select(
     who: str,
     model: nn.Module,
     density: float,
     budget: str | budgets.Budget | Mapping[str, float],
-    unit: tuple[int, int],
+    block: tuple[int, int],
     include: Pick | Iterable[Pick] | None,
     exclude: Pick | Iterable[Pick] | None,
-) -> Allotment:
-    """What the arguments of :func:`~gossamer.sparsify` mean for this model. Changes nothing; raises Unfit in the name of ``who``."""
+) -> Selection:
+    """What the arguments of :func:`~gossamer.sparsify` mean for this model. Changes nothing; raises UsageError in the name of ``who``."""
     check_density(who, density)
     owners = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     chosen = None if include is None else _picked(who, include, model, "include")
@@ -52,16 +52,16 @@ def allot(
     names = [name for name, why in reasons.items() if not why]
     if not names:
         detail = [f"{name or '(root)'}: {why}" for name, why in reasons.items()] or ["the model has no parameters"]
-        raise Unfit(who, "no layer of this model can be made sparse", reasons=detail)
+        raise UsageError(who, "no layer of this model can be made sparse", reasons=detail)
     shapes = [tuple(owners[name].weight.shape) for name in names]  # type: ignore[union-attr]
     densities = budgets.resolve(budget, names, shapes, density, who)
-    totals = [math.prod(grid_of(*checked(who, (s[0], math.prod(s[1:])), unit))) for s in shapes]
-    counts = budgets.units(densities, totals)
+    totals = [math.prod(grid_of(*checked(who, (s[0], math.prod(s[1:])), block))) for s in shapes]
+    counts = budgets.blocks(densities, totals)
     for name, count, total in zip(names, counts, totals, strict=True):
         if count == total and density < 1.0:
             reasons[name] = "its budget is density 1"
     kept = [i for i, name in enumerate(names) if not reasons[name]]
-    return Allotment(owners, reasons, {names[i]: counts[i] for i in kept}, {names[i]: totals[i] for i in kept})
+    return Selection(owners, reasons, {names[i]: counts[i] for i in kept}, {names[i]: totals[i] for i in kept})
 
 
 # -------------------------------------------------------------------- details
@@ -78,14 +78,14 @@ def _picked(who: str, picks: Pick | Iterable[Pick], model: nn.Module, argument: 
             try:
                 pattern = re.compile(pick[3:]) if isinstance(pick, str) else pick
             except re.error as error:
-                raise Unfit(who, f"{argument}={pick!r} is not a regular expression: {error}") from error
+                raise UsageError(who, f"{argument}={pick!r} is not a regular expression: {error}") from error
             hits = {name for name in modules if pattern.search(name)}
         else:
             hits = {name for name in modules if name == pick or name.startswith(pick + ".")}
         if not hits:
             label = pick.__name__ if isinstance(pick, type) else pick
             names = [name for name in modules if name]
-            raise Unfit(
+            raise UsageError(
                 who,
                 f"{argument}={label!r} matches no module of the model{nearest(label, names) if isinstance(label, str) else ''}",
                 remedy=f"names: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}; or 're:PATTERN'; or a module type",
@@ -106,7 +106,9 @@ def _shared(owners: Mapping[str, nn.Module]) -> dict[str, str]:
     return shared
 
 
-def _dense_reason(name: str, m: nn.Module, chosen: set[str] | None, excluded: set[str], shared: Mapping[str, str]) -> str:
+def _dense_reason(
+    name: str, m: nn.Module, chosen: set[str] | None, excluded: set[str], shared: Mapping[str, str]
+) -> str:
     """Why a module that owns parameters stays as it is, or ""."""
     if isinstance(m, SparseLayer):
         return "it is sparse already"

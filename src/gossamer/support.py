@@ -1,12 +1,12 @@
-"""Support: which units of a matrix may be non-zero. Immutable; every change makes a new one; nothing of the dense size, ever.
+"""Support: which blocks of a matrix may be non-zero. Immutable; every change makes a new one; nothing of the dense size, ever.
 
-A matrix of ``shape`` (rows, cols) is cut into units of (h, w) scalars; (1, 1) is one scalar, the last row and column of units may
-hang over the edge. The kept units are stored in compressed sparse rows; ids count units row by row, id = i * grid_cols + j (int64).
+A matrix of ``shape`` (rows, cols) is cut into blocks of (h, w) scalars; (1, 1) is one scalar, the last row and column of blocks may
+hang over the edge. The kept blocks are stored in compressed sparse rows; ids count blocks row by row, id = i * grid_cols + j (int64).
 
-    crow, col          row order:     unit row i holds the units crow[i]:crow[i+1], in columns col[...], strictly increasing
-    ccol, row, perm    column order:  unit column j holds ccol[j]:ccol[j+1], in rows row[...]; the k-th is number perm[k] in row order
+    crow, col          row order:     block row i holds the blocks crow[i]:crow[i+1], in columns col[...], strictly increasing
+    ccol, row, perm    column order:  block column j holds ccol[j]:ccol[j+1], in rows row[...]; the k-th is number perm[k] in row order
 
-The rank r of a unit that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ..., exactly k_i - i
+The rank r of a block that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ..., exactly k_i - i
 zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}.  That makes sampling m zeros O(m log n) with no mask.
 """
 
@@ -19,20 +19,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ._errors import Unfit
 from ._backend.index import op as index
 from ._backend.index.reference import INT, pointers
+from ._errors import UsageError
 
 ROUNDS = 8  # of drawing by weight
-LIMIT = 2**31 - 1  # units of one support, unit rows and unit columns: what int32 can count
+LIMIT = 2**31 - 1  # blocks of one support, block rows and block columns: what int32 can count
 
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """The index of the kept units. Build one with :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of` or :meth:`full`."""
+    """The index of the kept blocks. Build one with :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of` or :meth:`full`."""
 
     shape: tuple[int, int]
-    unit: tuple[int, int]
+    block: tuple[int, int]
     crow: Tensor  # (grid_rows + 1,) int32
     col: Tensor  # (n,) int32
     ccol: Tensor  # (grid_cols + 1,) int32
@@ -42,53 +42,66 @@ class Support:
     # ---------------------------------------------------------------- making one
 
     @staticmethod
-    def from_ids(ids: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
-        """The support of the given unit ids (int64, any order, no duplicates)."""
-        shape, unit = checked("Support", shape, unit)
-        grid = grid_of(shape, unit)
+    def from_ids(ids: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
+        """The support of the given block ids (int64, any order, no duplicates)."""
+        shape, block = checked("Support", shape, block)
+        grid = grid_of(shape, block)
         ids = ids.to(torch.int64, copy=True)
         if not bool((ids[1:] > ids[:-1]).all()):
             ids = torch.sort(ids)[0]
             if bool((ids[1:] == ids[:-1]).any()):
-                raise Unfit("Support", "ids must be distinct")
+                raise UsageError("Support", "ids must be distinct")
         if ids.numel() and (int(ids[0]) < 0 or int(ids[-1]) >= grid[0] * grid[1]):
-            raise Unfit("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
+            raise UsageError("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
         if ids.numel() > LIMIT:
-            raise Unfit("Support", f"one support holds at most {LIMIT} units", got=ids.numel(), remedy="larger units, unit=(h, w)")
+            raise UsageError(
+                "Support",
+                f"one support holds at most {LIMIT} blocks",
+                got=ids.numel(),
+                remedy="larger blocks, block=(h, w)",
+            )
         col = (ids % grid[1]).to(INT)
         rows = ids.div_(grid[1], rounding_mode="floor") if ids.numel() else ids
-        return _with_column_order(shape, unit, pointers(rows, grid[0]), col)
+        return _with_column_order(shape, block, pointers(rows, grid[0]), col)
 
     @staticmethod
-    def from_index(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
+    def from_index(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
         """The support of a CSR index from outside (a file): everything is verified before it is used."""
-        shape, unit = checked("Support", shape, unit)
-        problems = index_problems(crow, col, shape, unit)
+        shape, block = checked("Support", shape, block)
+        problems = index_problems(crow, col, shape, block)
         if problems:
-            raise Unfit("Support", f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in units of {unit}", reasons=problems)
+            raise UsageError(
+                "Support",
+                f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in blocks of {block}",
+                reasons=problems,
+            )
         crow, col = (t.to(INT, copy=True).contiguous() for t in (crow, col))  # a support shares memory with nobody
-        return _with_column_order(shape, unit, crow, col)
+        return _with_column_order(shape, block, crow, col)
 
     @staticmethod
-    def of_index(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
+    def of_index(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
         """The support of a CSR index (int32) that a kernel has just made: nothing is verified."""
-        return _with_column_order(*checked("Support", shape, unit), crow, col)
+        return _with_column_order(*checked("Support", shape, block), crow, col)
 
     @staticmethod
     def random(
-        shape: Sequence[int], n: int, unit: Sequence[int] = (1, 1), rng: torch.Generator | None = None, min_fan_in: int = 0
+        shape: Sequence[int],
+        n: int,
+        block: Sequence[int] = (1, 1),
+        rng: torch.Generator | None = None,
+        min_fan_in: int = 0,
     ) -> "Support":
-        """``n`` units, uniformly without replacement; with ``min_fan_in``, every unit row first gets that many (uniform within the row)."""
-        shape, unit = checked("Support.random", shape, unit)
-        rows, cols = grid_of(shape, unit)
+        """``n`` blocks, uniformly without replacement; with ``min_fan_in``, every block row first gets that many (uniform within the row)."""
+        shape, block = checked("Support.random", shape, block)
+        rows, cols = grid_of(shape, block)
         if not 0 <= n <= rows * cols:
-            raise Unfit("Support.random", f"n must lie in [0, {rows * cols}]", got=n)
+            raise UsageError("Support.random", f"n must lie in [0, {rows * cols}]", got=n)
         if min_fan_in == 0:
-            return Support.from_ids(distinct(rows * cols, n, rng), shape, unit)
+            return Support.from_ids(distinct(rows * cols, n, rng), shape, block)
         if not min_fan_in * rows <= n or min_fan_in > cols:
-            raise Unfit(
+            raise UsageError(
                 "Support.random",
-                f"{n} units cannot give each of {rows} output units {min_fan_in} of {cols} incoming weights",
+                f"{n} blocks cannot give each of {rows} output units {min_fan_in} of {cols} incoming weights",
                 remedy="a larger density or a smaller min_fan_in",
             )
         first = torch.empty(rows, 0, dtype=torch.int64)  # Floyd's algorithm, in all rows at once
@@ -96,55 +109,55 @@ class Support:
             drawn = torch.randint(j + 1, (rows, 1), generator=rng)
             taken = (first == drawn).any(1, keepdim=True)
             first = torch.cat([first, torch.where(taken, j, drawn)], 1)
-        base = Support.from_ids((first + torch.arange(rows)[:, None] * cols).flatten(), shape, unit)
-        return Support.from_ids(torch.cat([base.ids(), base.sample_outside(n - base.n, rng)]), shape, unit)
+        base = Support.from_ids((first + torch.arange(rows)[:, None] * cols).flatten(), shape, block)
+        return Support.from_ids(torch.cat([base.ids(), base.sample_outside(n - base.n, rng)]), shape, block)
 
     @staticmethod
-    def of(dense: Tensor, unit: Sequence[int] = (1, 1)) -> "Support":
-        """The units of a dense matrix (rows, cols) that hold a non-zero."""
-        shape, unit = checked("Support.of", tuple(dense.shape), unit)
-        if unit == (1, 1):
-            return _with_column_order(shape, unit, *index.rows_of(dense))
+    def of(dense: Tensor, block: Sequence[int] = (1, 1)) -> "Support":
+        """The blocks of a dense matrix (rows, cols) that hold a non-zero."""
+        shape, block = checked("Support.of", tuple(dense.shape), block)
+        if block == (1, 1):
+            return _with_column_order(shape, block, *index.rows_of(dense))
         i, j = dense.nonzero(as_tuple=True)
-        ids = (i // unit[0]) * grid_of(shape, unit)[1] + j // unit[1]
-        return Support.from_ids(ids.unique(), shape, unit)
+        ids = (i // block[0]) * grid_of(shape, block)[1] + j // block[1]
+        return Support.from_ids(ids.unique(), shape, block)
 
     @staticmethod
-    def full(shape: Sequence[int], unit: Sequence[int] = (1, 1)) -> "Support":
-        """Every unit: as large as the matrix, for density 1."""
-        rows, cols = grid_of(*checked("Support.full", shape, unit))
-        return Support.from_ids(torch.arange(rows * cols), shape, unit)
+    def full(shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
+        """Every block: as large as the matrix, for density 1."""
+        rows, cols = grid_of(*checked("Support.full", shape, block))
+        return Support.from_ids(torch.arange(rows * cols), shape, block)
 
     # ---------------------------------------------------------------- counting
 
     @property
     def n(self) -> int:
-        """Kept units."""
+        """Kept blocks."""
         return self.col.shape[0]
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Unit rows and unit columns."""
-        return grid_of(self.shape, self.unit)
+        """Unit rows and block columns."""
+        return grid_of(self.shape, self.block)
 
     @property
     def total(self) -> int:
-        """All units, kept or not."""
+        """All blocks, kept or not."""
         rows, cols = self.grid
         return rows * cols
 
     @property
     def density(self) -> float:
-        """Kept over all units."""
+        """Kept over all blocks."""
         return self.n / self.total
 
     @property
     def weights(self) -> int:
-        """Kept scalars: units times their size, less what hangs over the edge."""
-        (rows, cols), (h, w), (gr, gc) = self.shape, self.unit, self.grid
+        """Kept scalars: blocks times their size, less what hangs over the edge."""
+        (rows, cols), (h, w), (gr, gc) = self.shape, self.block, self.grid
         if rows % h == 0 and cols % w == 0:
             return self.n * h * w
-        tall, wide = rows - (gr - 1) * h, cols - (gc - 1) * w  # size of the last unit row and column
+        tall, wide = rows - (gr - 1) * h, cols - (gc - 1) * w  # size of the last block row and column
         last_row = int(self.crow[-1] - self.crow[-2])
         last_col = int(self.ccol[-1] - self.ccol[-2])
         corner = int(last_row > 0 and self.col[-1] == gc - 1)
@@ -159,12 +172,12 @@ class Support:
     # ---------------------------------------------------------------- ids
 
     def rows(self) -> Tensor:
-        """Unit row of each kept unit, row order, (n,) int32."""
+        """Unit row of each kept block, row order, (n,) int32."""
         rows = torch.arange(self.grid[0], dtype=INT, device=self.crow.device)
         return torch.repeat_interleave(rows, self.crow.diff(), output_size=self.n)
 
     def ids(self) -> Tensor:
-        """Ids of the kept units, sorted, (n,) int64."""
+        """Ids of the kept blocks, sorted, (n,) int64."""
         return self.rows().long().mul_(self.grid[1]).add_(self.col)
 
     def find(self, ids: Tensor) -> Tensor:
@@ -175,16 +188,20 @@ class Support:
         return torch.where(hit, at, -1)
 
     def outside(self, rank: Tensor) -> Tensor:
-        """Id of the rank-th unit that is *not* kept. (m,) int64 in [0, total - n) -> (m,) int64; keeps the order of ``rank``."""
-        before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept unit: non-decreasing
+        """Id of the rank-th block that is *not* kept. (m,) int64 in [0, total - n) -> (m,) int64; keeps the order of ``rank``."""
+        before = self.ids().sub_(
+            torch.arange(self.n, device=self.col.device)
+        )  # zeros before each kept block: non-decreasing
         return rank + torch.searchsorted(before, rank, right=True)
 
     def sample_outside(self, m: int, rng: torch.Generator | None = None) -> Tensor:
-        """Ids of ``m`` units that are not kept, uniformly without replacement, sorted. O(m log n)."""
+        """Ids of ``m`` blocks that are not kept, uniformly without replacement, sorted. O(m log n)."""
         return self.outside(distinct(self.total - self.n, m, rng).to(self.col.device))
 
-    def sample_outside_by(self, m: int, row_weight: Tensor, col_weight: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """Ids of ``m`` units that are not kept, drawn one after another with probability proportional to row_weight[i] col_weight[j],
+    def sample_outside_by(
+        self, m: int, row_weight: Tensor, col_weight: Tensor, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Ids of ``m`` blocks that are not kept, drawn one after another with probability proportional to row_weight[i] col_weight[j],
         (grid_rows,) and (grid_cols,), without replacement; sorted. What so concentrated a law does not reach in a few rounds, or more
         than half of all zeros, is drawn uniformly. O(m log n)."""
         zeros, ids = self.total - self.n, self.col.new_empty(0, dtype=torch.int64)
@@ -195,20 +212,23 @@ class Support:
             short = m - ids.numel()
             if short == 0:
                 break
-            i, j = (torch.searchsorted(law, torch.rand(short + short // 2 + 16, generator=rng, dtype=law.dtype) * law[-1]) for law in laws)
+            i, j = (
+                torch.searchsorted(law, torch.rand(short + short // 2 + 16, generator=rng, dtype=law.dtype) * law[-1])
+                for law in laws
+            )
             drawn = (i.clamp_(max=self.grid[0] - 1) * self.grid[1] + j.clamp_(max=self.grid[1] - 1)).to(ids.device)
             ids = _first_occurrences(torch.cat([ids, drawn[self.find(drawn) < 0]]))[:m]
         if ids.numel() < m:
-            taken = Support.from_ids(torch.cat([self.ids(), ids]), self.shape, self.unit)
+            taken = Support.from_ids(torch.cat([self.ids(), ids]), self.shape, self.block)
             ids = torch.cat([ids, taken.sample_outside(m - ids.numel(), rng)])
         return ids.sort()[0]
 
     def scalars(self) -> tuple[Tensor | None, Tensor]:
         """Where the scalars live: (position in the flat values or None for all in order, position in the flat dense matrix), int64."""
         ids = self.ids()
-        if self.unit == (1, 1):
+        if self.block == (1, 1):
             return None, ids
-        (h, w), (rows, cols) = self.unit, self.shape
+        (h, w), (rows, cols) = self.block, self.shape
         i = (ids // self.grid[1])[:, None, None] * h + torch.arange(h, device=ids.device)[None, :, None]
         j = (ids % self.grid[1])[:, None, None] * w + torch.arange(w, device=ids.device)[None, None, :]
         inside = ((i < rows) & (j < cols)).flatten()
@@ -223,7 +243,7 @@ class Support:
     def to(self, device: torch.device | str) -> "Support":
         """The same support on another device."""
         move = (t.to(device) for t in (self.crow, self.col, self.ccol, self.row, self.perm))
-        return Support(self.shape, self.unit, *move)
+        return Support(self.shape, self.block, *move)
 
     @cached_property
     def digest(self) -> str:
@@ -241,21 +261,21 @@ class Support:
         return self.crow._version + self.col._version + self.ccol._version + self.row._version + self.perm._version
 
     def again(self) -> "Support":
-        """The same units under a new identity: whoever holds the old one learns that its layer was loaded."""
-        return Support(self.shape, self.unit, self.crow, self.col, self.ccol, self.row, self.perm)
+        """The same blocks under a new identity: whoever holds the old one learns that its layer was loaded."""
+        return Support(self.shape, self.block, self.crow, self.col, self.ccol, self.row, self.perm)
 
     def same(self, other: "Support") -> bool:
-        """True if both keep the same units of the same matrix."""
+        """True if both keep the same blocks of the same matrix."""
         return (
-            (self.shape, self.unit, self.n) == (other.shape, other.unit, other.n)
+            (self.shape, self.block, self.n) == (other.shape, other.block, other.n)
             and torch.equal(self.crow, other.crow)
             and torch.equal(self.col, other.col)
         )
 
 
-def grid_of(shape: Sequence[int], unit: Sequence[int]) -> tuple[int, int]:
-    """Unit rows and unit columns of a matrix."""
-    return -(-shape[0] // unit[0]), -(-shape[1] // unit[1])
+def grid_of(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int]:
+    """Unit rows and block columns of a matrix."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
 def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
@@ -265,7 +285,7 @@ def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
     m-subset of it. Above one half the complement is drawn.
     """
     if not 0 <= m <= total:
-        raise Unfit("distinct", f"cannot draw {m} distinct of {total}")
+        raise UsageError("distinct", f"cannot draw {m} distinct of {total}")
     if m == total:
         return torch.arange(total)
     if m > total // 2:
@@ -300,20 +320,22 @@ def index_digest(crow: Tensor, col: Tensor) -> str:
     return state.hexdigest()
 
 
-def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequence[int]) -> list[str]:
+def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int]) -> list[str]:
     """What is wrong with a CSR index, in sentences; [] if it may be used."""
-    rows, cols = grid_of(shape, unit)
+    rows, cols = grid_of(shape, block)
     for name, t in (("crow", crow), ("col", col)):
         if not isinstance(t, Tensor):
             return [f"{name} must be a tensor, not a {type(t).__name__}"]
         if t.dim() != 1 or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             return [f"{name} must be a vector of integers, not {tuple(t.shape)} of {t.dtype}"]
     if crow.numel() != rows + 1:
-        return [f"crow must have {rows + 1} entries, one per unit row and one more, not {crow.numel()}"]
+        return [f"crow must have {rows + 1} entries, one per block row and one more, not {crow.numel()}"]
     crow, col = crow.long(), col.long()
     problems = []
     if int(crow[0]) != 0 or int(crow[-1]) != col.numel():
-        problems.append(f"crow must run from 0 to the {col.numel()} entries of col, not from {int(crow[0])} to {int(crow[-1])}")
+        problems.append(
+            f"crow must run from 0 to the {col.numel()} entries of col, not from {int(crow[0])} to {int(crow[-1])}"
+        )
     if bool((crow.diff() < 0).any()):
         problems.append("crow must not decrease")
     if col.numel() and (int(col.min()) < 0 or int(col.max()) >= cols):
@@ -327,16 +349,16 @@ def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], unit: Sequen
     return problems
 
 
-def checked(who: str, shape: Sequence[int], unit: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shape and unit of a support, or :class:`Unfit`."""
-    for name, pair in (("shape", shape), ("unit", unit)):
+def checked(who: str, shape: Sequence[int], block: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shape and block of a support, or :class:`UsageError`."""
+    for name, pair in (("shape", shape), ("block", block)):
         if not isinstance(pair, Sequence) or len(pair) != 2 or any(not isinstance(v, int) or v < 1 for v in pair):
-            raise Unfit(who, f"{name} must be two positive whole numbers", got=pair)
-    grid = grid_of(shape, unit)
+            raise UsageError(who, f"{name} must be two positive whole numbers", got=pair)
+    grid = grid_of(shape, block)
     if max(grid) > LIMIT - 1:
-        raise Unfit(who, f"at most {LIMIT - 1} unit rows and columns", got=grid)
-    return (shape[0], shape[1]), (unit[0], unit[1])
+        raise UsageError(who, f"at most {LIMIT - 1} block rows and columns", got=grid)
+    return (shape[0], shape[1]), (block[0], block[1])
 
 
-def _with_column_order(shape: tuple[int, int], unit: tuple[int, int], crow: Tensor, col: Tensor) -> Support:
-    return Support(shape, unit, crow, col, *index.columns_of(crow, col, grid_of(shape, unit)[1]))
+def _with_column_order(shape: tuple[int, int], block: tuple[int, int], crow: Tensor, col: Tensor) -> Support:
+    return Support(shape, block, crow, col, *index.columns_of(crow, col, grid_of(shape, block)[1]))

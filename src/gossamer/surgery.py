@@ -1,8 +1,8 @@
 """Changing a layer's support: the only place, besides the optimizer, that changes what a parameter holds and what is indexed by it.
 
 Units kept by the old and the new support keep their value and the optimizer's state for them, whatever its shape: entries of the
-parameter's shape, and under compact storage every entry whose first dimension counts the units (factored moments of tiles). Units that
-are born start at 0 with zero state, or with a state that is given. Where the number of units stays the same, values and state are written
+parameter's shape, and under compact storage every entry whose first dimension counts the blocks (factored moments of tiles). Units that
+are born start at 0 with zero state, or with a state that is given. Where the number of blocks stays the same, values and state are written
 in place, so data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
 
 A :class:`Keeper` knows to which support an optimizer's state belongs. It takes the state along when the support has changed behind the
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._errors import Unfit
+from ._errors import UsageError
 from .layouts import Layout, gather, scatter
 from .support import Support
 
@@ -30,21 +30,27 @@ TAG = "support"  # in a saved state of an optimizer: the tag of the support that
 
 @torch.no_grad()
 def set_support_(
-    layer: SparseLayer, new: Support, optimizer: torch.optim.Optimizer | None = None, *, born: Mapping[str, Tensor] | None = None
+    layer: SparseLayer,
+    new: Support,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    born: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Gives ``layer`` another support, carrying its values and the optimizer's state for them.
 
     Args:
-        born: state of a unit that is born, by name, each with a first dimension of 1; zeros where nothing is given.
+        born: state of a block that is born, by name, each with a first dimension of 1; zeros where nothing is given.
 
     The gradient of the layer's values is dropped (None): it belongs to the old support.
     """
     old = layer.support
     if layer.layout.follows:
         what = f"the support of layout {layer.layout.name} is where its values are not zero, and what is born is zero"
-        raise Unfit("set_support_", what, remedy='layout="csr" or "masked"; or change the values')
-    if (new.shape, new.unit) != (old.shape, old.unit):
-        raise Unfit("set_support_", f"the layer is {old.shape} in units of {old.unit}", got=(new.shape, new.unit))
+        raise UsageError("set_support_", what, remedy='layout="csr" or "masked"; or change the values')
+    if (new.shape, new.block) != (old.shape, old.block):
+        raise UsageError(
+            "set_support_", f"the layer is {old.shape} in blocks of {old.block}", got=(new.shape, new.block)
+        )
     holders = [] if optimizer is None else nested(optimizer)
     keepers = [KEEPERS[holder] for holder in holders if holder in KEEPERS]
     for keeper in keepers:
@@ -80,7 +86,7 @@ def carry_state_(
 
 
 def is_indexed(entry: Tensor, layer: SparseLayer, s: Support) -> bool:
-    """Whether a tensor of the optimizer's state has a place for every unit of ``s``."""
+    """Whether a tensor of the optimizer's state has a place for every block of ``s``."""
     if layer.layout.storage == "dense":
         return entry.shape == layer.dense_shape
     return entry.dim() > 0 and entry.shape[0] == s.n
@@ -114,7 +120,9 @@ def write_(parameter: Tensor, data: Tensor) -> None:
         parameter.copy_(data)
         return
     dtype = parameter.dtype
-    parameter.data = torch.empty(0, dtype=torch.float32 if dtype != torch.float32 else torch.float64, device=parameter.device)
+    parameter.data = torch.empty(
+        0, dtype=torch.float32 if dtype != torch.float32 else torch.float64, device=parameter.device
+    )
     parameter.data = data.to(dtype)
 
 
@@ -165,11 +173,11 @@ class Keeper:
         return isinstance(held, int) and held != layer.support.tag
 
     def follow(self, layer: SparseLayer, born: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """Brings the state of one layer to the support that the layer has now; ids of the units that are new in it, None if there are none.
+        """Brings the state of one layer to the support that the layer has now; ids of the blocks that are new in it, None if there are none.
 
         ``born``: as in :func:`set_support_`.
 
-        Raises: Unfit where the state was loaded and belongs to a support that the layer does not have.
+        Raises: UsageError where the state was loaded and belongs to a support that the layer does not have.
         """
         key, now = id(layer.values), layer.support
         held = self.held.get(key)
@@ -179,7 +187,7 @@ class Keeper:
             what = "the state that the optimizer has loaded belongs to another support than the layer has"
             got = f"a layer of {tuple(layer.dense_shape)}"
             remedy = "load the model and the optimizer of the same step, or reset the optimizer's state"
-            raise Unfit("optimizer", what, got=got, remedy=remedy)
+            raise UsageError("optimizer", what, got=got, remedy=remedy)
         self.held[key] = now
         if not isinstance(held, Support) or now.same(held):
             return None
@@ -207,7 +215,9 @@ class Keeper:
         for layer in self.layers.values():
             if layer.values in optimizer.state:
                 state = optimizer.state[layer.values]
-                optimizer.state[layer.values] = {key: entry for key, entry in state.items() if key != TAG}  # what is saved keeps its own
+                optimizer.state[layer.values] = {
+                    key: entry for key, entry in state.items() if key != TAG
+                }  # what is saved keeps its own
 
     def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
         for key, layer in self.layers.items():
@@ -235,7 +245,9 @@ def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
     found, ahead = [], [optimizer]
     while ahead:
         one = ahead.pop(0)
-        inside = [value for value in vars(one).values() if isinstance(value, torch.optim.Optimizer) and value not in found]
+        inside = [
+            value for value in vars(one).values() if isinstance(value, torch.optim.Optimizer) and value not in found
+        ]
         ahead += inside
         state = _state_of(one)
         if state is not None and not any(state is _state_of(other) for other in inside):

@@ -35,7 +35,9 @@ def main() -> int:
     """Runs as many cases as are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in CAMPAIGNS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0, metavar="N", help=f"cases of {name.replace('_', ' ')}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=0, metavar="N", help=f"cases of {name.replace('_', ' ')}"
+        )
     parser.add_argument("--seed", type=int, default=0)
     given = vars(parser.parse_args())
     torch.set_num_threads(1)

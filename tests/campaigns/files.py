@@ -35,16 +35,22 @@ class Subject:
 
     def __init__(self, kind: str, seed: int):
         rng = torch.Generator().manual_seed(seed)
-        net = nn.Sequential(nn.Linear(13, 17), nn.BatchNorm1d(17), nn.Tanh(), nn.Linear(17, 11), nn.Tanh(), nn.Linear(11, 5))
+        net = nn.Sequential(
+            nn.Linear(13, 17), nn.BatchNorm1d(17), nn.Tanh(), nn.Linear(17, 11), nn.Tanh(), nn.Linear(11, 5)
+        )
         self.model = gs.sparsify(net, 0.3, layout="shadow" if kind == "rule" else "csr", rng=rng)
         self.parts = MAKERS[kind](self.model, rng)
-        self.parts["ledger"] = gs.Ledger(self.model, torch.randn(2, 13, generator=rng), optimizer=self.parts["optimizer"])
+        self.parts["ledger"] = gs.Ledger(
+            self.model, torch.randn(2, 13, generator=rng), optimizer=self.parts["optimizer"]
+        )
 
     def train(self, steps: int) -> "Subject":
         """A few steps on noise."""
         for t in range(steps):
             rng = torch.Generator().manual_seed(1000 + t)
-            F.cross_entropy(self.model(torch.randn(8, 13, generator=rng)), torch.randint(5, (8,), generator=rng)).backward()
+            F.cross_entropy(
+                self.model(torch.randn(8, 13, generator=rng)), torch.randint(5, (8,), generator=rng)
+            ).backward()
             self.parts["ledger"].step(8, self.parts.get("rewirer"))
             self.parts.get("rewirer", self.parts["optimizer"]).step()
             for name in ("target", "scheduler"):
@@ -59,11 +65,17 @@ class Subject:
         return copy.deepcopy({"model": self.model.state_dict(), **parts, "torch": torch.get_rng_state()})
 
 
-def _torch_optimizer(kind: Callable[..., torch.optim.Optimizer], topology: gs.Topology, **options: Any) -> Callable[..., Parts]:
+def _torch_optimizer(
+    kind: Callable[..., torch.optim.Optimizer], topology: gs.Topology, **options: Any
+) -> Callable[..., Parts]:
     def make(model: nn.Module, rng: torch.Generator) -> Parts:
         optimizer = kind(gs.parameter_groups(model, lr=0.05), **options)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        return {"optimizer": optimizer, "scheduler": scheduler, "rewirer": gs.Rewirer(model, optimizer, topology, rng=rng)}
+        return {
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "rewirer": gs.Rewirer(model, optimizer, topology, rng=rng),
+        }
 
     return make
 
@@ -74,13 +86,13 @@ def _rule(model: nn.Module, _rng: torch.Generator) -> Parts:
 
 
 def _multilevel(model: nn.Module, _rng: torch.Generator) -> Parts:
-    optimizer = gs.SparseOptimizer(gs.parameter_groups(model), gs.AdaBreg(gs.L1(0.05)), lr=0.02, confined=True)
+    optimizer = gs.SparseOptimizer(gs.parameter_groups(model), gs.AdaBreg(gs.L1(0.05)), lr=0.02, allow_compact=True)
     return {"optimizer": optimizer, "rewirer": gs.Multilevel(model, optimizer, 3)}
 
 
 MAKERS: dict[str, Callable[..., Parts]] = {
-    "sgd": _torch_optimizer(torch.optim.SGD, gs.csst(40, 4, 8, window=3, fraction=0.5), momentum=0.9, nesterov=True),
-    "adamw": _torch_optimizer(torch.optim.AdamW, gs.rigl(40, 4), amsgrad=True),
+    "sgd": _torch_optimizer(torch.optim.SGD, gs.CSST(40, 4, 8, window=3, fraction=0.5), momentum=0.9, nesterov=True),
+    "adamw": _torch_optimizer(torch.optim.AdamW, gs.RigL(40, 4), amsgrad=True),
     "rule": _rule,
     "multilevel": _multilevel,
 }
@@ -106,7 +118,7 @@ class Target:
         tally.cases += 1
         try:
             checkpoint.load(self.bad, self.victim.model, **self.victim.parts)
-        except gs.Unfit:
+        except gs.UsageError:
             pass
         except BaseException as error:
             tally.add("foreign", f"{what}: {told(error)}")
@@ -245,7 +257,7 @@ def _in_state(target: Target, rng: random.Random) -> str:
     parts = {**target.saved.parts, name: Lying(state)}
     try:
         checkpoint.save(target.bad, target.saved.model, **parts, extra={"epoch": 1})
-    except gs.Unfit:
+    except gs.UsageError:
         return ""
     return f"{name}: {what}"
 
@@ -265,7 +277,9 @@ def mutated(tree: Any, rng: random.Random, packed: bool) -> str:
     """Damages a nest in one place; says where and how, or "" if the place drawn has nothing that can be wrong."""
     trail, holder, key = _place(tree, rng)
     value, where = holder[key], ".".join(map(str, trail))
-    if where.startswith(tuple(f"{start}{name}" for name in OPAQUE for start in ("", "states."))) or _free(trail, holder, packed):
+    if where.startswith(tuple(f"{start}{name}" for name in OPAQUE for start in ("", "states."))) or _free(
+        trail, holder, packed
+    ):
         return ""
     if isinstance(holder, dict) and rng.random() < 0.3:
         if rng.random() < 0.5:
@@ -303,7 +317,13 @@ def _place(tree: Any, rng: random.Random) -> tuple[list[Any], Any, Any]:
     places: list[tuple[list[Any], Any, Any]] = []
 
     def walk(holder: Any, trail: list[Any]) -> None:
-        items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder)) if isinstance(holder, list) else []
+        items = (
+            list(holder.items())
+            if isinstance(holder, dict)
+            else list(enumerate(holder))
+            if isinstance(holder, list)
+            else []
+        )
         for key, value in items:
             places.append(([*trail, key], holder, key))
             walk(value, [*trail, key])

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from gossamer.cli import cli, job, sweep
+from gossamer.cli import job, sweep
+from gossamer.cli import main as cli
 
 job.configuration(job.split(["--task=planted"]), {})  # parsers, and what they import, are warm in every child
 assert sweep
@@ -40,7 +41,9 @@ def _child(work: Callable[[], int], said: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(said, 2)
         torch.set_num_threads(1)
-        with contextlib.redirect_stderr(io.TextIOWrapper(io.FileIO(2, "w", closefd=False), errors="backslashreplace", write_through=True)):
+        with contextlib.redirect_stderr(
+            io.TextIOWrapper(io.FileIO(2, "w", closefd=False), errors="backslashreplace", write_through=True)
+        ):
             with contextlib.redirect_stdout(io.StringIO()):
                 code = work()
     except BaseException:
@@ -65,7 +68,10 @@ def _content(path: Path) -> object:
     if path.suffix == ".safetensors":
         return {key: t.reshape(-1).view(torch.uint8).numpy().tobytes() for key, t in load_file(path).items()}
     if path.name == "metrics.jsonl":
-        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in path.read_text().splitlines()]
+        return [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in path.read_text().splitlines()
+        ]
     if path.name == "result.json":
         return {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}
     if path.name == "config.yaml":

@@ -98,7 +98,7 @@ def saves(cases: int, rng: random.Random) -> list[Tally]:
             found = gs.SparseLinear(30, 20, density=0.3)
             try:
                 i = checkpoint.load(path, found)["i"]
-            except gs.Unfit as error:
+            except gs.UsageError as error:
                 tally.add("differing", f"before call {call}: {error}")
                 continue
             if not torch.equal(found.to_dense(), models[i].to_dense()):

@@ -19,12 +19,98 @@ from gossamer.cli.config import KINDS, PLAIN
 SECONDS = 5  # until Ctrl-C
 LONGEST = 2000  # letters on standard error
 NASTY = [
-    *("", " ", "nan", "inf", "-inf", "-1", "0", "1e300", "-1e300", "1e-320", "9" * 400, "9" * 3000, "x" * 5000, "é" * 50),
-    *("true", "null", "~", "[]", "{}", "[[[]]]", "[1,2,3,4]", "[-1,2]", "[1e300]", "[99999999999]", "[1,2147483647]", "[1000000,1000000]"),
-    *(str(2**31), str(2**63), str(2**64), str(-(2**63)), "100000", "0x1F", "1_000", "1:30", "2001-01-01", "0.5", "3", "7.5", "1e9"),
-    *("{a: b}", "a: b: c", "&a [*a]", "*a", "!!python/object:os.system x", "!!binary x", "[" * 30, "[" * 3000, "{" * 30, "'", '"', "\\"),
-    *("a\x00b", "\x1b[31m", "\udcff", "a\nb", "../..", "/", ".", "/dev/null", "/dev/zero", "/proc/self/mem", "re:(", "[re:(]", "['re:(']"),
-    *("=", "--", "-", "@x", "%s", "{0}", "$HOME", "None", "csst", "dense", "multilevel", "shadow", "masked", "pooled", "halving", "iht"),
+    *(
+        "",
+        " ",
+        "nan",
+        "inf",
+        "-inf",
+        "-1",
+        "0",
+        "1e300",
+        "-1e300",
+        "1e-320",
+        "9" * 400,
+        "9" * 3000,
+        "x" * 5000,
+        "é" * 50,
+    ),
+    *(
+        "true",
+        "null",
+        "~",
+        "[]",
+        "{}",
+        "[[[]]]",
+        "[1,2,3,4]",
+        "[-1,2]",
+        "[1e300]",
+        "[99999999999]",
+        "[1,2147483647]",
+        "[1000000,1000000]",
+    ),
+    *(
+        str(2**31),
+        str(2**63),
+        str(2**64),
+        str(-(2**63)),
+        "100000",
+        "0x1F",
+        "1_000",
+        "1:30",
+        "2001-01-01",
+        "0.5",
+        "3",
+        "7.5",
+        "1e9",
+    ),
+    *(
+        "{a: b}",
+        "a: b: c",
+        "&a [*a]",
+        "*a",
+        "!!python/object:os.system x",
+        "!!binary x",
+        "[" * 30,
+        "[" * 3000,
+        "{" * 30,
+        "'",
+        '"',
+        "\\",
+    ),
+    *(
+        "a\x00b",
+        "\x1b[31m",
+        "\udcff",
+        "a\nb",
+        "../..",
+        "/",
+        ".",
+        "/dev/null",
+        "/dev/zero",
+        "/proc/self/mem",
+        "re:(",
+        "[re:(]",
+        "['re:(']",
+    ),
+    *(
+        "=",
+        "--",
+        "-",
+        "@x",
+        "%s",
+        "{0}",
+        "$HOME",
+        "None",
+        "csst",
+        "dense",
+        "multilevel",
+        "shadow",
+        "masked",
+        "pooled",
+        "halving",
+        "iht",
+    ),
 ]
 METHODS = [
     ("csst", "sgd"),
@@ -85,9 +171,12 @@ def judge(tally: Tally, argv: list[str], place: Path, what: str) -> None:
 def command_line(place: Path, rng: random.Random) -> tuple[list[str], str]:
     """A run or another command with a few arguments that are none."""
     if rng.random() < 0.25:
-        name = rng.choice(["sweep", "report", "recover phase", "recover planted", "recover mnist", "doctor", "run", "rum", ""])
+        name = rng.choice(
+            ["sweep", "report", "recover phase", "recover planted", "recover mnist", "doctor", "run", "rum", ""]
+        )
         words = [
-            rng.choice([*NASTY, f"--{rng.choice(['jobs', 'threads', 'out', 'x'])}={rng.choice(NASTY)}"]) for _ in range(rng.randint(0, 3))
+            rng.choice([*NASTY, f"--{rng.choice(['jobs', 'threads', 'out', 'x'])}={rng.choice(NASTY)}"])
+            for _ in range(rng.randint(0, 3))
         ]
         return [*name.split(" "), *words], repr([name, *(word[:40] for word in words)])
     method, optimizer = rng.choice(METHODS)
@@ -120,7 +209,9 @@ SWEEP = """base:
 grid:
   - {method: dense, seed: [0]}
 """
-BOMB = "a: &a [x, x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True))
+BOMB = "a: &a [x, x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
 
 
 def configuration(place: Path, rng: random.Random) -> tuple[list[str], str]:
@@ -160,9 +251,31 @@ def _bytes(content: bytes, rng: random.Random) -> bytes:
 
 ROOTS = [b"", b"- 1", b"3", b"text", b"null", b"[]", b"--- {}\n--- {}", b"\x00", b"\xff\xfe", b"%YAML 9.9\n--- {}"]
 KEYS = [b"1: 2", b"[1]: 2", b"{a: b}: 2", b"null: 2", b"? [a]\n: b", b"true: 1", b"<<: {a: b}"]
-TAGS = [b"x: !!python/object/apply:os.system [ls]", b"x: !!set {a}", b"x: !!timestamp 2001-99-99", b"x: !a b", b"x: !!binary z"]
-PARTS = [b"method: [a]", b"model: {name: {a: b}}", b"task: 3", b"optimizer: null", b"method: {}", b"method: {name: csst, csst: {}}"]
-SWEEPS = [b"out: 3", b"out: [a]", b"grid: 3", b"grid: {a: []}", b"base: []", b"grid: [[]]", b"out: /dev/null", b"grid: [{seed: {a: b}}]"]
+TAGS = [
+    b"x: !!python/object/apply:os.system [ls]",
+    b"x: !!set {a}",
+    b"x: !!timestamp 2001-99-99",
+    b"x: !a b",
+    b"x: !!binary z",
+]
+PARTS = [
+    b"method: [a]",
+    b"model: {name: {a: b}}",
+    b"task: 3",
+    b"optimizer: null",
+    b"method: {}",
+    b"method: {name: csst, csst: {}}",
+]
+SWEEPS = [
+    b"out: 3",
+    b"out: [a]",
+    b"grid: 3",
+    b"grid: {a: []}",
+    b"base: []",
+    b"grid: [[]]",
+    b"out: /dev/null",
+    b"grid: [{seed: {a: b}}]",
+]
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "another value": _value,
     "two other values": lambda c, rng: _value(_value(c, rng), rng),
@@ -180,7 +293,9 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "tags": lambda c, rng: c + rng.choice(TAGS),
     "a part that is none": lambda c, rng: c + rng.choice(PARTS),
     "a sweep of nothing": lambda c, rng: rng.choice(SWEEPS),
-    "a sweep without end": lambda c, rng: b"grid:\n  - {" + b", ".join(b"k%d: [1,2,3,4,5,6,7,8,9]" % i for i in range(30)) + b"}\n",
+    "a sweep without end": lambda c, rng: (
+        b"grid:\n  - {" + b", ".join(b"k%d: [1,2,3,4,5,6,7,8,9]" % i for i in range(30)) + b"}\n"
+    ),
     "a long name": lambda c, rng: b"grid:\n  - {exclude: [[" + b"fc1, " * 100 + b"fc2]]}\n",
 }
 
@@ -204,20 +319,30 @@ class Damaged:
         path = rng.choice(sorted(p for p in (place / which).rglob("*") if p.is_file()))
         how = self._damage(path, rng)
         asks: dict[str, list[list[str]]] = {"out": [["sweep", "s.yaml", "--out", "out"], ["report", "out"]]}
-        argv = rng.choice(asks.get(which, [["run", "--out", which, "--resume"], ["run", "--out", which, "--resume"], ["report", which]]))
+        argv = rng.choice(
+            asks.get(
+                which, [["run", "--out", which, "--resume"], ["run", "--out", which, "--resume"], ["report", which]]
+            )
+        )
         return argv, f"{argv}: {path.relative_to(place)} {how}"
 
     def _make(self, place: Path) -> None:
         (place / "s.yaml").write_text(SWEEP)
         alone = [*TINY, *CSST, "--null_models=false"]
-        for argv in (["--out=finished", *alone], ["--out=group", *TINY, *CSST, "--epochs=1"], ["--out=stopped", *alone]):
+        for argv in (
+            ["--out=finished", *alone],
+            ["--out=group", *TINY, *CSST, "--epochs=1"],
+            ["--out=stopped", *alone],
+        ):
             forked(lambda argv=argv: (os.chdir(place), command("run", *argv)())[1])
         (place / "stopped" / "result.json").unlink()
         forked(lambda: (os.chdir(place), command("sweep", "s.yaml", "--out", "out")())[1])
 
     def _damage(self, path: Path, rng: random.Random) -> str:
         content = path.read_bytes()
-        how = rng.choice(["empty", "cut off", "zeros", "noise", "a folder", "gone", "a byte", "json of nothing", "nested"])
+        how = rng.choice(
+            ["empty", "cut off", "zeros", "noise", "a folder", "gone", "a byte", "json of nothing", "nested"]
+        )
         path.unlink()
         if how == "a folder":
             path.mkdir()
@@ -233,7 +358,9 @@ def _damaged(content: bytes, how: str, rng: random.Random) -> bytes:
         "zeros": lambda: content[: len(content) // 2] + bytes(len(content) - len(content) // 2),
         "noise": lambda: rng.randbytes(300),
         "a byte": lambda: _bytes(content, rng) if content else b"x",
-        "json of nothing": lambda: rng.choice([b"[]", b"3", b"{}", b'{"status": "finished"}', b'{"status": [1]}', b"null", b"NaN"]),
+        "json of nothing": lambda: rng.choice(
+            [b"[]", b"3", b"{}", b'{"status": "finished"}', b'{"status": [1]}', b"null", b"NaN"]
+        ),
         "nested": lambda: b"[" * 100_000,
     }
     return damages[how]()

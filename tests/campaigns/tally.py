@@ -31,7 +31,9 @@ class Tally:
 def table(tallies: list[Tally]) -> str:
     """All kinds in Markdown, and what went wrong below."""
     rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *(tally.row for tally in tallies)]
-    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + [line for tally in tallies for line in tally.examples])
+    return "\n".join(
+        ["| " + " | ".join(row) + " |" for row in rows] + [line for tally in tallies for line in tally.examples]
+    )
 
 
 def told(error: BaseException) -> str:

@@ -19,21 +19,23 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 
 ENVIRONMENT = "GOSSAMER_BACKEND"
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Kernel(NamedTuple):
-    """One implementation of an operation: ``run(*args)`` if ``unfit(*args)`` is empty."""
+    """One implementation of an operation: ``run(*args)`` if ``reasons_against(*args)`` is empty."""
 
     name: str
     run: Callable[..., Any]
-    unfit: Callable[..., list[str]]  # sentences; [] = can run
+    reasons_against: Callable[..., list[str]]  # sentences; [] = can run
 
 
-_environment: Any = getattr(os.environ, "_data", os.environ)  # what os.environ wraps: a miss there costs 2 us, at every call of a layer
+_environment: Any = getattr(
+    os.environ, "_data", os.environ
+)  # what os.environ wraps: a miss there costs 2 us, at every call of a layer
 _key: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
 
 
@@ -66,18 +68,26 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     name = asked()
     if peek_interpreter_stack() is not None or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
         remedy = "call it outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
-        raise Unfit("kernels", "a kernel reads memory, and sees neither the tensors of torch.func nor tangents", remedy=remedy)
-    if name is None and not kernels[0].unfit(*args):
+        raise UsageError(
+            "kernels", "a kernel reads memory, and sees neither the tensors of torch.func nor tangents", remedy=remedy
+        )
+    if name is None and not kernels[0].reasons_against(*args):
         return kernels[0]
     names = [k.name for k in kernels]
     if name and name not in names:
-        raise Unfit(
-            ENVIRONMENT, f"there is no kernel {name!r} for this operation{nearest(name, names)}", remedy=f"one of {', '.join(names)}"
+        raise UsageError(
+            ENVIRONMENT,
+            f"there is no kernel {name!r} for this operation{nearest(name, names)}",
+            remedy=f"one of {', '.join(names)}",
         )
     for kernel in kernels:
-        if (not name or kernel.name == name) and not kernel.unfit(*args):
+        if (not name or kernel.name == name) and not kernel.reasons_against(*args):
             return kernel
-    raise Unfit("kernels", "no kernel can run on these arguments", reasons=[line for _, lines in why(kernels, *args) for line in lines])
+    raise UsageError(
+        "kernels",
+        "no kernel can run on these arguments",
+        reasons=[line for _, lines in why(kernels, *args) for line in lines],
+    )
 
 
 def run(kernels: Sequence[Kernel], *args: Any) -> Any:
@@ -91,7 +101,7 @@ def run(kernels: Sequence[Kernel], *args: Any) -> Any:
 
 def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
     """:func:`run`, where activations of another dtype than the values' are cast if no kernel takes them as they are."""
-    if args[0].dtype is not dtype and all(k.unfit(*args) for k in kernels if asked() in (None, k.name)):
+    if args[0].dtype is not dtype and all(k.reasons_against(*args) for k in kernels if asked() in (None, k.name)):
         args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
     return run(kernels, *args)
 
@@ -99,7 +109,13 @@ def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
 def foreign(*tensors: Tensor | None) -> bool:
     """True where kernels must not be called at once, since somebody follows the call: ``torch.compile`` or export, a dispatch mode (FLOP
     counting, ``make_fx``), ``torch.func``, forward-mode differentiation, ``torch.jit.trace``, or a tensor subclass."""
-    if is_compiling() or dispatch_modes() or peek_interpreter_stack() is not None or forward_ad._current_level >= 0 or is_tracing():
+    if (
+        is_compiling()
+        or dispatch_modes()
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or is_tracing()
+    ):
         return True
     for t in tensors:
         if t is not None and type(t) not in PLAIN:
@@ -109,7 +125,9 @@ def foreign(*tensors: Tensor | None) -> bool:
 
 def followed(dy: Tensor) -> bool:
     """The same question in a backward pass: whether somebody differentiates, maps or watches it."""
-    return torch.is_grad_enabled() or foreign(dy) or is_legacy_batchedtensor(dy)  # the last: torch.autograd.grad(is_grads_batched=True)
+    return (
+        torch.is_grad_enabled() or foreign(dy) or is_legacy_batchedtensor(dy)
+    )  # the last: torch.autograd.grad(is_grads_batched=True)
 
 
 def transformed() -> bool:
@@ -136,4 +154,4 @@ def written() -> bool:
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
     """For each kernel its name and the reasons against it, [] if it can run."""
-    return [(k.name, k.unfit(*args)) for k in kernels]
+    return [(k.name, k.reasons_against(*args)) for k in kernels]

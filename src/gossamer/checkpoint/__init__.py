@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import Unfit
+from .._errors import UsageError
 from ..layers import sparse_layers
 from ..support import index_digest as digest
 from .file import FORMAT as FORMAT
@@ -48,19 +48,24 @@ def save(
         model, optimizer, rewirer, scheduler, ledger, target: whatever has a ``state_dict()``; torch's random state is saved too.
         extra: a dict of anything JSON can hold (the epoch, the position in it).
 
-    Raises: Unfit if a state holds something that is neither tensor nor JSON, or the file cannot be written.
+    Raises: UsageError if a state holds something that is neither tensor nor JSON, or the file cannot be written.
     """
-    path, states = Path(path), _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target)
+    path, states = (
+        Path(path),
+        _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target),
+    )
     if extra is not None and not isinstance(extra, Mapping):
-        raise Unfit("checkpoint.save", "extra must be a dict", got=extra)
+        raise UsageError("checkpoint.save", "extra must be a dict", got=extra)
     try:
         extra = json.loads(json.dumps(extra or {}))
     except (TypeError, ValueError, RecursionError) as error:
-        raise Unfit("checkpoint.save", f"extra must be JSON: {error}") from error
+        raise UsageError("checkpoint.save", f"extra must be JSON: {error}") from error
     tensors: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise Unfit("checkpoint.save", f"entry {key!r} of the model's state is a {type(value).__name__}, not a tensor")
+            raise UsageError(
+                "checkpoint.save", f"entry {key!r} of the model's state is a {type(value).__name__}, not a tensor"
+            )
         tensors[f"model.{key}"] = value
     meta: dict[str, Any] = {"supports": _describe(model), "extra": extra}
     meta["states"] = {name: packed(part.state_dict(), name, tensors) for name, part in states.items()}
@@ -69,7 +74,7 @@ def save(
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint says of itself: ``version``, ``supports`` (per layer shape, unit, layout, n, digest), ``states``, ``extra``."""
+    """What a checkpoint says of itself: ``version``, ``supports`` (per layer shape, block, layout, n, digest), ``states``, ``extra``."""
     return read_meta(Path(path))
 
 
@@ -87,14 +92,19 @@ def load(
 
     Returns: the ``extra`` it was saved with.
 
-    Raises: Unfit on a missing, damaged or foreign file, another model, an index that does not fit, a state that was not saved or is not of
+    Raises: UsageError on a missing, damaged or foreign file, another model, an index that does not fit, a state that was not saved or is not of
     these objects; all of them, and torch's generators, are then what they were.
     """
-    path, parts = Path(path), _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target)
+    path, parts = (
+        Path(path),
+        _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target),
+    )
     meta, tensors = read_file(path)
     absent = [name for name in parts if name not in meta["states"]]
     if absent:
-        raise Unfit(str(path), f"this checkpoint holds no {' and no '.join(absent)} state", remedy="load the model alone")
+        raise UsageError(
+            str(path), f"this checkpoint holds no {' and no '.join(absent)} state", remedy="load the model alone"
+        )
     mine = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     states, random = _states(path, meta, tensors, len(mine))
     _verify(path, model, mine, meta["supports"], parts, states, random)
@@ -106,32 +116,44 @@ def load(
 
 
 def _states(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor], of_model: int) -> tuple[dict[str, Any], Any]:
-    """All states of a file and the random state. Every tensor belongs to one place. Raises Unfit."""
+    """All states of a file and the random state. Every tensor belongs to one place. Raises UsageError."""
     used: set[str] = set()
     try:
         states = {name: unpacked(state, tensors, used) for name, state in meta["states"].items()}
         random = unpacked(meta["rng"], tensors, used)
     except (ValueError, TypeError, RecursionError) as error:
-        raise Unfit(str(path), f"it is damaged: {error}", remedy=OLDER) from error
+        raise UsageError(str(path), f"it is damaged: {error}", remedy=OLDER) from error
     if any(name.startswith("model.") for name in used) or len(used) + of_model != len(tensors):
-        raise Unfit(str(path), "it is damaged: it holds tensors that are not those its header names", remedy=OLDER)
+        raise UsageError(str(path), "it is damaged: it holds tensors that are not those its header names", remedy=OLDER)
     return states, random
 
 
-def _verify(path: Path, model: nn.Module, mine: dict[str, Tensor], supports: Any, parts: dict[str, Any], states: Any, random: Any) -> None:
-    """Raises Unfit with all that keeps a file from being loaded."""
+def _verify(
+    path: Path,
+    model: nn.Module,
+    mine: dict[str, Tensor],
+    supports: Any,
+    parts: dict[str, Any],
+    states: Any,
+    random: Any,
+) -> None:
+    """Raises UsageError with all that keeps a file from being loaded."""
     if reasons := name_problems(model, mine):
-        raise Unfit(str(path), "this checkpoint is of another model", reasons=reasons[:10])
+        raise UsageError(str(path), "this checkpoint is of another model", reasons=reasons[:10])
     if reasons := model_problems(model, mine, supports):
         remedy = "build the model as it was when saved"
-        raise Unfit(str(path), "this checkpoint does not fit the model", reasons=reasons[:10], remedy=remedy)
+        raise UsageError(str(path), "this checkpoint does not fit the model", reasons=reasons[:10], remedy=remedy)
     for name, part in parts.items():
         if reasons := _part_problems(name, part, states[name], model, mine):
             remedy = f"the {name} as it was when saved, or load the model alone"
-            what = "saved under other rules of the topology" if name == "rewirer" else f"the state of its {name} does not fit"
-            raise Unfit(str(path), what, reasons=reasons[:10], remedy=remedy)
+            what = (
+                "saved under other rules of the topology"
+                if name == "rewirer"
+                else f"the state of its {name} does not fit"
+            )
+            raise UsageError(str(path), what, reasons=reasons[:10], remedy=remedy)
     if reasons := random_problems(random):
-        raise Unfit(str(path), "it is damaged", reasons=reasons, remedy=OLDER)
+        raise UsageError(str(path), "it is damaged", reasons=reasons, remedy=OLDER)
 
 
 def _part_problems(name: str, part: Any, state: Any, model: nn.Module, mine: dict[str, Tensor]) -> list[str]:
@@ -151,10 +173,16 @@ def _part_problems(name: str, part: Any, state: Any, model: nn.Module, mine: dic
 # -------------------------------------------------------------------- commit
 
 
-def _commit(path: Path, model: nn.Module, mine: dict[str, Tensor], parts: dict[str, Any], states: Any, random: Any) -> None:
-    """Loads everything, or nothing: whatever stops it, what was loaded before gets its former state back. Raises Unfit."""
+def _commit(
+    path: Path, model: nn.Module, mine: dict[str, Tensor], parts: dict[str, Any], states: Any, random: Any
+) -> None:
+    """Loads everything, or nothing: whatever stops it, what was loaded before gets its former state back. Raises UsageError."""
     order, given = {"model": model, **parts}, {"model": mine, **states}
-    before, generators, begun = {name: deepcopy(part.state_dict()) for name, part in order.items()}, deepcopy(_rng_state()), []
+    before, generators, begun = (
+        {name: deepcopy(part.state_dict()) for name, part in order.items()},
+        deepcopy(_rng_state()),
+        [],
+    )
     try:
         for name, part in order.items():
             begun.append(name)
@@ -169,8 +197,11 @@ def _commit(path: Path, model: nn.Module, mine: dict[str, Tensor], parts: dict[s
             _set_rng_state(generators)
         if not isinstance(error, FOREIGN):
             raise
-        what, reasons = f"the {begun[-1]} does not take its state; nothing has changed", [f"{type(error).__name__}: {error}"]
-        raise Unfit(str(path), what, reasons=reasons, remedy=f"the {begun[-1]} as it was when saved") from error
+        what, reasons = (
+            f"the {begun[-1]} does not take its state; nothing has changed",
+            [f"{type(error).__name__}: {error}"],
+        )
+        raise UsageError(str(path), what, reasons=reasons, remedy=f"the {begun[-1]} as it was when saved") from error
 
 
 # -------------------------------------------------------------------- details
@@ -184,7 +215,7 @@ def _describe(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "shape": list(layer.dense_shape),
-            "unit": list(layer.unit),
+            "block": list(layer.block),
             "layout": layer.layout.name,
             "n": layer.support.n,
             "sha256": layer.support.digest,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .._errors import Unfit
+from .._errors import UsageError
 
 if sys.platform == "win32":
     import msvcrt
@@ -31,7 +31,7 @@ BEYOND = 1 << 30  # the byte that is locked where a lock shuts readers out: none
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write into; at the end it is synchronised and takes the name ``path``. Raises Unfit where that fails: the old
+    """A temporary file to write into; at the end it is synchronised and takes the name ``path``. Raises UsageError where that fails: the old
     file stays then, and no temporary."""
     try:
         make(path.parent)
@@ -55,13 +55,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces a text file. Raises Unfit."""
+    """Replaces a text file. Raises UsageError."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, line: str) -> None:
-    """Adds one line to a text file. Raises Unfit."""
+    """Adds one line to a text file. Raises UsageError."""
     try:
         born = not path.exists()
         with path.open("a", encoding="utf-8") as file:
@@ -105,7 +105,9 @@ def sweep(path: Path) -> None:
     """Removes the temporaries of ``path`` whose writers are dead. Theirs are not locked any more."""
     if sys.platform == "win32":
         return
-    own = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8}|[a-z0-9_]{8})?\.tmp")  # the second and the bare one are of gossamer 0.1.0
+    own = re.compile(
+        re.escape(path.name) + r"(\.[0-9a-f]{8}|[a-z0-9_]{8})?\.tmp"
+    )  # the second and the bare one are of gossamer 0.1.0
     for name in os.listdir(path.parent):
         if name.startswith(path.name) and own.fullmatch(name):
             _remove_unlocked(path.parent / name)
@@ -113,7 +115,7 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock of the file ``path``, which exists only while it is held, or after its holder died. Raises Unfit, in the name of
+    """Holds the lock of the file ``path``, which exists only while it is held, or after its holder died. Raises UsageError, in the name of
     ``what``, if another process holds it, or this one elsewhere."""
     try:
         handle = _locked(path, os.O_RDWR | os.O_CREAT)
@@ -122,7 +124,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     if handle is None:
         holder = path.read_text(errors="replace").strip() if path.is_file() else ""
         by = f"process {holder}" if holder else "another process"
-        raise Unfit(what, f"{by} is writing here", remedy="wait until it has ended, or end it; or another folder")
+        raise UsageError(what, f"{by} is writing here", remedy="wait until it has ended, or end it; or another folder")
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
@@ -137,13 +139,13 @@ def lock(path: Path, what: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def unwritten(path: Path, error: OSError) -> Unfit:
+def unwritten(path: Path, error: OSError) -> UsageError:
     """The refusal that says why a file could not be written."""
     if error.errno in FULL:
         remedy = "free some space, and go on: what was there before is whole"
-        return Unfit(str(path), f"the disk is full: {error.strerror}", remedy=remedy)
+        return UsageError(str(path), f"the disk is full: {error.strerror}", remedy=remedy)
     remedy = "a place that exists, can be written, and is no file where a folder is wanted"
-    return Unfit(str(path), f"cannot be written: {error.strerror or error}", remedy=remedy)
+    return UsageError(str(path), f"cannot be written: {error.strerror or error}", remedy=remedy)
 
 
 # -------------------------------------------------------------------- details
@@ -194,7 +196,9 @@ def _try(handle: int) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in LOCKLESS:
-            warnings.warn("this file system knows no locks: nothing keeps two processes from writing the same files", stacklevel=2)
+            warnings.warn(
+                "this file system knows no locks: nothing keeps two processes from writing the same files", stacklevel=2
+            )
             return True
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
             return False

@@ -17,21 +17,44 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 from .disk import replacing
 
 FORMAT, VERSION = "gossamer-checkpoint", 2
 LONGEST = 100_000_000  # bytes of a header, safetensors' own limit
 BLANK = "0" * 64
-SEAL = re.compile(rb'"digest":"([0-9a-f]{64})"')  # in the header: quotes inside a string are escaped, so nothing else looks like it
+SEAL = re.compile(
+    rb'"digest":"([0-9a-f]{64})"'
+)  # in the header: quotes inside a string are escaped, so nothing else looks like it
 DTYPES = {
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64"},
+    **{
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.complex64: "C64",
+    },
     torch.bool: "BOOL",
     **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
-    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
+    **{
+        torch.uint64: "U64",
+        torch.uint32: "U32",
+        torch.uint16: "U16",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2",
+    },
 }
 OLDER = "an older checkpoint"
-FOREIGN = (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError)  # of a parser
+FOREIGN = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)  # of a parser
 
 
 class Contents(NamedTuple):
@@ -42,11 +65,13 @@ class Contents(NamedTuple):
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes a sealed file, atomically and durably. Raises Unfit.
+    """Writes a sealed file, atomically and durably. Raises UsageError.
 
     The bytes are written here: safetensors' own writer leaves a temporary of its own behind where it is killed.
     """
-    held = {key: _plain(key, t) for key, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))}  # aligned
+    held = {
+        key: _plain(key, t) for key, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    }  # aligned
     said = {"format": FORMAT, "version": str(VERSION), "digest": BLANK, "json": json.dumps(meta)}
     header: dict[str, Any] = {"__metadata__": said}
     end = 0
@@ -56,7 +81,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
-        raise Unfit("checkpoint.save", f"the name of a tensor is no text: {error}") from error
+        raise UsageError("checkpoint.save", f"the name of a tensor is no text: {error}") from error
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
@@ -77,11 +102,11 @@ def seal(path: Path) -> None:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON of a file, and its version, after the whole file was verified. Raises Unfit."""
+    """The JSON of a file, and its version, after the whole file was verified. Raises UsageError."""
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
         what = "this is a folder" if path.is_dir() else f"there is no such file{nearest(path.name, siblings)}"
-        raise Unfit(str(path), what)
+        raise UsageError(str(path), what)
     try:
         with open(path, "rb") as file:
             header = _header(file)
@@ -92,39 +117,43 @@ def read_meta(path: Path) -> dict[str, Any]:
             if match is None or len(found) != 1 or said["digest"].encode() != found[0]:
                 raise ValueError("it holds no digest")
             if _digest(file, header, match).encode() != found[0]:
-                raise Unfit(str(path), "it is damaged: its bytes are not those that were written (SHA-256 differs)", remedy=OLDER)
+                raise UsageError(
+                    str(path),
+                    "it is damaged: its bytes are not those that were written (SHA-256 differs)",
+                    remedy=OLDER,
+                )
         meta = json.loads(said["json"])
         wrong = [f"no {key}" for key in ("supports", "states", "rng", "extra") if not isinstance(meta.get(key), dict)]
-    except Unfit:
+    except UsageError:
         raise
     except EOFError as error:
         remedy = f"{OLDER}; a file that was cut off cannot be repaired"
-        raise Unfit(str(path), f"truncated, or not a safetensors file: {error}", remedy=remedy) from error
+        raise UsageError(str(path), f"truncated, or not a safetensors file: {error}", remedy=remedy) from error
     except OSError as error:
-        raise Unfit(str(path), f"cannot be read: {error.strerror or error}") from error
+        raise UsageError(str(path), f"cannot be read: {error.strerror or error}") from error
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-        raise Unfit(str(path), f"its header is damaged: {_brief(error)}", remedy=OLDER) from error
+        raise UsageError(str(path), f"its header is damaged: {_brief(error)}", remedy=OLDER) from error
     if wrong:
-        raise Unfit(str(path), "its header is damaged", reasons=wrong, remedy=OLDER)
+        raise UsageError(str(path), "its header is damaged", reasons=wrong, remedy=OLDER)
     return {**meta, "version": VERSION}
 
 
 def read_file(path: Path) -> Contents:
-    """The JSON and the tensors of a file, after the whole of it was verified. Raises Unfit."""
+    """The JSON and the tensors of a file, after the whole of it was verified. Raises UsageError."""
     meta = read_meta(path)
     try:
         with safe_open(str(path), "pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
             # clones: what safetensors gives is a window on the file, which changes when somebody writes into the file
             return Contents(meta, {key: file.get_tensor(key).clone() for key in file.keys()})
     except FOREIGN as error:
-        raise Unfit(str(path), f"its tensors cannot be read: {_brief(error)}", remedy=OLDER) from error
+        raise UsageError(str(path), f"its tensors cannot be read: {_brief(error)}", remedy=OLDER) from error
 
 
 # -------------------------------------------------------------------- states as JSON and tensors
 
 
 def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a nested state; its tensors go into ``tensors`` under names that start with ``name``. Raises Unfit."""
+    """JSON for a nested state; its tensors go into ``tensors`` under names that start with ``name``. Raises UsageError."""
     if isinstance(value, Tensor):
         while name in tensors:
             name += "'"  # two paths with one spelling: {"a.b": x, "a": {"b": y}}
@@ -133,14 +162,16 @@ def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         strange = [key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))]
         if strange:
-            raise Unfit("checkpoint.save", f"{name} has a key that is neither a string nor a number", got=strange[0])
+            raise UsageError(
+                "checkpoint.save", f"{name} has a key that is neither a string nor a number", got=strange[0]
+            )
         return {"items": [[key, packed(v, f"{name}.{key}", tensors)] for key, v in value.items()]}
     if isinstance(value, (list, tuple)):
         kind = "tuple" if type(value) is tuple else "list"
         return {kind: [packed(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise Unfit("checkpoint.save", f"{name} is a {type(value).__name__}, neither a tensor nor JSON", got=value)
+    raise UsageError("checkpoint.save", f"{name} is a {type(value).__name__}, neither a tensor nor JSON", got=value)
 
 
 def unpacked(value: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Any:
@@ -211,19 +242,25 @@ def _blocks(file: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
 def _check_kind(path: Path, said: dict[str, str]) -> None:
     """Refuses a file of somebody else, or of another version."""
     if said.get("format") != FORMAT:
-        raise Unfit(str(path), "this is a safetensors file, but not a gossamer checkpoint", remedy="a file written by checkpoint.save")
+        raise UsageError(
+            str(path),
+            "this is a safetensors file, but not a gossamer checkpoint",
+            remedy="a file written by checkpoint.save",
+        )
     version = int(said["version"])
     if version > VERSION:
-        raise Unfit(str(path), f"format version {version}, newer than the {VERSION} known here", remedy="a newer gossamer")
+        raise UsageError(
+            str(path), f"format version {version}, newer than the {VERSION} known here", remedy="a newer gossamer"
+        )
     if version < VERSION:
         remedy = "gossamer 0.1.0 reads all of it; its entries model.X, read by safetensors.torch.load_file, are the state_dict of the model"
-        raise Unfit(str(path), f"format version {version}, which has no digest to verify it by", remedy=remedy)
+        raise UsageError(str(path), f"format version {version}, which has no digest to verify it by", remedy=remedy)
 
 
 def _plain(key: str, t: Tensor) -> Tensor:
     """A tensor as it is written: on the CPU, contiguous, of a type that the format knows."""
     if t.layout is not torch.strided or t.dtype not in DTYPES:
-        raise Unfit("checkpoint.save", f"the format has no tensors like {key}", got=(t.dtype, t.layout))
+        raise UsageError("checkpoint.save", f"the format has no tensors like {key}", got=(t.dtype, t.layout))
     return t.detach().cpu().contiguous()
 
 

@@ -30,10 +30,16 @@ class Member(NamedTuple):
     saved: bool
 
 
-def optimizer_problems(optimizer: torch.optim.Optimizer, state: Any, model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
+def optimizer_problems(
+    optimizer: torch.optim.Optimizer, state: Any, model: nn.Module, saved: Mapping[str, Tensor]
+) -> list[str]:
     """Sentences; ``saved`` holds the model's tensors in the file."""
     here = optimizer.state_dict()
-    if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not isinstance(state.get("param_groups"), list):
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("state"), dict)
+        or not isinstance(state.get("param_groups"), list)
+    ):
         return ["it is no state of an optimizer: it lacks a dict 'state' or a list 'param_groups'"]
     groups = state["param_groups"]
     if found := _group_problems(here["param_groups"], groups):
@@ -48,7 +54,10 @@ def optimizer_problems(optimizer: torch.optim.Optimizer, state: Any, model: nn.M
             f"the state of parameter {key} is {kind_of(state['state'][key])}, not a dict" for key in wrong
         ]
     mine = [i for group in here["param_groups"] for i in group["params"]]
-    names = [{id(p): name for name, p in model.named_parameters()}.get(id(p), f"parameter {i}") for p, i in zip(order, mine, strict=True)]
+    names = [
+        {id(p): name for name, p in model.named_parameters()}.get(id(p), f"parameter {i}")
+        for p, i in zip(order, mine, strict=True)
+    ]
     shapes = [saved[name].shape if name in saved else p.shape for name, p in zip(names, order, strict=True)]
     members = [
         Member(name, shape, p.dtype, state["state"][i], True)
@@ -76,7 +85,9 @@ def _group_problems(here: list[Entry], there: list[Any]) -> list[str]:
     if sizes[0] != sizes[1]:
         return [f"saved with parameter groups of sizes {sizes[1]}, not {sizes[0]}"]
     ids = [i for group in there for i in group["params"]]
-    if [type(i) for i in ids] != [int] * len(ids) or len(set(ids)) != len({i for group in here for i in group["params"]}):
+    if [type(i) for i in ids] != [int] * len(ids) or len(set(ids)) != len(
+        {i for group in here for i in group["params"]}
+    ):
         return ["its parameters are not numbered as those here"]
     absent = sorted({key for mine, theirs in zip(here, there, strict=True) for key in mine if key not in theirs})
     if absent:
@@ -128,7 +139,9 @@ def _peer_problems(peers: list[Member]) -> list[str]:
         found += [f"the state of {member.name} has no {key!r}" for key in sorted(map(str, lacking))]
         for key, entry in member.state.items():
             kinds = [_kinds(peer.state[key], peer) for peer in others if peer.state.get(key) is not None]
-            found += [f"state {key!r} of {member.name} {problem}" for problem in _entry_problems(key, entry, member, kinds)]
+            found += [
+                f"state {key!r} of {member.name} {problem}" for problem in _entry_problems(key, entry, member, kinds)
+            ]
     return found
 
 
@@ -145,7 +158,11 @@ def _entry_problems(key: str, entry: Any, member: Member, others: list[set[str]]
     if entry is None:
         return
     mine = _kinds(entry, member)
-    if isinstance(entry, Tensor) and entry.dim() == len(member.shape) > 0 and not mine & {"shape of the parameter", "shape with ones"}:
+    if (
+        isinstance(entry, Tensor)
+        and entry.dim() == len(member.shape) > 0
+        and not mine & {"shape of the parameter", "shape with ones"}
+    ):
         yield f"has shape {tuple(entry.shape)}, its parameter {tuple(member.shape)}"
     elif others and not any(_agree(mine, theirs) for theirs in others):
         yield f"is {kind_of(entry)}: as in no other parameter"
@@ -156,7 +173,9 @@ def _entry_problems(key: str, entry: Any, member: Member, others: list[set[str]]
 def _kinds(entry: Any, member: Member) -> set[str]:
     """All that can be said of an entry beside its parameter."""
     if not isinstance(entry, Tensor):
-        return {"number", "type of numbers"} if _number(entry) else {type(entry).__name__, f"type {type(entry).__name__}"}
+        return (
+            {"number", "type of numbers"} if _number(entry) else {type(entry).__name__, f"type {type(entry).__name__}"}
+        )
     said = {f"type {entry.dtype}"} | ({"type of the parameter"} if entry.dtype == member.dtype else set())
     if entry.dim() == 0:
         return said | {"scalar"}

@@ -50,7 +50,9 @@ def name_problems(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
     """Tensors that only one of the two has."""
     mine = model.state_dict()
     reasons = [f"the model has {key!r}, the file has not{nearest(key, saved)}" for key in mine if key not in saved]
-    return reasons + [f"the file has {key!r}, the model has not{nearest(key, mine)}" for key in saved if key not in mine]
+    return reasons + [
+        f"the file has {key!r}, the model has not{nearest(key, mine)}" for key in saved if key not in mine
+    ]
 
 
 def model_problems(model: nn.Module, saved: Mapping[str, Tensor], supports: Mapping[str, Any]) -> list[str]:
@@ -60,10 +62,14 @@ def model_problems(model: nn.Module, saved: Mapping[str, Tensor], supports: Mapp
     for name, layer in layers.items():
         found = _layer_problems(layer, saved, f"{name}." if name else "", supports.get(name))
         reasons += [f"{name}: {problem}" for problem in found]
-    reasons += [f"{name}: no sparse layer of this model, but described in the file" for name in supports if name not in layers]
+    reasons += [
+        f"{name}: no sparse layer of this model, but described in the file" for name in supports if name not in layers
+    ]
     for key, t in mine.items():
         if key not in indexed and (t.shape != saved[key].shape or t.dtype != saved[key].dtype):
-            reasons.append(f"{key}: {tuple(saved[key].shape)} of {saved[key].dtype} in the file, {tuple(t.shape)} of {t.dtype} here")
+            reasons.append(
+                f"{key}: {tuple(saved[key].shape)} of {saved[key].dtype} in the file, {tuple(t.shape)} of {t.dtype} here"
+            )
     return reasons
 
 
@@ -71,18 +77,22 @@ def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], dot: str, s
     if not isinstance(said, dict):
         return ["the file does not describe its support"]
     s, (values, crow, col) = layer.support, (saved[dot + part] for part in ("values", "crow", "col"))
-    here = {"shape": list(layer.dense_shape), "unit": list(layer.unit), "layout": layer.layout.name}
-    if wrong := [f"{key} is {here[key]} here, {said.get(key)} in the file" for key in here if repr(here[key]) != repr(said.get(key))]:
+    here = {"shape": list(layer.dense_shape), "block": list(layer.block), "layout": layer.layout.name}
+    if wrong := [
+        f"{key} is {here[key]} here, {said.get(key)} in the file"
+        for key in here
+        if repr(here[key]) != repr(said.get(key))
+    ]:
         return wrong  # by their words: True equals 1
     if crow.dtype != torch.int32 or col.dtype != torch.int32:
         return [f"the index is of {crow.dtype} and {col.dtype}, not int32"]
-    if wrong := index_problems(crow, col, s.shape, s.unit):
+    if wrong := index_problems(crow, col, s.shape, s.block):
         return wrong
     if index_digest(crow, col) != said.get("sha256") or repr(said.get("n")) != repr(col.numel()):
         return ["the index is not the one its values were saved with (SHA-256 differs)"]
     expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
     if tuple(values.shape) != expected:
-        return [f"values of shape {tuple(values.shape)} for {col.numel()} kept units"]
+        return [f"values of shape {tuple(values.shape)} for {col.numel()} kept blocks"]
     if values.dtype != layer.values.dtype:
         return [f"values are {values.dtype} in the file, {layer.values.dtype} here"]
     return []
@@ -91,7 +101,9 @@ def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], dot: str, s
 # -------------------------------------------------------------------- states built like those there are
 
 
-def unlike(here: Any, there: Any, where: str, *, whole: tuple[str, ...] | None = None, least: float | None = None) -> list[str]:
+def unlike(
+    here: Any, there: Any, where: str, *, whole: tuple[str, ...] | None = None, least: float | None = None
+) -> list[str]:
     """Where a saved state is not built like the present one: keys, lengths, kinds of values.
 
     Numbers of the names ``whole`` (all, if None) that are whole here must be so there; none may be below ``least``.
@@ -144,7 +156,10 @@ def random_problems(state: Any) -> list[str]:
     if not isinstance(state, dict) or state.keys() != {"torch", "cuda"} or not isinstance(state["cuda"], list):
         return ["the random state is no state of torch's generators"]
     mine = torch.get_rng_state()
-    if not isinstance(state["torch"], Tensor) or (state["torch"].shape, state["torch"].dtype) != (mine.shape, mine.dtype):
+    if not isinstance(state["torch"], Tensor) or (state["torch"].shape, state["torch"].dtype) != (
+        mine.shape,
+        mine.dtype,
+    ):
         return [f"the random state is {kind_of(state['torch'])}, not {kind_of(mine)}"]
     bad = [t for t in state["cuda"] if not isinstance(t, Tensor) or t.dtype != torch.uint8 or t.dim() != 1]
     if bad:

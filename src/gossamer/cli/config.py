@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from .._budgets import BUDGETS
+from .._errors import UsageError, check_at_least, check_density, nearest
 from ..convert.sparsify import AUTO
-from .._errors import Unfit, check_at_least, check_density, nearest
 from ..layouts import LAYOUTS
 from .methods import CSST, METHODS, Coarse, Method, Proximal
 from .models import MLP, MODELS, Model
@@ -46,7 +46,7 @@ class Config:
         budget: how layers share it: erk, er, uniform or pooled.
         layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one, measured here;
             shadow (dense storage, sparse products, dense weight gradient) for method proximal.
-        unit: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
+        block: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
         exclude: names or 're:PATTERN' of layers that stay dense.
         min_fan_in: incoming weights that every output unit keeps.
         epochs: passes over the training set.
@@ -71,7 +71,7 @@ class Config:
     density: float = 0.05
     budget: str = "erk"
     layout: str = "csr"
-    unit: tuple[int, int] = (1, 1)
+    block: tuple[int, int] = (1, 1)
     exclude: tuple[str, ...] = ()
     min_fan_in: int = 0
     epochs: int = 40
@@ -97,16 +97,22 @@ class Config:
         least = {"min_fan_in": 0, "epochs": 1, "batch": 1, "accumulate": 1, "warm_up": 0, "seed": 0}
         for name, value in least.items():
             check_at_least(name, name, getattr(self, name), value)
-        if min(self.unit) < 1:
-            raise Unfit("unit", "rows and columns of a tile are at least 1", got=self.unit)
+        if min(self.block) < 1:
+            raise UsageError("block", "rows and columns of a tile are at least 1", got=self.block)
         if self.threads is not None:
             check_at_least("threads", "threads", self.threads, 1)
             if self.threads > THREADS:
-                raise Unfit("threads", f"this machine has {os.cpu_count()} cores; at most {THREADS} threads are started", got=self.threads)
+                raise UsageError(
+                    "threads",
+                    f"this machine has {os.cpu_count()} cores; at most {THREADS} threads are started",
+                    got=self.threads,
+                )
         if self.clip is not None and not self.clip > 0.0:
-            raise Unfit("clip", "the largest norm of the gradient is a positive number", got=self.clip)
+            raise UsageError("clip", "the largest norm of the gradient is a positive number", got=self.clip)
         if not abs(self.density_exponent) <= 10.0:
-            raise Unfit("density_exponent", "a power of the density, a number in [-10, 10]", got=self.density_exponent)
+            raise UsageError(
+                "density_exponent", "a power of the density, a number in [-10, 10]", got=self.density_exponent
+            )
         _check_together(self)
 
     def resolved(self) -> "Config":
@@ -158,17 +164,21 @@ def differences(old: Tree, new: Tree, apart: Collection[str] = ()) -> list[str]:
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
-    """The configuration these settings describe; raises Unfit on an unknown key or name, with the nearest one, or a wrong type."""
+    """The configuration these settings describe; raises UsageError on an unknown key or name, with the nearest one, or a wrong type."""
     tree = canonical(tree, where)
     parser = schema(names(tree))
     for key, value in flat(tree).items():
         if value is None and not _may_be_none(key, tree):
-            raise Unfit(where, f"{key}: a value is missing", remedy=f"leave the key out for its default, {parser.get_default(key)}")
+            raise UsageError(
+                where,
+                f"{key}: a value is missing",
+                remedy=f"leave the key out for its default, {parser.get_default(key)}",
+            )
     try:
         typed = parser.parse_object(tree)
     except (ArgumentError, OverflowError) as error:
         remedy = "gossamer run --help lists the keys and their types; a list is written '[64, 32]'"
-        raise Unfit(where, expected(str(error)), remedy=remedy) from error
+        raise UsageError(where, expected(str(error)), remedy=remedy) from error
     for key, value in flat(typed.as_dict()).items():
         _check_range(key, value)
     parts = {kind: registry[tree[kind]["name"]](**_dict(typed.get(kind))) for kind, registry in KINDS.items()}
@@ -186,16 +196,28 @@ def canonical(tree: Mapping[str, Any], where: str) -> Tree:
         elif key in PLAIN:
             out[key] = value
         else:
-            raise Unfit(where, f"unknown key {key!r}{nearest(str(key), [*PLAIN, *KINDS])}", remedy="gossamer run --help lists the keys")
+            raise UsageError(
+                where,
+                f"unknown key {key!r}{nearest(str(key), [*PLAIN, *KINDS])}",
+                remedy="gossamer run --help lists the keys",
+            )
     for kind, registry in KINDS.items():
         part = out[kind] = {"name": name_of(getattr(Config, kind)), **out[kind]}
         if not isinstance(part["name"], str) or part["name"] not in registry:
-            raise Unfit(where, f"unknown {kind} {part['name']!r}{nearest(part['name'], registry)}", remedy=f"one of {', '.join(registry)}")
+            raise UsageError(
+                where,
+                f"unknown {kind} {part['name']!r}{nearest(part['name'], registry)}",
+                remedy=f"one of {', '.join(registry)}",
+            )
         fields = ["name", *(f.name for f in dataclasses.fields(registry[part["name"]]))]
         for inner in part:
             if inner not in fields:
                 what = f"unknown key {f'{kind}.{inner}'!r} of {kind} {part['name']}"
-                raise Unfit(where, what + nearest(f"{kind}.{inner}", [f"{kind}.{f}" for f in fields]), remedy=f"it has {', '.join(fields)}")
+                raise UsageError(
+                    where,
+                    what + nearest(f"{kind}.{inner}", [f"{kind}.{f}" for f in fields]),
+                    remedy=f"it has {', '.join(fields)}",
+                )
     return out
 
 
@@ -255,14 +277,16 @@ def _check_range(key: str, value: Any) -> None:
     elif isinstance(value, int):
         seed = key.rpartition(".")[2] == "seed"
         if not abs(value) < (SEEDS if seed else WHOLE):
-            raise Unfit(key, f"a whole number below 2^{63 if seed else 31} in size", got=value)
+            raise UsageError(key, f"a whole number below 2^{63 if seed else 31} in size", got=value)
     elif isinstance(value, float) and not abs(value) <= REAL:
-        raise Unfit(key, f"a finite number of at most {REAL:.0e} in size", got=value)
+        raise UsageError(key, f"a finite number of at most {REAL:.0e} in size", got=value)
 
 
 def _check_choice(key: str, value: str, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
     if value not in choices:
-        raise Unfit(key, f"unknown {key} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}")
+        raise UsageError(
+            key, f"unknown {key} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}"
+        )
 
 
 def _check_together(config: Config) -> None:
@@ -275,31 +299,43 @@ def _check_together(config: Config) -> None:
             "proximal brings any zero back, and wants layout shadow: dense storage and weight gradient",
             "layout shadow wants proximal",
         ]
-        raise Unfit("layout", what, reasons=reasons, remedy="--layout shadow --method proximal, or neither")
+        raise UsageError("layout", what, reasons=reasons, remedy="--layout shadow --method proximal, or neither")
     if isinstance(config.method, Coarse) and config.layout != "csr":
-        raise Unfit("layout", f"method multilevel with layout {config.layout}", remedy="--layout csr")
+        raise UsageError("layout", f"method multilevel with layout {config.layout}", remedy="--layout csr")
     if config.method.shrinks and not config.optimizer.shrinks:
         remedy = f"--optimizer {' or '.join(name for name, kind in OPTIMIZERS.items() if kind.shrinks)}"
-        raise Unfit("optimizer", f"method {method} leaves the zeros to the optimizer, and {optimizer} makes none", remedy=remedy)
+        raise UsageError(
+            "optimizer", f"method {method} leaves the zeros to the optimizer, and {optimizer} makes none", remedy=remedy
+        )
     if isinstance(config.method, Coarse) and not config.optimizer.mirrors:
-        raise Unfit("optimizer", f"method multilevel needs a mirror variable, and {optimizer} has none", remedy="linbreg or adabreg")
+        raise UsageError(
+            "optimizer",
+            f"method multilevel needs a mirror variable, and {optimizer} has none",
+            remedy="linbreg or adabreg",
+        )
     if isinstance(config.method, Coarse) and config.clip is not None:
-        raise Unfit("clip", "fine steps of method multilevel measure a gradient that clipping does not see", remedy="no clip")
+        raise UsageError(
+            "clip", "fine steps of method multilevel measure a gradient that clipping does not see", remedy="no clip"
+        )
     if config.optimizer.shrinks and method in ("dense", "static"):
-        raise Unfit("optimizer", f"{shrinks}, and method {method} keeps the support as it is", remedy="--method proximal --layout shadow")
+        raise UsageError(
+            "optimizer",
+            f"{shrinks}, and method {method} keeps the support as it is",
+            remedy="--method proximal --layout shadow",
+        )
     if config.optimizer.shrinks and config.null_models:
-        raise Unfit(
+        raise UsageError(
             "null_models",
             f"{shrinks}: the null models need an optimizer without penalty",
             remedy="--null_models false, and runs of their own in a sweep",
         )
     if unit_of_tiles(config) and config.method.shrinks:
-        raise Unfit("unit", f"method {method} is of single weights", got=config.unit)
+        raise UsageError("block", f"method {method} is of single weights", got=config.block)
 
 
 def unit_of_tiles(config: Config) -> bool:
     """Whether tiles are kept instead of single weights."""
-    return tuple(config.unit) != (1, 1)
+    return tuple(config.block) != (1, 1)
 
 
 def _may_be_none(key: str, tree: Tree) -> bool:

@@ -10,7 +10,9 @@ def live() -> bool:
     return sys.stdout.isatty() and find_spec("rich") is not None
 
 
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = (), left: int = 1) -> None:
+def show(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = (), left: int = 1
+) -> None:
     """Prints a table of strings, its first ``left`` columns aligned to the left, and the notes below it."""
     if live():
         from rich.box import SIMPLE_HEAD
@@ -37,7 +39,9 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     lines.insert(1, ["-" * width for width in widths])
 
     def joined(line: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        return "  ".join(
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
 
     return "\n".join(joined(line).rstrip() for line in lines)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from .._backend import dispatch as kernels
+from .._backend import native
 from .._errors import nearest
-from .._backend import dispatch as kernels, native
 from . import extras
 from .console import show
 
@@ -35,7 +36,10 @@ def findings() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
         ("processor", f"{processor()}, {os.cpu_count()} cores"),
-        ("threads", f"{torch.get_num_threads()} (torch), {torch.get_num_interop_threads()} between operators; --threads sets the first"),
+        (
+            "threads",
+            f"{torch.get_num_threads()} (torch), {torch.get_num_interop_threads()} between operators; --threads sets the first",
+        ),
         ("vector instructions", torch.backends.cpu.get_cpu_capability()),
         ("BLAS", blas()),
         ("sparse kernels", sparse_kernels()),
@@ -55,7 +59,11 @@ def sparse_kernels() -> str:
     if asked not in (None, "", "native", "reference"):
         return f"none: {by} names no kernel{nearest(asked, ['native', 'reference'])}"
     if m is None:
-        return f"none: {by}, but {native.MISSING}" if asked == "native" else f"reference (plain torch, slower): {native.MISSING}"
+        return (
+            f"none: {by}, but {native.MISSING}"
+            if asked == "native"
+            else f"reference (plain torch, slower): {native.MISSING}"
+        )
     if asked == "reference":
         return f"reference (plain torch, slower), by {by}"
     what = f"native, {m.isa} build{f', by {by}' if asked else ''}: {m.lanes} float32 lanes, {openmp()}"
@@ -69,7 +77,11 @@ def builds() -> str:
         return "none"
     asked, parts = os.environ.get(native.ENVIRONMENT), [", ".join(there)]
     if native.BEST is not None:
-        parts.append(f"{native.BEST.isa} by {native.ENVIRONMENT}" if asked else f"{native.BEST.isa} is the best that can run here")
+        parts.append(
+            f"{native.BEST.isa} by {native.ENVIRONMENT}"
+            if asked
+            else f"{native.BEST.isa} is the best that can run here"
+        )
     unusable = dict(native.UNUSABLE)
     if native.BEST is not None and not asked:
         known = {*unusable, *(m.isa for m in native.BUILDS)}
@@ -105,7 +117,9 @@ def remedies() -> list[str]:
         return []
     if os.environ.get(native.ENVIRONMENT):
         return [f"sparse kernels: unset {native.ENVIRONMENT}"]
-    return ["sparse kernels: install g++ and Python's headers (python3-dev), then again: pip install -v --force-reinstall --no-deps ."]
+    return [
+        "sparse kernels: install g++ and Python's headers (python3-dev), then again: pip install -v --force-reinstall --no-deps ."
+    ]
 
 
 def blas() -> str:
@@ -119,7 +133,10 @@ def blas() -> str:
 def gpu() -> str:
     """The GPUs torch sees, or why there is none."""
     if torch.cuda.is_available():
-        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) + " (the command line trains on the CPU)"
+        return (
+            ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+            + " (the command line trains on the CPU)"
+        )
     if torch.version.cuda is None and torch.version.hip is None:
         return "none: this torch is built for the CPU alone"
     return "none: torch is built for one, but finds no device or driver"

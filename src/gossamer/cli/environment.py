@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from .._errors import Unfit
+from .._errors import UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -49,12 +49,14 @@ def commit() -> str | None:
 
 
 def check_memory(who: str, what: str, numbers: int) -> None:
-    """Refuses (Unfit) so many float32 numbers, if this machine's memory does not hold them."""
+    """Refuses (UsageError) so many float32 numbers, if this machine's memory does not hold them."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return  # a system that does not say
     held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 4 * numbers > held:
-        raise Unfit(who, f"{what} take {4 * numbers:,} bytes, and this machine has {held:,}", remedy="smaller settings")
+        raise UsageError(
+            who, f"{what} take {4 * numbers:,} bytes, and this machine has {held:,}", remedy="smaller settings"
+        )
 
 
 def processor() -> str:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from .._errors import Unfit
+from .._errors import UsageError
 
 
 class Extra(NamedTuple):
@@ -41,7 +41,7 @@ def pip_command(extra: str) -> str:
 
 
 def require(extra: str, who: str) -> None:
-    """Raises Unfit, with the pip command, if a package of ``extra`` is missing."""
+    """Raises UsageError, with the pip command, if a package of ``extra`` is missing."""
     lacking = missing(extra)
     if lacking:
-        raise Unfit(who, f"needs packages that are not installed: {', '.join(lacking)}", remedy=pip_command(extra))
+        raise UsageError(who, f"needs packages that are not installed: {', '.join(lacking)}", remedy=pip_command(extra))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 
 UBYTE = 0x08
 PIXELS = 3 * 32 * 32
@@ -30,42 +30,44 @@ def find(folders: list[Path], names: tuple[str, ...]) -> tuple[list[Path], list[
 
 
 def contents(path: Path) -> bytes:
-    """All bytes of a plain or (by its first two bytes) gzip file; Unfit if the gzip stream is damaged."""
+    """All bytes of a plain or (by its first two bytes) gzip file; UsageError if the gzip stream is damaged."""
     raw = path.read_bytes()
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
         return gzip.decompress(raw)
     except (EOFError, OSError, zlib.error) as error:
-        raise Unfit(str(path), f"truncated or damaged gzip file: {error}", remedy="get the file again") from error
+        raise UsageError(str(path), f"truncated or damaged gzip file: {error}", remedy="get the file again") from error
 
 
 def read_idx(path: Path, rank: int) -> Tensor:
-    """A uint8 tensor of the given rank: images (n, rows, cols) have rank 3, labels (n,) rank 1. Raises Unfit."""
+    """A uint8 tensor of the given rank: images (n, rows, cols) have rank 3, labels (n,) rank 1. Raises UsageError."""
     raw = contents(path)
     if len(raw) < 4 or raw[0] or raw[1]:
-        raise Unfit(str(path), "not an IDX file: it does not begin with two zero bytes", got=raw[:4])
+        raise UsageError(str(path), "not an IDX file: it does not begin with two zero bytes", got=raw[:4])
     if (raw[2], raw[3]) != (UBYTE, rank):
         got = f"type {raw[2]}, {raw[3]} dimension(s)"
-        raise Unfit(str(path), f"not an IDX file of unsigned bytes (type 8) with {rank} dimension(s)", got=got)
+        raise UsageError(str(path), f"not an IDX file of unsigned bytes (type 8) with {rank} dimension(s)", got=got)
     header = 4 + 4 * rank
     if len(raw) < header:
-        raise Unfit(str(path), f"truncated: the header alone is {header} bytes", got=len(raw), remedy="get the file again")
+        raise UsageError(
+            str(path), f"truncated: the header alone is {header} bytes", got=len(raw), remedy="get the file again"
+        )
     sizes = [int(v) for v in np.frombuffer(raw, ">u4", rank, 4)]
     if len(raw) - header != math.prod(sizes):
         what = "truncated" if len(raw) - header < math.prod(sizes) else "too long"
         expected = f"the header announces {' x '.join(map(str, sizes))} = {math.prod(sizes)} bytes of data"
-        raise Unfit(str(path), f"{what}: {expected}", got=len(raw) - header, remedy="get the file again")
+        raise UsageError(str(path), f"{what}: {expected}", got=len(raw) - header, remedy="get the file again")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(sizes).copy())
 
 
 def read_cifar(path: Path, label_bytes: int, records: int) -> tuple[Tensor, Tensor]:
-    """Images (records, 3, 32, 32) uint8 and labels (records,) int64, the last label byte of each record. Raises Unfit."""
+    """Images (records, 3, 32, 32) uint8 and labels (records,) int64, the last label byte of each record. Raises UsageError."""
     raw = contents(path)
     size = label_bytes + PIXELS
     if len(raw) != records * size:
         what = "truncated" if len(raw) < records * size else "too long, or another format"
         expected = f"{records} records of {size} bytes are {records * size} bytes"
-        raise Unfit(str(path), f"{what}: {expected}", got=len(raw), remedy="get the file again")
+        raise UsageError(str(path), f"{what}: {expected}", got=len(raw), remedy="get the file again")
     table = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(records, size).copy())
     return table[:, label_bytes:].reshape(records, 3, 32, 32).contiguous(), table[:, label_bytes - 1].long()

@@ -23,14 +23,24 @@ from typing import Any
 import yaml
 
 from .. import checkpoint
-from ..checkpoint.disk import append, lock, make, sweep, unwritten, write
-from .._errors import Unfit
+from .._errors import UsageError
 from .._plan import Plan
+from ..checkpoint.disk import append, lock, make, sweep, unwritten, write
 from .config import ELSEWHERE, KINDS, PLAIN, Config, Tree, differences, flat, read_yaml, settings
 from .environment import environment
 
 OVER = ("finished", "diverged")
-FIGURES = ("config", "density", "nonzero", "parameters", "flops_ratio", "simulated", "peak_bytes", "seconds", "kernels")  # of every result
+FIGURES = (
+    "config",
+    "density",
+    "nonzero",
+    "parameters",
+    "flops_ratio",
+    "simulated",
+    "peak_bytes",
+    "seconds",
+    "kernels",
+)  # of every result
 
 
 class Folder:
@@ -62,7 +72,7 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from writing here. Makes the folder; where nothing was written into it, it goes again. Raises Unfit."""
+        """Keeps every other process from writing here. Makes the folder; where nothing was written into it, it goes again. Raises UsageError."""
         try:
             made = make(self.path)
         except OSError as error:
@@ -80,12 +90,12 @@ class Folder:
     def tidy(self) -> None:
         """Removes the lock of a process that died when nothing was left to do; one that is held stays."""
         if self.lock.exists():
-            with suppress(Unfit), self.locked():
+            with suppress(UsageError), self.locked():
                 pass
 
     def settings(self) -> Tree:
         """The configuration of the run in this folder: the result's, that of config.yaml, or the checkpoint's where that is damaged. Raises
-        Unfit if none can be read."""
+        UsageError if none can be read."""
         if self.over:
             return self.figures()["config"]
         try:
@@ -94,13 +104,13 @@ class Folder:
             if not lacking:
                 return tree
             damage = f"it lacks {', '.join(lacking)}"
-        except Unfit as error:
+        except UsageError as error:
             damage = error.what
-        with suppress(Unfit):
+        with suppress(UsageError):
             if said := self._said():
                 return said["settings"]
         remedy = "delete it, and give the same settings again without --resume: what the folder holds is continued"
-        raise Unfit(str(self.config), f"damaged, and no checkpoint holds a copy: {damage}", remedy=remedy)
+        raise UsageError(str(self.config), f"damaged, and no checkpoint holds a copy: {damage}", remedy=remedy)
 
     @property
     def damage(self) -> str:
@@ -108,39 +118,44 @@ class Folder:
         try:
             if self.status != "new":
                 self.settings()
-        except Unfit as error:
+        except UsageError as error:
             return str(error)
         return ""
 
     def check(self, config: Config, resume: bool, change: Collection[str] = ()) -> None:
-        """Refuses (Unfit) a folder that holds another run, or this one if ``resume`` is not asked for; settings named in ``change`` may be
+        """Refuses (UsageError) a folder that holds another run, or this one if ``resume`` is not asked for; settings named in ``change`` may be
         others than those the run had so far."""
         begun = self.status != "new"
         if begun and not resume:
             remedy = "another --out" if self.over else "--resume to continue it, or another --out"
-            raise Unfit(str(self.path), f"this folder already holds a run, which has {self.status}", remedy=remedy)
+            raise UsageError(str(self.path), f"this folder already holds a run, which has {self.status}", remedy=remedy)
         now = settings(config)
         if self.over and change and differences(self.settings(), now):
             what = f"the run in this folder has {self.status} with other settings"
-            raise Unfit(str(self.path), what, reasons=differences(self.settings(), now), remedy="another --out")
+            raise UsageError(str(self.path), what, reasons=differences(self.settings(), now), remedy="another --out")
         said = None if self.over else self._said()
-        befores = [*([self.settings()] if begun else []), *([said["settings"]] if said else [])]  # an edited config.yaml is another
+        befores = [
+            *([self.settings()] if begun else []),
+            *([said["settings"]] if said else []),
+        ]  # an edited config.yaml is another
         different = dict.fromkeys(sentence for before in befores for sentence in differences(before, now, change))
         if different:
             remedy = "the same settings (none at all takes them from the folder), --change KEYS to go on with others, or another --out"
-            raise Unfit(str(self.path), "the run in this folder has another configuration", reasons=different, remedy=remedy)
+            raise UsageError(
+                str(self.path), "the run in this folder has another configuration", reasons=different, remedy=remedy
+            )
 
     def plan(self) -> Plan | None:
-        """The plan that the run in this folder follows, if it follows one. Raises Unfit."""
+        """The plan that the run in this folder follows, if it follows one. Raises UsageError."""
         if not self.planned.is_file():
             return None
         try:
             return Plan.from_json(self.planned.read_text(encoding="utf-8"))
-        except (Unfit, ValueError, RecursionError) as error:
+        except (UsageError, ValueError, RecursionError) as error:
             if not self.checkpoint.is_file():
                 return None  # nothing followed it yet: it is measured again
             what = "damaged: the layouts that the checkpoint was made with are not known"
-            raise Unfit(str(self.planned), what, reasons=[str(error)[:200]], remedy="another --out") from error
+            raise UsageError(str(self.planned), what, reasons=[str(error)[:200]], remedy="another --out") from error
 
     def begin(self, config: Config, plan: Plan | None = None) -> None:
         """Writes what stands before the first step, where it is not there, or is not what it should be."""
@@ -148,7 +163,7 @@ class Folder:
             write(self.environment, json.dumps(environment(), indent=2) + "\n")
         if plan is not None and (not self.planned.is_file() or not self.checkpoint.is_file()):
             write(self.planned, plan.to_json())
-        with suppress(Unfit):
+        with suppress(UsageError):
             if not differences(read_yaml(self.config), settings(config)):
                 return
         write(self.config, yaml.safe_dump(settings(config), sort_keys=False))
@@ -165,7 +180,10 @@ class Folder:
         """Makes the metrics those of the checkpoint that is resumed from, and forgets diagnoses of later steps."""
         write(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         if self.diagnosis.is_file():
-            write(self.diagnosis, "".join(json.dumps(row) + "\n" for row in read_lines(self.diagnosis) if row.get("step", 0) <= step))
+            write(
+                self.diagnosis,
+                "".join(json.dumps(row) + "\n" for row in read_lines(self.diagnosis) if row.get("step", 0) <= step),
+            )
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the figures; the run is over."""
@@ -176,17 +194,17 @@ class Folder:
         return json.loads(self.result.read_text(encoding="utf-8"))
 
     def _said(self) -> dict[str, Any] | None:
-        """What the checkpoint says of its configuration; None if there is no checkpoint. Raises Unfit."""
+        """What the checkpoint says of its configuration; None if there is no checkpoint. Raises UsageError."""
         if not self.checkpoint.exists():
             return None
         remedy = f"delete {self.checkpoint.name}, and --resume begins the run anew; or another --out"
         try:
             extra = checkpoint.inspect(self.checkpoint)["extra"]
-        except Unfit as error:
-            raise Unfit(error.who, error.what, reasons=error.reasons, remedy=remedy) from error
+        except UsageError as error:
+            raise UsageError(error.who, error.what, reasons=error.reasons, remedy=remedy) from error
         said = extra.get("config")
         if not isinstance(said, dict) or not isinstance(said.get("settings"), dict) or said != named(said["settings"]):
-            raise Unfit(str(self.checkpoint), "this checkpoint is not that of a run", remedy=remedy)
+            raise UsageError(str(self.checkpoint), "this checkpoint is not that of a run", remedy=remedy)
         return said
 
 
@@ -221,4 +239,6 @@ def _complete(result: dict[str, Any]) -> bool:
     config = result.get("config")
     if not isinstance(config, dict) or any(key not in config for key in (*KINDS, *PLAIN)):
         return False
-    return bool(config["null_models"]) or all(key in result for key in (*FIGURES, "metrics" if result["status"] == "finished" else "step"))
+    return bool(config["null_models"]) or all(
+        key in result for key in (*FIGURES, "metrics" if result["status"] == "finished" else "step")
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .._errors import Unfit, check_count
+from .._errors import UsageError, check_count
 from .config import THREADS
 from .console import live
 from .folder import read_json, read_lines, write
@@ -23,7 +23,9 @@ from .folder import read_json, read_lines, write
 Row = dict[str, Any]
 
 
-def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Callable[[Row], Row], jobs: int = 1) -> tuple[list[Row], Path]:
+def compute(
+    who: str, out: str, settings: Row, cells: Sequence[Row], work: Callable[[Row], Row], jobs: int = 1
+) -> tuple[list[Row], Path]:
     """All rows of a grid, those that are missing computed, and the folder.
 
     Args:
@@ -32,16 +34,27 @@ def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Calla
         jobs: processes; each uses one thread.
     """
     if check_count(who, "jobs", jobs, 1) > THREADS:
-        raise Unfit(who, f"at most {THREADS} processes are started", got=jobs)
+        raise UsageError(who, f"at most {THREADS} processes are started", got=jobs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     said, there = folder / "settings.json", json.loads(json.dumps(settings))
     if said.is_file() and (before := read_json(said)) is None:
-        raise Unfit(str(said), "damaged: nobody knows which settings the results here are of", remedy="another --out, or delete the folder")
+        raise UsageError(
+            str(said),
+            "damaged: nobody knows which settings the results here are of",
+            remedy="another --out, or delete the folder",
+        )
     if said.is_file() and before != there:
-        different = [f"{key} was {before.get(key)}, is {there.get(key)}" for key in {*before, *there} if before.get(key) != there.get(key)]
-        raise Unfit(
-            who, f"{folder} holds results of other settings", reasons=sorted(different), remedy="another --out, or the same settings"
+        different = [
+            f"{key} was {before.get(key)}, is {there.get(key)}"
+            for key in {*before, *there}
+            if before.get(key) != there.get(key)
+        ]
+        raise UsageError(
+            who,
+            f"{folder} holds results of other settings",
+            reasons=sorted(different),
+            remedy="another --out, or the same settings",
         )
     write(said, json.dumps(settings, indent=2) + "\n")
     path = folder / "rows.jsonl"
@@ -59,7 +72,9 @@ def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Calla
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("stopped; what is finished is saved, and the same command continues") from stop
     order = {_key(cell, cell): i for i, cell in enumerate(cells)}
-    rows = sorted((row for row in rows if cells and _key(row, cells[0]) in order), key=lambda row: order[_key(row, cells[0])])
+    rows = sorted(
+        (row for row in rows if cells and _key(row, cells[0]) in order), key=lambda row: order[_key(row, cells[0])]
+    )
     _table(folder / "table.csv", rows)
     return rows, folder
 
@@ -67,12 +82,14 @@ def compute(who: str, out: str, settings: Row, cells: Sequence[Row], work: Calla
 def numbers(who: str, name: str, values: Sequence[Any], least: float) -> list[Any]:
     """A list of an option, checked."""
     if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) or v < least for v in values):
-        raise Unfit(who, f"{name} must be a list of numbers of at least {least}, as in --{name} '[1, 2]'", got=values)
+        raise UsageError(
+            who, f"{name} must be a list of numbers of at least {least}, as in --{name} '[1, 2]'", got=values
+        )
     return list(values)
 
 
 def pyplot(who: str) -> Any:
-    """Matplotlib, without a screen. Raises Unfit where it is not installed."""
+    """Matplotlib, without a screen. Raises UsageError where it is not installed."""
     from . import extras
 
     extras.require("plot", who)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 from .config import (
     KINDS,
     PLAIN,
@@ -34,7 +34,11 @@ from .report import report
 from .run import build, run
 
 WHO = "gossamer run"
-MAIN_JOB: Tree = {"null_models": True, "density_exponent": 0.25, "threads": 1}  # one thread: on so small a network more only wait
+MAIN_JOB: Tree = {
+    "null_models": True,
+    "density_exponent": 0.25,
+    "threads": 1,
+}  # one thread: on so small a network more only wait
 SWITCHES = ["resume", "help", *(key for key, default in PLAIN.items() if isinstance(default, bool))]
 DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value; without CONFIG.yaml they begin at the
 main job: digits at 95 % zeros by CSST, beside its null models (dense; static random at the same budget). The settings listed for the task,
@@ -59,7 +63,7 @@ def main_job(flags: dict[str, str]) -> Tree:
 
 
 def job(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit code. Raises Unfit."""
+    """Runs the command; returns the exit code. Raises UsageError."""
     given = split(argv)
     base = main_job(given.flags) if given.config is None else read_yaml(given.config)
     if given.help:
@@ -90,7 +94,9 @@ def job(argv: Sequence[str]) -> int:
     return 1 if diverged else 0
 
 
-def together(config: Config, out: Path, runs: dict[Path, Config], given: Given, watch: Silent) -> dict[Path, dict[str, Any]]:
+def together(
+    config: Config, out: Path, runs: dict[Path, Config], given: Given, watch: Silent
+) -> dict[Path, dict[str, Any]]:
     """A run and its null models, in folders below one that is theirs."""
     folder = Folder(out)
     with folder.locked():
@@ -98,22 +104,28 @@ def together(config: Config, out: Path, runs: dict[Path, Config], given: Given, 
         for variant in runs.values():
             build(variant)  # refuses now what would be refused after the first run
         folder.begin(config)
-        results = {path: run(variant, path, resume=True, change=given.change, watch=watch) for path, variant in runs.items()}
+        results = {
+            path: run(variant, path, resume=True, change=given.change, watch=watch) for path, variant in runs.items()
+        }
         folder.finish({"status": "finished", "config": settings(config)})
     return results
 
 
 def place(given: Given, base: Tree) -> tuple[Config, Path]:
-    """The configuration and the folder of a job; those of the run to resume, if that is asked for. Raises Unfit."""
+    """The configuration and the folder of a job; those of the run to resume, if that is asked for. Raises UsageError."""
     if given.resume:
         out = given.out or latest(configuration(given, base))
         if Folder(out).status == "new":
-            raise Unfit(WHO, f"there is no run to resume in {out}", remedy="without --resume a new run begins")
+            raise UsageError(WHO, f"there is no run to resume in {out}", remedy="without --resume a new run begins")
         config = configuration(given, base if given.config else Folder(out).settings())
         known = [*KINDS, *flat(settings(config))]
         for key in given.change:
             if key not in known:
-                raise Unfit(WHO, f"--change: unknown key {key!r}{nearest(key, known)}", remedy="keys as in --key value, with commas")
+                raise UsageError(
+                    WHO,
+                    f"--change: unknown key {key!r}{nearest(key, known)}",
+                    remedy="keys as in --key value, with commas",
+                )
     else:
         config = configuration(given, base)
         out = given.out or unused(config)
@@ -128,10 +140,11 @@ def configuration(given: Given, base: Tree) -> Config:
     parser = schema(chosen, prog=WHO)
     try:
         typed = parser.parse_args(
-            [f"--{key if key not in KINDS else f'{key}.name'}={value}" for key, value in given.flags.items()], defaults=False
+            [f"--{key if key not in KINDS else f'{key}.name'}={value}" for key, value in given.flags.items()],
+            defaults=False,
         )
     except (ArgumentError, OverflowError) as error:
-        raise Unfit(WHO, expected(str(error))) from error
+        raise UsageError(WHO, expected(str(error))) from error
     parse(tree, where)  # a mistake in the file is reported as the file's
     return parse(merged(tree, flat(typed.as_dict()), WHO), WHO)
 
@@ -149,16 +162,14 @@ def divergence(path: Path, result: dict[str, Any]) -> str:
     """What happened, what is left, what to try."""
     what = f"{path}: the loss became {result['loss']} at step {result['step']}, before which training was stopped"
     kept = f"the checkpoint after epoch {result['checkpoint_epoch']} is kept"
-    return (
-        f"{what}; {kept}\n  To fix it: a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
-    )
+    return f"{what}; {kept}\n  To fix it: a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
 
 
 # -------------------------------------------------------------------- arguments
 
 
 def split(argv: Sequence[str]) -> Given:
-    """Sorts the arguments; every option but the switches takes one value. Raises Unfit."""
+    """Sorts the arguments; every option but the switches takes one value. Raises UsageError."""
     positional, flags, waiting = [], {}, list(argv)
     while waiting:
         word = waiting.pop(0)
@@ -173,18 +184,21 @@ def split(argv: Sequence[str]) -> Given:
             value = "true"
         elif not equals:
             if not waiting or waiting[0].startswith("--"):
-                merged({}, {key: None}, WHO) if key not in ("out", "change") else None  # a misspelt key is the likelier mistake
-                raise Unfit(WHO, f"--{key} needs a value")
+                merged({}, {key: None}, WHO) if key not in (
+                    "out",
+                    "change",
+                ) else None  # a misspelt key is the likelier mistake
+                raise UsageError(WHO, f"--{key} needs a value")
             value = waiting.pop(0)
         flags[key] = value
     if len(positional) > 1:
-        raise Unfit(WHO, f"one CONFIG.yaml at most: {', '.join(positional)}", remedy="settings are --key value")
+        raise UsageError(WHO, f"one CONFIG.yaml at most: {', '.join(positional)}", remedy="settings are --key value")
     out, resume, help = flags.pop("out", None), flags.pop("resume", "false"), flags.pop("help", "")
     if resume.lower() not in ("true", "false"):
-        raise Unfit(WHO, "--resume is true or false", got=resume)
+        raise UsageError(WHO, "--resume is true or false", got=resume)
     change = tuple(filter(None, flags.pop("change", "").split(",")))
     if change and resume.lower() != "true":
-        raise Unfit(WHO, "--change names settings in which a resumed run may differ", remedy="--resume beside it")
+        raise UsageError(WHO, "--change names settings in which a resumed run may differ", remedy="--resume beside it")
     config = Path(positional[0]) if positional else None
     return Given(config, flags, Path(out) if out else None, resume.lower() == "true", change, bool(help))
 
@@ -197,9 +211,21 @@ def help_text(given: Given, base: Tree) -> str:
     begins = {f"{kind}.name": name for kind, name in names(merged(base, {}, WHO)).items()}
     parser.set_defaults({**flat(tree), **begins})  # what the command begins at, not what a constructor does
     parser.usage = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume [--change KEYS]]"
-    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/ and a name made of the settings)", default=SUPPRESS)
-    parser.add_argument("--change", metavar="KEYS", help="settings in which the resumed run may differ: KEY,KEY", default=SUPPRESS)
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out; its settings are in the folder", default=SUPPRESS)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the run (default: runs/ and a name made of the settings)",
+        default=SUPPRESS,
+    )
+    parser.add_argument(
+        "--change", metavar="KEYS", help="settings in which the resumed run may differ: KEY,KEY", default=SUPPRESS
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; its settings are in the folder",
+        default=SUPPRESS,
+    )
     text = parser.format_help()
     for kind in KINDS:
         text = text.replace(f"--{kind}.name", f"--{kind}")

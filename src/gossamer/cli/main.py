@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from inspect import getdoc
 
 from .. import __version__
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 from . import extras
 
 LONGEST, NESTED = 4000, 40  # letters and brackets of an argument
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word in argv:
             check_word(word)
         return dispatch(argv)
-    except Unfit as error:
+    except UsageError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
@@ -50,24 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except (MemoryError, RecursionError) as error:
-        what = "there is not enough memory for this" if isinstance(error, MemoryError) else "something is nested too deeply"
+        what = (
+            "there is not enough memory for this"
+            if isinstance(error, MemoryError)
+            else "something is nested too deeply"
+        )
         print(f"gossamer: {what}\n  To fix it: smaller settings", file=sys.stderr)
         return 2
 
 
 def check_word(word: str) -> None:
-    """Refuses (Unfit) an argument that is no text of one line, or nests more than a setting does."""
+    """Refuses (UsageError) an argument that is no text of one line, or nests more than a setting does."""
     strange = next((c for c in word if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
     if strange is not None:
-        raise Unfit("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
+        raise UsageError("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
     if len(word) > LONGEST:
-        raise Unfit("gossamer", f"an argument has at most {LONGEST:,} letters", got=len(word), remedy="a CONFIG.yaml")
+        raise UsageError(
+            "gossamer", f"an argument has at most {LONGEST:,} letters", got=len(word), remedy="a CONFIG.yaml"
+        )
     if sum(map(word.count, "[{")) > NESTED:
-        raise Unfit("gossamer", f"an argument has at most {NESTED} brackets", got=word[:60], remedy="a CONFIG.yaml")
+        raise UsageError(
+            "gossamer", f"an argument has at most {NESTED} brackets", got=word[:60], remedy="a CONFIG.yaml"
+        )
 
 
 def dispatch(argv: list[str]) -> int:
-    """Runs one command. Raises Unfit."""
+    """Runs one command. Raises UsageError."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -76,7 +84,11 @@ def dispatch(argv: list[str]) -> int:
         print(f"gossamer {__version__}")
         return 0
     if command not in COMMANDS:
-        raise Unfit("gossamer", f"unknown command {command!r}{nearest(command, COMMANDS)}", remedy="gossamer --help lists the commands")
+        raise UsageError(
+            "gossamer",
+            f"unknown command {command!r}{nearest(command, COMMANDS)}",
+            remedy="gossamer --help lists the commands",
+        )
     if command != "doctor":
         extras.require("run", f"gossamer {command}")
     return COMMANDS[command](rest)
@@ -104,11 +116,14 @@ def _recover(argv: list[str]) -> int:
     from .recover import COMMANDS as experiments
 
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: gossamer recover EXPERIMENT ...\n\n  " + "\n  ".join(f"{name:9} {_first_line(f)}" for name, f in experiments.items()))
+        print(
+            "usage: gossamer recover EXPERIMENT ...\n\n  "
+            + "\n  ".join(f"{name:9} {_first_line(f)}" for name, f in experiments.items())
+        )
         return 0
     if argv[0] not in experiments:
         what = f"unknown experiment {argv[0]!r}{nearest(argv[0], experiments)}"
-        raise Unfit("gossamer recover", what, remedy=f"one of {', '.join(experiments)}")
+        raise UsageError("gossamer recover", what, remedy=f"one of {', '.join(experiments)}")
     return _call(f"recover {argv[0]}", experiments[argv[0]], argv[1:])
 
 
@@ -130,11 +145,13 @@ def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
     known = [option for action in parser._actions for option in action.option_strings]
     for word in argv:
         if word.startswith("-") and word.partition("=")[0] not in known:
-            raise Unfit(who, f"unknown option {word}{nearest(word, known)}", remedy=f"{who} --help lists the options")
+            raise UsageError(
+                who, f"unknown option {word}{nearest(word, known)}", remedy=f"{who} --help lists the options"
+            )
     try:
         given = parser.parse_args(argv)
     except (ArgumentError, OverflowError) as error:
-        raise Unfit(who, expected(str(error))) from error
+        raise UsageError(who, expected(str(error))) from error
     command(**vars(given))
     return 0
 
@@ -143,11 +160,19 @@ def _doctor(argv: list[str]) -> int:
     from .doctor import doctor
 
     if argv and argv[0] not in ("-h", "--help"):
-        raise Unfit("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
+        raise UsageError("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
     if argv:
-        print("usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options.")
+        print(
+            "usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options."
+        )
         return 0
     return doctor()
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report, "recover": _recover, "doctor": _doctor}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "report": _report,
+    "recover": _recover,
+    "doctor": _doctor,
+}

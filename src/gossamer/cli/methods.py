@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from .. import topology
-from .._errors import Unfit, check_at_least, check_density, check_share
+from .._errors import UsageError, check_at_least, check_density, check_fraction
 from ..topology import Topology
 
 
@@ -27,7 +27,7 @@ class Method:
     start: float = 1.0
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        """The topology of a run of so many steps; ``final`` is the density at the end if the support shrinks, else None. Raises Unfit."""
+        """The topology of a run of so many steps; ``final`` is the density at the end if the support shrinks, else None. Raises UsageError."""
         raise NotImplementedError
 
     def too_short(self, steps: int) -> str | None:
@@ -51,7 +51,7 @@ class Static(Method):
     """A random support that never changes: the null model at the same budget."""
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        return topology.static()
+        return topology.Static().resolve()
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,28 @@ class SET(Method):
 
     Args:
         every: optimizer steps between changes of the support.
-        drop: share of each layer's weights exchanged at the first change; annealed to 0.
+        drop_fraction: share of each layer's weights exchanged at the first change; annealed to 0.
         stop: share of the training after which the support is fixed.
         start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
     """
 
     every: int = 100
-    drop: float = 0.3
+    drop_fraction: float = 0.3
     stop: float = 0.75
     start: float = 1.0
 
     def __post_init__(self):
-        _check("set", self.stop, self.start, self.every, self.drop)
+        _check("set", self.stop, self.start, self.every, self.drop_fraction)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        more = {"final": final, "min_fan_in": min_fan_in}
-        return _fitting("set", self, steps, lambda stop: topology.set_(stop, self.every, self.drop, **more), **more)
+        more = {"final_density": final, "min_fan_in": min_fan_in}
+        return _fitting(
+            "set",
+            self,
+            steps,
+            lambda stop: topology.SET(stop, self.every, self.drop_fraction, **more).resolve(),
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,22 +90,28 @@ class RigL(Method):
 
     Args:
         every: optimizer steps between changes of the support.
-        drop: share of each layer's weights exchanged at the first change; annealed to 0.
+        drop_fraction: share of each layer's weights exchanged at the first change; annealed to 0.
         stop: share of the training after which the support is fixed.
         start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
     """
 
     every: int = 100
-    drop: float = 0.3
+    drop_fraction: float = 0.3
     stop: float = 0.75
     start: float = 1.0
 
     def __post_init__(self):
-        _check("rigl", self.stop, self.start, self.every, self.drop)
+        _check("rigl", self.stop, self.start, self.every, self.drop_fraction)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        more = {"final": final, "min_fan_in": min_fan_in}
-        return _fitting("rigl", self, steps, lambda stop: topology.rigl(stop, self.every, self.drop, **more), **more)
+        more = {"final_density": final, "min_fan_in": min_fan_in}
+        return _fitting(
+            "rigl",
+            self,
+            steps,
+            lambda stop: topology.RigL(stop, self.every, self.drop_fraction, **more).resolve(),
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,19 +120,24 @@ class SNFS(Method):
 
     Args:
         every: optimizer steps between changes of the support.
-        drop: share of each layer's weights exchanged at the first change; annealed to nearly 0.
+        drop_fraction: share of each layer's weights exchanged at the first change; annealed to nearly 0.
         stop: share of the training after which the support is fixed.
     """
 
     every: int = 100
-    drop: float = 0.5
+    drop_fraction: float = 0.5
     stop: float = 0.75
 
     def __post_init__(self):
-        _check("snfs", self.stop, self.start, self.every, self.drop)
+        _check("snfs", self.stop, self.start, self.every, self.drop_fraction)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        return _fitting("snfs", self, steps, lambda stop: topology.snfs(stop, self.every, self.drop, min_fan_in=min_fan_in))
+        return _fitting(
+            "snfs",
+            self,
+            steps,
+            lambda stop: topology.SNFS(stop, self.every, self.drop_fraction, min_fan_in=min_fan_in).resolve(),
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,9 @@ class GMP(Method):
         _check("gmp", self.stop, self.start, self.every)
 
     def topology(self, steps: int, final: float | None, min_fan_in: int) -> Topology:
-        return topology.gmp(_stop(self.stop, steps), 1.0 if final is None else final, self.every, min_fan_in=min_fan_in)
+        return topology.GMP(
+            _stop(self.stop, steps), self.every, final_density=1.0 if final is None else final, min_fan_in=min_fan_in
+        ).resolve()
 
 
 @dataclass(frozen=True)
@@ -153,10 +172,10 @@ class CSST(Method):
         window: optimizer steps over which the sampled gradient is smoothed before a change.
         fraction: share of the zero weights that is sampled.
         count: sample so many zero weights per layer instead.
-        drop: share of each layer's weights exchanged at the first change, annealed to 0; selectivity bounds it.
+        drop_fraction: share of each layer's weights exchanged at the first change, annealed to 0; selectivity bounds it.
         selectivity: what grows is at most this share of what was sampled; 1 sets no bound.
         mode: prune_grow, iht or merge.
-        share: fixed (each layer grows what it dropped) or pooled (layers compete).
+        allocate: fixed (each layer grows what it dropped) or pooled (layers compete).
         candidates: uniform, or flow (sampled where gradients are expected to be large).
         stop: share of the training after which the support is fixed.
         start: size of the support at the first step over its size at the end; above 1 it shrinks while training.
@@ -167,10 +186,10 @@ class CSST(Method):
     window: int = 10
     fraction: float = 0.1
     count: int | None = None
-    drop: float = 0.5
+    drop_fraction: float = 0.5
     selectivity: float = 0.25
     mode: str = "prune_grow"
-    share: str = "fixed"
+    allocate: str = "fixed"
     candidates: str = "uniform"
     stop: float = 0.75
     start: float = 1.0
@@ -183,14 +202,23 @@ class CSST(Method):
         return _fitting("csst", self, steps, lambda stop: self._made(stop, final, min_fan_in), final, min_fan_in)
 
     def _made(self, stop: int, final: float | None, min_fan_in: int) -> Topology:
-        sensing = (self.every, self.last_every, self.window, self.fraction, self.count, self.drop, self.mode, self.share)
+        sensing = (
+            self.every,
+            self.last_every,
+            self.window,
+            self.fraction,
+            self.count,
+            self.drop_fraction,
+            self.mode,
+            self.allocate,
+        )
         drawn = {"candidates": self.candidates, "selectivity": self.selectivity}
-        return topology.csst(stop, *sensing, **drawn, final=final, min_fan_in=min_fan_in)
+        return topology.CSST(stop, *sensing, **drawn, final_density=final, min_fan_in=min_fan_in).resolve()
 
 
 @dataclass(frozen=True)
 class Proximal(Method):
-    """The optimizer (proxsgd, iht, rda, xrda, linbreg, adabreg) makes and revives zeros; layout shadow.
+    """The optimizer (proxsgd, iht, rda, xrda, linbreg, adabreg) makes and needs_dense zeros; layout shadow.
 
     Args:
         initial: share of the weights that are not zero at the first step.
@@ -256,27 +284,36 @@ METHODS: dict[str, type[Method]] = {
 def _check(name: str, stop: float, start: float, every: int, drop: float = 0.0) -> None:
     who = f"method {name}"
     if not 0.0 < stop <= 1.0:
-        raise Unfit(who, "stop is a share of the training, a number in (0, 1]", got=stop)
+        raise UsageError(who, "stop is a share of the training, a number in (0, 1]", got=stop)
     check_at_least(who, "start", start, 1.0)
     check_at_least(who, "every", every, 1)
-    check_share(who, "drop", drop)
+    check_fraction(who, "drop_fraction", drop)
 
 
 def _check_initial(name: str, initial: float | None, reach: float) -> None:
     if initial is not None:
         check_density(f"method {name}", initial)
     if not 0.0 < reach <= 1.0:
-        raise Unfit(f"method {name}", "reach is a share of the training, a number in (0, 1]", got=reach)
+        raise UsageError(f"method {name}", "reach is a share of the training, a number in (0, 1]", got=reach)
 
 
 def _fitting(
-    name: str, method: Method, steps: int, make: Callable[[int], Topology], final: float | None = None, min_fan_in: int = 0
+    name: str,
+    method: Method,
+    steps: int,
+    make: Callable[[int], Topology],
+    final: float | None = None,
+    min_fan_in: int = 0,
 ) -> Topology:
     """What ``make`` makes of the last step of a change; in a run too short for any, what is left: nothing, or pruning once to the end."""
     stop = _stop(method.stop, steps)  # type: ignore[attr-defined]
     if not method.too_short(steps):
         return make(stop)
-    left = topology.static() if final is None else topology.gmp(stop, final, stop, min_fan_in=min_fan_in)
+    left = (
+        topology.Static().resolve()
+        if final is None
+        else topology.GMP(stop, stop, final_density=final, min_fan_in=min_fan_in).resolve()
+    )
     return replace(left, name=name)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .environment import check_memory
 
 
@@ -19,7 +19,7 @@ class Model:
     """What every model does."""
 
     def build(self, shape: tuple[int, ...], classes: int, rng: torch.Generator) -> nn.Module:
-        """The dense network for inputs of this shape (without the batch). Raises Unfit if they do not fit."""
+        """The dense network for inputs of this shape (without the batch). Raises UsageError if they do not fit."""
         net = self.net(shape, classes)
         for m in net.modules():
             if isinstance(m, (nn.Linear, nn.Conv2d)):
@@ -45,7 +45,7 @@ class MLP(Model):
 
     def __post_init__(self):
         if any(width < 1 for width in self.widths):
-            raise Unfit("model mlp", "widths are whole numbers of at least 1", got=self.widths)
+            raise UsageError("model mlp", "widths are whole numbers of at least 1", got=self.widths)
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         sizes = [math.prod(shape), *self.widths, classes]
@@ -111,10 +111,18 @@ class VGG16(Model):
                 channels = width
             layers.append(nn.MaxPool2d(2))
         pooled = nn.AdaptiveAvgPool2d(1)
-        return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), pool=pooled, flatten=nn.Flatten(), fc=nn.Linear(512, classes)))
+        return nn.Sequential(
+            OrderedDict(features=nn.Sequential(*layers), pool=pooled, flatten=nn.Flatten(), fc=nn.Linear(512, classes))
+        )
 
 
-MODELS: dict[str, type[Model]] = {"mlp": MLP, "lenet5": LeNet5, "resnet18": ResNet18, "resnet20": ResNet20, "vgg16-bn": VGG16}
+MODELS: dict[str, type[Model]] = {
+    "mlp": MLP,
+    "lenet5": LeNet5,
+    "resnet18": ResNet18,
+    "resnet20": ResNet20,
+    "vgg16-bn": VGG16,
+}
 
 
 class Block(nn.Module):
@@ -168,5 +176,5 @@ class ResNet(nn.Module):
 def _image(who: str, shape: tuple[int, ...], least: int) -> tuple[int, ...]:
     if len(shape) != 3 or min(shape[1:]) < least:
         what = f"needs images (channels, rows, cols) of at least {least} x {least} pixels"
-        raise Unfit(who, what, got=shape, remedy="--model mlp takes any input")
+        raise UsageError(who, what, got=shape, remedy="--model mlp takes any input")
     return shape

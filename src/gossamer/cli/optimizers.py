@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from .._errors import UsageError, check_at_least, nearest
 from ..convert.sparsify import parameter_groups
-from .._errors import Unfit, check_at_least, nearest
 from ..layers import sparse_layers
 from ..penalties import GROUPS, L1, GroupL1, LogL1, NonNegativeL1, TopK
 from ..rules import RDA, XRDA, AdaBreg, LinBreg, ProxSGD, Rule, SparseOptimizer
@@ -23,10 +23,12 @@ class Optimizer:
     lr: float
     weight_decay: float
 
-    def build(self, model: nn.Module, density_exponent: float, final: Mapping[str, float], confined: bool = False) -> torch.optim.Optimizer:
+    def build(
+        self, model: nn.Module, density_exponent: float, final: Mapping[str, float], allow_compact: bool = False
+    ) -> torch.optim.Optimizer:
         """The torch optimizer; the step size of layer l is lr times its density to the power -density_exponent.
 
-        ``final`` holds the densities that count by layer name, where they differ from those the layers begin with; ``confined``: something
+        ``final`` holds the densities that count by layer name, where they differ from those the layers begin with; ``allow_compact``: something
         else lets the support grow.
         """
         groups = parameter_groups(model, lr=self.lr, weight_decay=self.weight_decay, density_exponent=density_exponent)
@@ -35,9 +37,9 @@ class Optimizer:
             if group["name"] in final:
                 ratio = (layers[group["name"]].density / final[group["name"]]) ** density_exponent
                 group["lr"], group["weight_decay"] = group["lr"] * ratio, group["weight_decay"] / ratio
-        return self.over(groups, confined)
+        return self.over(groups, allow_compact)
 
-    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], allow_compact: bool) -> torch.optim.Optimizer:
         """The torch optimizer over these parameter groups."""
         raise NotImplementedError
 
@@ -61,11 +63,11 @@ class SGD(Optimizer):
     def __post_init__(self):
         _check("sgd", self.lr, self.weight_decay)
         if not 0.0 <= self.momentum < 1.0:
-            raise Unfit("optimizer sgd", "momentum lies in [0, 1)", got=self.momentum)
+            raise UsageError("optimizer sgd", "momentum lies in [0, 1)", got=self.momentum)
         if self.nesterov and self.momentum == 0.0:
-            raise Unfit("optimizer sgd", "nesterov needs a momentum above 0", remedy="nesterov: false")
+            raise UsageError("optimizer sgd", "nesterov needs a momentum above 0", remedy="nesterov: false")
 
-    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], allow_compact: bool) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
@@ -89,9 +91,9 @@ class AdamW(Optimizer):
         _check("adamw", self.lr, self.weight_decay)
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise Unfit("optimizer adamw", f"{name} lies in [0, 1)", got=getattr(self, name))
+                raise UsageError("optimizer adamw", f"{name} lies in [0, 1)", got=getattr(self, name))
 
-    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], allow_compact: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2))
 
 
@@ -101,17 +103,23 @@ class Shrinking(Optimizer):
     shrinks = True
 
     def rule(self) -> Rule:
-        """The rule. Raises Unfit."""
+        """The rule. Raises UsageError."""
         raise NotImplementedError
 
-    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
+    def over(self, groups: list[dict[str, Any]], allow_compact: bool) -> torch.optim.Optimizer:
         rule = self.rule()
-        return SparseOptimizer([self._fitted(group, rule) for group in groups], rule, self.lr, confined=confined)
+        return SparseOptimizer(
+            [self._fitted(group, rule) for group in groups], rule, self.lr, allow_compact=allow_compact
+        )
 
     def _fitted(self, group: dict[str, Any], rule: Rule) -> dict[str, Any]:
         """The group, under plain l1 where the penalty's groups are not those of its tensors: rows of a matrix, kernels of a convolution."""
-        fits = not isinstance(rule.penalty, GroupL1) or not any(rule.penalty.problems(tuple(p.shape)) for p in group["params"])
-        return group if fits or not group["penalised"] else {**group, "rule": replace(rule, penalty=L1(rule.penalty.lam))}  # type: ignore
+        fits = not isinstance(rule.penalty, GroupL1) or not any(
+            rule.penalty.problems(tuple(p.shape)) for p in group["params"]
+        )
+        return (
+            group if fits or not group["penalised"] else {**group, "rule": replace(rule, penalty=L1(rule.penalty.lam))}
+        )  # type: ignore
 
 
 @dataclass(frozen=True)
@@ -227,8 +235,8 @@ class ExtendedDualAveraging(Shrinking):
         penalty = LogL1(self.lam, self.beta, self.group, self.shrinking)
         return XRDA(penalty, averaging, self.time_scale, self.magnitude_time_scale, self.weight_decay, self.accumulate)
 
-    def over(self, groups: list[dict[str, Any]], confined: bool) -> torch.optim.Optimizer:
-        return super().over([{**group, "weight_decay": 0.0} for group in groups], confined)
+    def over(self, groups: list[dict[str, Any]], allow_compact: bool) -> torch.optim.Optimizer:
+        return super().over([{**group, "weight_decay": 0.0} for group in groups], allow_compact)
 
 
 @dataclass(frozen=True)
@@ -295,7 +303,11 @@ class AdamBregman(Shrinking):
         return AdaBreg(penalty_of(self), self.delta, (self.beta1, self.beta2), self.eps)
 
 
-PENALTIES: dict[str, Any] = {"l1": L1, "nonnegative": NonNegativeL1, **{name: partial(GroupL1, group=name) for name in GROUPS}}
+PENALTIES: dict[str, Any] = {
+    "l1": L1,
+    "nonnegative": NonNegativeL1,
+    **{name: partial(GroupL1, group=name) for name in GROUPS},
+}
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adamw": AdamW,
@@ -309,10 +321,12 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 
 def penalty_of(optimizer: Any) -> Any:
-    """The penalty that an optimizer's settings name. Raises Unfit."""
+    """The penalty that an optimizer's settings name. Raises UsageError."""
     name, lam = optimizer.penalty, optimizer.lam
     if name not in PENALTIES:
-        raise Unfit("optimizer", f"unknown penalty {name!r}{nearest(name, PENALTIES)}", remedy=f"one of {', '.join(PENALTIES)}")
+        raise UsageError(
+            "optimizer", f"unknown penalty {name!r}{nearest(name, PENALTIES)}", remedy=f"one of {', '.join(PENALTIES)}"
+        )
     return PENALTIES[name](lam)
 
 

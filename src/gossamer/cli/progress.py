@@ -45,7 +45,10 @@ class Lines(Silent):
     def epoch(self, row: dict[str, Any]) -> None:
         n = row["epoch"]
         if n > 0 and n * 10 // self.epochs > (n - 1) * 10 // self.epochs:
-            print(f"{self.label}: epoch {n}/{self.epochs}  train loss {row['train_loss']:.4f}  {headline(row)}", flush=True)
+            print(
+                f"{self.label}: epoch {n}/{self.epochs}  train loss {row['train_loss']:.4f}  {headline(row)}",
+                flush=True,
+            )
 
     def end(self, label: str, result: dict[str, Any]) -> None:
         print(f"{label}: {outcome(result)}", flush=True)

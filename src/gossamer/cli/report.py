@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .config import ELSEWHERE, flat
 from .console import markdown, show
 from .folder import Folder, write
@@ -23,14 +23,22 @@ from .methods import METHODS
 
 Row = dict[str, Any]
 IGNORED = ("seed", "threads", *ELSEWHERE)
-SPARSE = ("density", "budget", "layout", "unit", "exclude", "min_fan_in", "density_exponent")  # settings that mean nothing to a dense model
+SPARSE = (
+    "density",
+    "budget",
+    "layout",
+    "block",
+    "exclude",
+    "min_fan_in",
+    "density_exponent",
+)  # settings that mean nothing to a dense model
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
 GROWN = "grown of sensed"
 PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
 
 
 def collect(path: Path) -> list[Row]:
-    """Every run below a folder: its result, or its settings and ``status: stopped``. Raises Unfit if there is none."""
+    """Every run below a folder: its result, or its settings and ``status: stopped``. Raises UsageError if there is none."""
     found = [Folder(config.parent) for config in sorted(path.rglob("config.yaml"))]
     for folder in found:
         if folder.damage:
@@ -38,8 +46,12 @@ def collect(path: Path) -> list[Row]:
     found = [folder for folder in found if not folder.damage]
     folders = [folder for folder in found if not folder.settings().get("null_models")]  # that one only holds others
     if not folders:
-        raise Unfit(str(path), "no run in this folder", remedy="a folder that gossamer run or gossamer sweep wrote")
-    return [folder.figures() if folder.over else {"status": "stopped", "config": folder.settings()} for folder in folders]
+        raise UsageError(
+            str(path), "no run in this folder", remedy="a folder that gossamer run or gossamer sweep wrote"
+        )
+    return [
+        folder.figures() if folder.over else {"status": "stopped", "config": folder.settings()} for folder in folders
+    ]
 
 
 def aggregate(runs: Sequence[Row]) -> list[Row]:
@@ -95,7 +107,9 @@ def _by_seed(runs: Sequence[Row], value: Callable[[Row], float]) -> list[float]:
 
 def _planned(run: Row) -> list[str]:
     """Layout and break-even density of each layer of a run with layout auto."""
-    return [f"{name} {run['layouts'][name]} ({wins or 'not measured'})" for name, wins in run.get("planned", {}).items()]
+    return [
+        f"{name} {run['layouts'][name]} ({wins or 'not measured'})" for name, wins in run.get("planned", {}).items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -114,7 +128,11 @@ def _varied(all_settings: Sequence[Row]) -> list[str]:
             part = None if key.endswith(".name") else settings.get(key.partition(".")[0] + ".name")
             seen.setdefault(key, {}).setdefault(part, set()).add(repr(value))
     ignored = (*IGNORED, "method.name")
-    return [key for key, by_part in seen.items() if key not in ignored and any(len(values) > 1 for values in by_part.values())]
+    return [
+        key
+        for key, by_part in seen.items()
+        if key not in ignored and any(len(values) > 1 for values in by_part.values())
+    ]
 
 
 def _order(group: Sequence[Row]) -> tuple:
@@ -132,7 +150,19 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
     more = [name for name in {name: None for row in rows for name in row["metrics"]} if name != "accuracy"]
     counted = any(row["runs"] != 1 or row["diverged"] or row["unfinished"] for row in rows)
     grows = any(row["sensed"] for row in rows)
-    columns = ["method", *labels, "accuracy", *more, "density", "parameters", "FLOPs", *[GROWN] * grows, "memory", "seconds", "kernel"]
+    columns = [
+        "method",
+        *labels,
+        "accuracy",
+        *more,
+        "density",
+        "parameters",
+        "FLOPs",
+        *[GROWN] * grows,
+        "memory",
+        "seconds",
+        "kernel",
+    ]
     cells = []
     for row in rows:
         line = [row["method"], *[_setting(row["settings"], key) for key in labels]]
@@ -152,10 +182,19 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
 def _notes(rows: Sequence[Row]) -> list[str]:
     many = any(row["seeds"] > 1 for row in rows)
     repeats = "; repeats of a seed are averaged first" if any(row["repeats"] for row in rows) else ""
-    notes = ["Accuracy on the test set after the last epoch" + ("; mean ± standard deviation over seeds" if many else "") + repeats + "."]
-    notes.append("Parameters: those that may be non-zero. FLOPs: of training, sensing included, over the dense model's on the same steps.")
+    notes = [
+        "Accuracy on the test set after the last epoch"
+        + ("; mean ± standard deviation over seeds" if many else "")
+        + repeats
+        + "."
+    ]
+    notes.append(
+        "Parameters: those that may be non-zero. FLOPs: of training, sensing included, over the dense model's on the same steps."
+    )
     if any(row["sensed"] for row in rows):
-        notes.append("Grown of sensed: growth is selective where it is small; in brackets the most of any layer at any event.")
+        notes.append(
+            "Grown of sensed: growth is selective where it is small; in brackets the most of any layer at any event."
+        )
     if any(row["simulated"] for row in rows):
         notes.append(
             "Simulated: the masked layout runs dense kernels; sparse ones would need these FLOPs. Memory and seconds are the dense ones'."
@@ -168,7 +207,9 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     for plan in dict.fromkeys(tuple(row.get("planned", ())) for row in rows):
         if plan:
             notes.append(f"Layouts measured on this machine: {'; '.join(plan)}.")
-    notes.append("Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted.")
+    notes.append(
+        "Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted."
+    )
     return notes
 
 
@@ -180,13 +221,15 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _spread(row: Row, name: str, scale: float, unit: str) -> str:
+def _spread(row: Row, name: str, scale: float, block: str) -> str:
     value, sd = row["metrics"].get(name), row["metrics_sd"].get(name)
-    return "-" if value is None else f"{scale * value:.2f}" + (f" ± {scale * sd:.2f}" if sd is not None else "") + unit
+    return "-" if value is None else f"{scale * value:.2f}" + (f" ± {scale * sd:.2f}" if sd is not None else "") + block
 
 
 def _flops(row: Row) -> str:
-    return "-" if row["flops_ratio"] is None else f"{row['flops_ratio']:.4f}" + (" simulated" if row["simulated"] else "")
+    return (
+        "-" if row["flops_ratio"] is None else f"{row['flops_ratio']:.4f}" + (" simulated" if row["simulated"] else "")
+    )
 
 
 def _grown(row: Row) -> str:
@@ -203,7 +246,10 @@ def _bytes(value: float | None) -> str:
 def _runs(row: Row) -> str:
     words = [str(row["seeds"])] if row["runs"] else []
     if row["repeats"]:
-        words = [f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}", f"{row['repeats']} repeat{'s' * (row['repeats'] > 1)}"]
+        words = [
+            f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}",
+            f"{row['repeats']} repeat{'s' * (row['repeats'] > 1)}",
+        ]
     if row["diverged"]:
         words.append(f"{len(row['diverged'])} diverged (step {', '.join(map(str, row['diverged']))})")
     if row["unfinished"]:
@@ -231,7 +277,10 @@ def report(dir: str) -> None:
 
 def _csv(rows: Sequence[Row]) -> str:
     """The numbers, one column per leaf."""
-    leaves = [{key: json.dumps(value) if isinstance(value, list) else value for key, value in flat(row).items()} for row in rows]
+    leaves = [
+        {key: json.dumps(value) if isinstance(value, list) else value for key, value in flat(row).items()}
+        for row in rows
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for leaf in leaves for key in leaf)), lineterminator="\n")
     writer.writeheader()

@@ -21,20 +21,21 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .. import _budgets as budgets, checkpoint
-from ..selection import allot
+from .. import _budgets as budgets
+from .. import checkpoint
+from .._backend.native import keep_freed_memory
+from .._errors import UsageError
+from .._plan import Plan, plan
 from ..convert.sparsify import AUTO, reinitialise_, sparsify
-from .._errors import Unfit
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
-from ..training.multilevel import Multilevel
-from .._backend.native import keep_freed_memory
-from .._plan import Plan, plan
 from ..recover.diagnose import Watch
-from ..training.rewirer import Diverged, Event, Rewirer
 from ..rules import SparseOptimizer
-from ..training.target import TargetDensity
+from ..selection import select
 from ..training.loop import Step, fit
+from ..training.multilevel import Multilevel
+from ..training.rewirer import Diverged, Event, Rewirer
+from ..training.target import TargetDensity
 from . import extras
 from .config import Config, settings
 from .folder import Folder, named
@@ -44,7 +45,13 @@ from .progress import Silent
 from .tasks import Data, stream
 
 LONGEST = 10**8  # optimizer steps: schedules list their events
-ACCOUNTS = ("lr", "density", "flops", "dense_flops", "seconds")  # in every line of metrics, beside what the task measures
+ACCOUNTS = (
+    "lr",
+    "density",
+    "flops",
+    "dense_flops",
+    "seconds",
+)  # in every line of metrics, beside what the task measures
 
 
 @dataclass
@@ -56,8 +63,8 @@ class Position:
     loss: float = 0.0  # sum of their losses
     seconds: float = 0.0  # of training so far, evaluation excluded
     rows: list[dict[str, Any]] = field(default_factory=list)  # metrics, one line per epoch so far
-    grown: int = 0  # units that came where something was sensed, at all events so far
-    sensed: int = 0  # units that were sensed for them
+    grown: int = 0  # blocks that came where something was sensed, at all events so far
+    sensed: int = 0  # blocks that were sensed for them
     least_selective: float = 0.0  # the largest share of the sensed that any layer grew at any event
 
     def note(self, event: Event | None) -> None:
@@ -119,7 +126,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def build(config: Config, planned: Plan | None = None) -> Trial:
-    """Data, model, optimizer and all the rest, in the state before the first step. Raises Unfit where they do not go together.
+    """Data, model, optimizer and all the rest, in the state before the first step. Raises UsageError where they do not go together.
 
     ``planned`` is the plan of a run that is resumed under the layout ``auto``; without one the layers are measured.
     """
@@ -131,12 +138,19 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     torch.manual_seed(config.seed)
     data = config.task.load()
     model = config.model.build(data.shape, data.classes, stream(config.seed, "init"))
-    planned = (planned or measured_plan(*planning(config, data))) if config.layout == AUTO and config.method.sparse else None
+    planned = (
+        (planned or measured_plan(*planning(config, data))) if config.layout == AUTO and config.method.sparse else None
+    )
     model, final = sparsified(model, config, planned)
     each = math.ceil(math.ceil(len(data.train_y) / config.batch) / config.accumulate)
     if each * config.epochs > LONGEST:
-        raise Unfit("epochs", f"a run has at most {LONGEST:,} optimizer steps", got=each * config.epochs, remedy="fewer --epochs")
-    optimizer = config.optimizer.build(model, config.density_exponent, final, confined=config.layout != "shadow")
+        raise UsageError(
+            "epochs",
+            f"a run has at most {LONGEST:,} optimizer steps",
+            got=each * config.epochs,
+            remedy="fewer --epochs",
+        )
+    optimizer = config.optimizer.build(model, config.density_exponent, final, allow_compact=config.layout != "shadow")
     scheduler = LambdaLR(optimizer, step_size(config, each * config.epochs))
     rewirer = rewiring(model, optimizer, config, each * config.epochs, final)
     target = steering(optimizer, rewirer, config, each * config.epochs)
@@ -157,7 +171,7 @@ def run(
     Returns: the figures in ``result.json``; ``status`` is ``finished``, or ``diverged`` if the loss became NaN or infinite: the checkpoint
     of the last epoch is kept then.
 
-    Raises: Unfit, before any work, if another process writes there, or where a file cannot be written; Stopped on Ctrl-C or SIGTERM, after
+    Raises: UsageError, before any work, if another process writes there, or where a file cannot be written; Stopped on Ctrl-C or SIGTERM, after
     saving.
     """
     config, folder, watch = config.resolved(), Folder(path), watch or Silent()
@@ -245,7 +259,7 @@ def train(trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt") -
 
 def planning(config: Config, data: Data) -> tuple[Any, ...]:
     """What a plan of this run depends on: the arguments of :func:`measured_plan`."""
-    picked = config.density, config.budget, config.unit, config.exclude
+    picked = config.density, config.budget, config.block, config.exclude
     return config.model, (config.batch, *data.shape), data.classes, *picked, config.autocast, torch.get_num_threads()
 
 
@@ -256,7 +270,7 @@ def measured_plan(
     classes: int,
     density: float,
     budget: str,
-    unit: tuple[int, int],
+    block: tuple[int, int],
     exclude: tuple[str, ...],
     autocast: bool,
     threads: int,
@@ -264,7 +278,9 @@ def measured_plan(
     """The plan of a model at its final density; measured once in a process, so that a method and its null models follow the same."""
     net = model.build(batch[1:], classes, stream(0, "init"))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        return plan(net, batch, density=density, budget=budget, unit=unit, units=(), exclude=exclude, threads=threads)
+        return plan(
+            net, batch, density=density, budget=budget, block=block, blocks=(), exclude=exclude, threads=threads
+        )
 
 
 def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) -> tuple[nn.Module, dict[str, float]]:
@@ -274,12 +290,16 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
     """
     if not config.method.sparse:
         return model, {}
-    options: dict[str, Any] = {"layout": planned or config.layout, "unit": config.unit, "min_fan_in": config.min_fan_in}
+    options: dict[str, Any] = {
+        "layout": planned or config.layout,
+        "block": config.block,
+        "min_fan_in": config.min_fan_in,
+    }
     options["fuse"] = True  # the command line's own models: nobody hooks, slices or changes them
     options["rng"] = stream(config.seed, "support")
     if config.method.shrinks:
-        given = allot("sparsify", model, 1.0, "pooled", config.unit, None, config.exclude)
-        names = list(given.units)
+        given = select("sparsify", model, 1.0, "pooled", config.block, None, config.exclude)
+        names = list(given.blocks)
         shapes = [tuple(given.owners[name].weight.shape) for name in names]  # type: ignore[union-attr, arg-type]
         begin = budgets.resolve(config.budget, names, shapes, config.method.initial or config.density, "sparsify")
         first = dict(zip(names, begin, strict=True))  # no layer stays dense: all shrink
@@ -288,7 +308,9 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
         return reinitialise_(model, gain=gain, positive_bias=bias, rng=stream(config.seed, "init")), {}
     if config.method.start == 1.0:
         return sparsify(model, config.density, budget=config.budget, exclude=config.exclude, **options), {}
-    last = sparsify(deepcopy(model), config.density, budget=config.budget, exclude=config.exclude, layout="csr", unit=config.unit)
+    last = sparsify(
+        deepcopy(model), config.density, budget=config.budget, exclude=config.exclude, layout="csr", block=config.block
+    )
     final = {row.name: row.density for row in last.sparsity_report.rows if row.sparse}  # type: ignore[union-attr]
     first = {name: min(1.0, config.method.start * density) for name, density in final.items()}
     return sparsify(model, 1.0, budget=first, include=[f"re:^{name}$" for name in final], **options), final
@@ -344,8 +366,20 @@ def measured(trial: Trial, at: Position, loss: float | None) -> dict[str, Any]:
     """One line of metrics: the task's, measured now, and the accounts so far."""
     metrics = trial.config.task.metrics(trial.model, trial.data)
     step, ledger = at.epoch * trial.each, trial.ledger
-    accounts = (trial.optimizer.param_groups[-1]["lr"], density(ledger), ledger.flops.total, ledger.dense_flops, round(at.seconds, 3))
-    return {"epoch": at.epoch, "step": step, "train_loss": loss, **metrics, **dict(zip(ACCOUNTS, accounts, strict=True))}
+    accounts = (
+        trial.optimizer.param_groups[-1]["lr"],
+        density(ledger),
+        ledger.flops.total,
+        ledger.dense_flops,
+        round(at.seconds, 3),
+    )
+    return {
+        "epoch": at.epoch,
+        "step": step,
+        "train_loss": loss,
+        **metrics,
+        **dict(zip(ACCOUNTS, accounts, strict=True)),
+    }
 
 
 def figures(trial: Trial, at: Position) -> dict[str, Any]:

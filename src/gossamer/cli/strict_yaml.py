@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 
 LARGEST = 1_000_000  # bytes of a file
 DEEPEST = 20  # collections in collections
@@ -23,7 +23,9 @@ class Strict(yaml.SafeLoader):
         """One value of the file, of whatever depth."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not read: write the value again", event.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "anchors and aliases are not read: write the value again", event.start_mark
+            )
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.constructor.ConstructorError(None, None, f"nested more than {DEEPEST} deep", event.start_mark)
@@ -37,7 +39,9 @@ class Strict(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
             if not isinstance(name, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {str(name)[:40]!r} is no string", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {str(name)[:40]!r} is no string", key.start_mark
+                )
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", key.start_mark)
             seen.add(name)
@@ -53,24 +57,30 @@ class Strict(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds. Raises Unfit."""
+    """The mapping a YAML file holds. Raises UsageError."""
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        what = "this is a folder" if path.is_dir() else f"there is no such configuration file{nearest(path.name, siblings)}"
-        raise Unfit(str(path), what, remedy="settings are --key value")
+        what = (
+            "this is a folder"
+            if path.is_dir()
+            else f"there is no such configuration file{nearest(path.name, siblings)}"
+        )
+        raise UsageError(str(path), what, remedy="settings are --key value")
     try:
         size = path.stat().st_size
         if size > LARGEST:
-            raise Unfit(str(path), f"{size:,} bytes are no configuration, which has at most {LARGEST:,}")
+            raise UsageError(str(path), f"{size:,} bytes are no configuration, which has at most {LARGEST:,}")
         tree = yaml.load(path.read_bytes(), Strict)
     except OSError as error:
-        raise Unfit(str(path), f"cannot be read: {error.strerror or error}") from error
+        raise UsageError(str(path), f"cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, Unfit):
+        if isinstance(error, UsageError):
             raise
-        raise Unfit(str(path), f"not valid YAML: {_said(error)}") from error
+        raise UsageError(str(path), f"not valid YAML: {_said(error)}") from error
     if not isinstance(tree, dict):
-        raise Unfit(str(path), "a configuration is a mapping of keys to values", got=None if tree is None else str(tree)[:60])
+        raise UsageError(
+            str(path), "a configuration is a mapping of keys to values", got=None if tree is None else str(tree)[:60]
+        )
     return tree
 
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 from .config import THREADS, Config, Tree, differences, merged, parse, read_yaml, settings
 from .folder import Folder
 from .progress import watch_for
@@ -49,7 +49,7 @@ def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None 
         threads: threads of each run; by default an equal share of this machine's cores when there are several jobs.
     """
     if not 1 <= jobs <= THREADS:
-        raise Unfit("gossamer sweep", f"--jobs must be at least 1, and at most {THREADS}", got=jobs)
+        raise UsageError("gossamer sweep", f"--jobs must be at least 1, and at most {THREADS}", got=jobs)
     if threads is None and jobs > 1:
         threads = max(1, (os.cpu_count() or 1) // jobs)
     todo, folder = plan(Path(file), out, threads)
@@ -63,43 +63,59 @@ def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None 
     try:
         failed = _side_by_side(remaining, jobs) if jobs > 1 else _one_by_one(remaining)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; everything is saved, and the same command continues") from stop
+        raise KeyboardInterrupt(
+            f"{str(stop) or 'stopped'}; everything is saved, and the same command continues"
+        ) from stop
     failed = {**damaged, **failed}
     if len(failed) < len(todo):
         report(str(folder))
     if failed:
-        raise Unfit(
-            "gossamer sweep", f"{len(failed)} of {len(todo)} runs failed", reasons=[f"{name}: {why}" for name, why in failed.items()]
+        raise UsageError(
+            "gossamer sweep",
+            f"{len(failed)} of {len(todo)} runs failed",
+            reasons=[f"{name}: {why}" for name, why in failed.items()],
         )
 
 
 def plan(file: Path, out: str | None, threads: int | None) -> tuple[list[Job], Path]:
-    """All runs of a sweep file, every configuration checked, and the folder they go to. Raises Unfit."""
+    """All runs of a sweep file, every configuration checked, and the folder they go to. Raises UsageError."""
     tree = read_yaml(file)
     for key in tree:
         if key not in KEYS:
-            raise Unfit(str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=f"a sweep has {', '.join(KEYS)}")
+            raise UsageError(
+                str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=f"a sweep has {', '.join(KEYS)}"
+            )
     said = tree.get("out", "")
     if not isinstance(said, str):
-        raise Unfit(str(file), "out is the path of a folder", got=said)
+        raise UsageError(str(file), "out is the path of a folder", got=said)
     folder = Path(out or said or Path("runs") / file.stem)
     base, blocks = tree.get("base") or {}, tree.get("grid") or [{}]
     blocks = [blocks] if isinstance(blocks, Mapping) else blocks
-    if not isinstance(base, Mapping) or not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
-        raise Unfit(str(file), "base is a mapping of settings, grid a list of mappings from keys to lists of values")
-    if (runs := sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)) > MOST:
-        raise Unfit(str(file), f"the grid asks for {runs:,} runs, more than {MOST:,}")
+    if (
+        not isinstance(base, Mapping)
+        or not isinstance(blocks, list)
+        or not all(isinstance(block, Mapping) for block in blocks)
+    ):
+        raise UsageError(
+            str(file), "base is a mapping of settings, grid a list of mappings from keys to lists of values"
+        )
+    if (
+        runs := sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
+    ) > MOST:
+        raise UsageError(str(file), f"the grid asks for {runs:,} runs, more than {MOST:,}")
     jobs: dict[str, Job] = {}
     for choice in itertools.chain.from_iterable(combinations(block) for block in blocks):
         label = slug(choice) or "run"
         if len(label) > LONGEST or label.strip(".") == "":
-            raise Unfit(
-                str(file), f"no folder can be called {label[:40]!r}...: a choice of the grid is too long", remedy="put it into base"
+            raise UsageError(
+                str(file),
+                f"no folder can be called {label[:40]!r}...: a choice of the grid is too long",
+                remedy="put it into base",
             )
         config = parse(merged(dict(base), choice, str(file)), str(file))
         config = dataclasses.replace(config, threads=threads or config.threads, null_models=False)
         if label in jobs:
-            raise Unfit(str(file), f"the grid asks for {label} twice")
+            raise UsageError(str(file), f"the grid asks for {label} twice")
         jobs[label] = Job(label, config, Folder(folder / label))
     for job in jobs.values():
         _check_same(job)
@@ -121,7 +137,10 @@ def slug(choice: Mapping[str, Any]) -> str:
             return "-".join(words(v) if k == "name" else f"{k}{words(v)}" for k, v in value.items())
         return "x".join(map(words, value)) if isinstance(value, list) else str(value)
 
-    parts = [words(value) if key in ("method", "task", "model", "optimizer") else f"{key}{words(value)}" for key, value in choice.items()]
+    parts = [
+        words(value) if key in ("method", "task", "model", "optimizer") else f"{key}{words(value)}"
+        for key, value in choice.items()
+    ]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
@@ -134,7 +153,7 @@ def _check_same(job: Job) -> None:
         old["threads"] = new["threads"]
     different = differences(old, new)
     if different:
-        raise Unfit(
+        raise UsageError(
             str(job.folder.path),
             "holds a run with another configuration",
             reasons=different,
@@ -151,7 +170,7 @@ def _one_by_one(jobs: list[Job]) -> dict[str, str]:
         for job in jobs:
             try:
                 run(job.config, job.folder.path, resume=True, watch=watch)
-            except Unfit as error:
+            except UsageError as error:
                 failed[job.label] = str(error)
     return failed
 
@@ -187,5 +206,5 @@ def _child(config: Config, path: str) -> None:
         run(config, path, resume=True)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Unfit as error:
+    except UsageError as error:
         sys.exit(f"{path}: {error}")

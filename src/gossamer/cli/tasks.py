@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import Unfit, check_at_least
+from .._errors import UsageError, check_at_least
 from . import extras, files
 from .environment import check_memory
 
@@ -75,21 +75,27 @@ def crop_and_flip(x: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
     return padded[image, channel, down.view(b, 1, h, 1), right.view(b, 1, 1, w)]
 
 
-def normalised(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, augment: bool = False) -> Data:
+def normalised(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, augment: bool = False
+) -> Data:
     """Data with the mean and standard deviation of the training images, per channel; images (n, c, h, w)."""
-    total, square = (torch.stack([(train_x[:, c].double() ** p).mean() for c in range(train_x.shape[1])]) for p in (1, 2))
+    total, square = (
+        torch.stack([(train_x[:, c].double() ** p).mean() for c in range(train_x.shape[1])]) for p in (1, 2)
+    )
     std = (square - total**2).clamp_min(1e-12).sqrt()
-    return Data(train_x, train_y, test_x, test_y, classes, total.float().view(-1, 1, 1), std.float().view(-1, 1, 1), augment)
+    return Data(
+        train_x, train_y, test_x, test_y, classes, total.float().view(-1, 1, 1), std.float().view(-1, 1, 1), augment
+    )
 
 
 class Task:
     """What every task does."""
 
     def check(self) -> None:
-        """Raises Unfit if the task cannot be loaded here: missing files or packages."""
+        """Raises UsageError if the task cannot be loaded here: missing files or packages."""
 
     def load(self) -> Data:
-        """The data, read and verified. Raises Unfit."""
+        """The data, read and verified. Raises UsageError."""
         raise NotImplementedError
 
     def metrics(self, model: nn.Module, data: Data) -> dict[str, float]:
@@ -138,12 +144,12 @@ class Files(Task):
     names: ClassVar[tuple[str, ...]]
 
     def paths(self) -> list[Path]:
-        """The files, in the order of ``names``; Unfit says which are missing, where they were looked for, where they come from."""
+        """The files, in the order of ``names``; UsageError says which are missing, where they were looked for, where they come from."""
         root = Path(self.data or os.environ.get("GOSSAMER_DATA") or "data")
         folders = [root / folder for folder in self.folders] + [root]
         found, lacking = files.find(folders, self.names)
         if lacking:
-            raise Unfit(
+            raise UsageError(
                 f"task {self.title}",
                 f"{len(lacking)} of {len(self.names)} data files are missing",
                 reasons=[*lacking, "looked in " + ", ".join(str(folder) for folder in folders)],
@@ -166,7 +172,7 @@ class Idx(Files):
         for images, labels in (paths[:2], paths[2:]):
             x, y = files.read_idx(images, 3), files.read_idx(labels, 1).long()
             if len(x) != len(y):
-                raise Unfit(str(images), f"{len(x)} images, but {labels.name} holds {len(y)} labels")
+                raise UsageError(str(images), f"{len(x)} images, but {labels.name} holds {len(y)} labels")
             _check_labels(labels, y, 10)
             parts += [x.unsqueeze(1), y]
         return normalised(*parts, classes=10)
@@ -181,7 +187,11 @@ class MNIST(Idx):
 class FashionMNIST(Idx):
     """Fashion-MNIST, 70,000 pictures of clothes of 28 x 28 pixels, from its four IDX files (plain or .gz)."""
 
-    title, home, folders = "fashion-mnist", "https://github.com/zalandoresearch/fashion-mnist", ("fashion-mnist", "FashionMNIST/raw")
+    title, home, folders = (
+        "fashion-mnist",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        ("fashion-mnist", "FashionMNIST/raw"),
+    )
 
 
 @dataclass(frozen=True)
@@ -252,14 +262,26 @@ class Planted(Task):
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("features", 1), ("relevant", 1), ("hidden", 1), ("fan_in", 1), ("classes", 2), ("examples", 4), ("seed", 0)):
+        for name, least in (
+            ("features", 1),
+            ("relevant", 1),
+            ("hidden", 1),
+            ("fan_in", 1),
+            ("classes", 2),
+            ("examples", 4),
+            ("seed", 0),
+        ):
             check_at_least("task planted", name, getattr(self, name), least)
         if not self.fan_in <= self.relevant <= self.features:
-            raise Unfit("task planted", "needs fan_in <= relevant <= features", got=(self.fan_in, self.relevant, self.features))
+            raise UsageError(
+                "task planted", "needs fan_in <= relevant <= features", got=(self.fan_in, self.relevant, self.features)
+            )
         inputs, hidden = self.examples * 5 // 4 * self.features, self.hidden * (self.features + self.classes)
-        check_memory("task planted", "its examples", inputs + hidden + self.examples * 5 // 4 * (self.hidden + self.classes))
+        check_memory(
+            "task planted", "its examples", inputs + hidden + self.examples * 5 // 4 * (self.hidden + self.classes)
+        )
         if not 0.0 <= self.noise <= 1.0:
-            raise Unfit("task planted", "noise is a share, a number in [0, 1]", got=self.noise)
+            raise UsageError("task planted", "noise is a share, a number in [0, 1]", got=self.noise)
 
     def teacher(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(inputs it uses (relevant,), first weight (hidden, features), second weight (classes, hidden))."""
@@ -285,9 +307,16 @@ class Planted(Task):
     def metrics(self, model: nn.Module, data: Data) -> dict[str, float]:
         from ..layers import SparseLinear
 
-        first = next((m for m in model.modules() if isinstance(m, (nn.Linear, SparseLinear)) and m.in_features == self.features), None)
+        first = next(
+            (m for m in model.modules() if isinstance(m, (nn.Linear, SparseLinear)) and m.in_features == self.features),
+            None,
+        )
         if first is None:
-            raise Unfit("task planted", f"the model's first layer must be linear with {self.features} inputs", remedy="--model mlp")
+            raise UsageError(
+                "task planted",
+                f"the model's first layer must be linear with {self.features} inputs",
+                remedy="--model mlp",
+            )
         weight = first.to_dense() if isinstance(first, SparseLinear) else first.weight
         power = weight.detach().double().square().sum(0)  # (features,)
         used, _, _ = self.teacher(stream(self.seed, "data"))
@@ -306,6 +335,8 @@ TASKS: dict[str, type[Task]] = {
 
 def _check_labels(path: Path, y: Tensor, classes: int) -> None:
     if len(y) == 0:
-        raise Unfit(str(path), "holds no example")
+        raise UsageError(str(path), "holds no example")
     if int(y.max()) >= classes:
-        raise Unfit(str(path), f"labels must be below {classes}: another data set, or a damaged file", got=int(y.max()))
+        raise UsageError(
+            str(path), f"labels must be below {classes}: another data set, or a damaged file", got=int(y.max())
+        )

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint
+from .._errors import UsageError
 from ..checkpoint.file import seal
-from .._errors import Unfit
 from ..layouts import Layout
-from ..topology.topology import Topology
+from ..topology import Topology
 from .details import Optimizers, demand, nesterov, same
 from .topologies import Run
 
@@ -28,7 +28,7 @@ def check_checkpoint(
     load: Callable[..., dict[str, Any]] = checkpoint.load,
     steps: int = 7,
     layout: str | Layout = "csr",
-    unit: tuple[int, int] = (1, 1),
+    block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
     """A saved run comes back bit for bit, torch's random state too; a file that is damaged, by one bit or in its structure, or does not fit
@@ -36,7 +36,7 @@ def check_checkpoint(
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
-        run = Run(topology, rewirer, layout, unit, optimizer, seed=0)
+        run = Run(topology, rewirer, layout, block, optimizer, seed=0)
         for t in range(1, steps + 1):
             run.backward(t)
             run.rewirer.step()
@@ -45,7 +45,7 @@ def check_checkpoint(
         save(path, run.model, **parts, extra={"epoch": 3})
         saved = run.snapshot()
 
-        other = Run(topology, rewirer, layout, unit, optimizer, seed=1)
+        other = Run(topology, rewirer, layout, block, optimizer, seed=1)
         torch.manual_seed(12345)
         extra = load(path, other.model, optimizer=other.optimizer, rewirer=other.rewirer)
         demand(extra == {"epoch": 3}, "checkpoint: load must return the extra that was saved")
@@ -56,24 +56,29 @@ def check_checkpoint(
         content = path.read_bytes()
         try:
             save(path, run.model, **parts, extra={"not JSON": object()})
-        except (Unfit, TypeError):
+        except (UsageError, TypeError):
             demand(path.read_bytes() == content, "checkpoint: a save that fails must leave the old file")
         else:
             raise AssertionError("checkpoint: a state that is neither tensor nor JSON must be refused")
-        demand([p.name for p in path.parent.iterdir()] == [path.name], "checkpoint: a save must leave nothing behind but its file")
+        demand(
+            [p.name for p in path.parent.iterdir()] == [path.name],
+            "checkpoint: a save must leave nothing behind but its file",
+        )
 
         for what, spoil in _SPOILERS.items():
             bad = Path(folder) / "bad.safetensors"
             bad.write_bytes(content)
             spoil(bad)
-            victim = Run(topology, rewirer, layout, unit, optimizer, seed=1)
+            victim = Run(topology, rewirer, layout, block, optimizer, seed=1)
             untouched, random = victim.snapshot(), torch.get_rng_state()
             try:
                 load(bad, victim.model, optimizer=victim.optimizer, rewirer=victim.rewirer)
-            except Unfit:
+            except UsageError:
                 pass
             except Exception as error:
-                raise AssertionError(f"checkpoint: {what} must be refused with Unfit, not with {type(error).__name__}") from error
+                raise AssertionError(
+                    f"checkpoint: {what} must be refused with UsageError, not with {type(error).__name__}"
+                ) from error
             else:
                 raise AssertionError(f"checkpoint: {what} must be refused")
             unchanged = same(victim.snapshot(), untouched) and torch.equal(torch.get_rng_state(), random)
@@ -124,7 +129,7 @@ def _index(tensors: dict[str, Tensor]) -> str:
 
 
 def _moved_unit(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
-    """Another valid index of the same size: one unit moves to a free column of its row."""
+    """Another valid index of the same size: one block moves to a free column of its row."""
     key = _index(tensors)
     crow, col = tensors[key.removesuffix("col") + "crow"].long(), tensors[key]
     width = int(col.max()) + 1
@@ -146,7 +151,9 @@ def _set(key: Callable[[dict[str, Tensor]], str], change: Callable[[Tensor], Ten
 
 
 def _moment(tensors: dict[str, Tensor]) -> str:
-    return next((key for key, t in tensors.items() if key.startswith("optimizer.") and t.dim()), _values(tensors))  # plain SGD has none
+    return next(
+        (key for key, t in tensors.items() if key.startswith("optimizer.") and t.dim()), _values(tensors)
+    )  # plain SGD has none
 
 
 def _values(tensors: dict[str, Tensor]) -> str:
@@ -170,5 +177,8 @@ _SPOILERS: dict[str, Callable[[Path], None]] = {
     "a state of the optimizer without groups": _restated(lambda items: items.pop()),
     "a state of the optimizer that is a number": _restated(lambda items: items[0].__setitem__(1, 7)),
     "a random state that is none": _edited(_set(lambda _: "rng.torch", torch.zeros_like)),
-    **{f"one flipped bit at {at} of the file": _flipped(at, i) for i, at in enumerate((0.0, 0.001, 0.02, 0.1, 0.4, 0.7, 0.999))},
+    **{
+        f"one flipped bit at {at} of the file": _flipped(at, i)
+        for i, at in enumerate((0.0, 0.001, 0.02, 0.1, 0.4, 0.7, 0.999))
+    },
 }

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.int64: 0.0}  # of kernels' results
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-3,
+    torch.bfloat16: 1e-2,
+    torch.float16: 1e-2,
+    torch.int64: 0.0,
+}  # of kernels' results
 
 
 def nesterov(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -40,7 +46,13 @@ def uniform(counts: Tensor, draws: int, p: float, sentence: str) -> None:
 def same(a: Any, b: Any) -> bool:
     """Equal bit for bit, in nested states."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return (
+            isinstance(a, Tensor)
+            and isinstance(b, Tensor)
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+            and torch.equal(a, b)
+        )
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._backend.dispatch import Kernel
 from ..layouts import Layout, gather, scatter
 from ..products.conv2d.reference import Geometry
-from .._backend.dispatch import Kernel
 from ..support import INT, Support
-from ..topology import topology as topologies
+from ..topology.slots import block_norm
 from .details import TOLERANCE, close, demand
 
 
@@ -42,23 +42,27 @@ def check_kernel(
         biased: give ``forward`` a bias.
         strange: besides contiguous and batch-last inputs also channels-last ones and views with gaps.
 
-    Returns: False if the kernel said (``unfit``) that it cannot run here, which breaks no law.
+    Returns: False if the kernel said (``reasons_against``) that it cannot run here, which breaks no law.
     """
-    where = f"{operation} by {kernel.name!r} on {s.shape} in units of {s.unit}, n={s.n}" + (f", {g}, {size}" if g else "")
+    where = f"{operation} by {kernel.name!r} on {s.shape} in blocks of {s.block}, n={s.n}" + (
+        f", {g}, {size}" if g else ""
+    )
     where = f"{where}, batch {batch}, {dtype}"
     x, dy, values = _operands(s, g, batch, size, dtype)
     bias = _bias(s, values.dtype) if biased else None
     expected = _expected(operation, x.to(values.dtype), dy.to(values.dtype), values, s, g, bias)
     for order in (torch.Tensor.contiguous, _batch_last, *((_channels_last, _gapped) if strange else ())):
         arguments = _arguments(operation, order(x), order(dy), values, s, g, size, bias)
-        reasons = kernel.unfit(*arguments)
-        demand(all(isinstance(reason, str) for reason in reasons), f"{where}: unfit must give sentences")
+        reasons = kernel.reasons_against(*arguments)
+        demand(all(isinstance(reason, str) for reason in reasons), f"{where}: reasons_against must give sentences")
         if reasons:
             return False
         kept = copy.deepcopy([a for a in arguments if isinstance(a, Tensor)])
         with poisoned_memory():
             got, again = kernel.run(*arguments), kernel.run(*arguments)
-        unchanged = all(torch.equal(a, b) for a, b in zip(kept, (a for a in arguments if isinstance(a, Tensor)), strict=True))
+        unchanged = all(
+            torch.equal(a, b) for a, b in zip(kept, (a for a in arguments if isinstance(a, Tensor)), strict=True)
+        )
         demand(unchanged, f"{where}: the inputs must not change")
         got, again = (r if isinstance(r, tuple) else (r,) for r in (got, again))
         for a, b, (exact, activations) in zip(got, again, expected, strict=True):
@@ -79,22 +83,36 @@ def check_index(kernels: Mapping[str, Kernel], w: Tensor) -> None:
         crow, col = kernels["rows_of"].run(w)
     spots = [(i, j) for i in range(w.shape[0]) for j in range(w.shape[1]) if float(w[i, j]) != 0.0]
     fans = [sum(i == spot[0] for spot in spots) for i in range(w.shape[0])]
-    demand(crow.tolist() == [sum(fans[:i]) for i in range(w.shape[0] + 1)], f"crow {where} must count the non-zeros of the rows above")
+    demand(
+        crow.tolist() == [sum(fans[:i]) for i in range(w.shape[0] + 1)],
+        f"crow {where} must count the non-zeros of the rows above",
+    )
     demand(col.tolist() == [j for _, j in spots], f"col {where} must be the columns, row by row")
     with poisoned_memory():
         values = kernels["values_at"].run(w, crow, col)
         ccol, row, perm = kernels["columns_of"].run(crow, col, w.shape[1])
     demand(all(t.dtype is INT for t in (crow, col, ccol, row, perm)), f"an index {where} must be int32")
     order = sorted(range(len(spots)), key=lambda k: (spots[k][1], spots[k][0]))
-    demand(ccol.tolist() == [sum(j < c for _, j in spots) for c in range(w.shape[1] + 1)], f"ccol {where} must count the columns before")
+    demand(
+        ccol.tolist() == [sum(j < c for _, j in spots) for c in range(w.shape[1] + 1)],
+        f"ccol {where} must count the columns before",
+    )
     demand(row.tolist() == [spots[k][0] for k in order], f"row {where} must be the rows, column by column")
     demand(perm.tolist() == order, f"perm {where} must give the places in row order")
     expected = torch.tensor([float(w[spot]) for spot in spots], dtype=w.dtype)
-    demand(values.dtype is w.dtype and torch.equal(values.nan_to_num(7.0), expected.nan_to_num(7.0)), f"values {where} must be the entries")
+    demand(
+        values.dtype is w.dtype and torch.equal(values.nan_to_num(7.0), expected.nan_to_num(7.0)),
+        f"values {where} must be the entries",
+    )
 
 
 def check_layout(
-    layout: Layout, s: Support | None = None, g: Geometry | None = None, *, batch: int = 5, size: tuple[int, int] = (7, 6)
+    layout: Layout,
+    s: Support | None = None,
+    g: Geometry | None = None,
+    *,
+    batch: int = 5,
+    size: tuple[int, int] = (7, 6),
 ) -> None:
     """One layout on one support (None: a few hard ones): stores without loss, multiplies as the dense weight does, forward and backward,
     and neither reads nor gives a gradient to anything off the support. One that follows its values gives all of them their gradient.
@@ -103,7 +121,7 @@ def check_layout(
         for case, geometry in _hard_supports():
             check_layout(layout, case, geometry, batch=batch, size=size)
         return
-    where = f"layout {layout.name!r} on {s.shape} in units of {s.unit}, n={s.n}" + (f", {g}" if g else "")
+    where = f"layout {layout.name!r} on {s.shape} in blocks of {s.block}, n={s.n}" + (f", {g}" if g else "")
     demand(layout.storage in ("dense", "compact"), f"{where}: storage must be 'dense' or 'compact'")
     x, dy, values = _operands(s, g, batch, size)
     shape = torch.Size(s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel))
@@ -112,11 +130,15 @@ def check_layout(
     demand(torch.equal(layout.compact(stored, s), values), f"{where}: compact(stored(values)) must be the values")
 
     if layout.storage == "dense" and not layout.follows:
-        stored = torch.where(scatter(torch.ones_like(values), s).view(shape) > 0, stored, 7.0)  # what is off the support must not be read
+        stored = torch.where(
+            scatter(torch.ones_like(values), s).view(shape) > 0, stored, 7.0
+        )  # what is off the support must not be read
     stored.requires_grad_()
     x.requires_grad_()
     dense, x2 = scatter(values, s).requires_grad_(), x.detach().clone().requires_grad_()
-    expected = F.linear(x2, dense) if g is None else F.conv2d(x2, dense.view(shape), None, g.stride, g.padding, g.dilation)
+    expected = (
+        F.linear(x2, dense) if g is None else F.conv2d(x2, dense.view(shape), None, g.stride, g.padding, g.dilation)
+    )
     dx2, dense_grad = torch.autograd.grad(expected, (x2, dense), dy)
     with poisoned_memory():
         y = layout.linear(x, stored, s) if g is None else layout.conv2d(x, stored, s, g)
@@ -125,9 +147,17 @@ def check_layout(
         dx, dw = torch.autograd.grad(y, (x, stored), dy)
     close(dx, dx2, f"{where}: the input's gradient must be the dense layer's")
     demand(dw.shape == stored.shape, f"{where}: the gradient must have the parameter's shape")
-    close(layout.compact(dw, s), gather(dense_grad, s), f"{where}: the gradient on the support must be the dense weight's, there")
+    close(
+        layout.compact(dw, s),
+        gather(dense_grad, s),
+        f"{where}: the gradient on the support must be the dense weight's, there",
+    )
     if layout.follows:
-        close(dw.reshape(s.shape), dense_grad, f"{where}: the gradient must be the dense weight's, on the support and off it")
+        close(
+            dw.reshape(s.shape),
+            dense_grad,
+            f"{where}: the gradient must be the dense weight's, on the support and off it",
+        )
     elif layout.storage == "dense":
         demand(bool((dw.view(s.shape)[~s.mask()] == 0).all()), f"{where}: the gradient must be 0 off the support")
 
@@ -175,7 +205,14 @@ def _bias(s: Support, dtype: torch.dtype) -> Tensor:
 
 
 def _arguments(
-    operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None, size: tuple[int, int], bias: Tensor | None
+    operation: str,
+    x: Tensor,
+    dy: Tensor,
+    values: Tensor,
+    s: Support,
+    g: Geometry | None,
+    size: tuple[int, int],
+    bias: Tensor | None,
 ) -> tuple[Any, ...]:
     conv = () if g is None else (g,)
     table: dict[str, tuple[Any, ...]] = {
@@ -183,7 +220,7 @@ def _arguments(
         "backward": (dy, x, values, s, *conv),
         "input_gradient": (dy, values, s, *conv, *(() if g is None else (size,))),
         "weight_gradient": (dy, x, s, *conv),
-        "sampled": (dy, x, _some_zeros(s), s.shape, s.unit, g),
+        "sampled": (dy, x, _some_zeros(s), s.shape, s.block, g),
         "strongest": ([(dy, x), (dy, 0.5 * x)], s, (s.total - s.n + 1) // 2, g),
     }
     return table[operation.split(".")[1]]
@@ -199,11 +236,11 @@ def _expected(
     dx, dw = torch.autograd.grad(y, (x, dense), dy)
     what = operation.split(".")[1]
     if what == "sampled":
-        return [(gather(dw, Support.from_ids(_some_zeros(s), s.shape, s.unit)), False)]
+        return [(gather(dw, Support.from_ids(_some_zeros(s), s.shape, s.block)), False)]
     if what == "strongest":
-        zeros = Support.from_ids(s.outside(torch.arange(s.total - s.n)), s.shape, s.unit)
+        zeros = Support.from_ids(s.outside(torch.arange(s.total - s.n)), s.shape, s.block)
         tiles = 1.5 * gather(dw, zeros)
-        ranked = sorted(zip((-topologies.norm(tiles)).tolist(), range(zeros.n), strict=True))[: (s.total - s.n + 1) // 2]
+        ranked = sorted(zip((-block_norm(tiles)).tolist(), range(zeros.n), strict=True))[: (s.total - s.n + 1) // 2]
         at = torch.tensor(sorted(i for _, i in ranked), dtype=torch.int64)
         return [(zeros.ids()[at], False), (tiles[at], False)]
     forward, of_x, of_w = (y.detach(), True), (dx, True), (gather(dw, s), False)

@@ -23,7 +23,10 @@ def check_meaning(change: Callable[[nn.Module], nn.Module]) -> None:
         for m in hooked:
             m.register_forward_hook(_noting(seen))
         model = change(model)
-        demand(isinstance(model, nn.Sequential) and len(model) == len(plain), "a Sequential must stay one, of the same length")
+        demand(
+            isinstance(model, nn.Sequential) and len(model) == len(plain),
+            "a Sequential must stay one, of the same length",
+        )
         assert isinstance(model, nn.Sequential)
         _as_named(model, plain)
         meant = nn.Sequential(*(a if isinstance(a, SparseLayer) else b for a, b in zip(model, plain, strict=True)))
@@ -78,11 +81,19 @@ def _same_all_along(model: nn.Sequential, meant: nn.Sequential) -> None:
     x = _images()
     for k in range(1, len(meant) + 1):
         mine, theirs = copy.deepcopy(model), copy.deepcopy(meant)
-        what = f"cut behind module {k - 1} ({type(meant[k - 1]).__name__}), the network must give what that module gives"
+        what = (
+            f"cut behind module {k - 1} ({type(meant[k - 1]).__name__}), the network must give what that module gives"
+        )
         close(nn.Sequential(*list(mine)[:k])(x), nn.Sequential(*list(theirs)[:k])(x), what)
         mine[k - 1], theirs[k - 1] = nn.GELU(), nn.GELU()
-        if isinstance(meant[k - 1], (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)):  # what can be replaced by something of the same shape
-            close(mine(x), theirs(x), f"with another module for {k - 1} ({type(meant[k - 1]).__name__}), nothing of it must be left")
+        if isinstance(
+            meant[k - 1], (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)
+        ):  # what can be replaced by something of the same shape
+            close(
+                mine(x),
+                theirs(x),
+                f"with another module for {k - 1} ({type(meant[k - 1]).__name__}), nothing of it must be left",
+            )
     outputs: list[list[Tensor]] = [[], []]
     for found, network in zip(outputs, (model, meant), strict=True):
         for m in network:
@@ -90,6 +101,9 @@ def _same_all_along(model: nn.Sequential, meant: nn.Sequential) -> None:
     results = [network(x) for network in (model, meant)]
     for k, (a, b) in enumerate(zip(*outputs, strict=True)):
         close(a, b, f"a hook on module {k} ({type(meant[k]).__name__}) must see its output")
-    grads = [torch.autograd.grad(y.square().sum(), list(n.parameters())) for y, n in zip(results, (model, meant), strict=True)]
+    grads = [
+        torch.autograd.grad(y.square().sum(), list(n.parameters()))
+        for y, n in zip(results, (model, meant), strict=True)
+    ]
     for a, b in zip(*grads, strict=True):
         close(a, b, "the gradients of all parameters must be the same")

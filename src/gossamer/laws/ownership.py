@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..training.average import AveragedModel
-from .._errors import Unfit
+from .._errors import UsageError
 from ..layers import SparseLinear, sparse_layers
 from ..layouts import Layout
-from ..topology.set import set_
-from ..topology.topology import Topology
+from ..topology import SET, Topology
+from ..training.average import AveragedModel
 from .details import Optimizers, close, demand, nesterov, same
 from .topologies import Run
 
@@ -98,18 +97,21 @@ def check_reload(
             run.model.load_state_dict(best)
             demand(same(run.model.state_dict(), best), f"{here}: its weights must be the loaded ones")
             run.rewirer.state_dict()  # a look at the layers, as a step takes it
-        except Unfit as refusal:
+        except UsageError as refusal:
             raise AssertionError(f"{here}: the training must go on: {refusal}") from refusal
         for name, states in _dense_states(run).items():
             mask = run.layers[name].support.mask()
             for key, t in states.items():
                 old = before[name][key]
-                demand(torch.equal(t, torch.where(mask, old, 0.0)), f"{here}, layer {name}: {key} must follow its connections")
+                demand(
+                    torch.equal(t, torch.where(mask, old, 0.0)),
+                    f"{here}, layer {name}: {key} must follow its connections",
+                )
         try:
             for t in range(late + 1, steps + 1):
                 run.backward(t)
                 run.rewirer.step()
-        except (Unfit, RuntimeError) as refusal:
+        except (UsageError, RuntimeError) as refusal:
             raise AssertionError(f"{here}: the training must go on: {refusal}") from refusal
         demand(all(bool(p.isfinite().all()) for p in run.model.parameters()), f"{here}: the training must go on")
 
@@ -128,7 +130,7 @@ def check_average(
         rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
         average: ``gossamer.AveragedModel``, or anything with its signature and methods.
     """
-    topology = topology or set_(stop=20, every=2, drop=0.5)
+    topology = topology or SET(stop=20, every=2, drop_fraction=0.5).resolve()
     for decay in (None, 0.7):
         run = Run(topology, rewirer, layout, (1, 1), nesterov, seed=0)
         mean = average(run.model, decay=decay)
@@ -146,14 +148,19 @@ def check_average(
                 gone[name] |= before[name] & ~layer.support.mask()
         try:
             held = _dense_weights(mean.module)
-        except Unfit as refusal:
-            raise AssertionError(f"topology {topology.name!r}, decay {decay}: the average is none of this model: {refusal}") from refusal
+        except UsageError as refusal:
+            raise AssertionError(
+                f"topology {topology.name!r}, decay {decay}: the average is none of this model: {refusal}"
+            ) from refusal
         for name, expected in dense.items():
             got, where = held[name], f"topology {topology.name!r}, decay {decay}, {name}"
             if name in run.layers:
                 here = run.layers[name].support
                 sure = here.mask() & ~gone[name]
-                demand(mean.module.get_submodule(name).support.same(here), f"{where}: the average must have the present support")
+                demand(
+                    mean.module.get_submodule(name).support.same(here),
+                    f"{where}: the average must have the present support",
+                )
                 got, expected = got.view(here.shape)[sure], expected.view(here.shape)[sure]
             close(got, expected, f"{where}: must be the average of the dense weights", 1e-9)
 
@@ -164,7 +171,7 @@ def check_newborn(
     *,
     newborn: str = "fresh",
     layout: str | Layout = "csr",
-    unit: tuple[int, int] = (1, 1),
+    block: tuple[int, int] = (1, 1),
     age: int = 30,
 ) -> None:
     """The first five steps of a newborn connection are those of a fresh parameter, within one per cent; survivors keep their own state.
@@ -172,16 +179,24 @@ def check_newborn(
     Args:
         age: steps before the birth.
     """
-    net = nn.Sequential(SparseLinear(8, 8, density=0.3, layout=layout, unit=unit, bias=False, rng=torch.Generator().manual_seed(0)))
+    net = nn.Sequential(
+        SparseLinear(8, 8, density=0.3, layout=layout, block=block, bias=False, rng=torch.Generator().manual_seed(0))
+    )
     layer: Any = net[0]
     opt = optimizer(net.parameters())
-    trainer = rewirer(net, opt, set_(stop=1000 * age, every=age, drop=0.5), rng=torch.Generator().manual_seed(0), newborn=newborn)
+    trainer = rewirer(
+        net,
+        opt,
+        SET(stop=1000 * age, every=age, drop_fraction=0.5),
+        rng=torch.Generator().manual_seed(0),
+        newborn=newborn,
+    )
     x = torch.full((1, 8), 0.1)
     for t in range(age + 5):
         if t == age:
             born = (layer.to_dense() == 0) & layer.support.mask()
             demand(bool(born.any()), "the law needs a birth: an event that exchanges connections")
-            fresh = nn.Parameter(torch.zeros(1, *(() if unit == (1, 1) else unit)))
+            fresh = nn.Parameter(torch.zeros(1, *(() if block == (1, 1) else block)))
             alone = optimizer([fresh])
         before = layer.to_dense()
         opt.zero_grad(set_to_none=True)
@@ -194,7 +209,10 @@ def check_newborn(
             expected = float((fresh.detach() - start).flatten()[0])
             moved = (layer.to_dense() - before)[born]
             worst = float((moved - expected).abs().max())
-            demand(worst <= 0.01 * abs(expected), f"newborn={newborn!r}: step {t - age + 1} of a newborn must be that of a fresh parameter")
+            demand(
+                worst <= 0.01 * abs(expected),
+                f"newborn={newborn!r}: step {t - age + 1} of a newborn must be that of a fresh parameter",
+            )
 
 
 # -------------------------------------------------------------------- details

@@ -47,7 +47,10 @@ def _check_prox(penalty: Penalty, u: Tensor, tau: Any, rng: torch.Generator, whe
     before = u.clone()
     p = penalty.prox(u, tau)
     demand(torch.equal(u, before), f"{where}: prox must leave its argument alone")
-    demand(p.shape == u.shape and p.dtype == u.dtype and bool(p.isfinite().all()), f"{where}: prox must be finite and shaped as u")
+    demand(
+        p.shape == u.shape and p.dtype == u.dtype and bool(p.isfinite().all()),
+        f"{where}: prox must be finite and shaped as u",
+    )
     demand(p.data_ptr() != u.data_ptr(), f"{where}: prox must be a new tensor")
     best = objective(p)
     steps = [
@@ -61,7 +64,8 @@ def _check_prox(penalty: Penalty, u: Tensor, tau: Any, rng: torch.Generator, whe
     others += [torch.where(u == v, v, p) for v in u.flatten()] + [torch.where(p == v, 0.0, p) for v in p.flatten()]
     least = min(objective(w) for w in others)
     demand(
-        best <= least + 1e-12, f"{where}: prox must be the argmin of tau R(w) + |w - u|^2 / 2 (another w is lower by {best - least:.3g})"
+        best <= least + 1e-12,
+        f"{where}: prox must be the argmin of tau R(w) + |w - u|^2 / 2 (another w is lower by {best - least:.3g})",
     )
     zero, none = torch.zeros_like(u), tau * 0.0
     demand(torch.equal(penalty.prox(zero, tau), zero), f"{where}: prox of 0 must be 0")
@@ -81,4 +85,6 @@ def _check_convex(penalty: Penalty, u: Tensor, rng: torch.Generator, where: str)
     for scale in (0.01, 0.3, 3.0):
         z = penalty.prox(w + scale * torch.randn(u.shape, generator=rng, dtype=u.dtype), 0.0)
         below = float(penalty.value(w) + (p * (z - w)).sum())
-        demand(float(penalty.value(z)) >= below - 1e-12, f"{where}: the subgradient must support the penalty from below")
+        demand(
+            float(penalty.value(z)) >= below - 1e-12, f"{where}: the subgradient must support the penalty from below"
+        )

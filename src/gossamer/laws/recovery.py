@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from ..recover.operators import Dense, Operator
 from ..recover.recovery import Recovery
 from .details import TOLERANCE, close, demand
@@ -21,7 +21,10 @@ def check_operator(A: Operator, *, tolerance: float | None = None) -> None:
     tolerance = TOLERANCE[A.dtype] if tolerance is None else tolerance
     before = torch.get_rng_state()
     M = A.columns(torch.arange(d, device=A.device))
-    demand(M.shape == (m, d) and M.dtype == A.dtype, f"{who}: columns(all ids) must be the matrix, in the operator's precision")
+    demand(
+        M.shape == (m, d) and M.dtype == A.dtype,
+        f"{who}: columns(all ids) must be the matrix, in the operator's precision",
+    )
     x = torch.randn(d, generator=rng, dtype=torch.float64).to(A.device, A.dtype)
     r = torch.randn(m, generator=rng, dtype=torch.float64).to(A.device, A.dtype)
     sparse = torch.zeros_like(x)
@@ -33,7 +36,12 @@ def check_operator(A: Operator, *, tolerance: float | None = None) -> None:
     end = 0
     for first, block in A.adjoint(r):
         demand(first == end and block.dim() == 1, f"{who}: blocks of the adjoint must follow each other from column 0")
-        close(block, M[:, first : first + block.numel()].T @ r, f"{who}: a block of the adjoint must be A^T r there", tolerance)
+        close(
+            block,
+            M[:, first : first + block.numel()].T @ r,
+            f"{who}: a block of the adjoint must be A^T r there",
+            tolerance,
+        )
         end += block.numel()
     demand(end == d, f"{who}: blocks of the adjoint must cover all columns")
     close(A.rmatvec(r), M.T @ r, f"{who}: rmatvec must be A^T r", tolerance)
@@ -57,10 +65,15 @@ def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, n
     found = solve(A, A @ x, s)
     _recovery_makes_sense(found, A, A @ x, s, name)
     close(found.dense(), x, f"{name}: {s} of {d} must be found exactly from {m} measurements", 1e-5)
-    demand(found.converged and bool(found.reason), f"{name}: a solved problem must be called converged, with a sentence")
+    demand(
+        found.converged and bool(found.reason), f"{name}: a solved problem must be called converged, with a sentence"
+    )
     noisy = solve(A, A @ x + 0.01 * noise, s)
     _recovery_makes_sense(noisy, A, A @ x + 0.01 * noise, s, name)
-    demand(float((noisy.dense() - x).norm()) <= 0.05 * float(noise.norm()), f"{name}: the error must be of the order of the noise")
+    demand(
+        float((noisy.dense() - x).norm()) <= 0.05 * float(noise.norm()),
+        f"{name}: the error must be of the order of the noise",
+    )
     hopeless = solve(A, noise, s)
     _recovery_makes_sense(hopeless, A, noise, s, name)
     again, lazy = solve(A, noise, s), solve(Dense(A), noise, s)
@@ -82,15 +95,17 @@ def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, n
     for what, matrix, y, count in wrong:
         try:
             solve(matrix, y, count)
-        except Unfit:
+        except UsageError:
             continue
-        raise AssertionError(f"{name}: {what} must be refused with Unfit")
+        raise AssertionError(f"{name}: {what} must be refused with UsageError")
 
 
 POWERS = (-100, -77, -26, 0, 40, 100)  # of two: about 1e-30, 1e-23, 1e-8, 1, 1e12 and 1e30
 
 
-def check_units(solve: Callable[[Any, Tensor], Recovery], *, dtype: torch.dtype = torch.float64, name: str = "solver") -> None:
+def check_units(
+    solve: Callable[[Any, Tensor], Recovery], *, dtype: torch.dtype = torch.float64, name: str = "solver"
+) -> None:
     """The same problem in other units has the same answer: from 2^a A and 2^b y comes 2^(b - a) x, with the same verdict and the residual
     of that x; where the precision cannot hold it, the result is finite and not called converged."""
     rng = torch.Generator().manual_seed(5)
@@ -113,22 +128,37 @@ def _same_in_units(
     found, right = solve(a * A, b * y), plain.dense().double() * (b / a)
     demand(bool(found.values.isfinite().all()), f"{where}: x must be finite")
     if not limits.tiny / 1024 < float(right.abs().max()) < limits.max:
-        demand(not found.converged and bool(found.reason), f"{where}: an x that the precision cannot hold must not be called converged")
+        demand(
+            not found.converged and bool(found.reason),
+            f"{where}: an x that the precision cannot hold must not be called converged",
+        )
     elif limits.tiny * 1024 < float(right.abs().max()):
         demand(found.converged == plain.converged, f"{where}: units must not change the verdict ({found.reason})")
         error = float((found.dense().double() - right).abs().max() / right.abs().max())
-        demand(error <= (1e-6 if A.dtype == torch.float64 else 2e-3), f"{where}: x must follow the units (off by {error:.3g})")
+        demand(
+            error <= (1e-6 if A.dtype == torch.float64 else 2e-3),
+            f"{where}: x must follow the units (off by {error:.3g})",
+        )
         residual = (y.double() - A.double() @ (found.dense().double() * (a / b))).norm()
         wrong = abs(found.residuals[-1] / b - float(residual)) / float(y.double().norm())
-        demand(wrong <= (1e-9 if A.dtype == torch.float64 else 1e-4), f"{where}: residuals must be in the units of y (off by {wrong:.3g})")
+        demand(
+            wrong <= (1e-9 if A.dtype == torch.float64 else 1e-4),
+            f"{where}: residuals must be in the units of y (off by {wrong:.3g})",
+        )
 
 
 def _recovery_makes_sense(found: Recovery, A: Tensor, y: Tensor, s: int, name: str) -> None:
     support = found.support
-    demand(support.dtype == torch.int64 and support.shape == found.values.shape, f"{name}: support and values must belong together")
+    demand(
+        support.dtype == torch.int64 and support.shape == found.values.shape,
+        f"{name}: support and values must belong together",
+    )
     demand(support.numel() <= s, f"{name}: at most {s} entries may be non-zero, not {support.numel()}")
     demand(bool((support.diff() > 0).all()), f"{name}: the support must be sorted")
     demand(7 not in support.tolist(), f"{name}: a zero column must never be chosen")
-    demand(found.size == A.shape[1] and found.dense().shape == (A.shape[1],), f"{name}: x must have as many entries as A has columns")
+    demand(
+        found.size == A.shape[1] and found.dense().shape == (A.shape[1],),
+        f"{name}: x must have as many entries as A has columns",
+    )
     last = torch.tensor(found.residuals[-1], dtype=y.dtype)
     close(last, (y - A @ found.dense()).norm(), f"{name}: the last residual must be that of the x returned", 1e-8)

@@ -31,7 +31,10 @@ def check_rule(rule: Rule, *, lr: float = 0.05, shell: Callable[..., Any] = Spar
     for t, given in enumerate(grads, 1):
         _give(params, given)
         optimizer.step()
-        demand(all(same(p.grad, g) for p, g in zip(params, given, strict=True)), f"{where}: a step must not change a gradient")
+        demand(
+            all(same(p.grad, g) for p, g in zip(params, given, strict=True)),
+            f"{where}: a step must not change a gradient",
+        )
         if t == steps // 2:
             snapshot = copy.deepcopy(([p.detach() for p in params], optimizer.state_dict()))
     demand([p.data_ptr() for p in params] == places, f"{where}: parameters must stay where they are in memory")
@@ -42,7 +45,10 @@ def check_rule(rule: Rule, *, lr: float = 0.05, shell: Callable[..., Any] = Spar
     resumed = shell(again, rule, lr)
     resumed.load_state_dict(snapshot[1])
     _drive(resumed, again, grads[steps // 2 :])
-    demand(same([p.detach() for p in again], [p.detach() for p in params]), f"{where}: a resumed run must go on bit for bit")
+    demand(
+        same([p.detach() for p in again], [p.detach() for p in params]),
+        f"{where}: a resumed run must go on bit for bit",
+    )
 
     for i, shape in enumerate(both):
         alone = _tensors([shape], [_tensors(shapes)[i].detach()])
@@ -59,7 +65,11 @@ def check_rule(rule: Rule, *, lr: float = 0.05, shell: Callable[..., Any] = Spar
         free, plain = _tensors(both), _tensors(both)
         _drive(shell([{"params": free, "strength": 0.0}], rule, lr), free, [given[: len(both)] for given in grads])
         beside = {"params": _tensors(both[:1])}  # an optimizer penalises something
-        _drive(shell([{"params": plain, "penalised": False}, beside], rule, lr), plain, [given[: len(both)] for given in grads])
+        _drive(
+            shell([{"params": plain, "penalised": False}, beside], rule, lr),
+            plain,
+            [given[: len(both)] for given in grads],
+        )
         for a, b in zip(free, plain, strict=True):
             close(a, b, f"{where}: with strength 0 weights must move as those without a penalty", 1e-12)
 
@@ -75,7 +85,9 @@ def check_rule(rule: Rule, *, lr: float = 0.05, shell: Callable[..., Any] = Spar
         try:
             optimizer.step()
         except (RuntimeError, NotImplementedError) as error:
-            raise AssertionError(f"{where}: a step must read no tensor's value (on tensors without data: {error})") from error
+            raise AssertionError(
+                f"{where}: a step must read no tensor's value (on tensors without data: {error})"
+            ) from error
 
 
 def _constrains(penalty: Penalty, shape: tuple[int, ...]) -> bool:

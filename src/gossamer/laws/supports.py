@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .. import topology
+from .._errors import UsageError
 from ..support import INT, Support, index_problems
-from ..topology import topology as topologies
 from .details import demand, uniform
 
 
@@ -18,32 +18,51 @@ def check_support(s: Support, *, draws: int = 200) -> None:
     Args:
         draws: samples of the uniformity test (chi-square over all zeros, 6 sigma, a fixed seed).
     """
-    who = f"support {s.shape} in units of {s.unit}, n={s.n}"
-    demand(all(t.dtype == INT for t in (s.crow, s.col, s.ccol, s.row, s.perm)), f"{who}: every index tensor must be int32")
-    problems = index_problems(s.crow, s.col, s.shape, s.unit)
+    who = f"support {s.shape} in blocks of {s.block}, n={s.n}"
+    demand(
+        all(t.dtype == INT for t in (s.crow, s.col, s.ccol, s.row, s.perm)), f"{who}: every index tensor must be int32"
+    )
+    problems = index_problems(s.crow, s.col, s.shape, s.block)
     demand(not problems, f"{who}: not a CSR index: {'; '.join(problems)}")
     ids, everything = s.ids(), torch.arange(s.total)
     kept = torch.zeros(s.total, dtype=torch.bool)
     kept[ids] = True
-    demand(int(kept.sum()) == s.n == ids.numel() and bool((ids.diff() > 0).all()), f"{who}: ids must be sorted and distinct")
+    demand(
+        int(kept.sum()) == s.n == ids.numel() and bool((ids.diff() > 0).all()),
+        f"{who}: ids must be sorted and distinct",
+    )
 
     by_column = torch.sort(s.col, stable=True)[1]
-    demand(torch.equal(s.perm.long(), by_column), f"{who}: perm must list the units column by column")
-    demand(torch.equal(s.row, s.rows()[by_column]), f"{who}: row must be the unit rows in column order")
+    demand(torch.equal(s.perm.long(), by_column), f"{who}: perm must list the blocks column by column")
+    demand(torch.equal(s.row, s.rows()[by_column]), f"{who}: row must be the block rows in column order")
     counts = torch.bincount(s.col.long(), minlength=s.grid[1])
-    demand(torch.equal(s.ccol.diff().long(), counts) and int(s.ccol[0]) == 0, f"{who}: ccol must point at the unit columns")
+    demand(
+        torch.equal(s.ccol.diff().long(), counts) and int(s.ccol[0]) == 0,
+        f"{who}: ccol must point at the block columns",
+    )
 
     zeros = everything[~kept]
     demand(torch.equal(s.find(ids), torch.arange(s.n)), f"{who}: find must give the position of every kept id")
     demand(bool((s.find(zeros) == -1).all()), f"{who}: find must give -1 for an id that is not kept")
-    demand(torch.equal(s.outside(torch.arange(zeros.numel())), zeros), f"{who}: outside(rank) must be the rank-th id that is not kept")
-    demand(Support.from_ids(ids.flip(0), s.shape, s.unit).same(s), f"{who}: from_ids of the ids must give the support back")
-    demand(Support.from_index(s.crow, s.col, s.shape, s.unit).same(s), f"{who}: from_index of the index must give the support back")
+    demand(
+        torch.equal(s.outside(torch.arange(zeros.numel())), zeros),
+        f"{who}: outside(rank) must be the rank-th id that is not kept",
+    )
+    demand(
+        Support.from_ids(ids.flip(0), s.shape, s.block).same(s),
+        f"{who}: from_ids of the ids must give the support back",
+    )
+    demand(
+        Support.from_index(s.crow, s.col, s.shape, s.block).same(s),
+        f"{who}: from_index of the index must give the support back",
+    )
 
     mask = s.mask()
-    tiles = kept.view(s.grid).repeat_interleave(s.unit[0], 0).repeat_interleave(s.unit[1], 1)[: s.shape[0], : s.shape[1]]
-    demand(torch.equal(mask, tiles), f"{who}: mask must hold exactly the kept units")
-    demand(s.weights == int(mask.sum()), f"{who}: weights must count the scalars of the kept units inside the matrix")
+    tiles = (
+        kept.view(s.grid).repeat_interleave(s.block[0], 0).repeat_interleave(s.block[1], 1)[: s.shape[0], : s.shape[1]]
+    )
+    demand(torch.equal(mask, tiles), f"{who}: mask must hold exactly the kept blocks")
+    demand(s.weights == int(mask.sum()), f"{who}: weights must count the scalars of the kept blocks inside the matrix")
     _check_sampling(s, zeros, who, draws)
 
 
@@ -52,18 +71,27 @@ def _check_sampling(s: Support, zeros: Tensor, who: str, draws: int) -> None:
     m, counts = -(-zeros.numel() // 3), torch.zeros(s.total)
     for seed in range(draws):
         drawn = s.sample_outside(m, torch.Generator().manual_seed(seed))
-        demand(drawn.shape == (m,) and bool((drawn.diff() > 0).all()), f"{who}: a sample must be sorted and without replacement")
-        demand(bool((s.find(drawn) == -1).all()), f"{who}: a sample of the zeros must hold no kept unit")
+        demand(
+            drawn.shape == (m,) and bool((drawn.diff() > 0).all()),
+            f"{who}: a sample must be sorted and without replacement",
+        )
+        demand(bool((s.find(drawn) == -1).all()), f"{who}: a sample of the zeros must hold no kept block")
         counts[drawn] += 1
     again = s.sample_outside(m, torch.Generator().manual_seed(0))
-    demand(torch.equal(again, s.sample_outside(m, torch.Generator().manual_seed(0))), f"{who}: a sample must follow from its generator")
+    demand(
+        torch.equal(again, s.sample_outside(m, torch.Generator().manual_seed(0))),
+        f"{who}: a sample must follow from its generator",
+    )
     demand(torch.equal(torch.get_rng_state(), before), f"{who}: sampling with a generator must leave torch's own alone")
-    demand(torch.equal(s.sample_outside(zeros.numel(), torch.Generator()), zeros), f"{who}: a sample of all zeros must be all of them")
+    demand(
+        torch.equal(s.sample_outside(zeros.numel(), torch.Generator()), zeros),
+        f"{who}: a sample of all zeros must be all of them",
+    )
     if draws and zeros.numel() > m:
         uniform(counts[zeros], draws, m / zeros.numel(), f"{who}: samples must be uniform")
 
 
-def check_rewire(rewire: Callable[..., Support] = topologies.rewire, *, trials: int = 60, draws: int = 300) -> None:
+def check_rewire(rewire: Callable[..., Support] = topology.rewire, *, trials: int = 60, draws: int = 300) -> None:
     """Drops the lowest scores and grows the highest, whatever the order of the candidates; every row keeps its best ``min_fan_in``; equal
     scores are decided by ``ties`` alone, all orders alike (chi-square, 6 sigma, a fixed seed).
 
@@ -86,12 +114,15 @@ def check_rewire(rewire: Callable[..., Support] = topologies.rewire, *, trials: 
         grow = int(torch.randint(born.numel() + 1, (), generator=rng))
         try:
             new = rewire(s, score, born, born_score, drop, grow, fan_in, ties)
-        except Unfit as refusal:
+        except UsageError as refusal:
             raise AssertionError(f"{where}, grow {grow}: grew what it kept: {refusal}") from refusal
         demand(new.n == s.n - drop + grow, f"{where}: n must become {s.n - drop + grow}, not {new.n}")
         demand(bool((new.find(stay.ids()) >= 0).all()), f"{where}: what grows must not decide who stays")
         comes = new.find(born) >= 0
-        low, high = born_score[comes].min() if grow else math.inf, born_score[~comes].max() if grow < born.numel() else -math.inf
+        low, high = (
+            born_score[comes].min() if grow else math.inf,
+            born_score[~comes].max() if grow < born.numel() else -math.inf,
+        )
         demand(bool(low >= high), f"{where}, grow {grow}: must grow the highest scores")
         again = rewire(s, score, born.flip(0), born_score.flip(0), drop, grow, fan_in, ties)
         demand(again.same(new), f"{where}, grow {grow}: the order in which candidates come must not matter")
@@ -99,7 +130,10 @@ def check_rewire(rewire: Callable[..., Support] = topologies.rewire, *, trials: 
 
 
 def _check_survivors(s: Support, score: Tensor, stay: Support, drop: int, fan_in: int, where: str) -> None:
-    demand(stay.n == s.n - drop and bool((s.find(stay.ids()) >= 0).all()), f"{where}: {s.n - drop} of the kept units must stay")
+    demand(
+        stay.n == s.n - drop and bool((s.find(stay.ids()) >= 0).all()),
+        f"{where}: {s.n - drop} of the kept blocks must stay",
+    )
     stays = stay.find(s.ids()) >= 0
     free = []  # scores of those that stay and are not protected
     for row in range(s.grid[0]):
@@ -121,5 +155,5 @@ def _check_ties(rewire: Callable[..., Support], draws: int) -> None:
         new = rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties)
         demand(rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties).same(new), "rewire: ties must decide by themselves")
         counts[new.ids()] += 1
-    uniform(counts[s.ids()], draws, 7 / 12, "rewire: among equal scores all units must go alike")
+    uniform(counts[s.ids()], draws, 7 / 12, "rewire: among equal scores all blocks must go alike")
     uniform(counts[zeros], draws, 7 / 18, "rewire: among equal scores all candidates must come alike")

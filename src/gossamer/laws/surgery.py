@@ -18,17 +18,17 @@ def check_surgery(
     set_support: Callable[..., None] = set_support_,
     *,
     layout: str | Layout = "csr",
-    unit: tuple[int, int] = (1, 1),
+    block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """A layer that gets another support keeps value and optimizer state of the units in both; what is born has value 0 and state 0.
+    """A layer that gets another support keeps value and optimizer state of the blocks in both; what is born has value 0 and state 0.
 
     Also: the parameter stays the same object, and where n stays the same all its storage stays in place; the bias is not touched.
     """
-    where = f"surgery on layout {layout if isinstance(layout, str) else layout.name!r} in units of {unit}"
+    where = f"surgery on layout {layout if isinstance(layout, str) else layout.name!r} in blocks of {block}"
     rng = torch.Generator().manual_seed(0)
     for change in ("same", "fewer", "more", "same"):
-        s = Support.random((7, 11), 9, unit, rng) if unit == (1, 1) else Support.random((7, 11), 4, unit, rng)
+        s = Support.random((7, 11), 9, block, rng) if block == (1, 1) else Support.random((7, 11), 4, block, rng)
         layer, ids = SparseLinear(11, 7, support=s, layout=layout, rng=rng, dtype=torch.float64), s.ids()
         opt = optimizer(layer.parameters())
         for _ in range(3):
@@ -36,8 +36,8 @@ def check_surgery(
             opt.step()
         n = {"same": s.n, "fewer": s.n // 2, "more": s.n + 2}[change]
         keep = s.ids()[: max(1, n // 2)]
-        rest = Support.from_ids(keep, s.shape, s.unit)
-        new = Support.from_ids(torch.cat([keep, rest.sample_outside(n - keep.numel(), rng)]), s.shape, s.unit)
+        rest = Support.from_ids(keep, s.shape, s.block)
+        new = Support.from_ids(torch.cat([keep, rest.sample_outside(n - keep.numel(), rng)]), s.shape, s.block)
         parameter, bias = layer.values, copy.deepcopy(layer.bias)
         before = {key: _dense(t, layer.layout, s) for key, t in _state(layer, opt).items()}
         places = _places(layer, opt)
@@ -56,10 +56,16 @@ def check_surgery(
         for key, t in after.items():
             demand(t.shape == layer.values.shape, f"{where}, {change} n: {key} must have the parameter's shape")
             now = _dense(t, layer.layout, new)
-            demand(bool((now[~both] == 0).all()), f"{where}, {change} n: {key} of a born unit must be 0")
-            demand(torch.equal(now[both], before[key][both]), f"{where}, {change} n: {key} of a unit that stays must be carried")
+            demand(bool((now[~both] == 0).all()), f"{where}, {change} n: {key} of a born block must be 0")
+            demand(
+                torch.equal(now[both], before[key][both]),
+                f"{where}, {change} n: {key} of a block that stays must be carried",
+            )
             if layer.layout.storage == "dense":
-                demand(bool((t.view(s.shape)[~new.mask()] == 0).all()), f"{where}, {change} n: {key} must be 0 off the support")
+                demand(
+                    bool((t.view(s.shape)[~new.mask()] == 0).all()),
+                    f"{where}, {change} n: {key} must be 0 off the support",
+                )
         if change == "same":
             demand(_places(layer, opt) == places, f"{where}: where n stays the same, all storage must stay in place")
         layer(torch.randn(5, 11, generator=rng, dtype=torch.float64)).square().sum().backward()

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from .._errors import Unfit
+from .._errors import UsageError
 from ..layouts import Layout, scatter
 from ..products.conv2d.reference import Geometry
 from ..support import Support
@@ -21,26 +21,34 @@ Function = Callable[..., Tensor]  # (x, stored, bias) -> y
 
 
 def check_transforms(layout: Layout, s: Support | None = None, g: Geometry | None = None) -> list[str]:
-    """Under each of :data:`TRANSFORMS` a layout gives the numbers of the dense product, or refuses with :class:`Unfit`; it never gives
+    """Under each of :data:`TRANSFORMS` a layout gives the numbers of the dense product, or refuses with :class:`UsageError`; it never gives
     others. Returns: the names of the transforms that were refused. ``s``: None is a few hard ones."""
     if s is None:
-        return sorted({name for case, geometry in _hard_supports() for name in check_transforms(layout, case, geometry)})
+        return sorted(
+            {name for case, geometry in _hard_supports() for name in check_transforms(layout, case, geometry)}
+        )
     x, _, values = _operands(s, g, 3, (5, 6))
     stored = layout.stored(values, s, torch.Size(s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel)))
     bias, refused = _bias(s, x.dtype), []
     for name, transform in TRANSFORMS.items():
-        where = f"layout {layout.name!r} on {s.shape} in units of {s.unit}, n={s.n}, under {name}"
+        where = f"layout {layout.name!r} on {s.shape} in blocks of {s.block}, n={s.n}, under {name}"
         try:
             with warnings.catch_warnings(), poisoned_memory():
-                warnings.simplefilter("ignore", DeprecationWarning)  # newer torch advises against torch.jit, older programs use it
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a check of shapes is taken down as a constant: it is one
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # newer torch advises against torch.jit, older programs use it
+                warnings.simplefilter(
+                    "ignore", torch.jit.TracerWarning
+                )  # a check of shapes is taken down as a constant: it is one
                 expected = _flat(transform(_dense(layout, s, g), x, stored, bias))
                 got = _flat(transform(_own(layout, s, g), x, stored, bias))
-        except Unfit:
+        except UsageError:
             refused.append(name)
             continue
         except RuntimeError as error:
-            raise AssertionError(f"{where}: must give numbers or refuse with Unfit, not end in {error!r}") from error
+            raise AssertionError(
+                f"{where}: must give numbers or refuse with UsageError, not end in {error!r}"
+            ) from error
         demand(len(got) == len(expected), f"{where}: {len(got)} results, must be {len(expected)}")
         for a, b in zip(got, expected, strict=True):
             demand(a.shape == b.shape, f"{where}: shape {tuple(a.shape)}, must be {tuple(b.shape)}")
@@ -111,7 +119,9 @@ def _dual_numbers_without_grad(f: Function, *a: Tensor) -> Any:
 def _dual_numbers_through_backward(f: Function, *a: Tensor) -> Any:
     leaves = _leaves(*a)
     with forward_ad.dual_level():
-        grads = torch.autograd.grad(_loss(f)(*(forward_ad.make_dual(t, d) for t, d in zip(leaves, _tangents(*a), strict=True))), leaves)
+        grads = torch.autograd.grad(
+            _loss(f)(*(forward_ad.make_dual(t, d) for t, d in zip(leaves, _tangents(*a), strict=True))), leaves
+        )
         return [forward_ad.unpack_dual(t).tangent for t in grads]
 
 

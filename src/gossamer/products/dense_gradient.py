@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from .._backend.dispatch import followed, foreign
+from .._backend.native import bias_gradient, plain
 from ..support import Support
 from .conv2d import op as conv2d
 from .conv2d.reference import Geometry
 from .linear import op as linear
-from .._backend.dispatch import followed, foreign
-from .._backend.native import bias_gradient, plain
 
 
 def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +46,9 @@ def _shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: T
     return y if x.dim() == 2 else y.view(*x.shape[:-1], s.shape[0])
 
 
-def shadow_conv2d(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
+def shadow_conv2d(
+    x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None
+) -> Tensor:
     """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw). Otherwise as :func:`shadow_linear`."""
     if torch.compiler.is_exporting():
         return F.conv2d(_as(x, dense), dense, bias, g.stride, g.padding, g.dilation).to(x.dtype)
@@ -88,7 +90,13 @@ class _Linear(torch.autograd.Function):
         of_x, of_w, _, of_b, _ = ctx.needs_input_grad
         if followed(dy):
             dx = (_as(dy, dense) @ dense).to(dy.dtype) if of_x else None
-            return dx, _as(dy, dense).t() @ _as(x, dense) if of_w else None, None, dy.sum(0).to(ctx.bias) if of_b else None, None
+            return (
+                dx,
+                _as(dy, dense).t() @ _as(x, dense) if of_w else None,
+                None,
+                dy.sum(0).to(ctx.bias) if of_b else None,
+                None,
+            )
         dx, _ = linear.gradients(dy, x, values, ctx.support, of_x, False)
         dw = _as(dy, values).t() @ _as(x, values) if of_w else None
         return dx, dw, None, bias_gradient(dy, ctx.bias) if of_b else None, None

@@ -25,14 +25,16 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from ..support import Support
 
 
 def as_dense(values: Tensor, s: Support) -> Tensor:
     """The dense matrix (rows, cols), by operations that every tracer and exporter knows: no counting, no size that data decide."""
-    (rows, cols), (h, w), grid = s.shape, s.unit, s.grid
-    tiles = values.new_zeros(*grid, h, w).index_put((s.row.long(), s.col[s.perm.long()].long()), values.view(-1, h, w)[s.perm.long()])
+    (rows, cols), (h, w), grid = s.shape, s.block, s.grid
+    tiles = values.new_zeros(*grid, h, w).index_put(
+        (s.row.long(), s.col[s.perm.long()].long()), values.view(-1, h, w)[s.perm.long()]
+    )
     return tiles.transpose(1, 2).reshape(grid[0] * h, grid[1] * w)[:rows, :cols]
 
 
@@ -40,7 +42,9 @@ def check_index(who: str, crow: Tensor, col: Tensor) -> None:
     """Refuses an index that is itself followed by a transform: it decides how long loops are, and each model has its own."""
     if is_functorch_wrapped_tensor(col) or is_functorch_wrapped_tensor(crow):
         remedy = "transform the parameters alone; call models of different supports one after the other, or densify(copy.deepcopy(model))"
-        raise Unfit(who, "torch.func cannot follow the index of a support (crow, col), which is no number", remedy=remedy)
+        raise UsageError(
+            who, "torch.func cannot follow the index of a support (crow, col), which is no number", remedy=remedy
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +57,16 @@ class Trilinear:
         """The slope by one slot at the arguments of the other two, in order; differentiable any number of times, in both modes."""
         return _Slope.apply(first, second, self, slot)  # type: ignore[return-value]
 
-    def gradients(self, slot: int, first: Tensor, second: Tensor, g: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
+    def gradients(
+        self, slot: int, first: Tensor, second: Tensor, g: Tensor, wanted: tuple[bool, bool]
+    ) -> list[Tensor | None]:
         """Of <g, slope>, by both arguments, as far as wanted."""
         i, j = (k for k in range(3) if k != slot)
         at = {slot: g, i: first, j: second}
-        return [self.slope(k, *(at[other] for other in range(3) if other != k)) if w else None for k, w in zip((i, j), wanted, strict=True)]
+        return [
+            self.slope(k, *(at[other] for other in range(3) if other != k)) if w else None
+            for k, w in zip((i, j), wanted, strict=True)
+        ]
 
 
 class _Slope(torch.autograd.Function):
@@ -82,7 +91,13 @@ class _Slope(torch.autograd.Function):
         (first, second), form, slot = ctx.saved_tensors, ctx.form, ctx.slot
         of_first = None if first_t is None else form.slope(slot, first_t, second)
         of_second = None if second_t is None else form.slope(slot, first, second_t)
-        return of_first + of_second if of_first is not None and of_second is not None else of_second if of_first is None else of_first
+        return (
+            of_first + of_second
+            if of_first is not None and of_second is not None
+            else of_second
+            if of_first is None
+            else of_first
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, first: Tensor, second: Tensor, form: Trilinear, slot: int) -> tuple[Tensor, int]:

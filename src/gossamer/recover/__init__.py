@@ -12,7 +12,7 @@ The estimators are imported when they are first asked for, so that everything el
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .._errors import Unfit
+from .._errors import UsageError
 from . import diagnose as diagnose
 from . import theory as theory
 from .aiht import aiht as aiht
@@ -59,7 +59,11 @@ def __getattr__(name: str) -> Any:
     if name not in ESTIMATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if find_spec("sklearn") is None:
-        raise Unfit(f"gossamer.recover.{name}", "needs scikit-learn, which is not installed", remedy='pip install "gossamer[recover]"')
+        raise UsageError(
+            f"gossamer.recover.{name}",
+            "needs scikit-learn, which is not installed",
+            remedy='pip install "gossamer[recover]"',
+        )
     from . import estimators
 
     return getattr(estimators, name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .fista import soft
 from .recovery import Log, Recovery, Watch, finished, fitted, nonzeros, problem, trivial
 from .theory import minimax_threshold
@@ -37,7 +37,7 @@ def amp(
     p = problem("amp", A, y, tolerance=tolerance, steps=steps)
     m, d = p.A.shape
     if alpha is None and not m < d:
-        raise Unfit("amp", f"A must have fewer rows than columns, or alpha must be given (got {m} x {d})")
+        raise UsageError("amp", f"A must have fewer rows than columns, or alpha must be given (got {m} x {d})")
     if (nothing := trivial(p)) is not None:
         return nothing
     alpha = minimax_threshold(m / d) if alpha is None else alpha
@@ -53,7 +53,10 @@ def amp(
         residual = float(r.norm())
         log(t, residual)
         if not math.isfinite(residual) or residual > 1e6 * float(p.y.norm()):
-            x, reason = torch.zeros_like(x), "it diverged; x = 0 is returned: the entries of A are not like independent ones of zero mean"
+            x, reason = (
+                torch.zeros_like(x),
+                "it diverged; x = 0 is returned: the entries of A are not like independent ones of zero mean",
+            )
             log.note(float(p.y.norm()))
             break
         if small := fitted(residual, p):

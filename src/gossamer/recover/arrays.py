@@ -6,25 +6,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 
 
 def tensor(who: str, name: str, a: Any) -> Tensor:
-    """``a`` as a tensor of its own precision. Arrays that torch can share are not copied. Raises Unfit for anything else."""
+    """``a`` as a tensor of its own precision. Arrays that torch can share are not copied. Raises UsageError for anything else."""
     if isinstance(a, Tensor):
         if a.layout != torch.strided:
-            raise Unfit(who, f"{name} is a sparse tensor", got=a.layout, remedy=f"{name}.to_dense(), or a sparse matrix of SciPy")
+            raise UsageError(
+                who,
+                f"{name} is a sparse tensor",
+                got=a.layout,
+                remedy=f"{name}.to_dense(), or a sparse matrix of SciPy",
+            )
         return a
     if is_sparse(a):
         a = a.toarray()
     if isinstance(a, np.ma.MaskedArray):
-        raise Unfit(who, f"{name} is a masked array, and what is masked would count", remedy=f"drop or impute those entries of {name}")
+        raise UsageError(
+            who,
+            f"{name} is a masked array, and what is masked would count",
+            remedy=f"drop or impute those entries of {name}",
+        )
     if not isinstance(a, np.ndarray):
         remedy = "torch.as_tensor or numpy.asarray makes one; a data frame has to_numpy()"
-        raise Unfit(who, f"{name} must be a tensor, a NumPy array or a sparse matrix of SciPy", got=type(a).__name__, remedy=remedy)
+        raise UsageError(
+            who,
+            f"{name} must be a tensor, a NumPy array or a sparse matrix of SciPy",
+            got=type(a).__name__,
+            remedy=remedy,
+        )
     array = np.asarray(a)
     if array.dtype.kind not in "fiubc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
-        raise Unfit(who, f"{name} must hold numbers that torch knows", got=array.dtype, remedy="astype(numpy.float64)")
+        raise UsageError(
+            who, f"{name} must hold numbers that torch knows", got=array.dtype, remedy="astype(numpy.float64)"
+        )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     fit = array.flags.writeable and all(step >= 0 for step in array.strides)
     return torch.from_numpy(array if fit else array.copy())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .arrays import vector
 from .fista import soft
 from .recovery import Log, Problem, Recovery, Watch, finished, least_squares, nonzeros, problem, trivial
@@ -42,7 +42,7 @@ def basis_pursuit(
         tolerance: ||x - z|| and the dual residual, relative; default 1e-7 in float64, 1e-4 in float32.
         on_step: called with (iteration, ||x - z||) after each.
 
-    Raises: Unfit as :func:`gossamer.recover.iht`, and if A lacks full row rank (the constraints then contradict or repeat each other).
+    Raises: UsageError as :func:`gossamer.recover.iht`, and if A lacks full row rank (the constraints then contradict or repeat each other).
     """
     p = problem("basis_pursuit", A, y, steps=steps)
     w = _weights(p, weights)
@@ -51,9 +51,11 @@ def basis_pursuit(
     tolerance = (1e-7 if p.y.dtype == torch.float64 else 1e-4) if tolerance is None else tolerance
     M = p.A.columns(torch.arange(p.A.shape[1], device=p.y.device))
     factor, info = torch.linalg.cholesky_ex(M @ M.T)
-    if int(info) or float(factor.diagonal().min()) <= 10 * torch.finfo(p.y.dtype).eps ** 0.5 * float(factor.diagonal().max()):
+    if int(info) or float(factor.diagonal().min()) <= 10 * torch.finfo(p.y.dtype).eps ** 0.5 * float(
+        factor.diagonal().max()
+    ):
         remedy = "drop rows that depend on others; with more rows than columns use fista or niht"
-        raise Unfit("basis_pursuit", "the rows of A depend on each other", remedy=remedy)
+        raise UsageError("basis_pursuit", "the rows of A depend on each other", remedy=remedy)
     P = torch.cholesky_solve(M, factor).T.contiguous()  # A^T (A A^T)^{-1}, (d, m)
     x = P @ p.y
     z, u, log = x, torch.zeros_like(x), Log(p, on_step)
@@ -75,7 +77,15 @@ def basis_pursuit(
             if primal > 10 * dual or dual > 10 * primal:
                 factor_ = 2.0 if primal > 10 * dual else 0.5
                 rho, u = rho * factor_, u / factor_
-    return _result(p, M, z, log, steps, False, f"all {steps} iterations were used and the iterates still differ by {log.residuals[-1]:.2g}")
+    return _result(
+        p,
+        M,
+        z,
+        log,
+        steps,
+        False,
+        f"all {steps} iterations were used and the iterates still differ by {log.residuals[-1]:.2g}",
+    )
 
 
 def _weights(p: Problem, weights: Any) -> Tensor:
@@ -85,7 +95,7 @@ def _weights(p: Problem, weights: Any) -> Tensor:
         return torch.ones(d, dtype=p.y.dtype, device=p.y.device)
     w = vector("basis_pursuit", "weights", weights)
     if w.shape != (d,) or not w.is_floating_point() or not bool(((w > 0) & w.isfinite()).all()):
-        raise Unfit("basis_pursuit", f"weights must be {d} positive numbers", got=(tuple(w.shape), w.dtype))
+        raise UsageError("basis_pursuit", f"weights must be {d} positive numbers", got=(tuple(w.shape), w.dtype))
     return shifted(w.detach(), -exponent(w)).to(p.y)
 
 
@@ -100,7 +110,9 @@ def _certified(M: Tensor, y: Tensor, z: Tensor, w: Tensor) -> Tensor | None:
         return None
     target = w[S] * x.sign()
     nu = least_squares(M_S.T, target)
-    if float((M_S.T @ nu - target).norm()) > eps * float(target.norm()) or not bool(((M.T @ nu).abs() <= w * (1 + eps)).all()):
+    if float((M_S.T @ nu - target).norm()) > eps * float(target.norm()) or not bool(
+        ((M.T @ nu).abs() <= w * (1 + eps)).all()
+    ):
         return None
     return z.new_zeros(M.shape[1]).index_put_((S,), x)
 

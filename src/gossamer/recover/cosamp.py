@@ -44,11 +44,15 @@ def cosamp(
     best, seen = (S, p.y.new_empty(0), float(p.y.norm())), {}
     for t in range(1, steps + 1):
         ids, g = sense(p.A, r, S, min(merge * p.inflated, p.A.shape[1]))
-        T = torch.cat([hard(ids, g, merge * p.inflated)[0], S]).unique()  # some of the strongest lie on S: 2 s + |S| at most, often fewer
+        T = torch.cat(
+            [hard(ids, g, merge * p.inflated)[0], S]
+        ).unique()  # some of the strongest lie on S: 2 s + |S| at most, often fewer
         A_T = p.A.columns(T)
         b = least_squares(A_T, p.y)
         unit = torch.finfo(b.dtype).eps ** 0.6 * float(b.norm())
-        keep = top_k((b.abs() / max(unit, 1e-300)).round(), p.inflated)  # equal columns share a value but for rounding: a tie
+        keep = top_k(
+            (b.abs() / max(unit, 1e-300)).round(), p.inflated
+        )  # equal columns share a value but for rounding: a tie
         new, x = T[keep], b[keep]
         A_S = A_T[:, torch.searchsorted(T, new)]
         if merge == 1:
@@ -65,7 +69,15 @@ def cosamp(
         if state in seen:
             why = "the support repeats" if seen[state] == t - 1 else f"the iterates of step {seen[state]} return"
             log.note(best[2])
-            return finished(p, best[0], best[1], log, t, seen[state] == t - 1, f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}")
+            return finished(
+                p,
+                best[0],
+                best[1],
+                log,
+                t,
+                seen[state] == t - 1,
+                f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}",
+            )
         seen[state], S = t, new
     log.note(best[2])
     return finished(p, best[0], best[1], log, steps, False, USED_UP.format(steps))

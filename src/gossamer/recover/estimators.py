@@ -36,7 +36,14 @@ from .omp import omp
 from .scalar import fit_scalar
 from .vector import fit_vector
 
-SOLVERS: dict[str, Callable[..., Any]] = {"omp": omp, "iht": iht, "niht": niht, "htp": htp, "cosamp": cosamp, "aiht": aiht}
+SOLVERS: dict[str, Callable[..., Any]] = {
+    "omp": omp,
+    "iht": iht,
+    "niht": niht,
+    "htp": htp,
+    "cosamp": cosamp,
+    "aiht": aiht,
+}
 FLOOR = 50  # non-zeros that a network gets by default at least, if it has as many
 
 
@@ -55,7 +62,9 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
     After ``fit``: ``coef_`` (features,), ``intercept_``, ``support_`` (indices of the non-zeros), ``n_iter_``, ``converged_``, ``reason_``.
     """
 
-    def __init__(self, n_nonzero=None, solver="niht", fit_intercept=True, inflate=1.0, max_iter=1000, tol=None, verbose=0):
+    def __init__(
+        self, n_nonzero=None, solver="niht", fit_intercept=True, inflate=1.0, max_iter=1000, tol=None, verbose=0
+    ):
         self.n_nonzero = n_nonzero
         self.solver = solver
         self.fit_intercept = fit_intercept
@@ -68,7 +77,9 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
         """X (samples, features), y (samples,)."""
         X, y = _data(self, X, y, y_numeric=True)
         if self.solver not in SOLVERS:
-            raise ValueError(f"unknown solver {self.solver!r}{nearest(self.solver, SOLVERS)}; one of {', '.join(SOLVERS)}")
+            raise ValueError(
+                f"unknown solver {self.solver!r}{nearest(self.solver, SOLVERS)}; one of {', '.join(SOLVERS)}"
+            )
         features = X.shape[1]
         s = _count(self.n_nonzero, max(1, features // 10), features, f"{features} features")
         max_iter = _whole("max_iter", self.max_iter)
@@ -76,10 +87,16 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
         centre, mean = (X.mean(0), y.mean()) if self.fit_intercept else (np.zeros(features), 0.0)
         A, b = X - centre, y - mean
         norms = math.sqrt(len(X)) * _rms(A)
-        norms[norms <= 1e-12 * np.maximum(np.abs(X).max(0), 1e-300) * math.sqrt(len(X))] = np.inf  # a constant feature is never chosen
-        settings: dict[str, Any] = {} if self.solver == "omp" else {"s_tilde": min(features, round(self.inflate * s)), "steps": max_iter}
+        norms[norms <= 1e-12 * np.maximum(np.abs(X).max(0), 1e-300) * math.sqrt(len(X))] = (
+            np.inf
+        )  # a constant feature is never chosen
+        settings: dict[str, Any] = (
+            {} if self.solver == "omp" else {"s_tilde": min(features, round(self.inflate * s)), "steps": max_iter}
+        )
         with _Progress(self, s if self.solver == "omp" else max_iter, "residual") as told:
-            found = SOLVERS[self.solver](_tensor(A / norms), _tensor(b), s, tolerance=self.tol, on_step=told, **settings)
+            found = SOLVERS[self.solver](
+                _tensor(A / norms), _tensor(b), s, tolerance=self.tol, on_step=told, **settings
+            )
         if not found.converged:
             warnings.warn(f"SparseLinearRecovery: {found.reason}", ConvergenceWarning, stacklevel=2)
         self.coef_ = found.dense().numpy() / norms
@@ -173,7 +190,9 @@ class SparseReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.n_nonzero_ = fit.network.nonzeros
         last = network.layers[-1]
         rows = last.support.rows().long()
-        scaled = Layer(last.support, last.values * _tensor(spread)[rows], _biased(last) * _tensor(spread) + _tensor(mean))
+        scaled = Layer(
+            last.support, last.values * _tensor(spread)[rows], _biased(last) * _tensor(spread) + _tensor(mean)
+        )
         self.network_ = ReLUNetwork((*network.layers[:-1], scaled), network.fused)
         self.loss_curve_ = fit.losses
         self.n_outputs_, self._column = Y.shape[1], y.ndim == 2
@@ -237,7 +256,9 @@ class SparseReLUClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"SparseReLUClassifier needs samples of two classes at least; y holds one class only: {self.classes_[0]!r}")
+            raise ValueError(
+                f"SparseReLUClassifier needs samples of two classes at least; y holds one class only: {self.classes_[0]!r}"
+            )
         neurons, max_iter = _whole("n_neurons", self.n_neurons), _whole("max_iter", self.max_iter)
         batch = _whole("batch_size", self.batch_size)
         _inflation(self.inflate)
@@ -288,7 +309,13 @@ class _Progress:
     """Tells how far a fit has come: nothing, a bar on a terminal with rich, ten lines and the last step elsewhere."""
 
     def __init__(self, estimator: Any, total: int, what: str = "loss"):
-        self.name, self.total, self.what, self.verbose, self.bar = type(estimator).__name__, total, what, estimator.verbose, None
+        self.name, self.total, self.what, self.verbose, self.bar = (
+            type(estimator).__name__,
+            total,
+            what,
+            estimator.verbose,
+            None,
+        )
         self.last, self.untold = 0, ""
 
     def __enter__(self) -> "_Progress":
@@ -354,7 +381,9 @@ def _count(asked: Any, default: int, most: int, described: str, two_layers: bool
     if two_layers and asked < 2:
         raise ValueError(f"n_nonzero={asked} is too few: the two layers need one weight each, 2 at least")
     if asked > most:
-        raise ValueError(f"n_nonzero={asked} asks for more non-zeros than there are coefficients: {described} have {most}")
+        raise ValueError(
+            f"n_nonzero={asked} asks for more non-zeros than there are coefficients: {described} have {most}"
+        )
     return int(asked)
 
 

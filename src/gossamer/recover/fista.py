@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .iht import spectral_norm
 from .operators import Operator
 from .recovery import Log, Recovery, Watch, finished, nonzeros, problem
@@ -44,13 +44,13 @@ def fista(
         tolerance: duality gap over 1/2 ||y||^2 at which it stops; default 1e-8 in float64, 1e-5 in float32.
         on_step: called with (iteration, residual) after each.
 
-    Raises: Unfit if shapes or precisions do not fit, y or A hold NaN or infinities, or lam is not positive.
+    Raises: UsageError if shapes or precisions do not fit, y or A hold NaN or infinities, or lam is not positive.
     """
     p = problem("fista" if momentum else "ista", A, y, steps=steps)
     tolerance = (1e-8 if p.y.dtype == torch.float64 else 1e-5) if tolerance is None else tolerance
     top = float(p.A.rmatvec(p.y).abs().max())
     if lam is not None and not lam > 0 and top > 0:
-        raise Unfit("fista", "lam must be positive", got=lam)
+        raise UsageError("fista", "lam must be positive", got=lam)
     lam = 0.01 * top if lam is None else times(lam, -p.a - p.b)
     L = 1.02 * spectral_norm(p.A) ** 2
     x = v = p.y.new_zeros(p.A.shape[1])

@@ -28,7 +28,9 @@ def packed(gates: Iterable[Tensor]) -> Tensor:
     made as they are asked for are never there all at once."""
     parts = []
     for part in gates:
-        bits = torch.nn.functional.pad(part.T.to(torch.uint8), (0, -part.shape[0] % 8)).view(part.shape[1], -(-part.shape[0] // 8), 8)
+        bits = torch.nn.functional.pad(part.T.to(torch.uint8), (0, -part.shape[0] % 8)).view(
+            part.shape[1], -(-part.shape[0] // 8), 8
+        )
         parts.append((bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(2, dtype=torch.uint8))
     return torch.cat(parts)
 

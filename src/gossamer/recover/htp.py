@@ -66,9 +66,21 @@ def htp(
         z = spread(ids, S, x) + step * g
         new, _ = hard(ids, z, p.inflated)  # (1)
         if tuple(new.tolist()) in seen:
-            why = "the support repeats" if torch.equal(new, S) else "the supports go round in a cycle; the best of them is returned"
+            why = (
+                "the support repeats"
+                if torch.equal(new, S)
+                else "the supports go round in a cycle; the best of them is returned"
+            )
             log.note(best[2])
-            return finished(p, best[0], best[1], log, t, torch.equal(new, S), f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}")
+            return finished(
+                p,
+                best[0],
+                best[1],
+                log,
+                t,
+                torch.equal(new, S),
+                f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}",
+            )
         seen.add(tuple(new.tolist()))
         S = new
     assert best is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .._errors import Unfit, is_real
+from .._errors import UsageError, is_real
 from .operators import Operator
 from .recovery import USED_UP, Log, Recovery, Watch, finished, fitted, hard, problem, sense, spread, stands, trivial
 from .units import times
@@ -40,13 +40,13 @@ def iht(
         tolerance: residual over ||y|| at which it stops; default 1e-9 in float64, 2e-5 in float32.
         on_step: called with (iteration, residual) after each.
 
-    Raises: Unfit if shapes, precisions or counts do not fit, or y or A hold NaN or infinities.
+    Raises: UsageError if shapes, precisions or counts do not fit, or y or A hold NaN or infinities.
     """
     p = problem("iht", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
         return nothing
     if mu is not None and not (is_real(mu) and 0.0 < mu < math.inf):
-        raise Unfit("iht", "mu, the step size, is a positive number", got=mu)
+        raise UsageError("iht", "mu, the step size, is a positive number", got=mu)
     mu = 0.99 / spectral_norm(p.A) ** 2 if mu is None else times(mu, 2 * p.a)
     S, x, r = torch.empty(0, dtype=torch.int64, device=p.y.device), p.y.new_empty(0), p.y
     log = Log(p, on_step)

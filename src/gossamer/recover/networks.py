@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from .._errors import Unfit
+from .._backend.dispatch import run
+from .._errors import UsageError
 from ..layers import SparseLinear
 from ..products.linear.op import FORWARD, product
-from .._backend.dispatch import run
 from ..support import Support
 from .arrays import tensor
 from .operators import GatedReLU
@@ -67,8 +67,13 @@ class ReLUNetwork(NamedTuple):
         for support, values, bias in self.layers:
             rows, cols = support.shape
             if support.n == 0:  # a layer needs one weight at least: here one that is zero
-                support, values = Support.from_ids(torch.zeros(1, dtype=torch.int64), support.shape), values.new_zeros(1)
-            layer = SparseLinear(cols, rows, support=support, bias=bias is not None, dtype=values.dtype, device=values.device)
+                support, values = (
+                    Support.from_ids(torch.zeros(1, dtype=torch.int64), support.shape),
+                    values.new_zeros(1),
+                )
+            layer = SparseLinear(
+                cols, rows, support=support, bias=bias is not None, dtype=values.dtype, device=values.device
+            )
             layer.set_values_(values)
             if bias is not None and layer.bias is not None:
                 with torch.no_grad():
@@ -78,18 +83,22 @@ class ReLUNetwork(NamedTuple):
 
     @staticmethod
     def from_sequential(model: nn.Sequential) -> "ReLUNetwork":
-        """The network of alternating SparseLinear and ReLU modules. Raises Unfit for any other."""
+        """The network of alternating SparseLinear and ReLU modules. Raises UsageError for any other."""
         layers = []
         for i, module in enumerate(model):
             if i % 2 == 1 and isinstance(module, nn.ReLU):
                 continue
-            if i % 2 == 1 or not isinstance(module, SparseLinear) or module.unit != (1, 1):
+            if i % 2 == 1 or not isinstance(module, SparseLinear) or module.block != (1, 1):
                 remedy = "SparseLinear, ReLU, ..., SparseLinear; gs.sparsify makes them"
-                raise Unfit("ReLUNetwork.from_sequential", f"module {i} does not fit", got=type(module).__name__, remedy=remedy)
+                raise UsageError(
+                    "ReLUNetwork.from_sequential", f"module {i} does not fit", got=type(module).__name__, remedy=remedy
+                )
             bias = None if module.bias is None else module.bias.detach().clone()
-            layers.append(Layer(module.support, module.layout.compact(module.values.detach(), module.support).clone(), bias))
+            layers.append(
+                Layer(module.support, module.layout.compact(module.values.detach(), module.support).clone(), bias)
+            )
         if len(model) % 2 == 0:
-            raise Unfit("ReLUNetwork.from_sequential", "the last module must be a SparseLinear")
+            raise UsageError("ReLUNetwork.from_sequential", "the last module must be a SparseLinear")
         return ReLUNetwork(tuple(layers))
 
     @staticmethod
@@ -113,7 +122,9 @@ class GatedNetwork(NamedTuple):
 
     def operator(self, X: Any) -> GatedReLU:
         """The measurements that these gates make of other inputs."""
-        return GatedReLU.random(X, self.neurons, self.seed) if self.generators is None else GatedReLU(X, self.generators)
+        return (
+            GatedReLU.random(X, self.neurons, self.seed) if self.generators is None else GatedReLU(X, self.generators)
+        )
 
     def predict(self, X: Any) -> Tensor:
         """(n, d) -> (n, k)."""
@@ -132,15 +143,17 @@ class GatedNetwork(NamedTuple):
         return used, torch.where(as_is >= flipped, as_is, -flipped)
 
     def to_relu(self, X: Any) -> ReLUNetwork:
-        """The same function as a ReLU network, where it is one on the inputs X; raises Unfit where gates and weights disagree."""
+        """The same function as a ReLU network, where it is one on the inputs X; raises UsageError where gates and weights disagree."""
         if self.outputs != 1:
-            raise Unfit("GatedNetwork.to_relu", "only a scalar output can be converted", got=self.outputs)
+            raise UsageError("GatedNetwork.to_relu", "only a scalar output can be converted", got=self.outputs)
         used, agree = self.signs(X)
         bad = [
-            f"neuron {int(j)}: {100 * abs(float(a)):.1f} % of the samples" for j, a in zip(used, agree, strict=True) if abs(float(a)) < 1
+            f"neuron {int(j)}: {100 * abs(float(a)):.1f} % of the samples"
+            for j, a in zip(used, agree, strict=True)
+            if abs(float(a)) < 1
         ]
         if bad:
-            raise Unfit(
+            raise UsageError(
                 "GatedNetwork.to_relu",
                 f"the gates of {len(bad)} neurons are not those of their own weights, so no ReLU network of this size is the same function",
                 reasons=bad[:5],
@@ -161,26 +174,26 @@ def products(X: Tensor, ids: Tensor, w: Tensor, features: int) -> tuple[Tensor, 
 
 
 def inputs(who: str, X: Any, Y: Any) -> tuple[Tensor, Tensor]:
-    """Checked data: X (n, d) and Y (n, k). Raises Unfit."""
+    """Checked data: X (n, d) and Y (n, k). Raises UsageError."""
     X, Y = tensor(who, "X", X), tensor(who, "Y", Y)
     if Y.dim() > 2:
-        raise Unfit(who, "targets must be (samples,) or (samples, outputs)", got=tuple(Y.shape))
+        raise UsageError(who, "targets must be (samples,) or (samples, outputs)", got=tuple(Y.shape))
     if X.dim() != 2 or X.dtype not in (torch.float32, torch.float64) or not X.numel():
-        raise Unfit(who, "X must be (samples, features), float32 or float64", got=(tuple(X.shape), X.dtype))
+        raise UsageError(who, "X must be (samples, features), float32 or float64", got=(tuple(X.shape), X.dtype))
     if len(Y) != len(X):
-        raise Unfit(who, f"there are {len(X)} samples, but {len(Y)} targets")
+        raise UsageError(who, f"there are {len(X)} samples, but {len(Y)} targets")
     for name, t in (("X", X), ("Y", Y)):
         if t.is_floating_point() and not bool(t.isfinite().all()):
-            raise Unfit(who, f"{name} holds NaN or infinite entries", remedy="drop or impute them")
+            raise UsageError(who, f"{name} holds NaN or infinite entries", remedy="drop or impute them")
     return X.detach(), (Y[:, None] if Y.dim() == 1 else Y).detach().to(X.dtype)
 
 
 def classes_of(who: str, y: Tensor) -> int:
-    """How many classes labels 0, 1, ... have. Raises Unfit."""
+    """How many classes labels 0, 1, ... have. Raises UsageError."""
     if y.dim() != 1 or y.is_floating_point() or not len(y) or int(y.min()) < 0:
-        raise Unfit(who, "labels must be whole numbers 0, 1, ..., one per sample", got=(tuple(y.shape), y.dtype))
+        raise UsageError(who, "labels must be whole numbers 0, 1, ..., one per sample", got=(tuple(y.shape), y.dtype))
     if int(y.min()) == int(y.max()):
-        raise Unfit(who, "there is only one class", remedy="samples of two classes at least")
+        raise UsageError(who, "there is only one class", remedy="samples of two classes at least")
     return int(y.max()) + 1
 
 

@@ -81,11 +81,15 @@ def step_size(g_S: Tensor, A_S: Tensor) -> float:
     return float(g_S.square().sum()) / below if below > 0.0 else 0.0
 
 
-def _step(p: Problem, ids: Tensor, g: Tensor, before: Tensor, columns: Tensor, S: Tensor) -> tuple[Tensor, Tensor, bool]:
+def _step(
+    p: Problem, ids: Tensor, g: Tensor, before: Tensor, columns: Tensor, S: Tensor
+) -> tuple[Tensor, Tensor, bool]:
     on = torch.searchsorted(ids, S)
     mu = step_size(g[on], columns[:, on])  # (1)
     if mu == 0.0:
-        mu = 1 / max(float(columns.square().sum(0).max()), 1e-300)  # the gradient on the support is spent, elsewhere it is not
+        mu = 1 / max(
+            float(columns.square().sum(0).max()), 1e-300
+        )  # the gradient on the support is spent, elsewhere it is not
     for _ in range(TRIES):
         new, x = hard(ids, before + mu * g, p.inflated)  # (2)
         if torch.equal(new, S):

@@ -69,5 +69,8 @@ def _strongest(A: Any, r: Tensor, norms: Tensor, chosen: list[int]) -> tuple[int
         score[taken[(taken >= first) & (taken < first + g.numel())] - first] = 0.0
         top = score.max()
         if float(top) > best:
-            best, where = float(top), first + int((score == top).nonzero()[0, 0])  # argmax promises no index among equals
+            best, where = (
+                float(top),
+                first + int((score == top).nonzero()[0, 0]),
+            )  # argmax promises no index among equals
     return where, best

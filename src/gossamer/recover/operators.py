@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import Unfit, check_count
-from ..products.linear.op import FORWARD
 from .._backend.dispatch import run
+from .._errors import UsageError, check_count
+from ..products.linear.op import FORWARD
 from ..support import Support, distinct
 from .arrays import is_sparse, tensor
 from .gates import DRAWN, generator, packed, random_generators, unpacked
@@ -76,7 +76,7 @@ class Dense(Operator):
         matrix = tensor("Dense", "the matrix", matrix)
         if matrix.dim() != 2 or matrix.dtype not in PRECISIONS:
             got = (tuple(matrix.shape), matrix.dtype)
-            raise Unfit("Dense", "the matrix must have two dimensions and be float32 or float64", got=got)
+            raise UsageError("Dense", "the matrix must have two dimensions and be float32 or float64", got=got)
         self.matrix = matrix.detach()
         self.shape, self.dtype, self.device = (matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.device
 
@@ -101,7 +101,14 @@ class Gaussian(Operator):
         seed: decides every entry, on any device: blocks of ``DRAWN`` columns are drawn on the CPU, each from its own state.
     """
 
-    def __init__(self, rows: int, cols: int, seed: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ):
         check_count("Gaussian", "rows", rows, 1)
         check_count("Gaussian", "cols", cols, 1)
         self.shape, self.seed, self.dtype, self.device = (rows, cols), seed, dtype, torch.device(device)
@@ -146,18 +153,31 @@ class SubsampledDCT(Operator):
         seed: of the choice.
     """
 
-    def __init__(self, rows: int, cols: int, seed: int = 0, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ):
         check_count("SubsampledDCT", "rows", rows, 1)
         if rows > cols:
-            raise Unfit("SubsampledDCT", f"a transform of size {cols} has no {rows} rows")
+            raise UsageError("SubsampledDCT", f"a transform of size {cols} has no {rows} rows")
         self.shape, self.dtype, self.device = (rows, cols), dtype, torch.device(device)
         self.kept = distinct(cols, rows, generator(seed, 0)).to(self.device)  # frequencies
-        self.scale = torch.where(self.kept == 0, (1 / rows) ** 0.5, (2 / rows) ** 0.5).to(dtype)  # sqrt(d/m) times the orthonormal scale
+        self.scale = torch.where(self.kept == 0, (1 / rows) ** 0.5, (2 / rows) ** 0.5).to(
+            dtype
+        )  # sqrt(d/m) times the orthonormal scale
         turn = torch.arange(cols, device=self.device, dtype=torch.float64) * (-torch.pi / (2 * cols))
-        self.turn = torch.polar(torch.ones_like(turn), turn).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+        self.turn = torch.polar(torch.ones_like(turn), turn).to(
+            torch.complex128 if dtype == torch.float64 else torch.complex64
+        )
 
     def matvec(self, x: Tensor) -> Tensor:
-        waves = torch.fft.fft(x, 2 * self.shape[1])[: self.shape[1]] * self.turn  # Re: sum_j x_j cos(pi k (2 j + 1) / 2 d)
+        waves = (
+            torch.fft.fft(x, 2 * self.shape[1])[: self.shape[1]] * self.turn
+        )  # Re: sum_j x_j cos(pi k (2 j + 1) / 2 d)
         return waves.real[self.kept] * self.scale
 
     def adjoint(self, r: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -171,7 +191,9 @@ class SubsampledDCT(Operator):
 
     def norms(self) -> Tensor:
         step = max(1, BLOCK_NUMBERS // self.shape[0])
-        return torch.cat([self.columns(ids).norm(dim=0) for ids in torch.arange(self.shape[1], device=self.device).split(step)])
+        return torch.cat(
+            [self.columns(ids).norm(dim=0) for ids in torch.arange(self.shape[1], device=self.device).split(step)]
+        )
 
 
 class GatedReLU(Operator):
@@ -191,7 +213,9 @@ class GatedReLU(Operator):
     def __init__(self, X: Any, generators: Any):
         X, generators = _inputs("GatedReLU", X), tensor("GatedReLU", "generators", generators)
         if generators.dim() != 2 or generators.shape[1] != X.shape[1] or not len(generators):
-            raise Unfit("GatedReLU", f"generators must be (neurons, {X.shape[1]}), at least one", got=tuple(generators.shape))
+            raise UsageError(
+                "GatedReLU", f"generators must be (neurons, {X.shape[1]}), at least one", got=tuple(generators.shape)
+            )
         parts = (_directions(part).to(X.dtype) for part in generators.split(_neurons_at_a_time(X)))
         self._take(X, packed(X @ part.T > 0 for part in parts))
 
@@ -202,7 +226,9 @@ class GatedReLU(Operator):
         check_count("GatedReLU.random", "neurons", neurons, 1)
         step = -(-_neurons_at_a_time(X) // DRAWN) * DRAWN
         starts = range(0, neurons, step)
-        parts = (random_generators(seed, range(first, min(first + step, neurons)), X.shape[1]).to(X) for first in starts)
+        parts = (
+            random_generators(seed, range(first, min(first + step, neurons)), X.shape[1]).to(X) for first in starts
+        )
         return GatedReLU.of_gates(X, packed(X @ part.T > 0 for part in parts))
 
     @staticmethod
@@ -290,13 +316,19 @@ class FromSciPy(Operator):
 
         self.linear = aslinearoperator(linear)
         if np.issubdtype(self.linear.dtype or float, np.complexfloating):
-            raise Unfit("operator", "A is complex; solvers here are of real numbers", remedy="real and imaginary parts as rows and columns")
+            raise UsageError(
+                "operator",
+                "A is complex; solvers here are of real numbers",
+                remedy="real and imaginary parts as rows and columns",
+            )
         self.shape, self.device = (self.linear.shape[0], self.linear.shape[1]), torch.device("cpu")
         self.dtype = torch.float32 if self.linear.dtype == np.float32 else torch.float64
         try:
             self.linear.rmatvec(np.zeros(self.shape[0], dtype=self._kind))
         except NotImplementedError:
-            raise Unfit("operator", "A has no rmatvec, and solvers need A^T r", remedy="LinearOperator(..., rmatvec=...)") from None
+            raise UsageError(
+                "operator", "A has no rmatvec, and solvers need A^T r", remedy="LinearOperator(..., rmatvec=...)"
+            ) from None
 
     @property
     def _kind(self) -> Any:
@@ -352,7 +384,12 @@ def operator(A: Any, who: str = "operator") -> Operator:
     if is_sparse(A) or (callable(getattr(A, "matvec", None)) and callable(getattr(A, "rmatvec", None))):
         return FromSciPy(A)
     remedy = "to_numpy() of a data frame"
-    raise Unfit(who, "A must be a matrix (tensor or array), an Operator, or a SciPy LinearOperator", got=type(A).__name__, remedy=remedy)
+    raise UsageError(
+        who,
+        "A must be a matrix (tensor or array), an Operator, or a SciPy LinearOperator",
+        got=type(A).__name__,
+        remedy=remedy,
+    )
 
 
 # -------------------------------------------------------------------- details
@@ -365,7 +402,7 @@ def _neurons_at_a_time(X: Tensor) -> int:
 def _inputs(who: str, X: Any) -> Tensor:
     X = tensor(who, "X", X)
     if X.dim() != 2 or X.dtype not in PRECISIONS or not X.numel():
-        raise Unfit(who, "X must be (samples, features), float32 or float64", got=(tuple(X.shape), X.dtype))
+        raise UsageError(who, "X must be (samples, features), float32 or float64", got=(tuple(X.shape), X.dtype))
     return X
 
 

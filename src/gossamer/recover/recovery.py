@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import Unfit, check_count
+from .._errors import UsageError, check_count
 from ..products.sense.op import top_k
 from .arrays import vector
 from .operators import PRECISIONS, Operator
@@ -44,7 +44,9 @@ class Recovery(NamedTuple):
 
     def dense(self) -> Tensor:
         """x, (size,)."""
-        return torch.zeros(self.size, dtype=self.values.dtype, device=self.values.device).index_put_((self.support,), self.values)
+        return torch.zeros(self.size, dtype=self.values.dtype, device=self.values.device).index_put_(
+            (self.support,), self.values
+        )
 
     def __repr__(self) -> str:
         left = f"{self.residuals[-1]:.3g}" if self.residuals else "none"
@@ -77,26 +79,34 @@ def problem(
     *,
     steps: int = 1,
 ) -> Problem:
-    """Checks what a solver is given, and takes the units out. Raises Unfit."""
+    """Checks what a solver is given, and takes the units out. Raises UsageError."""
     check_count(who, "steps", steps, 1)
     A, a = normalised(who, A)
     rows, cols = A.shape
     y = vector(who, "y", y)
     if y.shape != (rows,):
         remedy = "Stacked(A, k) solves for several at once"
-        raise Unfit(who, f"y must be a vector with the {rows} rows of A", got=tuple(y.shape), remedy=remedy)
+        raise UsageError(who, f"y must be a vector with the {rows} rows of A", got=tuple(y.shape), remedy=remedy)
     if y.dtype not in PRECISIONS or y.dtype != A.dtype:
-        raise Unfit(who, f"y must have the precision of A, {A.dtype}", got=y.dtype)
+        raise UsageError(who, f"y must have the precision of A, {A.dtype}", got=y.dtype)
     if not bool(y.isfinite().all()):
-        raise Unfit(who, f"y holds {int((~y.isfinite()).sum())} entries that are NaN or infinite", remedy="drop these measurements")
+        raise UsageError(
+            who,
+            f"y holds {int((~y.isfinite()).sum())} entries that are NaN or infinite",
+            remedy="drop these measurements",
+        )
     count = cols if s is None else check_count(who, "s", s, 0)
     if count > cols:
-        raise Unfit(who, f"x has {cols} coefficients, fewer than the {count} non-zeros asked for", remedy=f"s of at most {cols}")
+        raise UsageError(
+            who, f"x has {cols} coefficients, fewer than the {count} non-zeros asked for", remedy=f"s of at most {cols}"
+        )
     inflated = count if s_tilde is None else check_count(who, "s_tilde, which inflates the support,", s_tilde, count)
     default = 1e-9 if y.dtype == torch.float64 else 2e-5
     b = exponent(y)
     y = shifted(y.detach(), -b)
-    return Problem(A, y, count, min(inflated, cols), (default if tolerance is None else tolerance) * float(y.norm()), a, b)
+    return Problem(
+        A, y, count, min(inflated, cols), (default if tolerance is None else tolerance) * float(y.norm()), a, b
+    )
 
 
 def hard(ids: Tensor, z: Tensor, s: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._errors import Unfit, check_count
+from .._errors import UsageError, check_count
 from .basis_pursuit import basis_pursuit
 from .recovery import Log, Recovery, Watch, finished, problem
 from .units import times
@@ -35,7 +35,7 @@ def reweighted_l1(
     """
     check_count("reweighted_l1", "rounds", rounds, 1)
     if eps is not None and not eps > 0:
-        raise Unfit("reweighted_l1", "eps must be positive", got=eps)
+        raise UsageError("reweighted_l1", "eps must be positive", got=eps)
     p = problem("reweighted_l1", A, y, steps=steps)
     eps = None if eps is None else times(eps, p.a - p.b)
     weights, before, log, total = None, None, Log(p, on_step), 0

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import Unfit, check_at_least, check_count
+from .._errors import UsageError, check_at_least, check_count
 from .aiht import refined
 from .arrays import tensor
 from .gates import generator, packed, random_generators
@@ -70,11 +70,11 @@ def fit_gated(
         generators: h (p, d); None draws ``neurons`` of them from ``seed``.
         solver: ``niht``, ``htp``, ``aiht``, ``cosamp``, ``iht`` or ``omp``; ``settings`` go to it.
 
-    Raises: Unfit as the solver.
+    Raises: UsageError as the solver.
     """
     X, Y = inputs("fit_gated", X, Y)
     if not callable(solver):
-        raise Unfit("fit_gated", "solver is a function, as recover.niht", got=solver)
+        raise UsageError("fit_gated", "solver is a function, as recover.niht", got=solver)
     generators = None if generators is None else tensor("fit_gated", "generators", generators)
     gates = GatedReLU.random(X, neurons, seed) if generators is None else GatedReLU(X, generators)
     A = gates if Y.shape[1] == 1 else Stacked(gates, Y.shape[1])
@@ -115,7 +115,7 @@ def fit_scalar(
         seed: of gates and batches; the result follows from it.
         on_round: called with (round, loss).
 
-    Raises: Unfit if shapes or counts do not fit, or the data hold NaN or infinities.
+    Raises: UsageError if shapes or counts do not fit, or the data hold NaN or infinities.
     """
     who = "fit_scalar"
     X, Y = inputs(who, X, y)
@@ -124,9 +124,12 @@ def fit_scalar(
         check_count(who, name, value, least)
     check_at_least(who, "inflate", inflate, 1.0)
     if Y.shape[1] != 1:
-        raise Unfit(who, "y must have one column", got=tuple(Y.shape), remedy="fit_vector for several outputs")
+        raise UsageError(who, "y must have one column", got=tuple(Y.shape), remedy="fit_vector for several outputs")
     if s > neurons * d:
-        raise Unfit(who, f"{neurons} neurons on {d} inputs have {neurons * d} coefficients, fewer than the {s} non-zeros asked for")
+        raise UsageError(
+            who,
+            f"{neurons} neurons on {d} inputs have {neurons * d} coefficients, fewer than the {s} non-zeros asked for",
+        )
     if batch is not None:
         check_count(who, "batch", batch, 1)
     tolerance = (1e-16 if X.dtype == torch.float64 else 1e-12) if tolerance is None else tolerance
@@ -137,7 +140,11 @@ def fit_scalar(
     least, losses, best, best_loss = tolerance * float(y.square().mean()), [], state, float(y.square().mean())
     reason, converged = f"all {rounds} rounds were used", False
     for t in range(rounds):
-        k = s if inflate == 1 else min(round(s * (1 + (inflate - 1) * max(0.0, 1 - t / max(shrink * rounds, 1e-9)) ** 3)), neurons * d)
+        k = (
+            s
+            if inflate == 1
+            else min(round(s * (1 + (inflate - 1) * max(0.0, 1 - t / max(shrink * rounds, 1e-9)) ** 3)), neurons * d)
+        )
         for i, where in enumerate(_batches(n, batch, seed, t)):
             Xb, yb = (X, y) if where is None else (X[where], y[where])
             state = _round(Xb, yb, state, k, refine, newton, signs, revive, seed, t, i)
@@ -152,7 +159,12 @@ def fit_scalar(
                 break
     w = put_back(best.w, b - a)
     if w is None:
-        return Fit(ReLUNetwork.scalar(best.ids[:0], best.w[:0], best.signs, d), losses, False, beyond("the network", best.w, b - a))
+        return Fit(
+            ReLUNetwork.scalar(best.ids[:0], best.w[:0], best.signs, d),
+            losses,
+            False,
+            beyond("the network", best.w, b - a),
+        )
     return Fit(ReLUNetwork.scalar(best.ids[w != 0], w[w != 0], best.signs, d), losses, converged, reason)
 
 
@@ -167,7 +179,17 @@ class _State(NamedTuple):
 
 
 def _round(
-    X: Tensor, y: Tensor, now: _State, k: int, refine: int, newton: int, signs: bool, revive: bool, seed: int, t: int, b: int
+    X: Tensor,
+    y: Tensor,
+    now: _State,
+    k: int,
+    refine: int,
+    newton: int,
+    signs: bool,
+    revive: bool,
+    seed: int,
+    t: int,
+    b: int,
 ) -> _State:
     (n, d), p = X.shape, now.signs.numel()
     used, z = products(X, now.ids, now.w, d)
@@ -186,7 +208,11 @@ def _round(
     ids, g = sense(A, r, now.ids, k)
     on = torch.searchsorted(ids, now.ids)
     columns = A.columns(ids)
-    eta = max(step_size(g[on], columns[:, on]), step_size(g, columns)) if newton or not on.numel() else step_size(g[on], columns[:, on])
+    eta = (
+        max(step_size(g[on], columns[:, on]), step_size(g, columns))
+        if newton or not on.numel()
+        else step_size(g[on], columns[:, on])
+    )
     S, w = hard(ids, spread(ids, now.ids, now.w) + eta * g, k)  # (1)
     w = refined(columns[:, torch.searchsorted(ids, S)], y, w, refine)  # (2)
     used, z = products(X, S, w, d)
@@ -216,7 +242,9 @@ def _scouts(X: Tensor, p: int, seed: int, t: int, b: int) -> Tensor:
     """Random gates of all p neurons for one step, as bits."""
     state = int(torch.randint(2**62, (), generator=generator(seed, t, b)))
     step = max(64, (1 << 21) // sum(X.shape) // 64 * 64)
-    parts = (random_generators(state, range(first, min(first + step, p)), X.shape[1]).to(X) for first in range(0, p, step))
+    parts = (
+        random_generators(state, range(first, min(first + step, p)), X.shape[1]).to(X) for first in range(0, p, step)
+    )
     return packed(X @ part.T > 0 for part in parts)
 
 

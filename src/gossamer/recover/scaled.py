@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .operators import BLOCK_NUMBERS, Operator, operator
 from .units import exponent_of, shifted
 
@@ -41,17 +41,19 @@ class Scaled(Operator):
         if abs(self.e) <= SQUARES[self.dtype]:
             return shifted(self.A.norms(), self.e)
         step = max(1, BLOCK_NUMBERS // max(1, self.shape[0]))
-        return torch.cat([self.columns(ids).norm(dim=0) for ids in torch.arange(self.shape[1], device=self.device).split(step)])
+        return torch.cat(
+            [self.columns(ids).norm(dim=0) for ids in torch.arange(self.shape[1], device=self.device).split(step)]
+        )
 
 
 def normalised(who: str, A: Any) -> tuple[Operator, int]:
-    """2^-e A by (1), and e. Raises Unfit if A is no operator, or holds NaN or infinities."""
+    """2^-e A by (1), and e. Raises UsageError if A is no operator, or holds NaN or infinities."""
     A = operator(A, who)
     v = torch.cos(torch.arange(1, A.shape[0] + 1, dtype=torch.float64) * 1.618).to(A.device, A.dtype)
     down = -A.shape[0].bit_length()  # no sum can overflow
     top = _largest(A, shifted(v, down))
     if not math.isfinite(top):
-        raise Unfit(who, "A holds entries that are NaN or infinite", remedy="drop or impute these columns")
+        raise UsageError(who, "A holds entries that are NaN or infinite", remedy="drop or impute these columns")
     if top < 2.0**-FAINT:
         top, down = _largest(A, shifted(v, FAINT)), FAINT
     e = exponent_of(top) - down if top > 0.0 else 0

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from .arrays import tensor
 
 
@@ -33,7 +33,7 @@ def minimax_threshold(delta: float, signed: bool = True) -> float:
 
 def _transition(delta: float, signed: bool) -> tuple[float, float]:
     if not 0.0 < delta < 1.0:
-        raise Unfit("donoho_tanner", "delta = m / d must lie in (0, 1)", got=delta)
+        raise UsageError("donoho_tanner", "delta = m / d must lie in (0, 1)", got=delta)
     kappa = 2 if signed else 1
 
     def rho(z: float) -> float:

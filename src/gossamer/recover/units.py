@@ -13,7 +13,12 @@ import math
 import torch
 from torch import Tensor
 
-REACH = {torch.float64: 1000, torch.float32: 120, torch.bfloat16: 120, torch.float16: 14}  # 2^-REACH and 2^REACH are such numbers
+REACH = {
+    torch.float64: 1000,
+    torch.float32: 120,
+    torch.bfloat16: 120,
+    torch.float16: 14,
+}  # 2^-REACH and 2^REACH are such numbers
 
 
 def exponent(t: Tensor) -> int:

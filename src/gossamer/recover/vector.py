@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import Unfit, check_at_least, check_count, check_share
+from .._backend.dispatch import choose
+from .._errors import UsageError, check_at_least, check_count, check_fraction
 from ..layers import SparseLinear
 from ..observe import Tap
 from ..products.sense.op import STRONGEST, top_k
-from .._backend.dispatch import choose
 from ..support import Support
 from ..surgery import set_support_
 from .arrays import tensor
@@ -86,18 +86,32 @@ def fit_vector(
         seed: of everything random.
         on_step: called with (step, loss of its batch).
 
-    Raises: Unfit if shapes or counts do not fit, the data hold NaN or infinities, or labels are of one class only.
+    Raises: UsageError if shapes or counts do not fit, the data hold NaN or infinities, or labels are of one class only.
     """
     X, Y = _checked("fit_vector", X, Y, loss, s, [neurons])
     check_at_least("fit_vector", "inflate", inflate, 1.0)
     X, Y, units = _in_units(X, Y, loss)
-    model = start([X.shape[1], neurons, _outputs(Y, loss)], min(round(s * inflate), _total(X, Y, loss, neurons)), bias, X, seed)
+    model = start(
+        [X.shape[1], neurons, _outputs(Y, loss)], min(round(s * inflate), _total(X, Y, loss, neurons)), bias, X, seed
+    )
     told = units.told(on_step)
-    losses = train(model, X, Y, s, loss, steps, batch, lr, every, window, shrink, swap, scouts, weight_decay, seed, told)
+    losses = train(
+        model, X, Y, s, loss, steps, batch, lr, every, window, shrink, swap, scouts, weight_decay, seed, told
+    )
     return units.fit(ReLUNetwork.from_sequential(model), losses, f"all {len(losses)} steps were made")
 
 
-def fit_deep(X: Any, Y: Any, s: int, widths: Sequence[int], *, loss: str = "squared", seed: int = 0, polish: bool = True, **settings):
+def fit_deep(
+    X: Any,
+    Y: Any,
+    s: int,
+    widths: Sequence[int],
+    *,
+    loss: str = "squared",
+    seed: int = 0,
+    polish: bool = True,
+    **settings,
+):
     """A deeper network, layer by layer: each hidden layer is learned as that of a two-layer network on the outputs of those before.
 
     Every layer but the last gets s / layers non-zeros, and its temporary output layer is discarded (the authors' scheme); the last stage
@@ -106,12 +120,12 @@ def fit_deep(X: Any, Y: Any, s: int, widths: Sequence[int], *, loss: str = "squa
     Args:
         widths: of the hidden layers; the other arguments are those of :func:`fit_vector`.
 
-    Returns: Fit; raises Unfit as :func:`fit_vector`.
+    Returns: Fit; raises UsageError as :func:`fit_vector`.
     """
     if not widths:
-        raise Unfit("fit_deep", "widths must name one hidden layer at least", got=list(widths))
+        raise UsageError("fit_deep", "widths must name one hidden layer at least", got=list(widths))
     if "neurons" in settings:
-        raise Unfit("fit_deep", "widths says how many neurons each layer has", got=settings["neurons"])
+        raise UsageError("fit_deep", "widths says how many neurons each layer has", got=settings["neurons"])
     X, Y = _checked("fit_deep", X, Y, loss, s, widths)
     X, Y, units = _in_units(X, Y, loss)
     settings["on_step"] = units.told(settings.get("on_step"))
@@ -120,7 +134,9 @@ def fit_deep(X: Any, Y: Any, s: int, widths: Sequence[int], *, loss: str = "squa
     inside, left, losses = X, s, []
     for i, width in enumerate(widths):
         share = min(left, most) if i == len(widths) - 1 else shares[i]
-        extra = 0 if i == len(widths) - 1 else max(1, min(share // 2, width * _outputs(Y, loss)))  # for the temporary output layer
+        extra = (
+            0 if i == len(widths) - 1 else max(1, min(share // 2, width * _outputs(Y, loss)))
+        )  # for the temporary output layer
         fit = fit_vector(inside, Y, share + extra, neurons=width, loss=loss, seed=seed + i, **settings)
         losses += fit.losses
         if i < len(widths) - 1:
@@ -134,10 +150,24 @@ def fit_deep(X: Any, Y: Any, s: int, widths: Sequence[int], *, loss: str = "squa
     if polish:
         model = network.to_sequential()
         losses += train(
-            model, X, Y, network.nonzeros, loss, every=10**9, scouts=0, window=1, swap=0.0, shrink=0.0, **_known(settings, seed)
+            model,
+            X,
+            Y,
+            network.nonzeros,
+            loss,
+            every=10**9,
+            scouts=0,
+            window=1,
+            swap=0.0,
+            shrink=0.0,
+            **_known(settings, seed),
         )
         network = ReLUNetwork.from_sequential(model)
-    return units.fit(network, losses, f"{len(widths)} hidden layers, one after the other" + (", then refined together" if polish else ""))
+    return units.fit(
+        network,
+        losses,
+        f"{len(widths)} hidden layers, one after the other" + (", then refined together" if polish else ""),
+    )
 
 
 def _shares(s: int, sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -158,12 +188,20 @@ def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) ->
     shares = [rows + cols for rows, cols in shapes]
     modules: list[nn.Module] = []
     left = n
-    for i, (rows, cols) in reversed(list(enumerate(shapes))):  # the last layer is the smallest: what it cannot take goes to the others
-        mine = left if i == 0 else max(1, min(left - i, round(left * shares[i] / sum(shares[: i + 1]))))  # one at least is left for each
+    for i, (rows, cols) in reversed(
+        list(enumerate(shapes))
+    ):  # the last layer is the smallest: what it cannot take goes to the others
+        mine = (
+            left if i == 0 else max(1, min(left - i, round(left * shares[i] / sum(shares[: i + 1]))))
+        )  # one at least is left for each
         kept = min(rows * cols, mine)
         left -= kept
         s = Support.random((rows, cols), kept, rng=rng)
-        modules = [SparseLinear(cols, rows, support=s, bias=bias, rng=rng, dtype=like.dtype, device=like.device), nn.ReLU(), *modules]
+        modules = [
+            SparseLinear(cols, rows, support=s, bias=bias, rng=rng, dtype=like.dtype, device=like.device),
+            nn.ReLU(),
+            *modules,
+        ]
     return nn.Sequential(*modules[:-1])
 
 
@@ -188,7 +226,7 @@ def train(
     """(1)-(3) on a model of SparseLinear and ReLU modules, in place; settings as in :func:`fit_vector`. Returns the loss of every step."""
     for name, value, least in (("steps", steps, 1), ("every", every, 1), ("window", window, 1), ("scouts", scouts, 0)):
         check_count("fit_vector", name, value, least)
-    check_share("fit_vector", "shrink", shrink)
+    check_fraction("fit_vector", "shrink", shrink)
     if batch is not None:
         check_count("fit_vector", "batch", batch, 1)
     layers = [m for m in model if isinstance(m, SparseLinear)]
@@ -202,7 +240,11 @@ def train(
         upcoming = min(settled, -(-t // every) * every)
         for group in opt.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * (t - 1) / steps))
-        where = slice(None) if batch is None or batch >= len(X) else torch.randint(len(X), (batch,), generator=rng).to(X.device)
+        where = (
+            slice(None)
+            if batch is None or batch >= len(X)
+            else torch.randint(len(X), (batch,), generator=rng).to(X.device)
+        )
         with ExitStack() as stack:
             for layer, heard in zip(layers, operands, strict=True):
                 if t <= settled and upcoming - t < window:
@@ -211,7 +253,9 @@ def train(
             value.backward()
         losses.append(float(value.detach()))
         if not math.isfinite(losses[-1]):
-            raise Unfit("fit_vector", f"the loss is {losses[-1]} at step {t}", remedy="a smaller lr, or inputs of unit scale")
+            raise UsageError(
+                "fit_vector", f"the loss is {losses[-1]} at step {t}", remedy="a smaller lr, or inputs of unit scale"
+            )
         rms = _rms([layer.values.grad for layer in layers if layer.values.grad is not None])
         opt.step()
         opt.zero_grad(set_to_none=True)
@@ -219,7 +263,9 @@ def train(
             k = max(s, round(s + (first - s) * max(0.0, 1 - t / settled) ** 3))
             eta = opt.param_groups[0]["lr"] * math.sqrt(every) / max(rms, 1e-30)
             most = round(swap * k * 0.5 * (1 + math.cos(math.pi * t / settled)))
-            threshold(layers, operands, min(k, first), eta, most, opt, scouts if t < settled else 0, seed, thresholds, X[:1])
+            threshold(
+                layers, operands, min(k, first), eta, most, opt, scouts if t < settled else 0, seed, thresholds, X[:1]
+            )
             operands, thresholds = [[] for _ in layers], thresholds + 1
         if on_step is not None:
             on_step(t, losses[-1])
@@ -243,7 +289,11 @@ def threshold(
     optimizer states follow."""
     for before, after in zip(layers[:-1], layers[1:], strict=True):
         balance_(before, after)
-    born = _scouted(layers[-2], layers[-1], operands[-2], operands[-1], scouts, seed, t, like) if scouts and len(layers) > 1 else []
+    born = (
+        _scouted(layers[-2], layers[-1], operands[-2], operands[-1], scouts, seed, t, like)
+        if scouts and len(layers) > 1
+        else []
+    )
     ids, scores, owner, new_ = [], [], [], []
     born = born[: max(0, (k - len(layers)) // 2)]
     room = k - 2 * len(born)
@@ -329,7 +379,7 @@ def _rms(gradients: list[Tensor]) -> float:
 
 def _checked(who: str, X: Any, Y: Any, loss: str, s: int, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
     if loss not in LOSSES:
-        raise Unfit(who, f"unknown loss {loss!r}", remedy=f"one of {', '.join(LOSSES)}")
+        raise UsageError(who, f"unknown loss {loss!r}", remedy=f"one of {', '.join(LOSSES)}")
     if loss == "cross_entropy":
         Y = tensor(who, "Y", Y)
         X, _ = inputs(who, X, Y)
@@ -343,7 +393,11 @@ def _checked(who: str, X: Any, Y: Any, loss: str, s: int, widths: Sequence[int])
     check_count(who, "s", s, layers)
     sizes = [X.shape[1], *widths, _outputs(Y, loss)]
     if s > (total := sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))):
-        raise Unfit(who, f"the network has {total} weights, fewer than the {s} non-zeros asked for", remedy="more neurons, or a smaller s")
+        raise UsageError(
+            who,
+            f"the network has {total} weights, fewer than the {s} non-zeros asked for",
+            remedy="more neurons, or a smaller s",
+        )
     return X, Y
 
 
@@ -389,4 +443,7 @@ def _cut(layer: Layer, n: int) -> Layer:
 
 
 def _known(settings: dict, seed: int) -> dict:
-    return {"seed": seed, **{name: settings[name] for name in ("steps", "batch", "lr", "weight_decay", "on_step") if name in settings}}
+    return {
+        "seed": seed,
+        **{name: settings[name] for name in ("steps", "batch", "lr", "weight_decay", "on_step") if name in settings},
+    }

@@ -4,7 +4,7 @@ from .adabreg import AdaBreg as AdaBreg
 from .linbreg import LinBreg as LinBreg
 from .prox_sgd import ProxSGD as ProxSGD
 from .rda import RDA as RDA
-from .rule import Now as Now
 from .rule import Rule as Rule
 from .rule import SparseOptimizer as SparseOptimizer
+from .rule import StepInfo as StepInfo
 from .xrda import XRDA as XRDA

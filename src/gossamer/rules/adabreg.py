@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from ..penalties import Penalty
 from .checks import check_momentum, check_penalty, check_positive
 from .mirror import Mirror
-from .rule import Now, State
+from .rule import State, StepInfo
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class AdaBreg(Mirror):
     def __post_init__(self):
         check_penalty("AdaBreg", self.penalty, convex=True)
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise Unfit("AdaBreg", "betas are two numbers", got=self.betas)
+            raise UsageError("AdaBreg", "betas are two numbers", got=self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))
         for beta in self.betas:
             check_momentum("AdaBreg", "each of betas", beta)
@@ -51,7 +51,7 @@ class AdaBreg(Mirror):
         v = self.mirrored(w, strength)
         return {"v": v, "m": torch.zeros_like(w), "q": torch.zeros_like(w)}
 
-    def descend_(self, g: list[Tensor], state: State, now: Now) -> None:
+    def descend_(self, g: list[Tensor], state: State, now: StepInfo) -> None:
         (b1, b2), (v, m, q) = self.betas, (state[key] for key in ("v", "m", "q"))
         torch._foreach_lerp_(m, g, 1 - b1)  # m <- b1 m + (1 - b1) g
         torch._foreach_mul_(q, b2)

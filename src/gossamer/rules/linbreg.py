@@ -20,7 +20,7 @@ from torch import Tensor
 from ..penalties import Penalty
 from .checks import check_momentum, check_penalty, check_positive
 from .mirror import Mirror
-from .rule import Now, State
+from .rule import State, StepInfo
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LinBreg(Mirror):
         state = {"v": self.mirrored(w, strength)}
         return {**state, "m": torch.zeros_like(w)} if self.momentum else state
 
-    def descend_(self, g: list[Tensor], state: State, now: Now) -> None:
+    def descend_(self, g: list[Tensor], state: State, now: StepInfo) -> None:
         s, beta, v = now.lr, self.momentum, state["v"]
         if not beta:
             torch._foreach_add_(v, g, alpha=-s)  # v <- v - s g

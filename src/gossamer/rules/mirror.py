@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..penalties import Penalty
 from .._schedules import Schedule
+from ..penalties import Penalty
 from .latent import drawn_back
-from .rule import Now, State
+from .rule import State, StepInfo
 
 
 class Mirror:
@@ -24,34 +24,34 @@ class Mirror:
 
     penalty: Penalty
     delta: float
-    revives: ClassVar[bool] = True
-    instant: ClassVar[bool] = True
+    needs_dense: ClassVar[bool] = True
+    zeros_follow_state: ClassVar[bool] = True
 
     def mirrored(self, w: Tensor, strength: float) -> Tensor:
         """v_0."""
         return w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: StepInfo) -> None:
         self.descend_(g, state, now)
         self.show_(w, state, now)
 
-    def descend_(self, g: list[Tensor], state: State, now: Now) -> None:
+    def descend_(self, g: list[Tensor], state: State, now: StepInfo) -> None:
         """The step of the mirror variable."""
         raise NotImplementedError
 
-    def show_(self, w: list[Tensor], state: State, now: Now) -> None:
+    def show_(self, w: list[Tensor], state: State, now: StepInfo) -> None:
         """The weights that belong to the mirror variable."""
         u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
         torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
 
-    def restart_(self, w: list[Tensor], state: State, now: Now) -> None:
+    def restart_(self, w: list[Tensor], state: State, now: StepInfo) -> None:
         """The weights were written by somebody else: v becomes theirs."""
         for p, v in zip(w, state["v"], strict=True):
-            back = drawn_back(v, self.penalty.level(v, 1.0), now.strength)
+            back = drawn_back(v, self.penalty.zero_threshold(v, 1.0), now.strength)
             v.copy_(torch.where(p != 0, self.mirrored(p, now.strength), back))
 
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        return [self.penalty.level(v, 1.0) for v in state["v"]]
+    def zero_thresholds(self, w: list[Tensor], state: State, now: StepInfo) -> list[Tensor]:
+        return [self.penalty.zero_threshold(v, 1.0) for v in state["v"]]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

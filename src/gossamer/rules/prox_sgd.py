@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..penalties import Penalty
 from .._schedules import Schedule
+from ..penalties import Penalty
 from .checks import check_momentum, check_penalty
-from .rule import Now, State
+from .rule import State, StepInfo
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ProxSGD:
 
     penalty: Penalty
     momentum: float = 0.0
-    revives: ClassVar[bool] = True
-    instant: ClassVar[bool] = False
+    needs_dense: ClassVar[bool] = True
+    zeros_follow_state: ClassVar[bool] = False
 
     def __post_init__(self):
         check_penalty("ProxSGD", self.penalty, plain=True)
@@ -42,7 +42,7 @@ class ProxSGD:
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         return {"v": torch.zeros_like(w)} if self.momentum else {}
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: StepInfo) -> None:
         s, mu = now.lr, self.momentum
         v = g
         if mu:
@@ -51,10 +51,10 @@ class ProxSGD:
         torch._foreach_add_(w, v, alpha=-s)  # w <- w - s v
         torch._foreach_copy_(w, self.penalty.proxes(w, s * now.strength))  # w <- prox_{s R}(w)
 
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+    def zero_thresholds(self, w: list[Tensor], state: State, now: StepInfo) -> list[Tensor]:
         v = state.get("v") or state.get("g")  # the next gradient is not known: the last one stands for it
         u = torch._foreach_sub(w, torch._foreach_mul(v, now.lr)) if v else w
-        return [self.penalty.level(p, now.lr) for p in u]
+        return [self.penalty.zero_threshold(p, now.lr) for p in u]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

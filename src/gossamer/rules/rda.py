@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..penalties import Penalty
 from .._schedules import Schedule
+from ..penalties import Penalty
 from .checks import check_penalty
 from .latent import drawn_back, shown_by
-from .rule import Now, State
+from .rule import State, StepInfo
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class RDA:
     """
 
     penalty: Penalty
-    revives: ClassVar[bool] = True
-    instant: ClassVar[bool] = True
+    needs_dense: ClassVar[bool] = True
+    zeros_follow_state: ClassVar[bool] = True
 
     def __post_init__(self):
         check_penalty("RDA", self.penalty, plain=True)
@@ -38,21 +38,21 @@ class RDA:
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         return {"u": w.detach().clone()}
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: StepInfo) -> None:
         s, u = now.lr, state["u"]
         torch._foreach_add_(u, g, alpha=-s)  # u <- u - s g
         now.sums["S"] = now.sums.get("S", 0.0) + s  # S <- S + s
         torch._foreach_copy_(w, self.penalty.proxes(u, now.sums["S"] * now.strength))  # w <- prox_{S R}(u)
 
-    def restart_(self, w: list[Tensor], state: State, now: Now) -> None:
+    def restart_(self, w: list[Tensor], state: State, now: StepInfo) -> None:
         """The weights were written by somebody else: u becomes theirs."""
         S = now.sums.get("S", 0.0)
         for p, u in zip(w, state["u"], strict=True):
-            back = drawn_back(u, self.penalty.level(u, S), now.strength)
+            back = drawn_back(u, self.penalty.zero_threshold(u, S), now.strength)
             u.copy_(torch.where(p != 0, shown_by(self.penalty, p, S * now.strength), back))
 
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        return [self.penalty.level(u, now.sums.get("S", 0.0)) for u in state["u"]]
+    def zero_thresholds(self, w: list[Tensor], state: State, now: StepInfo) -> list[Tensor]:
+        return [self.penalty.zero_threshold(u, now.sums.get("S", 0.0)) for u in state["u"]]
 
     def schedules(self) -> dict[str, Schedule]:
         return {}

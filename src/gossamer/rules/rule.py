@@ -17,18 +17,26 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .._errors import Unfit, check_at_least
-from ..penalties import Penalty, Zero
+from .._errors import UsageError, check_at_least
 from .._schedules import Schedule, end_of
+from ..penalties import Penalty, Zero
 from .checks import check_rule_members, value_of
 from .latent import Latent
 
 LOOKS = 2000  # steps at which a schedule is evaluated before the first one
-KEYS = ("t", "born", "lr", "lr0", "strength", "weight_decay", "sums")  # of a group: those that agree in all of them step as one
+KEYS = (
+    "t",
+    "born",
+    "lr",
+    "lr0",
+    "strength",
+    "weight_decay",
+    "sums",
+)  # of a group: those that agree in all of them step as one
 State = dict[str, list[Tensor]]  # what a rule keeps, by name, in the order of the tensors
 
 
-class Now(NamedTuple):
+class StepInfo(NamedTuple):
     """What a rule is told of a step."""
 
     t: int  # 1, 2, ... of the run: what schedules are asked with
@@ -43,7 +51,7 @@ class Now(NamedTuple):
 class Rule(Protocol):
     """How values move.
 
-    ``revives``: a weight that is zero may come back, so dense storage is wanted. ``instant``: which weights are zero follows from the state
+    ``needs_dense``: a weight that is zero may come back, so dense storage is wanted. ``zeros_follow_state``: which weights are zero follows from the state
     and the strength alone, so it answers a change of strength at once; otherwise weights take steps to get there.
     """
 
@@ -52,19 +60,19 @@ class Rule(Protocol):
         """R."""
         ...
 
-    revives: ClassVar[bool]
-    instant: ClassVar[bool]
+    needs_dense: ClassVar[bool]
+    zeros_follow_state: ClassVar[bool]
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """State of one tensor, before its first step; ``strength`` is the factor on the penalty then."""
         ...
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: StepInfo) -> None:
         """One step: changes ``w`` and ``state`` in place, leaves ``g`` alone."""
         ...
 
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
-        """Entry by entry the strength from which the weight would be zero now (``Penalty.level``). ``state`` also has the last gradient,
+    def zero_thresholds(self, w: list[Tensor], state: State, now: StepInfo) -> list[Tensor]:
+        """Entry by entry the strength from which the weight would be zero now (``Penalty.zero_threshold``). ``state`` also has the last gradient,
         "g", where there is one."""
         ...
 
@@ -87,10 +95,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         lr: step size, a number, or a schedule t -> step size for t = 1, 2, ... that all groups follow.
         steps: length of the run: schedules that end before it are refused.
         weight_decay: added to the gradient, times the weight, in groups that do not say.
-        confined: the parameters may be compact, so that weights off the support cannot come back by the rule alone: say so where a
+        allow_compact: the parameters may be compact, so that weights off the support cannot come back by the rule alone: say so where a
             topology, or :class:`~gossamer.Multilevel`, changes the support.
 
-    Raises: Unfit, at construction or in ``add_param_group``.
+    Raises: UsageError, at construction or in ``add_param_group``.
     """
 
     def __init__(
@@ -101,10 +109,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         *,
         steps: int | None = None,
         weight_decay: float = 0.0,
-        confined: bool = False,
+        allow_compact: bool = False,
     ):
         check_rule_members("rule", rule, Rule)
-        self.rule, self.confined, self.steps = rule, confined, steps
+        self.rule, self.allow_compact, self.steps = rule, allow_compact, steps
         self.rules: list[Rule] = []
         self._written: dict[Tensor, int] = {}  # in which version the last step left a parameter
         self.schedule = lr if callable(lr) else None
@@ -113,8 +121,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"lr": first, "weight_decay": weight_decay, "strength": 1.0})
         if not any(group["penalised"] for group in self.param_groups):
             what = "no parameter is penalised: all have fewer than two dimensions, as biases do"
-            remedy = "gs.parameter_groups(model), which knows the values of sparse layers; or groups with 'penalised': True"
-            raise Unfit("SparseOptimizer", what, remedy=remedy)
+            remedy = (
+                "gs.parameter_groups(model), which knows the values of sparse layers; or groups with 'penalised': True"
+            )
+            raise UsageError("SparseOptimizer", what, remedy=remedy)
         self._register()
 
     def _register(self) -> None:
@@ -129,7 +139,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         if any(not isinstance(p, Tensor) for p in params):
             given["params"] = params
             super().add_param_group(given)  # names, or a mistake: torch's to say
-            raise Unfit("SparseOptimizer", "parameters are given without names")
+            raise UsageError("SparseOptimizer", "parameters are given without names")
         if "penalised" in given:
             self._add(params, given)
             return
@@ -168,13 +178,13 @@ class SparseOptimizer(torch.optim.Optimizer):
             end = end_of(schedule)
             if steps is not None and end is not None and end < steps:
                 what = f"the schedule of {name} ends at step {end}, the run at step {steps}"
-                raise Unfit("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run")
+                raise UsageError("SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run")
             last = steps or (1 if name == "lr" else LOOKS)
             for t in range(1, last + 1, max(1, last // LOOKS)):
                 try:
                     value_of(name, schedule, t)
-                except Unfit as unfit:
-                    if steps is not None or t == 1 or unfit.__cause__ is None:
+                except UsageError as error:
+                    if steps is not None or t == 1 or error.__cause__ is None:
                         raise
                     break
 
@@ -182,11 +192,13 @@ class SparseOptimizer(torch.optim.Optimizer):
         """What these parameters hold now goes with their state."""
         self._written.update({p: p._version for p in w if not p.is_inference()})
 
-    def now(self, group: dict[str, Any]) -> Now:
+    def now(self, group: dict[str, Any]) -> StepInfo:
         """What the rule is told of a group's step."""
-        return Now(group["t"], group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"]))
+        return StepInfo(
+            group["t"], group["t"] - group["born"], group["lr"], group["lr0"], group["strength"], dict(group["sums"])
+        )
 
-    def state_of(self, rule: Rule, parameter: Tensor, now: Now) -> dict[str, Tensor]:
+    def state_of(self, rule: Rule, parameter: Tensor, now: StepInfo) -> dict[str, Tensor]:
         """The state of one parameter: made now if there is none, and that of the weights as they are if somebody else has written them."""
         state = self.state[parameter]
         if not state:
@@ -197,7 +209,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         return state
 
     @torch.no_grad()
-    def levels(self) -> Iterator[Tensor]:
+    def zero_thresholds(self) -> Iterator[Tensor]:
         """For every penalised parameter that has been moved, made one by one: entry by entry the strength from which it would be zero."""
         for rule, group in zip(self.rules, self.param_groups, strict=True):
             for p in group["params"] if group["penalised"] else ():
@@ -206,11 +218,14 @@ class SparseOptimizer(torch.optim.Optimizer):
                 if p.grad is not None:
                     state["g"] = [p.grad]
                 if known:
-                    yield from rule.levels([p], state, self._next(group))
+                    yield from rule.zero_thresholds([p], state, self._next(group))
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the hooks: torch's own forgets what a subclass has, and a copy would have no rule."""
-        return {**{key: value for key, value in vars(self).items() if not key.startswith("_optimizer_")}, "_written": {}}
+        return {
+            **{key: value for key, value in vars(self).items() if not key.startswith("_optimizer_")},
+            "_written": {},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -218,26 +233,34 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     # ---------------------------------------------------------------- details
 
-    def _next(self, group: dict[str, Any]) -> Now:
+    def _next(self, group: dict[str, Any]) -> StepInfo:
         """``now`` with the step size of the step to come, where it is known."""
         now = self.now(group)
         if self.schedule is None:
             return now
         try:
             return now._replace(lr=value_of("lr", self.schedule, group["t"] + 1))
-        except Unfit:
+        except UsageError:
             return now  # it ends here
 
     def _add(self, params: list[Tensor], given: dict[str, Any]) -> None:
         rule = given.pop("rule", self.rule)
         compact = given.get("compact", False) or any(is_compact(p) for p in params)
-        group = {"t": max((g["t"] for g in self.param_groups), default=0), "sums": {}, **given, "compact": compact, "params": params}
+        group = {
+            "t": max((g["t"] for g in self.param_groups), default=0),
+            "sums": {},
+            **given,
+            "compact": compact,
+            "params": params,
+        }
         group["born"] = group["t"]
         group["rule"] = description(rule)
-        _check_group(group, rule, self.defaults, self.confined)
+        _check_group(group, rule, self.defaults, self.allow_compact)
         group["lr0"] = 0.0
         if self.schedule is not None and "lr" in given:
-            raise Unfit("SparseOptimizer", "lr is a schedule that all groups follow, and a group has its own", got=given["lr"])
+            raise UsageError(
+                "SparseOptimizer", "lr is a schedule that all groups follow, and a group has its own", got=given["lr"]
+            )
         super().add_param_group(group)
         self.rules.append(rule if group["penalised"] else replace(rule, penalty=Zero()))  # type: ignore[type-var]
 
@@ -269,27 +292,38 @@ def description(rule: Rule) -> str:
 # -------------------------------------------------------------------- refusals
 
 
-def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], confined: bool) -> None:
+def _check_group(group: dict[str, Any], rule: Rule, defaults: dict[str, Any], allow_compact: bool) -> None:
     who = "SparseOptimizer"
     check_rule_members("a group's rule", rule, Rule)
     for key in ("lr", "weight_decay", "strength"):
         check_at_least(who, key, group.get(key, defaults[key]), 0.0)
         if group.get(key, defaults[key]) == math.inf:
-            raise Unfit(who, f"{key} is a finite number", got=group.get(key, defaults[key]))
+            raise UsageError(who, f"{key} is a finite number", got=group.get(key, defaults[key]))
     for p in group["params"]:
         if not p.is_floating_point():
-            raise Unfit(who, "parameters are real numbers", got=p.dtype)
+            raise UsageError(who, "parameters are real numbers", got=p.dtype)
     if not group["penalised"]:
         return
-    reasons = [f"{tuple(p.shape)}: {problem}" for p in group["params"] for problem in rule.penalty.problems(tuple(p.shape))]
+    reasons = [
+        f"{tuple(p.shape)}: {problem}" for p in group["params"] for problem in rule.penalty.problems(tuple(p.shape))
+    ]
     if reasons:
         remedy = "a group of parameters with a 'rule' of its own, whose penalty fits"
-        raise Unfit(who, f"{rule.penalty} does not fit all parameters it would penalise", reasons=dict.fromkeys(reasons), remedy=remedy)
-    if group["compact"] and rule.revives and not confined:
+        raise UsageError(
+            who,
+            f"{rule.penalty} does not fit all parameters it would penalise",
+            reasons=dict.fromkeys(reasons),
+            remedy=remedy,
+        )
+    if group["compact"] and rule.needs_dense and not allow_compact:
         what = f"{type(rule).__name__} brings weights back from zero, and compact storage holds none off its support"
-        reasons = [group.get("name", "a group") + ": the values are stored compactly, and nothing would let the support grow"]
-        remedy = 'sparsify(layout="shadow"); or confined=True where a topology or gs.Multilevel changes the support'
-        raise Unfit(who, what, reasons=reasons, remedy=remedy)
+        reasons = [
+            group.get("name", "a group") + ": the values are stored compactly, and nothing would let the support grow"
+        ]
+        remedy = (
+            'sparsify(layout="shadow"); or allow_compact=True where a topology or gs.Multilevel changes the support'
+        )
+        raise UsageError(who, what, reasons=reasons, remedy=remedy)
 
 
 def _trust(optimizer: Any) -> None:
@@ -298,7 +332,14 @@ def _trust(optimizer: Any) -> None:
 
 
 def _refuse_other_rules(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    mine, theirs = ([group.get("rule") for group in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+    mine, theirs = (
+        [group.get("rule") for group in groups] for groups in (optimizer.param_groups, state["param_groups"])
+    )
     reasons = [f"group {i} was {b}, is {a}" for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
     if reasons:
-        raise Unfit("SparseOptimizer", "this state was saved under another rule", reasons=reasons, remedy="the rule it was saved with")
+        raise UsageError(
+            "SparseOptimizer",
+            "this state was saved under another rule",
+            reasons=reasons,
+            remedy="the rule it was saved with",
+        )

@@ -27,12 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._errors import Unfit, is_real
-from ..penalties import Penalty
+from .._errors import UsageError, is_real
 from .._schedules import Schedule
+from ..penalties import Penalty
 from .checks import check_penalty, value_of
 from .latent import drawn_back, shown_by
-from .rule import Now, State
+from .rule import State, StepInfo
 
 PAIRED = "paired"
 
@@ -56,20 +56,22 @@ class XRDA:
     magnitude_time_scale: float | None = None
     weight_decay: float = 0.0
     accumulate: bool = True
-    revives: ClassVar[bool] = True
-    instant: ClassVar[bool] = False
+    needs_dense: ClassVar[bool] = True
+    zeros_follow_state: ClassVar[bool] = False
 
     def __post_init__(self):
         check_penalty("XRDA", self.penalty)
         a = self.averaging
         if a != PAIRED and not callable(a) and not (is_real(a) and 0.0 <= a <= 1.0):  # type: ignore[operator]
-            raise Unfit("XRDA", "averaging is a number in [0, 1], a schedule, or 'paired'", got=a)
+            raise UsageError("XRDA", "averaging is a number in [0, 1], a schedule, or 'paired'", got=a)
         for name in ("time_scale", "magnitude_time_scale"):
             value = getattr(self, name)
             if value is not None and not (is_real(value) and value > 0.0):
-                raise Unfit("XRDA", f"{name} is a positive number of step sizes", got=value, remedy="None averages nothing")
+                raise UsageError(
+                    "XRDA", f"{name} is a positive number of step sizes", got=value, remedy="None averages nothing"
+                )
         if not is_real(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
-            raise Unfit("XRDA", "weight_decay is a number of at least 0", got=self.weight_decay)
+            raise UsageError("XRDA", "weight_decay is a number of at least 0", got=self.weight_decay)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -83,7 +85,7 @@ class XRDA:
                 state["S"] = torch.zeros_like(state["r"])
         return state
 
-    def alpha(self, now: Now) -> float:
+    def alpha(self, now: StepInfo) -> float:
         """alpha_t of a step."""
         if callable(self.averaging):
             return value_of("averaging", self.averaging, now.t)
@@ -91,7 +93,7 @@ class XRDA:
             return 1 - now.lr / now.lr0 if now.lr0 > 0.0 else 0.0
         return float(self.averaging)  # type: ignore[arg-type]
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: Now) -> None:
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: StepInfo) -> None:
         s, a = now.lr, self.alpha(now)
         if self.weight_decay:
             g = list(torch._foreach_add(g, w, alpha=self.weight_decay))
@@ -108,7 +110,7 @@ class XRDA:
         torch._foreach_add_(u, v, alpha=-s)  # u <- u - s v
         torch._foreach_copy_(w, self.penalty.proxes(u, taus))  # w <- prox_{S R}(u)
 
-    def _thresholds(self, w: list[Tensor], state: State, now: Now, s: float, a: float) -> Any:
+    def _thresholds(self, w: list[Tensor], state: State, now: StepInfo, s: float, a: float) -> Any:
         """S_n times the strength: one number, or for an adaptive penalty a tensor for each of ``w``."""
         if not self.penalty.adaptive:
             now.sums["S"] = a * now.sums.get("S", 0.0) + s  # S <- a S + s
@@ -123,19 +125,21 @@ class XRDA:
         torch._foreach_add_(state["S"], z, alpha=s)  # S <- a S + s z
         return state["S"] if now.strength == 1.0 else torch._foreach_mul(state["S"], now.strength)
 
-    def restart_(self, w: list[Tensor], state: State, now: Now) -> None:
+    def restart_(self, w: list[Tensor], state: State, now: StepInfo) -> None:
         """The weights were written by somebody else: u becomes theirs."""
         if "u" not in state:
             return
-        levels, S = self.levels(w, state, now), now.sums.get("S", 0.0)
+        levels, S = self.zero_thresholds(w, state, now), now.sums.get("S", 0.0)
         for i, (p, u, level) in enumerate(zip(w, state["u"], levels, strict=True)):
             tau: Any = S
             if self.penalty.adaptive:
                 penalty, r = _adaptive(self.penalty), state["r"][i]
                 tau = state["S"][i] if self.accumulate else penalty.weightings([r], [p])[0] * S
-            u.copy_(torch.where(p != 0, shown_by(self.penalty, p, tau * now.strength), drawn_back(u, level, now.strength)))
+            u.copy_(
+                torch.where(p != 0, shown_by(self.penalty, p, tau * now.strength), drawn_back(u, level, now.strength))
+            )
 
-    def levels(self, w: list[Tensor], state: State, now: Now) -> list[Tensor]:
+    def zero_thresholds(self, w: list[Tensor], state: State, now: StepInfo) -> list[Tensor]:
         if "u" in state:
             u = state["u"]
         else:
@@ -143,11 +147,11 @@ class XRDA:
             u = torch._foreach_sub(w, torch._foreach_mul(v, now.lr)) if v else w
         S: Any = now.sums.get("S", 0.0)
         if not self.penalty.adaptive:
-            return [self.penalty.level(p, S) for p in u]
+            return [self.penalty.zero_threshold(p, S) for p in u]
         penalty = _adaptive(self.penalty)
         if self.accumulate:
-            return [penalty.level(p, tau) for p, tau in zip(u, state["S"], strict=True)]
-        return [penalty.level(p, z * S) for p, z in zip(u, penalty.weightings(state["r"], u), strict=True)]
+            return [penalty.zero_threshold(p, tau) for p, tau in zip(u, state["S"], strict=True)]
+        return [penalty.zero_threshold(p, z * S) for p, z in zip(u, penalty.weightings(state["r"], u), strict=True)]
 
     def schedules(self) -> dict[str, Schedule]:
         return {"averaging": self.averaging} if callable(self.averaging) else {}

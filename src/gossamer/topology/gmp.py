@@ -2,39 +2,59 @@
 
     n_t = n_end + (n_start - n_end) (1 - t / stop)^3;   every `every` steps drop the smallest |w| of each layer down to n_t
 
-Start from density 1 (``sparsify(model, 1.0)``) or from any other; the end is ``final``, split among layers by ``budget``. Cost
-E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. No growth: kept sets are nested.
+Start from density 1 (``sparsify(model, 1.0)``) or from any other. The end is ``final_density``, split among layers by ``budget``. Cost
+E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. Nothing grows: kept sets are nested.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from .._budgets import Budget
 from .._errors import check_density
-from .._schedules import Events, regular
-from .topology import Change, Topology
+from .._schedules import Events, is_count, regular, step_of
+from .checks import check_common
+from .records import Update
+from .topology import Topology
 
 
-def gmp(stop: int, final: float, every: int = 100, *, budget: str | Budget | Mapping[str, float] = "erk", min_fan_in: int = 0) -> Topology:
-    """Gradual magnitude pruning.
+@dataclass(frozen=True)
+class GMP:
+    """Gradual magnitude pruning: drop the smallest weights, from one density down to another.
 
     Args:
-        stop: the step at which the final size is reached.
-        final: density at the end over the sparse layers, in (0, 1].
-        every: steps between events.
+        stop: the step at which the final size is reached: a number of optimizer steps, or a fraction of the run.
+        every: optimizer steps between events.
+        final_density: density at the end over the sparse layers, in (0, 1].
         budget: how layers share the final density, as in ``sparsify``.
-        min_fan_in: incoming units that every output unit keeps.
+        min_fan_in: incoming blocks that every output unit keeps.
     """
-    check_density("gmp", final)
-    return Topology("gmp", Pruning(regular(every, stop), stop), stop=stop, final=final, budget=budget, min_fan_in=min_fan_in)
+
+    stop: int | float = 0.75
+    every: int = 100
+    _: KW_ONLY
+    final_density: float
+    budget: str | Budget | Mapping[str, float] = "erk"
+    min_fan_in: int = 0
+
+    def __post_init__(self) -> None:
+        check_density("GMP", self.final_density)
+        check_common("GMP", self.stop, self.every, self.final_density, self.min_fan_in)
+        if is_count(self.stop):
+            self.resolve()
+
+    def resolve(self, steps: int | None = None) -> Topology:
+        """The topology of a run of so many steps. Raises UsageError."""
+        stop = step_of("GMP", "stop", self.stop, steps)
+        size = {"stop": stop, "final_density": self.final_density, "budget": self.budget}
+        return Topology("gmp", Pruning(regular(self.every, stop), stop), **size, min_fan_in=self.min_fan_in)
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """Events that only bring the size to its schedule, the last one at ``stop``."""
+    """Events that only bring sizes to their schedule, the last one at ``stop``."""
 
     events: Events
     stop: int
 
-    def __call__(self, t: int) -> Change | None:
-        return Change(0.0, interval=self.events.gap(t)) if t == self.stop or t in self.events else None
+    def __call__(self, t: int) -> Update | None:
+        return Update(0.0, interval=self.events.gap(t)) if t == self.stop or t in self.events else None

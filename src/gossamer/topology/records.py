@@ -1,9 +1,9 @@
-"""The records of an event: what happens, what is measured before, what an event knows of a layer, what it did to it."""
+"""The records of an event: what happens, what is measured before it, what it knows of a layer, what it did to the layer."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,65 +11,71 @@ from .._schedules import Events, cosine
 from ..support import Support
 
 
-class Change(NamedTuple):
+class Update(NamedTuple):
     """What happens at one event."""
 
-    drop: float = 0.0  # share of a layer's units that is exchanged
-    cap: float = math.inf  # ... but at most this share of its sensed candidates (selectivity)
-    move: bool = True  # the optimizer steps on this iteration too
-    reborn: bool = False  # a unit just dropped may grow again, with its own gradient as score
+    drop_fraction: float = 0.0  # of a layer's blocks that is exchanged
+    selectivity: float = math.inf  # the exchange is at most this fraction of the layer's sensed candidates
+    step_optimizer: bool = True  # the optimizer steps on this iteration too
+    allow_regrow: bool = False  # a block that was just dropped may grow again; its own gradient is its score
     interval: int = 1  # steps since the last event
 
 
-class Sense(NamedTuple):
+class Sensing(NamedTuple):
     """What the backward pass of one step measures besides the gradient on the support."""
 
-    fraction: float = 1.0  # of the units that are not kept, drawn without replacement ...
-    count: int | None = None  # ... or this many per layer
-    fresh: bool = True  # draw new coordinates (the first step of a window)
+    fraction: float = 1.0  # of the blocks off the support, drawn without replacement ...
+    count: int | None = None  # ... or this many in each layer
+    fresh: bool = True  # draw new coordinates: this is the first step of a window
     decay: float = 0.0  # of the moving average over the window
     active: bool = False  # smooth the gradient on the support as well
-    flow: bool = False  # measure the mean squares of the layer's input and output gradient too, and draw coordinates by their product
-    stream: bool = False  # all units, but only as many as can grow survive: nothing of the dense size
+    flow: bool = (
+        False  # measure mean squares of the layer's input and output gradient; draw coordinates by their product
+    )
+    stream: bool = False  # measure all blocks, and keep only as many as can grow: nothing has the dense size
 
 
 @dataclass(frozen=True)
 class Annealed:
-    """Events with an annealed share of exchanged units; ``last``: one more event at this step, which only brings the size to its end."""
+    """Events that exchange an annealed fraction. ``last``: one more event at this step, which only brings sizes to their end."""
 
     events: Events
-    share: cosine
-    move: bool
-    reborn: bool
+    fraction: cosine
+    step_optimizer: bool
+    allow_regrow: bool
     last: int | None = None
-    cap: float = math.inf
+    selectivity: float = math.inf
 
-    def __call__(self, t: int) -> Change | None:
+    def __call__(self, t: int) -> Update | None:
         if t == self.last:
-            return Change(0.0, interval=self.events.gap(t))
+            return Update(0.0, interval=self.events.gap(t))
         if t not in self.events:
             return None
-        return Change(self.share(t), self.cap, self.move, self.reborn, self.events.gap(t))
+        return Update(self.fraction(t), self.selectivity, self.step_optimizer, self.allow_regrow, self.events.gap(t))
 
 
-class Site(NamedTuple):
+class LayerState(NamedTuple):
     """What an event knows of one layer."""
 
     s: Support
     w: Tensor  # values on the support, (n,) or (n, h, w)
-    g: Tensor | None  # smoothed gradient on the support; never None where ``Sense(active=True)`` asked for it
+    g: Tensor | None  # smoothed gradient on the support; never None where ``Sensing(active=True)`` asked for it
     ids: Tensor  # sensed candidates, sorted, (m,) int64
     h: Tensor  # their smoothed gradient, (m,) or (m, h, w)
-    size: int  # units this layer should have after the event
-    start: int  # units it had when training began
-    lookahead: float  # step size lr / (1 - momentum) times the interval: how far a weight moves until the next event
-    strongest: Callable[[int, int], tuple[Tensor, Tensor]] | None = None  # streamed sensing: (k, ties) -> the k strongest (ids, gradients)
-    ties: int = 0  # decides between equal scores at this event: see :func:`~gossamer.topology.rewiring.rewire`
-    has_gradient: bool = True  # False: no backward pass has reached this layer since the last event, which leaves it alone
+    size: int  # blocks that this layer should have after the event
+    start: int  # blocks that it had when training began
+    lookahead: float  # lr / (1 - momentum) times the interval: how far a weight moves until the next event
+    strongest: Callable[[int, int], tuple[Tensor, Tensor]] | None = (
+        None  # streamed: (k, ties) -> k strongest (ids, gradients)
+    )
+    ties: int = 0  # decides between equal scores at this event: see :func:`~gossamer.rewire`
+    has_gradient: bool = (
+        True  # False: no backward pass has reached this layer since the last event; the event leaves it alone
+    )
 
     @property
     def sensed(self) -> int:
-        """Units off the support that were measured."""
+        """Blocks off the support that were measured."""
         return self.ids.numel() if self.strongest is None else self.s.total - self.s.n
 
 
@@ -79,4 +85,15 @@ class Outcome(NamedTuple):
     support: Support
     dropped: int
     grown: int
-    sensed: int = 0  # units off the support that were measured: growth is selective where ``grown`` is a small share of them
+    sensed: int = (
+        0  # blocks off the support that were measured: growth is selective where ``grown`` is a small part of them
+    )
+
+
+@runtime_checkable
+class TopologyLike(Protocol):
+    """What a :class:`~gossamer.Rewirer` takes: a :class:`~gossamer.Topology`, or the settings of one (``CSST``, ``RigL``, ...)."""
+
+    def resolve(self, steps: int | None) -> "object":
+        """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""
+        ...

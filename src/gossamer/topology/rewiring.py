@@ -1,8 +1,8 @@
-"""The last act of every event: the lowest-scored units go, the highest-scored candidates come.
+"""The last act of every event: the blocks of lowest score are dropped, the candidates of highest score grow.
 
-Ties: among equal scores the unit of lower key splitmix64(id xor ties) stays or comes. The keys of two units never agree, so for one number
-``ties`` this is a total order, whatever the order in which candidates come; over random numbers all orders are alike, and no row, column or
-low id is preferred.
+Ties: among equal scores, the block of lower key splitmix64(id xor ties) stays or grows. No two blocks have the same key. So, for one
+number ``ties``, this is a total order, whatever the order of the candidates. Over random numbers all orders are equally likely: no row, no
+column and no low id is preferred.
 """
 
 import math
@@ -15,34 +15,43 @@ from ..support import Support
 
 
 def rewire(
-    s: Support, drop_score: Tensor, born: Tensor, born_score: Tensor, drop: int, grow: int, min_fan_in: int = 0, ties: int = 0
+    s: Support,
+    drop_score: Tensor,
+    candidates: Tensor,
+    grow_score: Tensor,
+    n_drop: int,
+    n_grow: int,
+    min_fan_in: int = 0,
+    ties: int = 0,
 ) -> Support:
-    """The support without its ``drop`` lowest-scored units and with the ``grow`` highest-scored candidates.
+    """The support without its ``n_drop`` lowest-scored blocks and with the ``n_grow`` highest-scored candidates.
 
     Args:
         drop_score: (n,), row order.
-        born, born_score: candidate ids (m,) int64, none of them among the units that stay, and their scores (m,).
+        candidates: ids (m,) int64, none of them among the blocks that stay.
+        grow_score: their scores (m,).
+        min_fan_in: incoming blocks that every block row keeps.
         ties: a number that decides between equal scores; an event draws it from the Rewirer's generator.
     """
-    return joined(s, survivors(s, drop_score, drop, min_fan_in, ties), born, born_score, grow, ties)
+    return joined(s, survivors(s, drop_score, n_drop, min_fan_in, ties), candidates, grow_score, n_grow, ties)
 
 
-def joined(s: Support, stays: Tensor, born: Tensor, born_score: Tensor, grow: int, ties: int) -> Support:
-    """The units at the positions ``stays``, (n - drop,) or a mask (n,), and the ``grow`` highest-scored candidates."""
-    grown = born[top_k(born_score, grow, tie_keys(born, ties))]
-    return Support.from_ids(torch.cat([s.ids()[stays], grown]), s.shape, s.unit)
+def joined(s: Support, stays: Tensor, candidates: Tensor, grow_score: Tensor, n_grow: int, ties: int) -> Support:
+    """The blocks at the positions ``stays``, (n - n_drop,) or a mask (n,), and the ``n_grow`` highest-scored candidates."""
+    grown = candidates[top_k(grow_score, n_grow, tie_keys(candidates, ties))]
+    return Support.from_ids(torch.cat([s.ids()[stays], grown]), s.shape, s.block)
 
 
-def survivors(s: Support, score: Tensor, drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
-    """Positions (row order) of the units that stay when the ``drop`` lowest scores go, sorted, (n - drop,) int64."""
-    return top_k(_shielded(s, score, min_fan_in, ties), s.n - drop, tie_keys(s.ids(), ties))
+def survivors(s: Support, score: Tensor, n_drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
+    """Positions (row order) of the blocks that stay when the ``n_drop`` lowest scores are dropped, sorted, (n - n_drop,) int64."""
+    return top_k(_shielded(s, score, min_fan_in, ties), s.n - n_drop, tie_keys(s.ids(), ties))
 
 
-def leavers(s: Support, score: Tensor, drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
-    """Positions of the ``drop`` units that go, sorted, (drop,) int64."""
-    goes = torch.ones(s.n, dtype=torch.bool, device=score.device)
-    goes[survivors(s, score, drop, min_fan_in, ties)] = False
-    return goes.nonzero().flatten()
+def dropped(s: Support, score: Tensor, n_drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
+    """Positions of the ``n_drop`` blocks that are dropped, sorted, (n_drop,) int64."""
+    leaves = torch.ones(s.n, dtype=torch.bool, device=score.device)
+    leaves[survivors(s, score, n_drop, min_fan_in, ties)] = False
+    return leaves.nonzero().flatten()
 
 
 def ranking(score: Tensor, keys: Tensor) -> Tensor:
@@ -53,7 +62,7 @@ def ranking(score: Tensor, keys: Tensor) -> Tensor:
 
 
 def protected(s: Support, score: Tensor, min_fan_in: int, ties: int = 0) -> Tensor:
-    """Positions of the ``min_fan_in`` best units of every unit row: these never go."""
+    """Positions of the ``min_fan_in`` best blocks of every block row: these are never dropped."""
     order = ranking(score, tie_key(s.ids(), ties))
     rows = s.rows().long()[order]
     order = order[torch.argsort(rows, stable=True)]  # by row, within a row best first
@@ -62,7 +71,7 @@ def protected(s: Support, score: Tensor, min_fan_in: int, ties: int = 0) -> Tens
 
 
 def _shielded(s: Support, score: Tensor, min_fan_in: int, ties: int) -> Tensor:
-    """The score, infinite where a unit is protected."""
+    """The score, infinite where a block is protected."""
     if min_fan_in:
         score = score.clone()
         score[protected(s, score, min_fan_in, ties)] = math.inf

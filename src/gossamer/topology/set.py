@@ -1,44 +1,65 @@
 """SET, sparse evolutionary training (Mocanu et al. 2018, Nature Communications 9, 2383).
 
-    every `every` steps: drop the trunc(drop_t n) smallest |w| of each layer, grow as many at random among all units not kept
+    every `every` steps, in each layer: drop the trunc(f_t n) smallest |w|, grow as many at random off the support
+    f_t = drop_fraction / 2 (1 + cos(pi t / stop))
 
-State: none besides the support. Cost per step 3 f_S; nothing is sensed. Differs from the original as the RigL comparison does
-(Evci et al. 2020): the dropped share is cosine-annealed, and one magnitude threshold serves both signs; ``signed=True`` drops the smallest
-positive and the largest negative weights instead. New weights start at 0.
+State: none besides the support. Cost per step 3 f_S. Nothing is sensed. Differs from the original as the RigL comparison does
+(Evci et al. 2020): the dropped fraction is cosine-annealed, and one magnitude threshold serves both signs. ``signed=True`` drops the
+smallest positive and the largest negative weights instead. New weights start at 0.
 """
 
-from .._errors import check_count, check_density, check_share
-from .._schedules import cosine, regular
-from .topology import Annealed, Topology, by_sign, chance, magnitude, refuse_no_event
+from dataclasses import KW_ONLY, dataclass
+
+from .._errors import check_fraction
+from .._schedules import cosine, is_count, regular, step_of
+from .checks import check_common
+from .records import Annealed
+from .slots import drop_by_magnitude, drop_by_sign, grow_random
+from .topology import Topology, refuse_no_event
 
 
-def set_(
-    stop: int,
-    every: int = 100,
-    drop: float = 0.3,
-    *,
-    signed: bool = False,
-    move: bool = True,
-    final: float | None = None,
-    min_fan_in: int = 0,
-) -> Topology:
-    """SET.
+@dataclass(frozen=True)
+class SET:
+    """SET: drop the smallest weights, grow as many at random.
 
     Args:
-        stop: no event at or after this step (about 75 % of training).
-        every: steps between events.
-        drop: share of each layer's units exchanged at the first event; cosine-annealed to 0 at ``stop``.
+        stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
+        every: optimizer steps between events.
+        drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0 at ``stop``.
         signed: the original's drop rule.
-        move: the optimizer steps on event iterations too.
-        final: density that the support's size moves to by ``stop`` (None: constant).
-        min_fan_in: incoming units that every output unit keeps.
+        step_optimizer: the optimizer steps on event iterations too.
+        final_density: density that the support's size moves to by ``stop``; None: constant.
+        min_fan_in: incoming blocks that every output unit keeps.
     """
-    check_share("set_", "drop", drop)
-    check_count("set_", "min_fan_in", min_fan_in, 0)
-    if final is not None:
-        check_density("set_", final)
-    events = regular(every, stop)
-    refuse_no_event("set_", events, stop, every)
-    when = Annealed(events, cosine(drop, stop), move=move, reborn=False, last=stop if final is not None else None)
-    drops = by_sign if signed else magnitude
-    return Topology("set", when, drop=drops, grow=chance, candidates="anywhere", stop=stop, final=final, min_fan_in=min_fan_in)
+
+    stop: int | float = 0.75
+    every: int = 100
+    drop_fraction: float = 0.3
+    _: KW_ONLY
+    signed: bool = False
+    step_optimizer: bool = True
+    final_density: float | None = None
+    min_fan_in: int = 0
+
+    def __post_init__(self) -> None:
+        check_fraction("SET", "drop_fraction", self.drop_fraction)
+        check_common("SET", self.stop, self.every, self.final_density, self.min_fan_in)
+        if is_count(self.stop):
+            self.resolve()
+
+    def resolve(self, steps: int | None = None) -> Topology:
+        """The topology of a run of so many steps. Raises UsageError."""
+        stop = step_of("SET", "stop", self.stop, steps)
+        events = regular(self.every, stop)
+        refuse_no_event("SET", events, stop, self.every)
+        last = stop if self.final_density is not None else None
+        return Topology(
+            "set",
+            Annealed(events, cosine(self.drop_fraction, stop), self.step_optimizer, allow_regrow=False, last=last),
+            drop_score=drop_by_sign if self.signed else drop_by_magnitude,
+            grow_score=grow_random,
+            candidates="anywhere",
+            stop=stop,
+            final_density=self.final_density,
+            min_fan_in=self.min_fan_in,
+        )

@@ -1,10 +1,10 @@
-"""The values that the slots of a :class:`~gossamer.topology.topology.Topology` have in the named methods.
+"""The functions that fill the slots of a :class:`~gossamer.Topology` in the named methods.
 
-    when, sense    step -> what happens, what is measured; None: nothing
-    amount         (sites, change) -> units that each layer exchanges
-    drop           (site) -> one score for each kept unit; the lowest go
-    grow           (site, dropped, change, limit, rng) -> candidate ids and scores; the highest come
-    share          (sites, drops, grows, scores) -> units that each layer grows
+when, sense    step -> what happens, what is measured; None: nothing
+n_exchange     (layers, update) -> blocks that each layer exchanges
+drop_score     (layer) -> one score for each kept block; the lowest are dropped
+grow_score     (layer, dropped, update, limit, rng) -> candidate ids and their scores; the highest grow
+allocate       (layers, drops, grows, scores) -> blocks that each layer grows
 """
 
 import math
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._errors import Unfit
+from .._errors import UsageError
 from ..products.sense.op import tie_key, top_k
 from ..support import Support
-from .records import Change, Site
+from .records import LayerState, Update
 
 
 def never(_t: int) -> None:
@@ -24,85 +24,119 @@ def never(_t: int) -> None:
     return None
 
 
-def norm(tiles: Tensor) -> Tensor:
-    """Magnitude of each unit: |.| of a scalar, l2 norm of a tile; (n,) or (n, h, w) -> (n,)."""
-    return tiles.abs() if tiles.dim() == 1 else tiles.flatten(1).norm(dim=1)
+def block_norm(blocks: Tensor) -> Tensor:
+    """Magnitude of each block: |.| of a single weight, l2 norm of a tile; (n,) or (n, h, w) -> (n,)."""
+    return blocks.abs() if blocks.dim() == 1 else blocks.flatten(1).norm(dim=1)
 
 
-def magnitude(site: Site) -> Tensor:
+# -------------------------------------------------------------------- n_exchange
+
+
+def exchange_fraction(layers: Sequence[LayerState], update: Update) -> list[int]:
+    """k = trunc(drop_fraction * n), at most trunc(selectivity * candidates)."""
+
+    def most(layer: LayerState) -> float:
+        return update.selectivity * layer.sensed if update.selectivity < math.inf else math.inf
+
+    return [int(min(update.drop_fraction * layer.s.n, most(layer))) for layer in layers]
+
+
+def exchange_by_projection(layers: Sequence[LayerState], update: Update) -> list[int]:
+    """Swaps of the exact projection on the n-sparse set (IHT), at most :func:`exchange_fraction`.
+
+    z = w on the support, lookahead * gradient on the candidates. The n largest |z| are kept; among equals, those of the support.
+    """
+    swaps = []
+    for layer, most in zip(layers, exchange_fraction(layers, update), strict=True):
+        lowest = block_norm(layer.w).sort()[0]
+        highest = layer.lookahead * block_norm(layer.h).nan_to_num(0.0, math.inf).sort(descending=True)[0]
+        k = min(lowest.numel(), highest.numel(), most)
+        swaps.append(
+            int((highest[:k] > lowest[:k]).sum())
+        )  # both are sorted: once a pair does not swap, no later one does
+    return swaps
+
+
+# -------------------------------------------------------------------- drop_score
+
+
+def drop_by_magnitude(layer: LayerState) -> Tensor:
     """Drop score |w|: (n,)."""
-    return norm(site.w)
+    return block_norm(layer.w)
 
 
-def by_sign(site: Site) -> Tensor:
-    """Drop score of the original SET (Mocanu et al. 2018): the smallest positive and the largest negative weights go, half and half."""
-    sign = torch.sign(site.w) if site.w.dim() == 1 else torch.sign(site.w.flatten(1).sum(1))
-    score = norm(site.w).double()
+def drop_by_sign(layer: LayerState) -> Tensor:
+    """Drop score of the original SET (Mocanu et al. 2018): drop the smallest positive and the largest negative weights, half each."""
+    sign = torch.sign(layer.w) if layer.w.dim() == 1 else torch.sign(layer.w.flatten(1).sum(1))
+    score = block_norm(layer.w).double()
     rank = torch.empty_like(score)
     for half in (sign > 0, sign <= 0):
         where = half.nonzero().flatten()
-        levels, at = torch.unique(score[where], return_inverse=True)  # equal weights have one rank: that of the first of them
-        counts = torch.bincount(at, minlength=levels.numel())
+        values, at = torch.unique(
+            score[where], return_inverse=True
+        )  # equal weights have one rank: that of the first of them
+        counts = torch.bincount(at, minlength=values.numel())
         rank[where] = (counts.cumsum(0) - counts).to(rank.dtype)[at]
     return rank
 
 
-def exchanged(sites: Sequence[Site], change: Change) -> list[int]:
-    """k = trunc(drop * n), at most trunc(cap * candidates)."""
-    return [int(min(change.drop * s.s.n, change.cap * s.sensed if change.cap < math.inf else math.inf)) for s in sites]
+# -------------------------------------------------------------------- grow_score
 
 
-def projected(sites: Sequence[Site], change: Change) -> list[int]:
-    """Swaps of the exact projection on the n-sparse set (IHT): z = w on the support, lookahead * gradient on the candidates, keep the
-    n largest |z|, the support's among equals; at most :func:`exchanged`."""
-    swaps = []
-    for site, most in zip(sites, exchanged(sites, change), strict=True):
-        goers = norm(site.w).sort()[0]
-        comers = site.lookahead * norm(site.h).nan_to_num(0.0, math.inf).sort(descending=True)[0]
-        k = min(goers.numel(), comers.numel(), most)
-        swaps.append(int((comers[:k] > goers[:k]).sum()))  # the pairs are ordered against each other: once one loses, all later ones do
-    return swaps
+def grow_sensed(
+    layer: LayerState, dropped: Tensor, update: Update, limit: int, _rng: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Candidates and grow scores |gradient|: what was sensed, and what was just dropped if it may grow again."""
+    ids, h = layer.strongest(limit, layer.ties) if layer.strongest is not None else (layer.ids, layer.h)
+    if not update.allow_regrow or not dropped.numel():
+        return ids, block_norm(h)
+    if layer.g is None:
+        what = "blocks that were just dropped are scored by the gradient on the support"
+        raise UsageError("grow_sensed", what, remedy="Sensing(active=True)")
+    return torch.cat([ids, layer.s.ids()[dropped]]), block_norm(torch.cat([h, layer.g[dropped]]))
 
 
-def sensed(site: Site, dropped: Tensor, change: Change, limit: int, _rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Candidates and grow scores |gradient|: what was sensed, and what was just dropped if it may be reborn."""
-    ids, h = site.strongest(limit, site.ties) if site.strongest is not None else (site.ids, site.h)
-    if not change.reborn or not dropped.numel():
-        return ids, norm(h)
-    if site.g is None:
-        raise Unfit("sensed", "reborn units need the gradient on the support", remedy="Sense(active=True)")
-    return torch.cat([ids, site.s.ids()[dropped]]), norm(torch.cat([h, site.g[dropped]]))
-
-
-def chance(site: Site, dropped: Tensor, _change: Change, limit: int, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Candidates drawn uniformly among all units that are not kept, the just dropped included: for ``candidates="anywhere"``."""
-    kept = torch.ones(site.s.n, dtype=torch.bool, device=dropped.device)
+def grow_random(
+    layer: LayerState, dropped: Tensor, _update: Update, limit: int, rng: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Candidates drawn uniformly off the support, the just dropped included. For ``candidates="anywhere"``."""
+    kept = torch.ones(layer.s.n, dtype=torch.bool, device=dropped.device)
     kept[dropped] = False
-    rest = Support.from_ids(site.s.ids()[kept], site.s.shape, site.s.unit)
+    rest = Support.from_ids(layer.s.ids()[kept], layer.s.shape, layer.s.block)
     ids = rest.sample_outside(min(limit, rest.total - rest.n), rng)
     return ids, torch.zeros(ids.shape, device=ids.device)
 
 
-def fixed(sites: Sequence[Site], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]) -> list[int]:
+# -------------------------------------------------------------------- allocate
+
+
+def allocate_fixed(
+    layers: Sequence[LayerState], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]
+) -> list[int]:
     """Every layer grows what it dropped."""
     return list(grows)
 
 
-def pooled(sites: Sequence[Site], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]) -> list[int]:
-    """Candidates of all layers ranked together by |gradient| / rms of the layer's gradient on its support; every layer keeps at least
-    :func:`floor` units; the excess of a full layer goes to the next best candidate."""
+def allocate_pooled(
+    layers: Sequence[LayerState], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]
+) -> list[int]:
+    """Candidates of all layers are ranked together by |gradient| / rms of the layer's gradient on its support.
+
+    Every layer keeps at least :func:`least_size` blocks. The excess of a full layer goes to the next best candidate.
+    """
     total, ranked, owner = sum(grows), [], []
-    for i, (site, score) in enumerate(zip(sites, scores, strict=True)):
-        if site.g is None:
-            raise Unfit("pooled", "layers are compared by the gradient on their supports", remedy="Sense(active=True)")
-        rms = float(site.g.double().square().mean().sqrt()) or 1.0
+    for i, (layer, score) in enumerate(zip(layers, scores, strict=True)):
+        if layer.g is None:
+            what = "layers are compared by the gradient on their supports"
+            raise UsageError("allocate_pooled", what, remedy="Sensing(active=True)")
+        rms = float(layer.g.double().square().mean().sqrt()) or 1.0
         own = (score.double() / rms).sort(descending=True)[0][:total]
         ranked.append(own)
         owner.append(torch.full(own.shape, i))
-    winners = top_k(torch.cat(ranked).cpu(), total, lambda at: tie_key(at, sites[0].ties))
-    return torch.bincount(torch.cat(owner)[winners], minlength=len(sites)).tolist()
+    winners = top_k(torch.cat(ranked).cpu(), total, lambda at: tie_key(at, layers[0].ties))
+    return torch.bincount(torch.cat(owner)[winners], minlength=len(layers)).tolist()
 
 
-def floor(site: Site) -> int:
-    """Least units of a layer under pooled growth: one per output unit and a fifth of what it began with (or all, if it began with less)."""
-    return min(site.start, max(site.s.grid[0], math.ceil(0.2 * site.start)))
+def least_size(layer: LayerState) -> int:
+    """Least blocks of a layer where layers share: one per block row and a fifth of its start (or all, if it began with less)."""
+    return min(layer.start, max(layer.s.grid[0], math.ceil(0.2 * layer.start)))

@@ -1,8 +1,14 @@
-"""Static sparse training: a random support, never changed. The null model of every other method: 3 f_S per step, O(n) memory."""
+"""Static: the support never changes. The null model of every method at the same budget."""
+
+from dataclasses import dataclass
 
 from .topology import Topology
 
 
-def static() -> Topology:
-    """No event, no sensing."""
-    return Topology("static")
+@dataclass(frozen=True)
+class Static:
+    """A support that never changes, the null model at the same budget."""
+
+    def resolve(self, steps: int | None = None) -> Topology:
+        """The topology; ``steps`` does not matter."""
+        return Topology("static")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import Unfit, is_real
+from .._errors import UsageError, is_real
 from ..layers import SparseLayer
 from ..surgery import carry, write_
 
@@ -33,17 +33,24 @@ class AveragedModel(nn.Module):
     ``module`` is the averaged model, with supports of its own: evaluate, save or :func:`~gossamer.densify` it like any other.
     ``state_dict`` holds the number of updates too.
 
-    Raises: Unfit where the model is not the one that it was made of.
+    Raises: UsageError where the model is not the one that it was made of.
     """
 
     n_averaged: Tensor
 
     def __init__(
-        self, model: nn.Module, device: torch.device | str | None = None, *, decay: float | None = None, use_buffers: bool = False
+        self,
+        model: nn.Module,
+        device: torch.device | str | None = None,
+        *,
+        decay: float | None = None,
+        use_buffers: bool = False,
     ):
         super().__init__()
         if decay is not None and (not is_real(decay) or not 0.0 <= decay < 1.0 or math.isnan(decay)):
-            raise Unfit("AveragedModel", "decay lies in [0, 1)", got=decay, remedy="None weighs all updates equally")
+            raise UsageError(
+                "AveragedModel", "decay lies in [0, 1)", got=decay, remedy="None weighs all updates equally"
+            )
         self.module = copy.deepcopy(model)
         if device is not None:
             self.module = self.module.to(device)
@@ -70,7 +77,11 @@ class AveragedModel(nn.Module):
                     done.add(id(a))
                     a.lerp_(theirs._parameters[name].to(a.device, a.dtype), share)  # type: ignore[union-attr]
             for name, b in mine._buffers.items():
-                if b is not None and id(b) not in done and not (isinstance(mine, SparseLayer) and name in ("crow", "col")):
+                if (
+                    b is not None
+                    and id(b) not in done
+                    and not (isinstance(mine, SparseLayer) and name in ("crow", "col"))
+                ):
                     done.add(id(b))
                     w = theirs._buffers[name].to(b.device)  # type: ignore[union-attr]
                     b.lerp_(w, share) if self.use_buffers and b.is_floating_point() else b.copy_(w)
@@ -84,14 +95,19 @@ class AveragedModel(nn.Module):
         for name in mine.keys() & theirs.keys():
             a, b = mine[name], theirs[name]
             if isinstance(a, SparseLayer) and isinstance(b, SparseLayer):
-                same = (a.dense_shape, a.unit, a.layout.name) == (b.dense_shape, b.unit, b.layout.name)
+                same = (a.dense_shape, a.block, a.layout.name) == (b.dense_shape, b.block, b.layout.name)
             else:
                 same = not isinstance(a, SparseLayer) and not isinstance(b, SparseLayer) and _shapes(a) == _shapes(b)
             if not same:
-                reasons.append(f"{name!r} has another shape, unit or layout, or other parameters")
+                reasons.append(f"{name!r} has another shape, block or layout, or other parameters")
         if reasons:
             what = "the model is not the one that this average was made of"
-            raise Unfit("AveragedModel", what, reasons=reasons[:5], remedy="update_parameters(model) with the model given at construction")
+            raise UsageError(
+                "AveragedModel",
+                what,
+                reasons=reasons[:5],
+                remedy="update_parameters(model) with the model given at construction",
+            )
         return [(mine[name], theirs[name]) for name in mine]
 
 

@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import Unfit, check_at_least, check_count
+from .._errors import UsageError, check_at_least, check_count
 from ..layers import SparseLayer, sparse_layers
 from ..observe import Observer, Seen, operands
 from ..products.sense import op as sense_op
-from .rewirer import Diverged, Event
 from ..rules.adabreg import AdaBreg
 from ..rules.latent import drawn_back
 from ..rules.linbreg import LinBreg
-from ..rules.rule import Now, SparseOptimizer
-from .sensing import agreed, mean_over_ranks
+from ..rules.rule import SparseOptimizer, StepInfo
 from ..support import Support
 from ..surgery import keeper_of, set_support_
-from ..topology.topology import Change, Topology
+from ..topology import Topology, Update
+from .rewirer import Diverged, Event
+from .sensing import agreed, mean_over_ranks
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
 ALMOST = 1 - 1e-5  # of the strength: what a rounded level may miss
@@ -43,7 +43,7 @@ class Multilevel:
 
     Args:
         model: a model with ``csr`` layers of single weights.
-        optimizer: ``SparseOptimizer(gs.parameter_groups(model), rule, lr, confined=True)``; the rule is ``LinBreg`` or ``AdaBreg`` with a
+        optimizer: ``SparseOptimizer(gs.parameter_groups(model), rule, lr, allow_compact=True)``; the rule is ``LinBreg`` or ``AdaBreg`` with a
             penalty of single weights (``L1``, ``NonNegativeL1``).
         coarse: m, coarse steps before each fine one.
         fine_lr_scale: factor on the fine step of the weights that are off the support. Those move only once in m + 1 steps, so they enter
@@ -63,7 +63,9 @@ class Multilevel:
         self.t = 0
         self.last: Event | None = None
         self._cold: dict[str, dict[str, Tensor]] = {}
-        self._loaded: dict[str, int] = {}  # tags of the supports that load_state_dict brought, until the layers are used
+        self._loaded: dict[
+            str, int
+        ] = {}  # tags of the supports that load_state_dict brought, until the layers are used
         self._attach()
         self._arm()
 
@@ -77,7 +79,10 @@ class Multilevel:
         """Bytes of cold storage, of what fine steps keep of their backward pass, and of one block of the gradient."""
         held = sum(t.numel() * t.element_size() for state in self._cold.values() for t in state.values())
         held += sum(observer.bytes for observer in self._observers.values())
-        blocks = [2 * min(BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size() for layer in self.layers.values()]
+        blocks = [
+            2 * min(BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size()
+            for layer in self.layers.values()
+        ]
         return held + (max(blocks) if self._fine_layers else 0)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -86,7 +91,11 @@ class Multilevel:
         Raises: Diverged where a fine step meets weights that are NaN or infinite, before anything moves.
         """
         if closure is not None:
-            raise Unfit("Multilevel.step", "a closure has no single gradient to take the fine step by", remedy="backward() before step()")
+            raise UsageError(
+                "Multilevel.step",
+                "a closure has no single gradient to take the fine step by",
+                remedy="backward() before step()",
+            )
         self._look_at_all()
         for name in self._fine_layers:
             if not bool(self.layers[name].values.detach().isfinite().all()):
@@ -118,15 +127,20 @@ class Multilevel:
             observer.stop()
 
     @torch.no_grad()
-    def levels(self) -> list[Tensor]:
+    def zero_thresholds(self) -> list[Tensor]:
         """For every weight, on the support and off it, the strength from which it would be zero by its mirror variable, per layer."""
         found = []
         for name, layer in self.layers.items():
             rule, group = self._rule(name)
-            hot, cold = self.optimizer.state_of(rule, layer.values, self.optimizer.now(group))["v"], self._cold.get(name)
+            hot, cold = (
+                self.optimizer.state_of(rule, layer.values, self.optimizer.now(group))["v"],
+                self._cold.get(name),
+            )
             if cold is not None:
                 cold["v"].view(-1)[layer.support.ids()] = hot
-            found.append(rule.penalty.level(hot if cold is None else cold["v"], 1.0))  # off the support v is 0 before the first fine step
+            found.append(
+                rule.penalty.zero_threshold(hot if cold is None else cold["v"], 1.0)
+            )  # off the support v is 0 before the first fine step
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,12 +154,18 @@ class Multilevel:
     def problems(self, state: Any) -> list[str]:
         """Why a saved state cannot be taken over, in sentences; [] if it may go on."""
         keys = ("t", "topology", "settings", "supports", "cold", "has_cold")
-        if not isinstance(state, dict) or not set(keys) <= set(state) or not all(isinstance(state[key], dict) for key in keys[2:]):
+        if (
+            not isinstance(state, dict)
+            or not set(keys) <= set(state)
+            or not all(isinstance(state[key], dict) for key in keys[2:])
+        ):
             return [f"a state of Multilevel has {', '.join(keys)}"]
         if state["topology"] != self.topology.name or type(state["t"]) is not int or state["t"] < 0:
             return [f"it is of topology {state['topology']!r} at step {state['t']!r}, not {self.topology.name!r}"]
         here, there = self._settings(), state["settings"]
-        problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if repr(here[key]) != repr(there.get(key))]
+        problems = [
+            f"{key} was {there.get(key)}, is {here[key]}" for key in here if repr(here[key]) != repr(there.get(key))
+        ]
         if list(state["supports"]) != list(self.layers) or list(state["cold"]) != list(self.layers):
             return [*problems, f"it is of layers {list(state['supports'])}, not {list(self.layers)}"]
         if not all(type(tag) is int for tag in state["supports"].values()):
@@ -161,15 +181,24 @@ class Multilevel:
             if cold is None:
                 continue  # no fine step yet
             fits = isinstance(cold, dict) and set(cold) == expected
-            if not fits or not all(torch.is_tensor(t) and t.shape == shape and t.dtype == layer.values.dtype for t in cold.values()):
-                problems.append(f"{name}: cold storage has {', '.join(sorted(expected))}, each of shape {shape} and {layer.values.dtype}")
+            if not fits or not all(
+                torch.is_tensor(t) and t.shape == shape and t.dtype == layer.values.dtype for t in cold.values()
+            ):
+                problems.append(
+                    f"{name}: cold storage has {', '.join(sorted(expected))}, each of shape {shape} and {layer.values.dtype}"
+                )
         return problems
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state; refuses one of other layers or settings."""
         problems = self.problems(state)
         if problems:
-            raise Unfit("Multilevel", "this state was saved under other rules", reasons=problems, remedy="what it was saved with")
+            raise UsageError(
+                "Multilevel",
+                "this state was saved under other rules",
+                reasons=problems,
+                remedy="what it was saved with",
+            )
         self.t, self.last = int(state["t"]), None
         self._cold = {
             name: {key: t.to(self.layers[name].values.device).clone() for key, t in saved.items()}
@@ -218,7 +247,7 @@ class Multilevel:
             s, known, tag = layer.support, self._known[name], self._loaded.get(name)
             if tag is not None and tag != s.tag:
                 what = f"the state that was loaded belongs to another support than layer {name!r} has"
-                raise Unfit("Multilevel", what, remedy="load the model, the optimizer and this of the same step")
+                raise UsageError("Multilevel", what, remedy="load the model, the optimizer and this of the same step")
             if s is not known:
                 self._known[name] = s
                 if tag is None and not s.same(known):
@@ -239,7 +268,7 @@ class Multilevel:
             state[key] = cold[key].view(-1)[new.ids()]
         left = old.ids()[new.find(old.ids()) < 0]  # zero now, so their mirror variable shows zero
         v = cold["v"].view(-1)[left]
-        cold["v"].view(-1)[left] = drawn_back(v, rule.penalty.level(v, 1.0), group["strength"])
+        cold["v"].view(-1)[left] = drawn_back(v, rule.penalty.zero_threshold(v, 1.0), group["strength"])
         keeper.moved(layer)
 
     # ---------------------------------------------------------------- details
@@ -261,13 +290,18 @@ class Multilevel:
 
     def _is_finite(self, name: str, pairs: list[tuple[Tensor, Tensor]]) -> bool:
         """Whether the fine gradient is finite: by a bound from its operands, and where that says nothing by a look at all of it."""
-        bound = sum(float(dy.abs().max()) * float(x.abs().max()) * dy.numel() for dy, x in pairs if dy.numel() and x.numel())
+        bound = sum(
+            float(dy.abs().max()) * float(x.abs().max()) * dy.numel() for dy, x in pairs if dy.numel() and x.numel()
+        )
         if bound < torch.finfo(self.layers[name].values.dtype).max:
             return True
         if not all(bool(t.isfinite().all()) for pair in pairs for t in pair):
             return False
         layer = self.layers[name]
-        return all(bool(sense_op.gradient_rows(pairs, part, layer.support, layer.geometry).isfinite().all()) for part in _blocks(layer))
+        return all(
+            bool(sense_op.gradient_rows(pairs, part, layer.support, layer.geometry).isfinite().all())
+            for part in _blocks(layer)
+        )
 
     def _rule(self, name: str) -> tuple[LinBreg | AdaBreg, dict[str, Any]]:
         """The rule and the group of a layer's values."""
@@ -294,7 +328,7 @@ class Multilevel:
         for part in _blocks(layer):
             top = part.start
             first, last = int(s.crow[part.start]), int(s.crow[part.stop])
-            mine = ids[first:last] - top * cols  # units of the support in this block
+            mine = ids[first:last] - top * cols  # blocks of the support in this block
             g = mean_over_ranks(sense_op.gradient_rows(operands, part, s, layer.geometry))
             if group["weight_decay"]:
                 g.view(-1)[mine] += group["weight_decay"] * layer.values[first:last]
@@ -303,7 +337,9 @@ class Multilevel:
             rule.descend_([g], state, now)
             if old is not None:
                 _stretch(state["v"][0], old, mine, self.fine_lr_scale)
-            here = (rule.levels([g], state, now)[0] > ALMOST * now.strength).view(-1).nonzero().flatten()  # w is zero elsewhere
+            here = (
+                (rule.zero_thresholds([g], state, now)[0] > ALMOST * now.strength).view(-1).nonzero().flatten()
+            )  # w is zero elsewhere
             w, stay = (_shown(rule, state["v"][0].view(-1)[at], now) for at in (here, mine))
             here, w = here[w != 0], w[w != 0]
             kept += int(stay.count_nonzero())
@@ -326,8 +362,8 @@ class Fine:
 
     every: int
 
-    def __call__(self, t: int) -> Change | None:
-        return Change(interval=self.every) if t % self.every == 0 else None
+    def __call__(self, t: int) -> Update | None:
+        return Update(interval=self.every) if t % self.every == 0 else None
 
 
 def _operands_of(dtype: torch.dtype, dy: Tensor, x: Tensor) -> Seen:
@@ -341,7 +377,7 @@ def _blocks(layer: SparseLayer) -> list[slice]:
     return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
-def _shown(rule: LinBreg | AdaBreg, v: Tensor, now: Now) -> Tensor:
+def _shown(rule: LinBreg | AdaBreg, v: Tensor, now: StepInfo) -> Tensor:
     """The weights that belong to entries of the mirror variable."""
     w = torch.empty_like(v)
     rule.show_([w], {"v": [v]}, now)
@@ -358,15 +394,23 @@ def _stretch(v: Tensor, old: Tensor, on: Tensor, scale: float) -> None:
 def _check(layers: dict[str, SparseLayer], optimizer: object) -> None:
     who = "Multilevel"
     if not layers:
-        raise Unfit(who, "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+        raise UsageError(who, "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
     if len({id(layer.values) for layer in layers.values()}) < len(layers):
-        raise Unfit(who, "two sparse layers hold the same values, and each has a support of its own", remedy="use one layer in both places")
+        raise UsageError(
+            who,
+            "two sparse layers hold the same values, and each has a support of its own",
+            remedy="use one layer in both places",
+        )
     if not isinstance(optimizer, SparseOptimizer):
-        raise Unfit(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
-    reasons = [f"{name}: layout {layer.layout.name}" for name, layer in layers.items() if layer.layout.storage != "compact"]
-    reasons += [f"{name}: units of {layer.unit}" for name, layer in layers.items() if layer.unit != (1, 1)]
+        raise UsageError(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
+    reasons = [
+        f"{name}: layout {layer.layout.name}" for name, layer in layers.items() if layer.layout.storage != "compact"
+    ]
+    reasons += [f"{name}: blocks of {layer.block}" for name, layer in layers.items() if layer.block != (1, 1)]
     if reasons:
-        raise Unfit(who, "coarse steps want compact layers of single weights", reasons=reasons, remedy='sparsify(layout="csr")')
+        raise UsageError(
+            who, "coarse steps want compact layers of single weights", reasons=reasons, remedy='sparsify(layout="csr")'
+        )
     places = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for name, layer in layers.items():
         i = places.get(id(layer.values))
@@ -375,6 +419,10 @@ def _check(layers: dict[str, SparseLayer], optimizer: object) -> None:
         elif not isinstance(optimizer.rules[i], (LinBreg, AdaBreg)):
             reasons.append(f"{name} moves by {type(optimizer.rules[i]).__name__}, which has no mirror variable")
         elif not optimizer.param_groups[i]["penalised"]:
-            reasons.append(f"{name} is not penalised: nothing would ever be zero (gs.parameter_groups(model) says what is)")
+            reasons.append(
+                f"{name} is not penalised: nothing would ever be zero (gs.parameter_groups(model) says what is)"
+            )
     if reasons:
-        raise Unfit(who, "the optimizer does not go with these layers", reasons=reasons, remedy="a LinBreg or AdaBreg rule")
+        raise UsageError(
+            who, "the optimizer does not go with these layers", reasons=reasons, remedy="a LinBreg or AdaBreg rule"
+        )

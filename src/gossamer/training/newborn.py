@@ -9,12 +9,12 @@
 No optimizer is known by name. What a fresh state is, the optimizer is asked: a scratch parameter takes a step by a gradient of zero, and
 what its state then holds is the initial accumulator. Whether the step count matters is asked too: two scratch parameters take the same
 few steps, one with a count of its own, one with an old one's. Where they move alike, the initial state is all there is to do. Where they do
-not, the newborn of an event are parameters of their own for AGE steps, moved by a twin of the optimizer with the same settings after
+not, the newborn of an event are parameters of their own for AGE steps, moved by a counterpart of the optimizer with the same settings after
 each of its steps. Then they join the parameter, their state scaled, entry by entry, from what a constant gradient makes of it in AGE
 steps to what it makes of it in the parameter's T: for Adam by (1 - beta^T) / (1 - beta^AGE), so that the next move is the one they would
 have made.
 
-Cost: a step of the twin, O(newborn of the last AGE steps).
+Cost: a step of the counterpart, O(newborn of the last AGE steps).
 """
 
 import inspect
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import Unfit, nearest
+from .._errors import UsageError, nearest
 from ..layers import SparseLayer
 
 NEWBORN = ("auto", "fresh", "zero", "sensed")
@@ -56,12 +56,16 @@ class Newborn:
         layers: the sparse layers by name, their values among its parameters.
         mode: ``"auto"``, ``"fresh"``, ``"zero"`` or ``"sensed"``.
 
-    Raises: Unfit if the optimizer cannot move a scratch parameter.
+    Raises: UsageError if the optimizer cannot move a scratch parameter.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, SparseLayer], mode: str):
         if mode not in NEWBORN:
-            raise Unfit("Rewirer", f"unknown newborn {mode!r}{nearest(str(mode), NEWBORN)}", remedy=f"one of {', '.join(NEWBORN)}")
+            raise UsageError(
+                "Rewirer",
+                f"unknown newborn {mode!r}{nearest(str(mode), NEWBORN)}",
+                remedy=f"one of {', '.join(NEWBORN)}",
+            )
         self.optimizer, self.layers, self.mode = optimizer, layers, mode
         self.cohorts: list[Cohort] = []
         self._state: dict[nn.Parameter, dict[str, Any]] = {}  # of the cohorts' values
@@ -76,14 +80,14 @@ class Newborn:
     # ---------------------------------------------------------------- what the optimizer is asked
 
     def initial(self, name: str) -> dict[str, Tensor] | None:
-        """The state of a unit of this layer before its first step, by name, each with a first dimension of 1; None is zeros."""
+        """The state of a block of this layer before its first step, by name, each with a first dimension of 1; None is zeros."""
         if self.mode == "zero" or self._needs_closure():
             return None  # with a closure there is no event, and no birth
         initial = self._asked(name, "initial", self._find_initial)
         return None if self.mode == "auto" and self.counts(name) else initial
 
     def counts(self, name: str) -> bool:
-        """Whether a unit's first steps depend on the parameter's step count."""
+        """Whether a block's first steps depend on the parameter's step count."""
         return self._asked(name, "counts", self._find_counts)
 
     def _needs_closure(self) -> bool:
@@ -103,11 +107,13 @@ class Newborn:
 
     def _group(self, name: str) -> int:
         values = self.layers[name].values
-        return next(i for i, group in enumerate(self.optimizer.param_groups) if any(p is values for p in group["params"]))
+        return next(
+            i for i, group in enumerate(self.optimizer.param_groups) if any(p is values for p in group["params"])
+        )
 
     def _tile(self, name: str) -> tuple[int, ...]:
-        unit = self.layers[name].unit
-        return () if unit == (1, 1) else unit
+        block = self.layers[name].block
+        return () if block == (1, 1) else block
 
     def _scratch(self, name: str) -> nn.Parameter:
         values = self.layers[name].values
@@ -117,14 +123,14 @@ class Newborn:
 
     def _find_initial(self, name: str) -> dict[str, Tensor]:
         scratch = self._scratch(name)
-        twin = self._twin({name: [scratch]}, {})
+        counterpart = self._counterpart({name: [scratch]}, {})
         scratch.grad = torch.zeros_like(scratch)
         try:
-            twin.step()
+            counterpart.step()
         except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
             what = f"{type(self.optimizer).__name__} cannot move a connection by itself, so what is fresh is not known: {error}"
-            raise Unfit("Rewirer", what, remedy='newborn="zero"') from error
-        return {key: t for key, t in twin.state[scratch].items() if _is_elementwise(t, scratch)}
+            raise UsageError("Rewirer", what, remedy='newborn="zero"') from error
+        return {key: t for key, t in counterpart.state[scratch].items() if _is_elementwise(t, scratch)}
 
     def _find_counts(self, name: str) -> bool:
         fresh, other = self._scratch(name), self._scratch(name)
@@ -132,12 +138,15 @@ class Newborn:
         seeded = {key: t.clone() for key, t in self._asked(name, "initial", self._find_initial).items()}
         count = {key: _copied(entry) for key, entry in old.items() if not _is_elementwise(entry, other)}
         start = {other: {**count, **seeded}} if count or seeded else {}
-        twins = self._twin({name: [fresh]}, {}, asked=True), self._twin({name: [other]}, start, asked=True)
+        counterparts = (
+            self._counterpart({name: [fresh]}, {}, asked=True),
+            self._counterpart({name: [other]}, start, asked=True),
+        )
         for t in range(TRIED):
             before = fresh.detach().clone(), other.detach().clone()
-            for scratch, twin in zip((fresh, other), twins, strict=True):
+            for scratch, counterpart in zip((fresh, other), counterparts, strict=True):
                 scratch.grad = torch.full_like(scratch, 0.1 * (1 + t % 2))
-                twin.step()
+                counterpart.step()
             mine, theirs = (p.detach() - b for p, b in zip((fresh, other), before, strict=True))
             if bool(((mine - theirs).abs() > ALIKE * mine.abs()).any()):
                 return True
@@ -148,24 +157,26 @@ class Newborn:
 
         def start(_name: str) -> tuple[nn.Parameter, torch.optim.Optimizer, list[dict[str, Any]]]:
             scratch = self._scratch(name)
-            return scratch, self._twin({name: [scratch]}, {}, asked=True), []
+            return scratch, self._counterpart({name: [scratch]}, {}, asked=True), []
 
-        scratch, twin, course = self._asked(name, "course", start)
-        twin.param_groups = self._settings({name: [scratch]}, asked=True)
+        scratch, counterpart, course = self._asked(name, "course", start)
+        counterpart.param_groups = self._settings({name: [scratch]}, asked=True)
         while len(course) < steps:
             scratch.grad = torch.ones_like(scratch)
-            twin.step()
-            course.append({key: _copied(entry) for key, entry in twin.state[scratch].items()})
+            counterpart.step()
+            course.append({key: _copied(entry) for key, entry in counterpart.state[scratch].items()})
         return course
 
     # ---------------------------------------------------------------- a life
 
     @torch.no_grad()
     def born(self, name: str, ids: Tensor, sensed: Tensor | None) -> None:
-        """Connections are born at units ``ids``; ``sensed``: their gradients (k, *tile), where they are known."""
+        """Connections are born at blocks ``ids``; ``sensed``: their gradients (k, *tile), where they are known."""
         if not ids.numel() or self.initial(name) is None or not self.counts(name):
             return
-        cohort = Cohort(name, ids, nn.Parameter(self.layers[name].values.detach().new_zeros(ids.numel(), *self._tile(name))))
+        cohort = Cohort(
+            name, ids, nn.Parameter(self.layers[name].values.detach().new_zeros(ids.numel(), *self._tile(name)))
+        )
         cohort.values.compact = True  # type: ignore[attr-defined]
         self.cohorts.append(cohort)
         if self.mode == "sensed" and sensed is not None:
@@ -200,7 +211,9 @@ class Newborn:
     @torch.no_grad()
     def after_step(self) -> None:
         """It has stepped: the newborn step by themselves."""
-        skipped = vars(self.optimizer).get("found_inf")  # set by a GradScaler for fused optimizers, which skip the step themselves
+        skipped = vars(self.optimizer).get(
+            "found_inf"
+        )  # set by a GradScaler for fused optimizers, which skip the step themselves
         if skipped is not None and bool(skipped):
             return
         for cohort in self.cohorts:
@@ -221,16 +234,27 @@ class Newborn:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """All that is needed to resume bit for bit."""
-        return [{"layer": c.name, "ids": c.ids, "age": c.age, "state": dict(self._state.get(c.values, {}))} for c in self.cohorts]
+        return [
+            {"layer": c.name, "ids": c.ids, "age": c.age, "state": dict(self._state.get(c.values, {}))}
+            for c in self.cohorts
+        ]
 
     def problems(self, state: Any) -> list[str]:
         """Why a saved ``{"mode", "cohorts"}`` cannot be taken over, in sentences; [] if it may go on."""
-        if not isinstance(state, dict) or set(state) != {"mode", "cohorts"} or not isinstance(state["cohorts"], (list, tuple)):
+        if (
+            not isinstance(state, dict)
+            or set(state) != {"mode", "cohorts"}
+            or not isinstance(state["cohorts"], (list, tuple))
+        ):
             return ["newborn is a mode and a list of cohorts"]
         if state["mode"] != self.mode:
             return [f"newborn was {state['mode']!r}, is {self.mode!r}"]
         for saved in state["cohorts"]:
-            if not isinstance(saved, dict) or set(saved) != {"layer", "ids", "age", "state"} or saved["layer"] not in self.layers:
+            if (
+                not isinstance(saved, dict)
+                or set(saved) != {"layer", "ids", "age", "state"}
+                or saved["layer"] not in self.layers
+            ):
                 return ["a cohort is of a layer, and has ids, an age and a state"]
             s, ids = self.layers[saved["layer"]].support, saved["ids"]
             if not torch.is_tensor(ids) or ids.dtype != torch.int64 or ids.dim() != 1 or not ids.numel():
@@ -239,8 +263,12 @@ class Newborn:
                 return [f"the ids of a cohort lie in [0, {s.total}) and increase"]
             if type(saved["age"]) is not int or not 0 <= saved["age"] < AGE:
                 return [f"the age of a cohort is a whole number in [0, {AGE})"]
-            if bool(saved["age"]) != bool(saved["state"]) or not self._is_state(saved["layer"], ids.numel(), saved["state"]):
-                return [f"the state of a cohort is not one that {type(self.optimizer).__name__} keeps of {ids.numel()} connections"]
+            if bool(saved["age"]) != bool(saved["state"]) or not self._is_state(
+                saved["layer"], ids.numel(), saved["state"]
+            ):
+                return [
+                    f"the state of a cohort is not one that {type(self.optimizer).__name__} keeps of {ids.numel()} connections"
+                ]
         return []
 
     def _is_state(self, name: str, k: int, state: Any) -> bool:
@@ -255,7 +283,12 @@ class Newborn:
                     return False
                 continue
             shape = (k, *like.shape[1:]) if like.dim() else ()
-            if not torch.is_tensor(entry) or entry.dtype != like.dtype or entry.shape != shape or bool(entry.isnan().any()):
+            if (
+                not torch.is_tensor(entry)
+                or entry.dtype != like.dtype
+                or entry.shape != shape
+                or bool(entry.isnan().any())
+            ):
                 return False
         return True
 
@@ -276,22 +309,25 @@ class Newborn:
         members: dict[str, list[nn.Parameter]] = {}
         for cohort in cohorts:
             members.setdefault(cohort.name, []).append(cohort.values)
-        twin = self._twin(members, self._state)
+        counterpart = self._counterpart(members, self._state)
         with torch.enable_grad():
-            twin.step()
-        self._state = {c.values: twin.state[c.values] for c in self.cohorts if twin.state.get(c.values)}
+            counterpart.step()
+        self._state = {c.values: counterpart.state[c.values] for c in self.cohorts if counterpart.state.get(c.values)}
 
-    def _twin(
-        self, members: Mapping[str, list[nn.Parameter]], state: Mapping[nn.Parameter, dict[str, Any]], asked: bool = False
+    def _counterpart(
+        self,
+        members: Mapping[str, list[nn.Parameter]],
+        state: Mapping[nn.Parameter, dict[str, Any]],
+        asked: bool = False,
     ) -> torch.optim.Optimizer:
         """The same optimizer, settings and all, over other parameters; it calls no hook and counts for no scheduler."""
-        twin: Any = object.__new__(type(self.optimizer))
+        counterpart: Any = object.__new__(type(self.optimizer))
         left = {*vars(torch.optim.Optimizer), *SCALING}  # what a scheduler or a GradScaler has put on the instance
-        vars(twin).update({key: value for key, value in vars(self.optimizer).items() if key not in left})
-        twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-        twin.state = defaultdict(dict, state)
-        twin.param_groups = self._settings(members, asked)
-        return twin
+        vars(counterpart).update({key: value for key, value in vars(self.optimizer).items() if key not in left})
+        counterpart._optimizer_step_pre_hooks, counterpart._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        counterpart.state = defaultdict(dict, state)
+        counterpart.param_groups = self._settings(members, asked)
+        return counterpart
 
     def _settings(self, members: Mapping[str, list[nn.Parameter]], asked: bool = False) -> list[dict[str, Any]]:
         """The groups with other parameters; ``asked``: the step size is positive, or there would be nothing to see."""
@@ -329,9 +365,11 @@ class Newborn:
 
     def _next_move(self, name: str, state: Mapping[str, Any]) -> float:
         scratch = self._scratch(name)
-        twin = self._twin({name: [scratch]}, {scratch: {key: _copied(entry) for key, entry in state.items()}}, asked=True)
+        counterpart = self._counterpart(
+            {name: [scratch]}, {scratch: {key: _copied(entry) for key, entry in state.items()}}, asked=True
+        )
         scratch.grad = torch.ones_like(scratch)
-        twin.step()
+        counterpart.step()
         return float(scratch.detach().flatten()[0])
 
     def _places(self, cohort: Cohort) -> Tensor:
@@ -340,11 +378,11 @@ class Newborn:
         s = layer.support
         if layer.layout.storage == "compact":
             return s.find(cohort.ids)
-        (h, w), cols = s.unit, s.shape[1]
+        (h, w), cols = s.block, s.shape[1]
         i = (cohort.ids // s.grid[1])[:, None, None] * h + torch.arange(h, device=cohort.ids.device)[None, :, None]
         j = (cohort.ids % s.grid[1])[:, None, None] * w + torch.arange(w, device=cohort.ids.device)[None, None, :]
         at = torch.where((i < s.shape[0]) & (j < cols), i * cols + j, -1)
-        return at.flatten() if s.unit == (1, 1) else at
+        return at.flatten() if s.block == (1, 1) else at
 
     def _read(self, layer: SparseLayer, stored: Tensor, at: Tensor) -> Tensor:
         if layer.layout.storage == "compact":

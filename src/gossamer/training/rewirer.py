@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import _budgets as budgets
-from .._errors import Unfit
+from .._errors import UsageError
 from ..layers import SparseLayer, sparse_layers
-from .newborn import Newborn
 from ..observe import Observer
-from .sensing import Probe, agreed, state_problems
 from ..support import Support
 from ..surgery import keepers_of, nested, set_support_
-from ..topology.topology import Change, Sense, Site, Topology, event
+from ..topology import LayerState, Sensing, Topology, TopologyLike, Update, event
+from .newborn import Newborn
+from .sensing import Probe, agreed, state_problems
 
 
 class Diverged(ArithmeticError):
@@ -52,7 +52,7 @@ class Event(NamedTuple):
     dropped: dict[str, int]
     grown: dict[str, int]
     n: dict[str, int]
-    sensed: dict[str, int]  # units off the support that were measured
+    sensed: dict[str, int]  # blocks off the support that were measured
 
 
 STATE = ("t", "topology", "settings", "start", "final", "rng", "supports", "fed", "newborn", "probes")
@@ -64,7 +64,8 @@ class Rewirer:
     Args:
         model: a model with sparse layers.
         optimizer: any torch optimizer over its parameters; schedulers, clipping and accumulation work as ever.
-        topology: ``csst(...)``, ``rigl(...)``, ...
+        topology: ``gs.CSST(...)``, ``gs.RigL(...)``, ..., or a :class:`~gossamer.Topology`.
+        steps: optimizer steps of the whole run, for a topology whose ``stop`` is a fraction of it.
         rng: generator of every random choice of the topology; None seeds one from torch's initial seed, so ``torch.manual_seed``
             decides and torch's own generator is never advanced. In a distributed run all ranks must give the same seed.
         newborn: what the optimizer's state of a connection is at birth: ``"fresh"``, that of a parameter of its own age; ``"zero"``,
@@ -82,26 +83,29 @@ class Rewirer:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        topology: Topology,
+        topology: TopologyLike,
         *,
+        steps: int | None = None,
         rng: torch.Generator | None = None,
         newborn: str = "auto",
     ):
         self.layers = sparse_layers(model)
-        self.optimizer, self.topology = optimizer, topology
-        if not isinstance(topology, Topology):
-            raise Unfit("Rewirer", "topology must be a Topology", got=topology, remedy="what gs.csst(stop=...), gs.rigl(stop=...) return")
+        self.optimizer, self.topology = optimizer, resolved(topology, steps)
+        topology = self.topology
         if not self.layers:
-            raise Unfit("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+            raise UsageError("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
         following = [name for name, layer in self.layers.items() if layer.layout.follows]
         if following:
             what = "the support of these layers is where their values are not zero; no topology changes it"
-            raise Unfit(
-                "Rewirer", what, reasons=following, remedy='sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer'
+            raise UsageError(
+                "Rewirer",
+                what,
+                reasons=following,
+                remedy='sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer',
             )
         self._check_held()
         self._looked = False  # a step has looked at the layers before it calls the optimizer's
-        if topology.final is not None or topology.merge or not topology.keeps_layer_sizes:
+        if topology.final_density is not None or topology.merge or not topology.keeps_layer_sizes:
             self._check_not_bucketed(model)
         if rng is None:
             rng = torch.Generator().manual_seed(torch.initial_seed())
@@ -116,16 +120,24 @@ class Rewirer:
         self.newborn = Newborn(self._inner, self.layers, newborn)
         self._fed: set[str] = set()  # layers whose values got a gradient since the last event
         self._probes: dict[str, Probe] = {}
-        self._loaded: dict[str, Any] = {}  # supports' tags and probes' states that load_state_dict brought, until the layers are used
+        self._loaded: dict[
+            str, Any
+        ] = {}  # supports' tags and probes' states that load_state_dict brought, until the layers are used
         self._attach()
         self._arm()
 
     @property
     def sensing(self) -> dict[str, int]:
         """Units off the support that the step in progress measures, per layer; empty on plain steps."""
-        units = {name: probe.units for name, probe in self._probes.items()}
-        units.update({name: saved["ids"].numel() for name, (_, saved) in self._loaded.items() if saved is not None and not units[name]})
-        return {name: n for name, n in units.items() if n}
+        blocks = {name: probe.blocks for name, probe in self._probes.items()}
+        blocks.update(
+            {
+                name: saved["ids"].numel()
+                for name, (_, saved) in self._loaded.items()
+                if saved is not None and not blocks[name]
+            }
+        )
+        return {name: n for name, n in blocks.items() if n}
 
     @property
     def sensing_bytes(self) -> int:
@@ -140,29 +152,33 @@ class Rewirer:
         self._check_charge()
         self._look_at_all()
         t = self.t + 1
-        change = self.topology.when(t)
+        update = self.topology.when(t)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        if closure is not None and (change is not None or self._probes):
-            raise Unfit(
-                "Rewirer.step", "an optimizer that evaluates a closure has no single gradient to rewire by", remedy="SGD, Adam, ..."
+        if closure is not None and (update is not None or self._probes):
+            raise UsageError(
+                "Rewirer.step",
+                "an optimizer that evaluates a closure has no single gradient to rewire by",
+                remedy="SGD, Adam, ...",
             )
-        if change is not None:
+        if update is not None:
             self._check_finite(t)
-        if scaler is not None and (self._probes or (change is not None and not change.move)):
+        if scaler is not None and (self._probes or (update is not None and not update.step_optimizer)):
             _unscale(scaler, self.optimizer)
-        self._fed.update([name for name, observer in self._observers.items() if name not in self._fed and observer.has_gradient()])
+        self._fed.update(
+            [name for name, observer in self._observers.items() if name not in self._fed and observer.has_gradient()]
+        )
         if self._probes:
             self._finish(scale)
         result = None
-        if change is None or change.move:
+        if update is None or update.step_optimizer:
             self._looked = True
             try:
                 result = self.optimizer.step(closure) if scaler is None else scaler.step(self.optimizer)
             finally:
                 self._looked = False
-        if change is not None:
+        if update is not None:
             self._check_finite(t)
-        self.last = self._rewire(t, change, scale) if change is not None else None
+        self.last = self._rewire(t, update, scale) if update is not None else None
         self.t = t
         self._arm()
         return result
@@ -205,7 +221,9 @@ class Rewirer:
         if state["topology"] != self.topology.name:
             return [f"{other}: it is of topology {state['topology']!r}"]
         named = [state[key] for key in ("settings", "probes", "start", "final", "supports", "fed")]
-        if any(not isinstance(part, dict) for part in named) or any(set(part) != set(self.layers) for part in named[2:]):
+        if any(not isinstance(part, dict) for part in named) or any(
+            set(part) != set(self.layers) for part in named[2:]
+        ):
             return [f"{other}: it is of others"]
         problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
         counts = [state["t"], *state["start"].values(), *state["final"].values(), *state["supports"].values()]
@@ -229,7 +247,7 @@ class Rewirer:
         problems = self.problems(state)
         if problems:
             remedy = "the same topology on the same layers as when it was saved"
-            raise Unfit("Rewirer", "this state was saved under other rules", reasons=problems, remedy=remedy)
+            raise UsageError("Rewirer", "this state was saved under other rules", reasons=problems, remedy=remedy)
         self.t = int(state["t"])
         self.last = None
         self.start, self.final = dict(state["start"]), dict(state["final"])
@@ -242,7 +260,9 @@ class Rewirer:
         for name in state["probes"]:
             assert asked is not None  # as was checked
             s = self.layers[name]._support
-            nothing = s.col.new_empty(0, dtype=torch.int64)  # until the layer is looked at: it may be loaded later than this
+            nothing = s.col.new_empty(
+                0, dtype=torch.int64
+            )  # until the layer is looked at: it may be loaded later than this
             self._probes[name] = Probe(self.layers[name], self._observers[name], asked, s, nothing)
 
     # ---------------------------------------------------------------- whose layers they are
@@ -266,7 +286,15 @@ class Rewirer:
         """A copy takes charge of the copied layers; what the step in progress has seen is not copied, as its gradients are not."""
         self._look_at_all()
         states = {name: (probe.sense, probe.state()) for name, probe in self._probes.items()}
-        return {**vars(self), "rng": self.rng.get_state(), "_observers": {}, "_handles": [], "_probes": states, "_known": {}, "_values": {}}
+        return {
+            **vars(self),
+            "rng": self.rng.get_state(),
+            "_observers": {},
+            "_handles": [],
+            "_probes": states,
+            "_known": {},
+            "_values": {},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -312,11 +340,14 @@ class Rewirer:
         tag, saved = self._loaded.get(name, (None, None))
         if tag is not None and tag != s.tag:
             what = f"the state that was loaded belongs to another support than layer {name!r} has"
-            raise Unfit("Rewirer", what, remedy="load the model and the rewirer of the same step")
+            raise UsageError("Rewirer", what, remedy="load the model and the rewirer of the same step")
         if tag is not None and saved is not None and (problems := state_problems(name, saved, s)):
-            raise Unfit("Rewirer", "the state that was loaded is damaged", reasons=problems)
+            raise UsageError("Rewirer", "the state that was loaded is damaged", reasons=problems)
         trains = layer.values.requires_grad
-        new = [keeper.follow(layer, self.newborn.initial(name) if trains else None) for keeper in keepers_of(self.optimizer)][-1]
+        new = [
+            keeper.follow(layer, self.newborn.initial(name) if trains else None)
+            for keeper in keepers_of(self.optimizer)
+        ][-1]
         self._loaded.pop(name, None)
         self._known[name] = s
         self.newborn.moved(name)
@@ -326,21 +357,27 @@ class Rewirer:
             self._probes[name] = self._probe(name, probe.sense, probe if tag is None else None, saved)
 
     def _check_held(self) -> None:
-        known = {id(p) for optimizer in nested(self.optimizer) for group in optimizer.param_groups for p in group["params"]}
+        known = {
+            id(p) for optimizer in nested(self.optimizer) for group in optimizer.param_groups for p in group["params"]
+        }
         strangers = [f"{name}.values" for name, layer in self._moving.items() if id(layer.values) not in known]
         if len({id(layer.values) for layer in self.layers.values()}) < len(self.layers):
             what = "two sparse layers hold the same values, and each has a support of its own"
-            raise Unfit("Rewirer", what, remedy="use one layer in both places")
+            raise UsageError("Rewirer", what, remedy="use one layer in both places")
         if strangers:
             what = "the optimizer does not hold all sparse values"
             remedy = "make the optimizer after sparsify, and load without assign=True"
-            raise Unfit("Rewirer", what, reasons=strangers, remedy=remedy)
+            raise UsageError("Rewirer", what, reasons=strangers, remedy=remedy)
 
     def _check_charge(self) -> None:
         """Refuses a step where another Rewirer has taken charge, or the values are no longer those that the optimizer holds."""
         for name, layer in self.layers.items():
             if layer.owner is not self:
-                raise Unfit("Rewirer", "another Rewirer has taken charge of these layers", remedy="step the one that was made last")
+                raise UsageError(
+                    "Rewirer",
+                    "another Rewirer has taken charge of these layers",
+                    remedy="step the one that was made last",
+                )
             if layer.values is not self._values[name]:
                 self._check_held()
                 self._values[name] = layer.values  # another parameter, and the optimizer holds it
@@ -371,13 +408,13 @@ class Rewirer:
             self._observers[name].stop()
         self._probes = {}
 
-    def _probe(self, name: str, asked: Sense, before: Probe | None, saved: dict[str, Any] | None = None) -> Probe:
+    def _probe(self, name: str, asked: Sensing, before: Probe | None, saved: dict[str, Any] | None = None) -> Probe:
         """A probe of the layer's present support; ``saved``: its state in the middle of a window."""
         layer, s = self.layers[name], self.layers[name].support
         state = saved or {"ids": self._drawn(s, asked, before)}
         return Probe(layer, self._observers[name], asked, s, **{key: _own(entry) for key, entry in state.items()})
 
-    def _drawn(self, s: Support, asked: Sense, before: Probe | None) -> Tensor:
+    def _drawn(self, s: Support, asked: Sensing, before: Probe | None) -> Tensor:
         zeros = s.total - s.n
         if asked.stream:
             return s.col.new_empty(0, dtype=torch.int64)
@@ -401,20 +438,20 @@ class Rewirer:
     # ---------------------------------------------------------------- the event
 
     @torch.no_grad()
-    def _rewire(self, t: int, change: Change, scale: float) -> Event:
+    def _rewire(self, t: int, update: Update, scale: float) -> Event:
         layers = self._moving
         groups = {id(p): group for group in self._inner.param_groups for p in group["params"]}
         _, fed = agreed(True, [name in self._fed for name in layers])
-        sites = []
+        states = []
         for (name, layer), has_gradient in zip(layers.items(), fed, strict=True):
             group = groups[id(layer.values)]
-            lookahead = float(group["lr"]) / (1 - float(group.get("momentum", 0.0))) * change.interval
+            lookahead = float(group["lr"]) / (1 - float(group.get("momentum", 0.0))) * update.interval
             size = self.topology.size(t, self.start[name], self.final[name])
-            sites.append(self._site(name, layer, size, lookahead, scale, has_gradient))
-        outcomes = event(self.topology, change, sites, self.rng)
-        for (name, layer), site, outcome in zip(layers.items(), sites, outcomes, strict=True):
+            states.append(self._site(name, layer, size, lookahead, scale, has_gradient))
+        outcomes = event(self.topology, update, states, self.rng)
+        for (name, layer), layer_state, outcome in zip(layers.items(), states, outcomes, strict=True):
             if outcome.dropped or outcome.grown:
-                self._move(name, layer, site, outcome.support)
+                self._move(name, layer, layer_state, outcome.support)
         self._fed = set()
         done = dict(zip(layers, outcomes, strict=True))
         return Event(
@@ -425,19 +462,31 @@ class Rewirer:
             {name: outcome.sensed for name, outcome in done.items()},
         )
 
-    def _site(self, name: str, layer: SparseLayer, size: int, lookahead: float, scale: float, has_gradient: bool) -> Site:
+    def _site(
+        self, name: str, layer: SparseLayer, size: int, lookahead: float, scale: float, has_gradient: bool
+    ) -> LayerState:
         probe = self._probes.get(name)
         if probe is not None:
-            return probe.site(size, self.start[name], lookahead, scale, has_gradient and probe.steps > 0)
+            return probe.layer_state(size, self.start[name], lookahead, scale, has_gradient and probe.steps > 0)
         s, w = layer.support, layer.layout.compact(layer.values.detach(), layer.support)
-        return Site(s, w, None, s.col.new_empty(0, dtype=torch.int64), w[:0], size, self.start[name], lookahead, has_gradient=has_gradient)
+        return LayerState(
+            s,
+            w,
+            None,
+            s.col.new_empty(0, dtype=torch.int64),
+            w[:0],
+            size,
+            self.start[name],
+            lookahead,
+            has_gradient=has_gradient,
+        )
 
-    def _move(self, name: str, layer: SparseLayer, site: Site, new: Support) -> None:
+    def _move(self, name: str, layer: SparseLayer, layer_state: LayerState, new: Support) -> None:
         """Gives a layer its new support, and the newborn a state."""
         old = layer.support
         ids = new.ids()
         ids = ids[old.find(ids) < 0]
-        sensed = _at(site, ids) if self.newborn.mode == "sensed" else None
+        sensed = _at(layer_state, ids) if self.newborn.mode == "sensed" else None
         set_support_(layer, new, self.optimizer, born=self.newborn.initial(name))
         self._known[name] = layer.support
         self.newborn.moved(name)
@@ -452,12 +501,14 @@ class Rewirer:
 
     def _final(self) -> dict[str, int]:
         """Units of each layer at the end."""
-        if self.topology.final is None:
+        if self.topology.final_density is None:
             return dict(self.start)
         names, layers = list(self.layers), list(self.layers.values())
         shapes = [tuple(layer.dense_shape) for layer in layers]
-        densities = budgets.resolve(self.topology.budget, names, shapes, self.topology.final, self.topology.name)
-        return dict(zip(names, budgets.units(densities, [layer.support.total for layer in layers]), strict=True))
+        densities = budgets.resolve(
+            self.topology.budget, names, shapes, self.topology.final_density, self.topology.name
+        )
+        return dict(zip(names, budgets.blocks(densities, [layer.support.total for layer in layers]), strict=True))
 
     def _check_fan_in(self) -> None:
         least = self.topology.min_fan_in
@@ -468,14 +519,20 @@ class Rewirer:
             if bool((fan_in < least).any()) or self.final[name] < least * layer.support.grid[0]
         ]
         if bad:
-            what = f"min_fan_in={least} asks that every output unit keeps {least} incoming units, and they must have them"
-            raise Unfit("Rewirer", what, reasons=bad, remedy=f"sparsify(..., min_fan_in={least}), or a larger density")
+            what = (
+                f"min_fan_in={least} asks that every output unit keeps {least} incoming blocks, and they must have them"
+            )
+            raise UsageError(
+                "Rewirer", what, reasons=bad, remedy=f"sparsify(..., min_fan_in={least}), or a larger density"
+            )
 
     def _warn_of_frozen(self) -> None:
         """Says at which density a size schedule ends where it cannot reach its own."""
         frozen = [name for name, layer in self.layers.items() if not layer.values.requires_grad]
         totals = {name: layer.support.total for name, layer in self.layers.items()}
-        if self.topology.final is not None and (said := budgets.frozen_ends(self.topology.final, totals, self.start, self.final, frozen)):
+        if self.topology.final_density is not None and (
+            said := budgets.frozen_ends(self.topology.final_density, totals, self.start, self.final, frozen)
+        ):
             warnings.warn(f"{self.topology.name}: {said}", stacklevel=3)
 
     def _check_not_bucketed(self, model: nn.Module) -> None:
@@ -483,13 +540,19 @@ class Rewirer:
         if wrapped and any(layer.layout.storage == "compact" for layer in self.layers.values()):
             what = f"{self.topology.name} as set changes the number of values, and DistributedDataParallel holds them in fixed buckets"
             remedy = "a topology of constant size; or leave the wrapper out and all_reduce the gradients before step()"
-            raise Unfit("Rewirer", what, remedy=remedy)
+            raise UsageError("Rewirer", what, remedy=remedy)
 
     def _check_growth(self) -> None:
-        bad = [f"{name}: {self.start[name]} units now, {n} at the end" for name, n in self.final.items() if n > self.start[name]]
+        bad = [
+            f"{name}: {self.start[name]} blocks now, {n} at the end"
+            for name, n in self.final.items()
+            if n > self.start[name]
+        ]
         if bad and not self.topology.can_grow:
             what = f"{self.topology.name} only prunes, and its final budget gives layers more than they hold"
-            raise Unfit("Rewirer", what, reasons=bad, remedy="a larger density to start from, or budgets that agree")
+            raise UsageError(
+                "Rewirer", what, reasons=bad, remedy="a larger density to start from, or budgets that agree"
+            )
 
 
 def _unscale(scaler: "torch.amp.GradScaler", optimizer: torch.optim.Optimizer) -> None:
@@ -513,9 +576,13 @@ def _own(entry: Any) -> Any:
     return tuple(t.clone() for t in entry) if isinstance(entry, (tuple, list)) else entry
 
 
-def _at(site: Site, ids: Tensor) -> Tensor | None:
-    """The gradient that was sensed at these units; None unless all were."""
-    known, h = (site.ids, site.h) if site.strongest is None else site.strongest(ids.numel(), site.ties)
+def _at(layer_state: LayerState, ids: Tensor) -> Tensor | None:
+    """The gradient that was sensed at these blocks; None unless all were."""
+    known, h = (
+        (layer_state.ids, layer_state.h)
+        if layer_state.strongest is None
+        else layer_state.strongest(ids.numel(), layer_state.ties)
+    )
     at = torch.searchsorted(known, ids)
     if not known.numel() or not bool((known[at.clamp(max=known.numel() - 1)] == ids).all()):
         return None
@@ -550,3 +617,14 @@ def _call(rewirer: "weakref.ref[Rewirer]", before: bool) -> None:
         living.newborn.before_step()
     else:
         living.newborn.after_step()
+
+
+def resolved(topology: object, steps: int | None) -> Topology:
+    """The topology of a run of so many steps. Raises UsageError where it is none."""
+    if isinstance(topology, TopologyLike) and not isinstance(topology, type):
+        found = topology.resolve(steps)
+        if isinstance(found, Topology):
+            return found
+    raise UsageError(
+        "Rewirer", "topology must be a Topology", got=topology, remedy="gs.CSST(stop=...), gs.RigL(stop=...), ..."
+    )

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._backend.dispatch import choose
 from ..layers import SparseLayer
 from ..observe import Observer, Seen, operands
 from ..products.sense import reference as csr_sense
 from ..products.sense.op import STRONGEST
-from .._backend.dispatch import choose
 from ..support import Support
-from ..topology.topology import Sense, Site
+from ..topology import LayerState, Sensing
 
 
 @dataclass
@@ -29,13 +29,15 @@ class Probe:
 
     layer: SparseLayer
     observer: Observer
-    sense: Sense
+    sense: Sensing
     support: Support
-    ids: Tensor  # sensed unit ids, sorted, (m,) int64
+    ids: Tensor  # sensed block ids, sorted, (m,) int64
     steps: int = 0  # in the moving averages so far
     mean: Tensor | None = None  # of the gradient at ids
     active_mean: Tensor | None = None  # of the gradient on the support
-    flow: tuple[Tensor, Tensor] | None = None  # the last step's sums of squares of dy and x per unit row and unit column
+    flow: tuple[Tensor, Tensor] | None = (
+        None  # the last step's sums of squares of dy and x per block row and block column
+    )
 
     def __post_init__(self) -> None:
         self.observer.start(on_support=self.sense.active)
@@ -50,7 +52,7 @@ class Probe:
         return Seen(sampled, flow=self.layer.flow(dy, x) if self.sense.flow else None)
 
     @property
-    def units(self) -> int:
+    def blocks(self) -> int:
         """Units off the support that a step measures."""
         s = self.support
         return s.total - s.n if self.sense.stream else self.ids.numel()
@@ -59,7 +61,11 @@ class Probe:
     def bytes(self) -> int:
         """Bytes held."""
         held = [t for t in (self.ids, self.mean, self.active_mean) if t is not None]
-        block = min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size() if self.sense.stream else 0
+        block = (
+            min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size()
+            if self.sense.stream
+            else 0
+        )
         return sum(t.numel() * t.element_size() for t in held) + self.observer.bytes + block
 
     def seen(self) -> Seen | None:
@@ -71,7 +77,7 @@ class Probe:
         self.steps += 1
         seen = seen or Seen()
         if not self.sense.stream and (self.ids.numel() or not self.sense.flow):
-            shape = (self.ids.numel(), *(() if self.layer.unit == (1, 1) else self.layer.unit))
+            shape = (self.ids.numel(), *(() if self.layer.block == (1, 1) else self.layer.block))
             self.mean = _moved(self.mean, _mean(seen.sampled, shape, self.layer.values, scale), self.sense.decay)
         if self.sense.active:
             stored = self.layer.values
@@ -81,7 +87,7 @@ class Probe:
         if self.sense.flow and seen.flow is not None:
             self.flow = (mean_over_ranks(seen.flow[0].clone()), mean_over_ranks(seen.flow[1].clone()))
 
-    def site(self, size: int, start: int, lookahead: float, scale: float, has_gradient: bool) -> Site:
+    def layer_state(self, size: int, start: int, lookahead: float, scale: float, has_gradient: bool) -> LayerState:
         """What an event may know of this layer."""
         layer, s = self.layer, self.support
         unbias = 1 - self.sense.decay**self.steps
@@ -90,15 +96,17 @@ class Probe:
         g = None if self.active_mean is None else self.active_mean / unbias
         h = w[:0] if self.mean is None else self.mean / unbias
         strongest = partial(self.strongest, scale=scale) if self.sense.stream else None
-        return Site(s, w, g, ids, h, size, start, lookahead, strongest, has_gradient=has_gradient)
+        return LayerState(s, w, g, ids, h, size, start, lookahead, strongest, has_gradient=has_gradient)
 
     def strongest(self, k: int, ties: int, scale: float) -> tuple[Tensor, Tensor]:
-        """The k strongest units off the support by this step's gradient, streamed: ids and gradients, those that are finite; ``ties``
+        """The k strongest blocks off the support by this step's gradient, streamed: ids and gradients, those that are finite; ``ties``
         decides between equals."""
         seen = self.observer.seen()
         pairs = [] if seen is None else [pair.checked(self.observer.who) for pair in seen.operands]
         if not pairs:
-            return self.ids[:0], self.layer.values.detach().new_empty(0, *(() if self.layer.unit == (1, 1) else self.layer.unit))
+            return self.ids[:0], self.layer.values.detach().new_empty(
+                0, *(() if self.layer.block == (1, 1) else self.layer.block)
+            )
         asked = (pairs, self.support, k, self.layer.geometry, mean_over_ranks, ties)
         with torch.autocast(self.layer.values.device.type, enabled=False):
             ids, tiles = choose(STRONGEST, *asked).run(*asked)
@@ -107,7 +115,13 @@ class Probe:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"ids": self.ids, "steps": self.steps, "mean": self.mean, "active_mean": self.active_mean, "flow": self.flow}
+        return {
+            "ids": self.ids,
+            "steps": self.steps,
+            "mean": self.mean,
+            "active_mean": self.active_mean,
+            "flow": self.flow,
+        }
 
 
 def state_problems(name: str, state: Any, s: Support, present: bool = True) -> list[str]:
@@ -116,7 +130,7 @@ def state_problems(name: str, state: Any, s: Support, present: bool = True) -> l
     keys = ("ids", "steps", "mean", "active_mean", "flow")
     if not isinstance(state, dict) or set(state) != set(keys):
         return [f"{name}: the state of a window has {', '.join(keys)}"]
-    ids, steps, tile = state["ids"], state["steps"], () if s.unit == (1, 1) else s.unit
+    ids, steps, tile = state["ids"], state["steps"], () if s.block == (1, 1) else s.block
     if not _is_vector(ids) or not isinstance(steps, int) or steps < 0:
         return [f"{name}: ids are a vector of int64, and steps a count"]
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= s.total or bool((ids.diff() <= 0).any())):
@@ -128,12 +142,22 @@ def state_problems(name: str, state: Any, s: Support, present: bool = True) -> l
         t = state[key]
         if t is None:
             continue
-        fits = torch.is_tensor(t) and t.is_floating_point() and t.dim() > 0 and t.shape[1:] == tile and n in (None, t.shape[0])
+        fits = (
+            torch.is_tensor(t)
+            and t.is_floating_point()
+            and t.dim() > 0
+            and t.shape[1:] == tile
+            and n in (None, t.shape[0])
+        )
         if not fits or not bool(t.isfinite().all()):
-            problems.append(f"{name}: {key} must hold {'as many' if n is None else n} finite gradients as there are units")
+            problems.append(
+                f"{name}: {key} must hold {'as many' if n is None else n} finite gradients as there are blocks"
+            )
     flow = state["flow"]
     sizes = [(grid,) for grid in s.grid]
-    if flow is not None and not (isinstance(flow, (tuple, list)) and [tuple(getattr(t, "shape", ())) for t in flow] == sizes):
+    if flow is not None and not (
+        isinstance(flow, (tuple, list)) and [tuple(getattr(t, "shape", ())) for t in flow] == sizes
+    ):
         problems.append(f"{name}: flow must be a vector for the rows and one for the columns")
     return problems
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import Unfit, check_count, check_density, is_real
+from .._errors import UsageError, check_count, check_density, is_real
 from ..penalties import TopK, Zero
 from ..rules.rule import Rule, SparseOptimizer
 
@@ -73,18 +73,20 @@ class TargetDensity:
     ):
         who = "TargetDensity"
         if not isinstance(optimizer, SparseOptimizer):
-            raise Unfit(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
+            raise UsageError(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
         self.optimizer, self.density, self.steps = optimizer, check_density(who, density), steps
         for name, value, least in (("steps", steps, 1), ("every", every, 1), ("landing", landing, 0)):
             check_count(who, name, value, least)
         if every > steps / 10:
-            raise Unfit(
-                who, f"a run of {steps} steps measured every {every} leaves too little to steer by", remedy="every=1, or a longer run"
+            raise UsageError(
+                who,
+                f"a run of {steps} steps measured every {every} leaves too little to steer by",
+                remedy="every=1, or a longer run",
             )
         if not 0.0 < reach <= 1.0 or not 0.0 < pull <= 1.0:
-            raise Unfit(who, "reach and pull lie in (0, 1]", got=(reach, pull))
+            raise UsageError(who, "reach and pull lie in (0, 1]", got=(reach, pull))
         if not gain > 0.0 or not damping >= 0.0 or not limit > 0.0:
-            raise Unfit(who, "gain and limit are positive, damping at least 0", got=(gain, damping, limit))
+            raise UsageError(who, "gain and limit are positive, damping at least 0", got=(gain, damping, limit))
         self.every, self.reach, self.landing = every, reach, landing
         self.pull, self.gain, self.damping, self.limit = pull, gain, damping, limit
         self.t = 0
@@ -94,8 +96,10 @@ class TargetDensity:
         self.multilevel = multilevel
         _check(self, who)
         optimizer.check_run(steps)
-        steered = [rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"]]
-        self.instant = all(rule.instant for rule in steered)
+        steered = [
+            rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"]
+        ]
+        self.zeros_follow_state = all(rule.zeros_follow_state for rule in steered)
 
     @property
     def _dense(self) -> dict[int, int]:
@@ -135,7 +139,7 @@ class TargetDensity:
             self.start = measured
         wanted = self.target(self.t)
         error = math.log(measured / wanted)
-        if landing or self.instant:
+        if landing or self.zeros_follow_state:
             change = self._pulled(wanted, landing)
         else:
             change = self.gain * error + self.damping * (error - (error if self.before is None else self.before))
@@ -165,7 +169,11 @@ class TargetDensity:
         if before is not None and not _is_finite(before):
             problems.append(f"before is a number, not {before!r}")
         for line in state["log"]:
-            if not isinstance(line, (list, tuple)) or len(line) != len(Measured._fields) or not all(map(_is_finite, line)):
+            if (
+                not isinstance(line, (list, tuple))
+                or len(line) != len(Measured._fields)
+                or not all(map(_is_finite, line))
+            ):
                 return [*problems, f"a line of the log has {', '.join(Measured._fields)}"]
             if not isinstance(line[0], int) or not 0 <= line[0] <= t:
                 return [*problems, f"the log tells of a step {line[0]!r} of {t}"]
@@ -174,16 +182,21 @@ class TargetDensity:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state; refuses one that is none."""
         if problems := self.problems(state):
-            raise Unfit("TargetDensity", "this state cannot be taken over", reasons=problems, remedy="what state_dict() returned")
+            raise UsageError(
+                "TargetDensity",
+                "this state cannot be taken over",
+                reasons=problems,
+                remedy="what state_dict() returned",
+            )
         self.t, self.start, self.before = int(state["t"]), state["start"], state["before"]
         self.log = [Measured(*line) for line in state["log"]]
 
     # ---------------------------------------------------------------- details
 
     def _pulled(self, wanted: float, landing: bool) -> float:
-        """Change of the logarithm of the strength towards the level that the wanted share of all weights exceeds."""
+        """Update of the logarithm of the strength towards the level that the wanted share of all weights exceeds."""
         source = self.optimizer if self.multilevel is None else self.multilevel
-        levels = torch.cat([level.flatten() for level in source.levels()] or [torch.zeros(1)])
+        levels = torch.cat([level.flatten() for level in source.zero_thresholds()] or [torch.zeros(1)])
         stay = min(levels.numel() - 1, max(1, round(wanted * self.total)))
         level = smallest(levels, levels.numel() - stay)
         if not 0.0 < level < math.inf:
@@ -196,7 +209,7 @@ class TargetDensity:
 
     def _alarmed(self) -> bool:
         """Whether so many weights have died that every step counts: a network without weights has no gradients to bring them back."""
-        return not self.instant and self.before is not None and self.before < ALARM
+        return not self.zeros_follow_state and self.before is not None and self.before < ALARM
 
 
 def _is_finite(value: object) -> bool:
@@ -218,14 +231,26 @@ def steerable(rule: Rule) -> bool:
 
 def _check(controller: TargetDensity, who: str) -> None:
     optimizer, groups = controller.optimizer, controller.groups
-    mute = [rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"] and not steerable(rule)]
+    mute = [
+        rule
+        for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True)
+        if group["penalised"] and not steerable(rule)
+    ]
     if mute:
-        raise Unfit(
-            who, f"{mute[0].penalty} has no strength to steer", remedy="a penalty with a positive lam; TopK fixes the number by itself"
+        raise UsageError(
+            who,
+            f"{mute[0].penalty} has no strength to steer",
+            remedy="a penalty with a positive lam; TopK fixes the number by itself",
         )
     if any(group["strength"] <= 0.0 for group in groups):
-        raise Unfit(who, "a strength of 0 cannot be scaled", remedy="a positive strength, or 'penalised': False")
+        raise UsageError(who, "a strength of 0 cannot be scaled", remedy="a positive strength, or 'penalised': False")
     if len({group["strength"] for group in groups}) > 1:
-        raise Unfit(who, "all penalised groups must begin at one strength", got=[group["strength"] for group in groups])
+        raise UsageError(
+            who, "all penalised groups must begin at one strength", got=[group["strength"] for group in groups]
+        )
     if any(group["compact"] and id(p) not in controller._dense for group in groups for p in group["params"]):
-        raise Unfit(who, "values are compact, and nothing knows the weights off the support", remedy="multilevel=..., or layout shadow")
+        raise UsageError(
+            who,
+            "values are compact, and nothing knows the weights off the support",
+            remedy="multilevel=..., or layout shadow",
+        )

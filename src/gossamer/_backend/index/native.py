@@ -1,4 +1,4 @@
-"""The fast twins of :mod:`.reference`: no sorting, no index of eight bytes, one pass where torch takes several."""
+"""The fast counterparts of :mod:`.reference`: no sorting, no index of eight bytes, one pass where torch takes several."""
 
 from typing import Any
 

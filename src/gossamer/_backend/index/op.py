@@ -10,7 +10,8 @@ from ..dispatch import Kernel, always, asked, foreign
 from . import native, reference
 
 ROWS_OF, COLUMNS_OF, VALUES_AT = (
-    [native.KERNELS[name], Kernel("reference", getattr(reference, name), always)] for name in ("rows_of", "columns_of", "values_at")
+    [native.KERNELS[name], Kernel("reference", getattr(reference, name), always)]
+    for name in ("rows_of", "columns_of", "values_at")
 )
 
 
@@ -31,4 +32,4 @@ def values_at(w: Tensor, crow: Tensor, col: Tensor) -> Tensor:
 
 def _run(kernels: Sequence[Kernel], *args: Any) -> Any:
     plain = asked() == "reference" or foreign(args[0])
-    return next(k for k in kernels if not (plain and k.name != "reference") and not k.unfit(*args)).run(*args)
+    return next(k for k in kernels if not (plain and k.name != "reference") and not k.reasons_against(*args)).run(*args)

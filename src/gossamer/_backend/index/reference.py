@@ -15,13 +15,17 @@ def rows_of(w: Tensor) -> tuple[Tensor, Tensor]:
 def columns_of(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ccol, row, perm): the same entries in column order; the k-th is number perm[k] in row order."""
     perm = torch.sort(col, stable=True)[1]
-    rows = torch.repeat_interleave(torch.arange(crow.numel() - 1, dtype=INT, device=crow.device), crow.diff(), output_size=col.numel())
+    rows = torch.repeat_interleave(
+        torch.arange(crow.numel() - 1, dtype=INT, device=crow.device), crow.diff(), output_size=col.numel()
+    )
     return pointers(col, cols), rows[perm], perm.to(INT)
 
 
 def values_at(w: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """The entries of a matrix there, (n,)."""
-    rows = torch.repeat_interleave(torch.arange(crow.numel() - 1, device=crow.device), crow.diff(), output_size=col.numel())
+    rows = torch.repeat_interleave(
+        torch.arange(crow.numel() - 1, device=crow.device), crow.diff(), output_size=col.numel()
+    )
     return w.reshape(-1)[rows * w.shape[1] + col]
 
 

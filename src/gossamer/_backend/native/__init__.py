@@ -22,7 +22,11 @@ from ..memory import is_batch_last
 
 ENVIRONMENT = "GOSSAMER_ISA"
 ONE = (1, 1)
-COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}  # stored -> computed in
+COMPUTED = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+}  # stored -> computed in
 
 
 def _module(isa: str) -> ModuleType | str:
@@ -55,7 +59,9 @@ def _builds() -> tuple[list[ModuleType], str, dict[str, str]]:
     return builds, "" if builds else next(iter(unusable.values())), unusable
 
 
-BUILDS, MISSING, UNUSABLE = _builds()  # modules that can run here, best first; why there is none; what else there could be: why not
+BUILDS, MISSING, UNUSABLE = (
+    _builds()
+)  # modules that can run here, best first; why there is none; what else there could be: why not
 BEST: Any = BUILDS[0] if BUILDS else None
 _warned = False
 
@@ -77,7 +83,7 @@ def why_not(*tensors: Tensor | None) -> list[str]:
     return reasons
 
 
-def unfit(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
+def reasons_against(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
     """:func:`why_not` of a product's operands, (x or dy, values, s, ...) or (dy, x, s, ...) or (dy, x, values, s, ...). The usual case is
     told by a glance: a layer asks at every call."""
     last = third if isinstance(third, Tensor) else first
@@ -92,7 +98,9 @@ def warn_once() -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"without its native kernels gossamer is slow: {MISSING} (gossamer doctor says what to do)", stacklevel=2)
+        warnings.warn(
+            f"without its native kernels gossamer is slow: {MISSING} (gossamer doctor says what to do)", stacklevel=2
+        )
 
 
 def like(x: Tensor, *shape: int) -> Tensor:
@@ -169,6 +177,6 @@ def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 __all__ = [
-    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "plain", "turned", "unfit",
+    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "plain", "turned", "reasons_against",
     "warn_once", "why_not",
 ]  # fmt: skip

@@ -18,10 +18,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "../batch_norm/native.hpp"
-#include "../csr_conv2d/block.hpp"
-#include "../csr_conv2d/native.hpp"
-#include "../csr_linear/native.hpp"
+#include "../../products/norm/native.hpp"
+#include "../../products/conv2d/block.hpp"
+#include "../../products/conv2d/native.hpp"
+#include "../../products/linear/native.hpp"
 #include "../index/native.hpp"
 #include "turn.hpp"
 

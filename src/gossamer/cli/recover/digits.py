@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ... import recover as solvers
-from ..._errors import Unfit, check_count, is_real
-from ..grid import Row, compute, numbers, pyplot, save
+from ..._errors import UsageError, check_count, is_real
 from ..console import show
+from ..grid import Row, compute, numbers, pyplot, save
 from .planted_networks import imp
 
 PIXELS = 28 * 28
@@ -49,33 +49,45 @@ def mnist(
     methods = methods or ["iht", "imp"]
     for method in methods:
         if method not in ("iht", "imp"):
-            raise Unfit(who, f"unknown method {method!r}", remedy="iht or imp")
+            raise UsageError(who, f"unknown method {method!r}", remedy="iht or imp")
     if digits not in ("all", "01"):
-        raise Unfit(who, f"unknown digits {digits!r}", remedy='"all" or "01"')
+        raise UsageError(who, f"unknown digits {digits!r}", remedy='"all" or "01"')
     widths = numbers(who, "widths", widths or [100], 1)
     nonzeros = numbers(who, "nonzeros", nonzeros or ([200] if digits == "01" else [1000]), 2)
     for name, value in (("seeds", seeds), ("steps", steps), ("batch", batch), ("imp_steps", imp_steps), ("jobs", jobs)):
         check_count(who, name, value, 1)
     if not is_real(lr) or not 0 < lr < math.inf:
-        raise Unfit(who, "lr must be a positive number", got=lr)
+        raise UsageError(who, "lr must be a positive number", got=lr)
     if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
         what = f"a network of {min(widths)} neurons has {weights} weights, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise Unfit(who, what, remedy="larger widths, or fewer nonzeros")
+        raise UsageError(who, what, remedy="larger widths, or fewer nonzeros")
     plt = pyplot(who) if picture else None
     _mnist(data, digits)  # before the processes begin: are the files there?
     settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
-    cells = [{"method": m, "width": p, "s": s, "seed": seed} for m in methods for p in widths for s in nonzeros for seed in range(seeds)]
+    cells = [
+        {"method": m, "width": p, "s": s, "seed": seed}
+        for m in methods
+        for p in widths
+        for s in nonzeros
+        for seed in range(seeds)
+    ]
     rows, folder = compute(who, out or f"runs/recover/mnist-{digits}", settings, cells, mnist_cell, jobs)
     table, means = [], {}
     for m in methods:
         for p in widths:
             for s in nonzeros:
-                mine = torch.tensor([r["accuracy"] for r in rows if (r["method"], r["width"], r["s"]) == (m, p, s)], dtype=torch.float64)
+                mine = torch.tensor(
+                    [r["accuracy"] for r in rows if (r["method"], r["width"], r["s"]) == (m, p, s)], dtype=torch.float64
+                )
                 sd = float(mine.std()) if len(mine) > 1 else math.nan
                 means[m, p, s] = float(mine.mean())
                 least = f"{100 * float(mine.min()):.2f}"
                 table.append([m, str(p), str(s), f"{100 * means[m, p, s]:.2f}", f"{100 * sd:.2f}", least])
-    show(f"MNIST, digits {digits}: test accuracy over {seeds} seeds", ["method", "width", "non-zeros", "mean %", "sd", "least"], table)
+    show(
+        f"MNIST, digits {digits}: test accuracy over {seeds} seeds",
+        ["method", "width", "non-zeros", "mean %", "sd", "least"],
+        table,
+    )
     if plt is not None:
         figure, axes = plt.subplots(1, len(methods), figsize=(5 * len(methods), 4), squeeze=False)
         low = min(means.values())

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ... import recover as solvers
-from ..._errors import Unfit, check_count, is_real
+from ..._errors import UsageError, check_count, is_real
 from ...recover.operators import generator
-from ..grid import Row, compute, numbers, pyplot, save
 from ..console import show
+from ..grid import Row, compute, numbers, pyplot, save
 
 
 def inr(
@@ -53,19 +53,31 @@ def inr(
     ):
         check_count(who, name, value, least)
     if not is_real(sigma) or not 0 < sigma < math.inf:
-        raise Unfit(who, "sigma must be a positive number", got=sigma)
+        raise UsageError(who, "sigma must be a positive number", got=sigma)
     if max(nonzeros) > (places := neurons * 2 * frequencies):
         what = f"{neurons} neurons on {2 * frequencies} features have {places} weights, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise Unfit(who, what, remedy="more neurons or frequencies, or fewer nonzeros")
+        raise UsageError(who, what, remedy="more neurons or frequencies, or fewer nonzeros")
     plt = pyplot(who) if picture or image not in ("digit", "mnist") else None
     pixels = load_image(image)
-    settings = {"image": image, "neurons": neurons, "frequencies": frequencies, "sigma": sigma, "rounds": rounds, "seed": seed}
+    settings = {
+        "image": image,
+        "neurons": neurons,
+        "frequencies": frequencies,
+        "sigma": sigma,
+        "rounds": rounds,
+        "seed": seed,
+    }
     rows, folder = compute(who, out, settings, [{"s": s} for s in nonzeros], inr_cell, jobs)
     table = [[str(r["s"]), str(r["nonzeros"]), f"{r['psnr']:.2f}", f"{r['seconds']:.1f}"] for r in rows]
-    show(f"{image}, {pixels.shape[0]} x {pixels.shape[1]} pixels", ["asked", "non-zeros", "PSNR (dB)", "seconds"], table)
+    show(
+        f"{image}, {pixels.shape[0]} x {pixels.shape[1]} pixels", ["asked", "non-zeros", "PSNR (dB)", "seconds"], table
+    )
     if plt is not None and picture:
         figure, axes = plt.subplots(1, len(rows) + 1, figsize=(2 * (len(rows) + 1), 2.5))
-        shown = [("original", pixels.tolist()), *((f"{r['nonzeros']} weights\n{r['psnr']:.1f} dB", r["pixels"]) for r in rows)]
+        shown = [
+            ("original", pixels.tolist()),
+            *((f"{r['nonzeros']} weights\n{r['psnr']:.1f} dB", r["pixels"]) for r in rows),
+        ]
         for ax, (title, values) in zip(axes, shown, strict=True):
             ax.imshow(values, cmap="gray", vmin=0, vmax=1)
             ax.set_title(title, fontsize=9)
@@ -73,7 +85,9 @@ def inr(
         save(plt, figure, folder / "inr.png")
         figure, axes = plt.subplots(figsize=(5, 4))
         axes.plot([r["nonzeros"] for r in rows], [r["psnr"] for r in rows], marker="o")
-        axes.set(xlabel="non-zeros", ylabel="PSNR (dB)", title=f"{image}: {neurons} neurons, {2 * frequencies} features")
+        axes.set(
+            xlabel="non-zeros", ylabel="PSNR (dB)", title=f"{image}: {neurons} neurons, {2 * frequencies} features"
+        )
         save(plt, figure, folder / "psnr.png")
 
 
@@ -88,7 +102,9 @@ def load_image(image: str) -> Tensor:
 
         return MNIST().load().test_x[1000, 0].double() / 255
     if not Path(image).is_file():
-        raise Unfit("gossamer recover inr", "there is no such image", got=image, remedy='"digit", "mnist", or a PNG file')
+        raise UsageError(
+            "gossamer recover inr", "there is no such image", got=image, remedy='"digit", "mnist", or a PNG file'
+        )
     values = torch.as_tensor(pyplot("gossamer recover inr").imread(image).copy()).double()
     return values[..., :3].mean(-1) if values.dim() == 3 else values
 
@@ -102,7 +118,14 @@ def inr_cell(cell: Row) -> Row:
     B = cell["sigma"] * torch.randn(cell["frequencies"], 2, generator=generator(cell["seed"], 5), dtype=torch.float64)
     angle = 2 * math.pi * where @ B.T
     X = torch.cat([angle.sin(), angle.cos()], 1)
-    fit = solvers.fit_scalar(X, pixels.flatten(), cell["s"], neurons=cell["neurons"], rounds=cell["rounds"], seed=cell["seed"])
+    fit = solvers.fit_scalar(
+        X, pixels.flatten(), cell["s"], neurons=cell["neurons"], rounds=cell["rounds"], seed=cell["seed"]
+    )
     made = fit.network.predict(X)[:, 0]
     psnr = solvers.psnr(made, pixels.flatten())
-    return {"psnr": psnr, "nonzeros": fit.network.nonzeros, "seconds": time.perf_counter() - begin, "pixels": made.view(h, w).tolist()}
+    return {
+        "psnr": psnr,
+        "nonzeros": fit.network.nonzeros,
+        "seconds": time.perf_counter() - begin,
+        "pixels": made.view(h, w).tolist(),
+    }

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ... import recover as solvers
-from ..._errors import Unfit, check_at_least, check_count, nearest
+from ..._errors import UsageError, check_at_least, check_count, nearest
 from ...recover import theory
 from ...recover.operators import generator
 from ...recover.recovery import least_squares
-from ..grid import Row, compute, numbers, pyplot, save
 from ..console import show
+from ..grid import Row, compute, numbers, pyplot, save
 
 AMPLITUDES = ("gaussian", "signs")
 LASSO = {"fista": solvers.fista, "ista": solvers.ista}
@@ -52,9 +52,9 @@ def phase(
     who = "gossamer recover phase"
     known = {**solvers.GREEDY, **solvers.CONVEX, **LASSO}
     if solver not in known:
-        raise Unfit(who, f"unknown solver {solver!r}{nearest(solver, known)}", remedy=f"one of {', '.join(known)}")
+        raise UsageError(who, f"unknown solver {solver!r}{nearest(solver, known)}", remedy=f"one of {', '.join(known)}")
     if amplitudes not in AMPLITUDES:
-        raise Unfit(who, f"unknown amplitudes {amplitudes!r}", remedy=f"one of {', '.join(AMPLITUDES)}")
+        raise UsageError(who, f"unknown amplitudes {amplitudes!r}", remedy=f"one of {', '.join(AMPLITUDES)}")
     for name, value, least in (("d", d, 1), ("trials", trials, 1), ("seed", seed, 0), ("jobs", jobs, 1)):
         check_count(who, name, value, least)
     check_at_least(who, "error", error, 0.0)
@@ -71,14 +71,20 @@ def phase(
         curve = f"{theory.donoho_tanner(delta):.4f}" if delta < 1 else ""
         half = crossing(mine)
         table.append([f"{delta:.2f}", "outside the grid" if half is None else f"{half:.3f}", curve])
-    show(f"{solver}, d = {d}, {amplitudes} amplitudes: s / m recovered half of the time", ["m / d", solver, "Donoho-Tanner (l1)"], table)
+    show(
+        f"{solver}, d = {d}, {amplitudes} amplitudes: s / m recovered half of the time",
+        ["m / d", solver, "Donoho-Tanner (l1)"],
+        table,
+    )
     if plt is not None:
         figure, axes = plt.subplots(figsize=(6, 4.5))
         ordered = [[next(r["success"] for r in rows if (r["delta"], r["rho"]) == (x, y)) for x in deltas] for y in rhos]
         mesh = axes.pcolormesh(deltas, rhos, ordered, shading="nearest", cmap="gray", vmin=0, vmax=1)
         xs = [i / 200 for i in range(2, 199)]
         axes.plot(xs, [theory.donoho_tanner(x) for x in xs], color="tab:red", label="Donoho-Tanner, l1")
-        axes.set(xlabel="m / d", ylabel="s / m", title=f"{solver}, d = {d}, {amplitudes} amplitudes", ylim=(0, max(rhos)))
+        axes.set(
+            xlabel="m / d", ylabel="s / m", title=f"{solver}, d = {d}, {amplitudes} amplitudes", ylim=(0, max(rhos))
+        )
         axes.set_xlim(min(min(deltas), 0.05), max(max(deltas), 0.95))
         axes.legend(loc="upper left")
         figure.colorbar(mesh, label=f"recovered (of {trials})")
@@ -105,16 +111,26 @@ def sizes(d: int, delta: float, rho: float) -> tuple[int, int]:
 
 def _check_grid(who: str, solver: str, d: int, deltas: list[float], rhos: list[float]) -> None:
     if not all(map(math.isfinite, [*deltas, *rhos])):
-        raise Unfit(who, "deltas and rhos must be finite", got=[*deltas, *rhos])
+        raise UsageError(who, "deltas and rhos must be finite", got=[*deltas, *rhos])
     if max(rhos) > 1:
-        raise Unfit(who, "rho = s / m is at most 1: no solver finds more numbers than it has measurements", got=max(rhos))
+        raise UsageError(
+            who, "rho = s / m is at most 1: no solver finds more numbers than it has measurements", got=max(rhos)
+        )
     for delta in deltas:
         m, s = sizes(d, delta, max(rhos))
         if solver in solvers.CONVEX and m >= d:
             remedy = "deltas below 1, or another solver"
-            raise Unfit(who, f"{solver} needs fewer measurements than numbers, and delta = {delta:g} gives {m} of {d}", remedy=remedy)
+            raise UsageError(
+                who,
+                f"{solver} needs fewer measurements than numbers, and delta = {delta:g} gives {m} of {d}",
+                remedy=remedy,
+            )
         if s > d:
-            raise Unfit(who, f"delta = {delta:g} and rho = {max(rhos):g} ask for {s} non-zeros among {d} numbers", remedy="smaller rhos")
+            raise UsageError(
+                who,
+                f"delta = {delta:g} and rho = {max(rhos):g} ask for {s} non-zeros among {d} numbers",
+                remedy="smaller rhos",
+            )
 
 
 def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import recover as solvers
-from ..._errors import Unfit, check_count, nearest
+from ..._errors import UsageError, check_count, nearest
 from ...recover.operators import generator
-from ..grid import Row, compute, numbers, pyplot, save
 from ..console import show
+from ..grid import Row, compute, numbers, pyplot, save
 
 METHODS = ("iht", "authors", "gated", "imp")
 
@@ -51,14 +51,22 @@ def planted(
     methods = methods or ["iht", "authors", "imp"]
     for method in methods:
         if method not in METHODS:
-            raise Unfit(who, f"unknown method {method!r}{nearest(method, METHODS)}", remedy=f"one of {', '.join(METHODS)}")
+            raise UsageError(
+                who, f"unknown method {method!r}{nearest(method, METHODS)}", remedy=f"one of {', '.join(METHODS)}"
+            )
     samples = numbers(who, "samples", samples or [100, 200, 400, 1000, 2000], 2)
     neurons, nonzeros = numbers(who, "neurons", neurons or [5], 1), numbers(who, "nonzeros", nonzeros or [10], 1)
-    for name, value, least in (("d", d, 1), ("distractors", distractors, 0), ("rounds", rounds, 1), ("seeds", seeds, 1), ("jobs", jobs, 1)):
+    for name, value, least in (
+        ("d", d, 1),
+        ("distractors", distractors, 0),
+        ("rounds", rounds, 1),
+        ("seeds", seeds, 1),
+        ("jobs", jobs, 1),
+    ):
         check_count(who, name, value, least)
     if max(nonzeros) > (places := min(neurons) * d):
         what = f"{min(neurons)} neurons on {d} inputs have {places} weights, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise Unfit(who, what, remedy="more neurons, a larger d, or fewer nonzeros")
+        raise UsageError(who, what, remedy="more neurons, a larger d, or fewer nonzeros")
     plt = pyplot(who) if picture else None
     settings = {"d": d, "mixed": mixed, "distractors": distractors, "rounds": rounds}
     cells = [
@@ -79,26 +87,44 @@ def planted(
                     dbs = sorted(r["psnr"] for r in mine)
                     exact = sum(r["exact"] for r in mine)
                     median = (dbs[(len(dbs) - 1) // 2] + dbs[len(dbs) // 2]) / 2
-                    table.append([method, str(p), str(s), str(n), f"{median:.1f}", f"{dbs[0]:.1f}", f"{exact}/{len(mine)}"])
+                    table.append(
+                        [method, str(p), str(s), str(n), f"{median:.1f}", f"{dbs[0]:.1f}", f"{exact}/{len(mine)}"]
+                    )
     columns = ["method", "neurons", "non-zeros", "samples", "median dB", "least dB", "exact"]
     show(f"planted ReLU networks, d = {d}: PSNR on fresh samples over {seeds} seeds", columns, table)
     if plt is not None:
         figure, axes = plt.subplots(figsize=(6, 4.5))
         for method in methods:
-            mine = [(int(r[3]), float(r[4])) for r in table if (r[0], r[1], r[2]) == (method, str(neurons[0]), str(nonzeros[0]))]
+            mine = [
+                (int(r[3]), float(r[4]))
+                for r in table
+                if (r[0], r[1], r[2]) == (method, str(neurons[0]), str(nonzeros[0]))
+            ]
             axes.semilogx(*zip(*mine, strict=True), marker="o", label=method)
         signs = "mixed output signs" if mixed else "output signs +1"
-        axes.set(xlabel="samples", ylabel="median PSNR (dB)", title=f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}")
+        axes.set(
+            xlabel="samples",
+            ylabel="median PSNR (dB)",
+            title=f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}",
+        )
         axes.legend()
         save(plt, figure, folder / "planted.png")
 
 
-def planted_network(d: int, neurons: int, s: int, n: int, mixed: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def planted_network(
+    d: int, neurons: int, s: int, n: int, mixed: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """X (n, d), first layer (neurons, d) with s non-zeros placed uniformly, output signs (neurons,), y (n,); float64."""
     rng = generator(seed, d, neurons, s, 1 << 10)
     W = torch.zeros(neurons * d, dtype=torch.float64)
-    W[torch.randperm(neurons * d, generator=rng)[:s]] = torch.randn(min(s, neurons * d), generator=rng, dtype=torch.float64)
-    signs = torch.randint(2, (neurons,), generator=rng).double() * 2 - 1 if mixed else torch.ones(neurons, dtype=torch.float64)
+    W[torch.randperm(neurons * d, generator=rng)[:s]] = torch.randn(
+        min(s, neurons * d), generator=rng, dtype=torch.float64
+    )
+    signs = (
+        torch.randint(2, (neurons,), generator=rng).double() * 2 - 1
+        if mixed
+        else torch.ones(neurons, dtype=torch.float64)
+    )
     X = torch.randn(n, d, generator=rng, dtype=torch.float64)
     W = W.view(neurons, d)
     return X, W, signs, (X @ W.T).clamp_min(0) @ signs
@@ -111,12 +137,18 @@ def planted_cell(cell: Row) -> Row:
     X, W, signs, y = planted_network(cell["d"], p, s, n + 2000, cell["mixed"], cell["seed"])
     (X, test_x), (y, test_y) = X.split([n, 2000]), y.split([n, 2000])
     if cell["method"] == "gated":
-        h = torch.cat([W, torch.randn(cell["distractors"], cell["d"], generator=generator(cell["seed"], 7), dtype=X.dtype)])
+        h = torch.cat(
+            [W, torch.randn(cell["distractors"], cell["d"], generator=generator(cell["seed"], 7), dtype=X.dtype)]
+        )
         prediction = solvers.fit_gated(X, y, s, generators=h).predict(test_x)[:, 0]
     elif cell["method"] == "imp":
-        prediction = imp(X, y[:, None], [p], s, "squared", seed=cell["seed"], lr=1e-2, steps=300, batch=min(n, 500))(test_x)[:, 0].detach()
+        prediction = imp(X, y[:, None], [p], s, "squared", seed=cell["seed"], lr=1e-2, steps=300, batch=min(n, 500))(
+            test_x
+        )[:, 0].detach()
     else:
-        plain: dict[str, Any] = {"signs": False, "revive": False, "newton": 0, "inflate": 1.0} if cell["method"] == "authors" else {}
+        plain: dict[str, Any] = (
+            {"signs": False, "revive": False, "newton": 0, "inflate": 1.0} if cell["method"] == "authors" else {}
+        )
         fit = solvers.fit_scalar(X, y, s, neurons=p, rounds=cell["rounds"], seed=cell["seed"], **plain)
         prediction = fit.network.predict(test_x)[:, 0]
     error = float((prediction - test_y).norm() / test_y.norm().clamp_min(1e-300))
@@ -142,7 +174,8 @@ def imp(
     sizes = [X.shape[1], *widths, outputs]
     rng = generator(seed, 4)
     weights = [
-        torch.empty(b, a, dtype=X.dtype).uniform_(-(a**-0.5), a**-0.5, generator=rng) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        torch.empty(b, a, dtype=X.dtype).uniform_(-(a**-0.5), a**-0.5, generator=rng)
+        for a, b in zip(sizes[:-1], sizes[1:], strict=True)
     ]
     masks = [torch.ones_like(w) for w in weights]
     loss_of = F.cross_entropy if loss == "cross_entropy" else F.mse_loss
@@ -160,7 +193,9 @@ def imp(
             loss_of(h, Y[where]).backward()
             opt.step()
         keep = min(left, max(s, min(left - 1, round(left * (1 - prune)))))
-        flat = torch.cat([(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)])  # what is pruned stays last
+        flat = torch.cat(
+            [(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)]
+        )  # what is pruned stays last
         chosen = torch.zeros_like(flat)
         chosen[flat.topk(keep).indices] = 1.0
         masks = [c.view_as(m) for c, m in zip(chosen.split([m.numel() for m in masks]), masks, strict=True)]

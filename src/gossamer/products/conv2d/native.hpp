@@ -10,7 +10,7 @@
 // that neighbouring outputs read neighbours. In the backward pass the pixels of dx are taken by their remainders modulo the stride (a
 // kernel tap serves just one of them), and each load of dy serves dx and dW.
 #pragma once
-#include "../csr_linear/native.hpp"
+#include "../linear/native.hpp"
 
 namespace gs {
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from ..._errors import Unfit
-from ...support import Support
 from ..._backend.dispatch import Kernel, followed, foreign, full_precision, run_as, transformed, written
 from ..._backend.native import batch_last, bias_gradient, turned
+from ..._errors import UsageError
+from ...support import Support
 from ..trilinear import Trilinear, as_dense, check_index
 from . import native, reference
 from .reference import Geometry
@@ -27,7 +27,7 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
 
     Args:
         x: (B, in, H, W), any floating dtype (computed in the dtype of ``values``, returned in that of ``x``).
-        values: (n,), or (n, h, w) for units of (h, w); float32 or float64 (bfloat16 on the native kernels, which compute in float32).
+        values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which compute in float32).
         s: the support over the matrix (out, in kh kw).
         g: kernel size, stride, padding, dilation.
         bias: (out,) or None.
@@ -44,11 +44,15 @@ def _check(x: Tensor, s: Support, g: Geometry) -> None:
     """Refuses what is no image of the right size."""
     channels = s.shape[1] // (g.kernel[0] * g.kernel[1])
     if x.dim() != 4 or x.shape[1] != channels:
-        raise Unfit("csr_conv2d", f"the input must be (batch, {channels}, height, width)", got=tuple(x.shape))
+        raise UsageError("csr_conv2d", f"the input must be (batch, {channels}, height, width)", got=tuple(x.shape))
     if not x.is_floating_point():
-        raise Unfit("csr_conv2d", "the input must be of a floating dtype", got=x.dtype)
+        raise UsageError("csr_conv2d", "the input must be of a floating dtype", got=x.dtype)
     if min(x.shape[2:]) < 1 or min(g.out(*x.shape[2:])) < 1:
-        raise Unfit("csr_conv2d", f"the padded image must be at least as large as the kernel {g.kernel}, dilated", got=tuple(x.shape))
+        raise UsageError(
+            "csr_conv2d",
+            f"the padded image must be at least as large as the kernel {g.kernel}, dilated",
+            got=tuple(x.shape),
+        )
 
 
 def product(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
@@ -96,14 +100,14 @@ def trilinear(s: Support, g: Geometry, dtype: torch.dtype, size: tuple[int, int]
     index = _index(s, g)
 
     def dw(dy: Tensor, x: Tensor) -> Tensor:
-        like = dy.new_empty((), dtype=dtype).expand(s.n, *(() if s.unit == (1, 1) else s.unit))
+        like = dy.new_empty((), dtype=dtype).expand(s.n, *(() if s.block == (1, 1) else s.block))
         return _dw(dy, x, like, *index)
 
     return Trilinear((lambda x, v: _forward(x, v, *index), lambda dy, v: _dx(dy, v, *index, *size), dw))
 
 
 def _index(s: Support, g: Geometry) -> tuple[Any, ...]:
-    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit, [v for pair in g for v in pair]
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block, [v for pair in g for v in pair]
 
 
 class _Product(torch.autograd.Function):

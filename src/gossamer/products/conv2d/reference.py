@@ -56,15 +56,17 @@ def input_gradient(dy: Tensor, values: Tensor, s: Support, g: Geometry, size: tu
 
 def weight_gradient(dy: Tensor, x: Tensor, s: Support, g: Geometry) -> Tensor:
     """(B, out, H', W'), (B, in, H, W) -> (n,) or (n, h, w)."""
-    return sampled(dy, x, s.crow, s.col, s.shape, s.unit, g)
+    return sampled(dy, x, s.crow, s.col, s.shape, s.block, g)
 
 
-def sampled(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry) -> Tensor:
-    """The kernel's gradient at the units of a CSR index, whether kept or not."""
-    size = (col.shape[0],) if unit == (1, 1) else (col.shape[0], *unit)
+def sampled(
+    dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], block: tuple[int, int], g: Geometry
+) -> Tensor:
+    """The kernel's gradient at the blocks of a CSR index, whether kept or not."""
+    size = (col.shape[0],) if block == (1, 1) else (col.shape[0], *block)
     out = x.new_zeros(size)
     for part, columns in unfolded(x, g):
-        out += linear.sampled(flat_outputs(dy[part]), columns, crow, col, shape, unit)
+        out += linear.sampled(flat_outputs(dy[part]), columns, crow, col, shape, block)
     return out
 
 

@@ -7,8 +7,8 @@
 // per vector. The backward pass uses each load of dy twice, for dx and for dW. Where the vectors of x (or dy) of one piece of the
 // batch outgrow the second cache, they are taken a block at a time; each block is packed, so that its rows are contiguous.
 #pragma once
-#include "../native/parallel.hpp"
-#include "../native/vec.hpp"
+#include "../../_backend/native/parallel.hpp"
+#include "../../_backend/native/vec.hpp"
 
 namespace gs {
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from ..._errors import Unfit
-from ...support import Support
 from ..._backend.dispatch import Kernel, followed, foreign, full_precision, run_as, transformed, written
 from ..._backend.native import batch_last, bias_gradient, turned
+from ..._errors import UsageError
+from ...support import Support
 from ..trilinear import Trilinear, as_dense, check_index
 from . import native, reference
 
@@ -31,14 +31,14 @@ def csr_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None
 
     Args:
         x: (..., cols), any floating dtype (computed in the dtype of ``values``, returned in that of ``x``).
-        values: (n,), or (n, h, w) for units of (h, w); float32 or float64 (bfloat16 on the native kernels, which compute in float32).
+        values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which compute in float32).
         s: the support, on the same device.
         bias: (rows,) or None.
 
     Returns: (..., rows), the batch innermost in memory.
     """
     if not x.is_floating_point():
-        raise Unfit("csr_linear", "the input must be of a floating dtype", got=x.dtype)
+        raise UsageError("csr_linear", "the input must be of a floating dtype", got=x.dtype)
     flat = x if x.dim() == 2 else x.reshape(-1, s.shape[1])
     if foreign(x, values, bias):
         y = _seen(flat, values, s, bias)
@@ -55,7 +55,9 @@ def product(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -
     return batch_last(y if y.dtype is x.dtype else y.to(x.dtype))
 
 
-def gradients(dy: Tensor, x: Tensor, values: Tensor, s: Support, of_x: bool, of_w: bool) -> tuple[Tensor | None, Tensor | None]:
+def gradients(
+    dy: Tensor, x: Tensor, values: Tensor, s: Support, of_x: bool, of_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """The chosen kernels' input gradient, batch-last, in the dtype of ``dy``, and weight gradient, as far as asked for."""
     dtype, dx, dw = values.dtype, None, None
     x = x if x.dtype == dy.dtype else x.to(dy.dtype)
@@ -87,14 +89,14 @@ def trilinear(s: Support, dtype: torch.dtype) -> Trilinear:
     index = _index(s)
 
     def dw(dy: Tensor, x: Tensor) -> Tensor:
-        like = dy.new_empty((), dtype=dtype).expand(s.n, *(() if s.unit == (1, 1) else s.unit))
+        like = dy.new_empty((), dtype=dtype).expand(s.n, *(() if s.block == (1, 1) else s.block))
         return _dw(dy, x, like, *index)
 
     return Trilinear((lambda x, v: _forward(x, v, *index), lambda dy, v: _dx(dy, v, *index), dw))
 
 
 def _index(s: Support) -> tuple[Any, ...]:
-    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.unit
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block
 
 
 class _Product(torch.autograd.Function):
@@ -124,14 +126,34 @@ _apply: Any = super(torch.autograd.Function, _Product).apply  # type: ignore[mis
 
 @torch.library.custom_op("gossamer::csr_linear", mutates_args=())
 def _forward(
-    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor, rows: int, cols: int, h: int, w: int
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    ccol: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    rows: int,
+    cols: int,
+    h: int,
+    w: int,
 ) -> Tensor:
     return product(x, values, Support((rows, cols), (h, w), crow, col, ccol, row, perm))
 
 
 @torch.library.custom_op("gossamer::csr_linear_dx", mutates_args=())
 def _dx(
-    dy: Tensor, values: Tensor, crow: Tensor, col: Tensor, ccol: Tensor, row: Tensor, perm: Tensor, rows: int, cols: int, h: int, w: int
+    dy: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    ccol: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    rows: int,
+    cols: int,
+    h: int,
+    w: int,
 ) -> Tensor:
     s = Support((rows, cols), (h, w), crow, col, ccol, row, perm)
     return gradients(dy, dy, values, s, True, False)[0]  # type: ignore[return-value]

@@ -4,7 +4,7 @@
     input_gradient     dx[b, j] = sum_{i : j in S_i} W[i, j] dy[b, i]                  2 B n
     weight_gradient    dW[i, j] = sum_b dy[b, i] x[b, j]   for (i, j) in S  (SDDMM)    2 B n
 
-Memory O(n + activations). The weights may be cut into units of (h, w): values (n, h, w), and the same lines hold for tiles.
+Memory O(n + activations). The weights may be cut into blocks of (h, w): values (n, h, w), and the same lines hold for tiles.
 """
 
 import warnings
@@ -17,14 +17,16 @@ from ...support import Support, grid_of
 
 with warnings.catch_warnings():  # torch announces once per process that CSR tensors are in beta
     warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1), check_invariants=False)
+    torch.sparse_csr_tensor(
+        torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1), check_invariants=False
+    )
 
 TILE_NUMBERS = 1 << 22  # numbers gathered at a time by the block kernels
 
 
 def forward(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
     """(B, cols), (n,) or (n, h, w), (rows,) -> (B, rows)."""
-    if s.unit == (1, 1):
+    if s.block == (1, 1):
         y = (_csr(s.crow, s.col, values, s.shape) @ x.t()).t()
     else:
         y = _tiles(x, values, s.rows(), s.col, s.grid)[:, : s.shape[0]]
@@ -39,7 +41,7 @@ def backward(dy: Tensor, x: Tensor, values: Tensor, s: Support) -> tuple[Tensor,
 def input_gradient(dy: Tensor, values: Tensor, s: Support) -> Tensor:
     """(B, rows), (n,) or (n, h, w) -> (B, cols)."""
     values = values[s.perm]
-    if s.unit == (1, 1):
+    if s.block == (1, 1):
         return (_csr(s.ccol, s.row, values, s.shape[::-1]) @ dy.t()).t()
     cols = torch.repeat_interleave(torch.arange(s.grid[1], device=s.row.device), s.ccol.diff())
     return _tiles(dy, values.transpose(1, 2), cols, s.row, (s.grid[1], s.grid[0]))[:, : s.shape[1]]
@@ -47,15 +49,15 @@ def input_gradient(dy: Tensor, values: Tensor, s: Support) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor, s: Support) -> Tensor:
     """(B, rows), (B, cols) -> (n,) or (n, h, w): the gradient on the support."""
-    return sampled(dy, x, s.crow, s.col, s.shape, s.unit)
+    return sampled(dy, x, s.crow, s.col, s.shape, s.block)
 
 
-def sampled(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], unit: tuple[int, int]) -> Tensor:
-    """dW at the units of a CSR index, whether kept or not: (B, rows), (B, cols) -> (m,) or (m, h, w)."""
-    if unit == (1, 1):
+def sampled(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> Tensor:
+    """dW at the blocks of a CSR index, whether kept or not: (B, rows), (B, cols) -> (m,) or (m, h, w)."""
+    if block == (1, 1):
         where = _csr(crow, col, torch.zeros(col.shape[0], dtype=x.dtype, device=x.device), shape)
         return torch.sparse.sampled_addmm(where, dy.t(), x, beta=0.0).values()
-    (h, w), grid = unit, grid_of(shape, unit)
+    (h, w), grid = block, grid_of(shape, block)
     dy = pad(dy, (0, grid[0] * h - shape[0])).t().reshape(grid[0], h, -1)
     x = pad(x, (0, grid[1] * w - shape[1])).t().reshape(grid[1], w, -1)
     rows = torch.repeat_interleave(torch.arange(grid[0], device=col.device), crow.diff())

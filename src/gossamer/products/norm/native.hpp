@@ -8,8 +8,8 @@
 #pragma once
 #include <cmath>
 
-#include "../native/parallel.hpp"
-#include "../native/vec.hpp"
+#include "../../_backend/native/parallel.hpp"
+#include "../../_backend/native/vec.hpp"
 
 namespace gs {
 

@@ -22,7 +22,12 @@ class Running(NamedTuple):
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool = False, running: Running | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+    running: Running | None = None,
 ) -> Tensor:
     """``x`` normalised per channel by its own mean and variance, times ``weight``, plus ``bias``; negative numbers made 0 with ``relu``.
 

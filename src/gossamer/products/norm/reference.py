@@ -28,14 +28,18 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, r
     return from_rows(y[0], x.shape), mean, invstd
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool) -> Norm:
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool
+) -> Norm:
     """(N, C, ...) twice, both batch-last, and four times (C,) -> dx like x, dweight and dbias (C,) even if there is no weight or bias."""
     dz, flat = rows(dy), rows(x)
     if relu:
         scale = invstd if weight is None else invstd * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         z = (flat * scale[:, None]).add_(shift[:, None])  # (C, M)
-        dz = torch.ops.aten.threshold_backward.grad_input(dz, z, 0.0, grad_input=z)  # dy where z > 0, in the memory of z
+        dz = torch.ops.aten.threshold_backward.grad_input(
+            dz, z, 0.0, grad_input=z
+        )  # dy where z > 0, in the memory of z
     grads = torch.ops.aten.native_batch_norm_backward(
         dz[None], flat[None], weight, None, None, mean, invstd, True, 0.0, [True, True, True]
     )  # eps is in invstd

@@ -1,4 +1,4 @@
-"""The fast twins of :mod:`.reference`: the weight-gradient kernels at other coordinates; and for everything, a block of rows at a time,
+"""The fast counterparts of :mod:`.reference`: the weight-gradient kernels at other coordinates; and for everything, a block of rows at a time,
 torch's own dense weight gradient, which no sparse kernel beats where nothing is skipped."""
 
 import functools
@@ -9,25 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from ..._backend.dispatch import Kernel
+from ..._backend.native import BEST, why_not
 from ...support import INT, Support, grid_of
 from ..conv2d import native as conv2d
 from ..conv2d.reference import Geometry
 from ..linear import native as linear
-from ..._backend.dispatch import Kernel
-from ..._backend.native import BEST, why_not
 from . import reference
 
 
 def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
     """The kernels of one build, by operation."""
 
-    def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
-        grid = grid_of(shape, unit)
+    def sampled(
+        dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], block: tuple[int, int], g: Geometry | None = None
+    ) -> Tensor:
+        grid = grid_of(shape, block)
         crow = torch.searchsorted(ids, torch.arange(grid[0] + 1) * grid[1]).to(INT)
         col = (ids % grid[1]).to(INT)
         if g is not None:
-            return conv2d.sampled(m, dy, x, crow, col, unit, g)
-        return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, unit)
+            return conv2d.sampled(m, dy, x, crow, col, block, g)
+        return linear.sampled(m, dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, block)
 
     def strongest(*args: Any) -> tuple[Tensor, Tensor]:
         return reference.strongest(*args, rows_of=dense_rows)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..._backend.dispatch import Kernel, always
 from ...support import Support
 from ..conv2d.reference import Geometry
-from ..._backend.dispatch import Kernel, always
 from . import native, reference
 from .reference import tie_key, tie_keys, top_k
 

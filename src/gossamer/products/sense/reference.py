@@ -1,7 +1,7 @@
 """Sensing: the gradient of a sparse layer's weights at coordinates off its support, from the layer's input x and its output's gradient dy.
 
-    sampled      dW at given unit ids: the same sampled product (SDDMM) as the weight gradient, elsewhere      2 B m flops
-    strongest    the k units off the support with the largest |dW|, of all of them: the dense gradient is made a block of rows at a
+    sampled      dW at given block ids: the same sampled product (SDDMM) as the weight gradient, elsewhere      2 B m flops
+    strongest    the k blocks off the support with the largest |dW|, of all of them: the dense gradient is made a block of rows at a
                  time and only the best survive, so memory is O(block + k)                                      2 B N flops
 
 ``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins; or, given a seed, the lower
@@ -22,17 +22,21 @@ from ..conv2d.reference import Geometry
 from ..linear import reference as linear
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
-GAMMA, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # of splitmix64, as int64
+GAMMA, FIRST, SECOND = (
+    c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)  # of splitmix64, as int64
 
 
-def sampled(dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], unit: tuple[int, int], g: Geometry | None = None) -> Tensor:
-    """Gradient at sorted unit ids, (m,) int64 -> (m,) or (m, h, w). Linear: dy (..., rows), x (..., cols); else images."""
-    grid = grid_of(shape, unit)
+def sampled(
+    dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], block: tuple[int, int], g: Geometry | None = None
+) -> Tensor:
+    """Gradient at sorted block ids, (m,) int64 -> (m,) or (m, h, w). Linear: dy (..., rows), x (..., cols); else images."""
+    grid = grid_of(shape, block)
     starts = torch.arange(grid[0] + 1, device=ids.device) * grid[1]
     crow, col = torch.searchsorted(ids, starts).to(INT), (ids % grid[1]).to(INT)
     if g is not None:
-        return conv2d.sampled(dy, x, crow, col, shape, unit, g)
-    return linear.sampled(dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, shape, unit)
+        return conv2d.sampled(dy, x, crow, col, shape, block, g)
+    return linear.sampled(dy.reshape(-1, shape[0]), x.reshape(-1, shape[1]), crow, col, shape, block)
 
 
 def strongest(
@@ -44,7 +48,7 @@ def strongest(
     seed: int | None = None,
     rows_of: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k strongest units off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
+    """The k strongest blocks off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
 
     Args:
         operands: pairs (dy, x) whose gradients add up: one per micro-batch.
@@ -52,14 +56,16 @@ def strongest(
         seed: breaks ties at random; None: the lower id wins.
         rows_of: what makes a block, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
     """
-    (h, w), (unit_rows, unit_cols) = s.unit, s.grid
+    (h, w), (unit_rows, unit_cols) = s.block, s.grid
     dtype, device = operands[0][0].dtype, s.col.device
     best = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=dtype, device=device))
     tiles = torch.empty(0, h, w, dtype=dtype, device=device)
     step = max(1, BLOCK_NUMBERS // (h * unit_cols * w))
     for top in range(0, unit_rows, step):
         high = min(step, unit_rows - top)
-        block = (rows_of or dense_rows)(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols) of the dense gradient
+        block = (rows_of or dense_rows)(
+            operands, slice(top * h, (top + high) * h), s, g
+        )  # (rows, cols) of the dense gradient
         if reduce is not None:
             reduce(block)
         block = pad(block, (0, unit_cols * w - s.shape[1], 0, high * h - block.shape[0]))
@@ -67,7 +73,8 @@ def strongest(
         score = (block.abs().flatten() if (h, w) == (1, 1) else block.flatten(1).norm(dim=1)).nan_to_num_(0.0, math.inf)
         first, last = int(s.crow[top]), int(s.crow[top + high])
         kept = (
-            torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols + s.col[first:last]
+            torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols
+            + s.col[first:last]
         )
         score[kept] = -1.0
         ids = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(None, seed, top * unit_cols))

@@ -24,21 +24,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._errors import Unfit, check_count, check_share
+from ..._backend.dispatch import run
+from ..._errors import UsageError, check_count, check_fraction
 from ...layers import SparseLayer
 from ...observe import Operands as Kept
 from ...observe import Tap, version_of
 from ...products.conv2d import reference as conv2d
 from ...products.conv2d.reference import Geometry
 from ...products.sense.op import SAMPLED, top_k
-from ..._backend.dispatch import run
 from ...support import Support, distinct
 from ..arrays import tensor
 from ..units import exponent, shifted
 
 CALIBRATION = 1 << 19  # zeros whose noise is measured at most
-BINS, LIKE, LEARNT, EM = 8, 500, 5000, 30  # groups of like noise, zeros in each at least; zeros that EM learns from, its rounds
-POWERS = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-4, 12)]).double()  # signal over noise power of the components in (2)
+BINS, LIKE, LEARNT, EM = (
+    8,
+    500,
+    5000,
+    30,
+)  # groups of like noise, zeros in each at least; zeros that EM learns from, its rounds
+POWERS = torch.cat(
+    [torch.zeros(1), 2.0 ** torch.arange(-4, 12)]
+).double()  # signal over noise power of the components in (2)
 PLAYS = 8  # of (3)
 NEAR = 16  # binary orders of magnitude within which operands keep their units
 ROWS = 32  # output rows whose conditioning is looked at
@@ -46,7 +53,7 @@ Operands = Sequence[tuple[Any, Any]]  # (dy, x) of each batch, tensors or arrays
 
 
 class Diagnosis(NamedTuple):
-    """What sensing of one layer is worth. ``recall``: expected share of the truly strongest ``grow`` gradients, of all zeros, among those
+    """What sensing of one layer is worth. ``recall``: expected share of the truly strongest ``n_grow`` gradients, of all zeros, among those
     chosen; ``of_sensed``: of those that lay in the sample; ``chance``: what a random choice has; ``measured``: by the gradient of all data.
     ``conditioning``, ``alpha``, ``beta``: of the input on the support of an output row (median over rows, unit columns); ``snr``: signal
     over noise power of one batch's gradient, NaN where there is neither. All are NaN if the operands hold NaN or infinities."""
@@ -56,7 +63,7 @@ class Diagnosis(NamedTuple):
     window: int
     zeros: int
     fraction: float
-    grow: int
+    n_grow: int
     recall: float
     of_sensed: float
     chance: float
@@ -77,7 +84,7 @@ class Diagnosis(NamedTuple):
     def _verdict(self) -> str:
         if math.isnan(self.recall):
             return "the operands hold NaN or infinities, and nothing can be told"
-        if self.zeros == 0 or self.grow == 0:
+        if self.zeros == 0 or self.n_grow == 0:
             return "nothing grows here"
         if self.fraction == 0:
             return "nothing is sensed, and what grows is random"
@@ -85,12 +92,16 @@ class Diagnosis(NamedTuple):
             return "there is no gradient at the zeros, and what grows is random"
         if self.chance >= 1:
             return "all zeros grow, and there is nothing to choose"
-        luck = self.chance / self.fraction  # what a random choice among the sensed has of those of the strongest that lie there
+        luck = (
+            self.chance / self.fraction
+        )  # what a random choice among the sensed has of those of the strongest that lie there
         if luck >= 1:
             return "all that is sensed grows, and it was chosen at random; raise the fraction"
         ranked = (self.of_sensed - luck) / (1 - luck)
         if (self.recall - self.chance) / (1 - self.chance) < min(2 * self.chance, 0.2) or ranked < 0.2:
-            return "growth will be near random; raise the batch or the window" + (", then the fraction" if self.fraction < 0.5 else "")
+            return "growth will be near random; raise the batch or the window" + (
+                ", then the fraction" if self.fraction < 0.5 else ""
+            )
         if ranked < 0.5:
             return "noise decides half of the growth; a larger batch or window would help"
         if self.fraction < 0.5:
@@ -107,7 +118,7 @@ def sensing(
     operands: Operands,
     s: Support,
     *,
-    grow: int,
+    n_grow: int,
     fraction: float = 0.1,
     window: int = 1,
     decay: float = 0.9,
@@ -122,43 +133,49 @@ def sensing(
         operands: (dy, x) of one batch or several, as the layer's hook hears them: output gradients (B, out), inputs (B, in), or images with
             ``geometry``. dy is that of a loss averaged over its batch.
         s: the layer's support, single weights.
-        grow: how many units will be grown.
+        n_grow: how many blocks will be grown.
         fraction, window, decay: share of the zeros sensed, steps averaged, factor of the moving average, as in ``csst``.
         measured: what :func:`measured_recall` says, to stand in the sentence.
         rng: of samples and noise; None is a fixed seed.
 
     Without any gradient at the zeros recall is that of chance, and the sentence says so.
 
-    Raises: Unfit for tiles, no operands, operands of one sample only or with NaN or infinities, or settings out of their range.
+    Raises: UsageError for tiles, no operands, operands of one sample only or with NaN or infinities, or settings out of their range.
     """
     who = "diagnose.sensing"
-    operands, grow, window = _checked(who, operands, s, grow, 0, fraction, window, decay)
+    operands, n_grow, window = _checked(who, operands, s, n_grow, 0, fraction, window, decay)
     if min(dy.shape[0] for dy, _ in operands) < 2:
-        raise Unfit(who, "noise cannot be told from signal on a batch of one sample")
+        raise UsageError(who, "noise cannot be told from signal on a batch of one sample")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     zeros, batch = s.total - s.n, operands[0][0].shape[0]
     alpha, beta = support_conditioning(operands, s, geometry, rng)
     cond = math.sqrt(beta / alpha) if alpha > 1e-12 else math.inf
-    chance = min(grow, zeros) / max(zeros, 1)
-    if not zeros or not grow or not fraction:
-        return Diagnosis(name, batch, window, zeros, fraction, grow, chance, 0.0, chance, 0.0, cond, alpha, beta, measured)
-    grow = max(1, min(grow, round(fraction * zeros)))
+    chance = min(n_grow, zeros) / max(zeros, 1)
+    if not zeros or not n_grow or not fraction:
+        return Diagnosis(
+            name, batch, window, zeros, fraction, n_grow, chance, 0.0, chance, 0.0, cond, alpha, beta, measured
+        )
+    n_grow = max(1, min(n_grow, round(fraction * zeros)))
     ids = s.sample_outside(min(zeros, CALIBRATION), rng)
     g, v = gradient_and_noise(operands, s, ids, geometry)
     if not bool(g.any()) and not bool(v.any()):
-        chance, luck = grow / zeros, min(1.0, grow / (fraction * zeros))
-        return Diagnosis(name, batch, window, zeros, fraction, grow, chance, luck, chance, math.nan, cond, alpha, beta, measured)
+        chance, luck = n_grow / zeros, min(1.0, n_grow / (fraction * zeros))
+        return Diagnosis(
+            name, batch, window, zeros, fraction, n_grow, chance, luck, chance, math.nan, cond, alpha, beta, measured
+        )
     share, snr = _signal(g, v, len(operands), rng)
-    draw, k = partial(_noise, operands, s, ids, geometry, rng), max(1, round(grow * ids.numel() / zeros))
+    draw, k = partial(_noise, operands, s, ids, geometry, rng), max(1, round(n_grow * ids.numel() / zeros))
     recall, within = _played(g, share, draw, len(operands), k, fraction, window, decay, rng)
-    return Diagnosis(name, batch, window, zeros, fraction, grow, recall, within, grow / zeros, snr, cond, alpha, beta, measured)
+    return Diagnosis(
+        name, batch, window, zeros, fraction, n_grow, recall, within, n_grow / zeros, snr, cond, alpha, beta, measured
+    )
 
 
 def measured_recall(
     batches: Operands,
     s: Support,
     *,
-    grow: int,
+    n_grow: int,
     fraction: float = 0.1,
     window: int = 1,
     decay: float = 0.9,
@@ -170,38 +187,42 @@ def measured_recall(
 
     The gradient of all zeros is made, a vector of their number; batches of one size, of a loss averaged over each.
 
-    Raises: Unfit as :func:`sensing`, and if nothing grows or is sensed, or the window has more steps than there are batches.
+    Raises: UsageError as :func:`sensing`, and if nothing grows or is sensed, or the window has more steps than there are batches.
     """
     who = "diagnose.measured_recall"
-    batches, grow, window = _checked(who, batches, s, grow, 1, fraction, window, decay)
+    batches, n_grow, window = _checked(who, batches, s, n_grow, 1, fraction, window, decay)
     check_count(who, "trials", trials, 1)
     if window > len(batches):
-        raise Unfit(who, f"a window of {window} steps needs as many batches", got=len(batches))
+        raise UsageError(who, f"a window of {window} steps needs as many batches", got=len(batches))
     if round(fraction * (s.total - s.n)) < 1:
-        raise Unfit(
-            who, f"a share of {fraction} of {s.total - s.n} zeros is less than one, and nothing is sensed", remedy="a larger fraction"
+        raise UsageError(
+            who,
+            f"a share of {fraction} of {s.total - s.n} zeros is less than one, and nothing is sensed",
+            remedy="a larger fraction",
         )
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     everything = s.outside(torch.arange(s.total - s.n, device=s.col.device))
     truth: Tensor | float = 0.0
     for dy, x in batches:
-        truth = truth + run(SAMPLED, dy, x, everything, s.shape, s.unit, geometry).cpu()
+        truth = truth + run(SAMPLED, dy, x, everything, s.shape, s.block, geometry).cpu()
     assert isinstance(truth, Tensor)
-    grow = min(grow, round(fraction * truth.numel()))
+    n_grow = min(n_grow, round(fraction * truth.numel()))
     best = torch.zeros(truth.numel(), dtype=torch.bool)
-    best[_strongest(truth, grow, rng)] = True
+    best[_strongest(truth, n_grow, rng)] = True
     weights, hits = _weights(window, decay), 0
     for _ in range(trials):
         at = distinct(truth.numel(), round(fraction * truth.numel()), rng)
         mean: Tensor | float = 0.0
         for weight, b in zip(weights, torch.randperm(len(batches), generator=rng)[:window].tolist(), strict=True):
-            mean = mean + weight * run(SAMPLED, *batches[b], everything[at], s.shape, s.unit, geometry).cpu()
+            mean = mean + weight * run(SAMPLED, *batches[b], everything[at], s.shape, s.block, geometry).cpu()
         assert isinstance(mean, Tensor)
-        hits += int(best[at[_strongest(mean, grow, rng)]].sum())
-    return hits / (trials * grow)
+        hits += int(best[at[_strongest(mean, n_grow, rng)]].sum())
+    return hits / (trials * n_grow)
 
 
-def gradient_and_noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
+def gradient_and_noise(
+    operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean over the batches of the gradient at some zeros, and the variance of one batch's gradient there by (1); (m,) float64 each."""
     operands, a, b = _in_units(_tensors("diagnose.gradient_and_noise", operands))
     total, squares = torch.zeros(ids.numel(), dtype=torch.float64), torch.zeros(ids.numel(), dtype=torch.float64)
@@ -209,20 +230,29 @@ def gradient_and_noise(operands: Operands, s: Support, ids: Tensor, geometry: Ge
         B = dy.shape[0]
         if geometry is None:
             dy, x = dy.reshape(-1, s.shape[0]), x.reshape(-1, s.shape[1])
-            g = run(SAMPLED, dy, x, ids, s.shape, s.unit, None).double().cpu()
-            q = run(SAMPLED, dy.square(), x.square(), ids, s.shape, s.unit, None).double().cpu()
+            g = run(SAMPLED, dy, x, ids, s.shape, s.block, None).double().cpu()
+            q = run(SAMPLED, dy.square(), x.square(), ids, s.shape, s.block, None).double().cpu()
         else:  # the gradient of one image sums over its pixels: squares come after the sum
-            parts = [run(SAMPLED, dy[b : b + 1], x[b : b + 1], ids, s.shape, s.unit, geometry).double().cpu() for b in range(B)]
+            parts = [
+                run(SAMPLED, dy[b : b + 1], x[b : b + 1], ids, s.shape, s.block, geometry).double().cpu()
+                for b in range(B)
+            ]
             g, q = torch.stack(parts).sum(0), torch.stack(parts).square().sum(0)
         total += g
         squares += B / (B - 1) * (q - g.square() / B)
     return shifted(total / len(operands), a + b), shifted((squares / len(operands)).clamp_min(0), 2 * (a + b))
 
 
-def support_conditioning(operands: Operands, s: Support, geometry: Geometry | None, rng: torch.Generator) -> tuple[float, float]:
+def support_conditioning(
+    operands: Operands, s: Support, geometry: Geometry | None, rng: torch.Generator
+) -> tuple[float, float]:
     """Median over output rows of the extreme eigenvalues of the Gram matrix of the row's inputs, columns at unit norm."""
     x = tensor("diagnose.support_conditioning", "x", operands[0][1])
-    full = torch.cat([columns for _, columns in conv2d.unfolded(x, geometry)]) if geometry is not None else x.reshape(-1, s.shape[1])
+    full = (
+        torch.cat([columns for _, columns in conv2d.unfolded(x, geometry)])
+        if geometry is not None
+        else x.reshape(-1, s.shape[1])
+    )
     fan_in = s.crow.diff()
     rows = (fan_in > 0).nonzero().flatten()
     rows = rows[torch.randperm(rows.numel(), generator=rng)[:ROWS]]
@@ -273,7 +303,7 @@ def _noise(operands: Operands, s: Support, ids: Tensor, geometry: Geometry | Non
     B = dy.shape[0]
     again = torch.bincount(torch.randint(B, (B,), generator=rng), minlength=B) - 1
     drawn = dy * again.to(dy).view(-1, *(1,) * (dy.dim() - 1))
-    return (B / (B - 1)) ** 0.5 * run(SAMPLED, drawn, x, ids, s.shape, s.unit, geometry).double().cpu()
+    return (B / (B - 1)) ** 0.5 * run(SAMPLED, drawn, x, ids, s.shape, s.block, geometry).double().cpu()
 
 
 def _played(
@@ -311,25 +341,27 @@ def _strongest(g: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 
 def _checked(
-    who: str, operands: Operands, s: Support, grow: int, least: int, fraction: float, window: int, decay: float
+    who: str, operands: Operands, s: Support, n_grow: int, least: int, fraction: float, window: int, decay: float
 ) -> tuple[Operands, int, int]:
     """The operands in units of their own, and whole numbers."""
-    if s.unit != (1, 1):
-        raise Unfit(who, "knows supports of single weights only", got=s.unit)
+    if s.block != (1, 1):
+        raise UsageError(who, "knows supports of single weights only", got=s.block)
     if not len(operands):
-        raise Unfit(who, "needs the operands (dy, x) of one batch at least")
-    check_count(who, "grow", grow, least)
-    check_share(who, "fraction", fraction)
+        raise UsageError(who, "needs the operands (dy, x) of one batch at least")
+    check_count(who, "n_grow", n_grow, least)
+    check_fraction(who, "fraction", fraction)
     check_count(who, "window", window, 1)
-    check_share(who, "decay", decay)
+    check_fraction(who, "decay", decay)
     operands = _tensors(who, operands)
     if (broken := _not_finite(operands)) is not None:
-        raise Unfit(who, broken, remedy="leave out steps whose loss overflowed")
-    return _in_units(operands)[0], int(grow), int(window)
+        raise UsageError(who, broken, remedy="leave out steps whose loss overflowed")
+    return _in_units(operands)[0], int(n_grow), int(window)
 
 
 def _tensors(who: str, operands: Operands) -> Operands:
-    return [(tensor(who, f"dy of batch {b}", dy), tensor(who, f"x of batch {b}", x)) for b, (dy, x) in enumerate(operands)]
+    return [
+        (tensor(who, f"dy of batch {b}", dy), tensor(who, f"x of batch {b}", x)) for b, (dy, x) in enumerate(operands)
+    ]
 
 
 def _in_units(operands: Operands) -> tuple[Operands, int, int]:
@@ -371,7 +403,9 @@ class Watch:
         self.rewirer, self.path, self.tell = rewirer, None if path is None else Path(path), tell
         self.last: dict[str, Diagnosis] = {}
         self._heard: dict[str, tuple[list[Kept], Support, int]] = {}
-        self._handles = [layer.register_forward_hook(partial(self._listen, name)) for name, layer in rewirer.layers.items()]
+        self._handles = [
+            layer.register_forward_hook(partial(self._listen, name)) for name, layer in rewirer.layers.items()
+        ]
 
     def close(self) -> None:
         """Listens no more."""
@@ -379,7 +413,7 @@ class Watch:
             handle.remove()
 
     def _listen(self, name: str, layer: SparseLayer, args: tuple[Tensor, ...], y: Tensor) -> None:
-        if not y.requires_grad or layer.unit != (1, 1) or self.rewirer.topology.when(self.rewirer.t + 1) is None:
+        if not y.requires_grad or layer.block != (1, 1) or self.rewirer.topology.when(self.rewirer.t + 1) is None:
             return
         heard = self._heard.setdefault(name, ([], layer.support, self.rewirer.sensing.get(name, 0)))[0]
         dtype = layer.values.dtype
@@ -407,12 +441,14 @@ class Watch:
                 fraction = min(1.0, sensed / max(1, zeros))
                 if _not_finite(operands) is not None:
                     batch, no = operands[0][0].shape[0], math.nan
-                    self.last[name] = Diagnosis(name, batch, window, zeros, fraction, grow, no, no, no, no, no, no, no, None)
+                    self.last[name] = Diagnosis(
+                        name, batch, window, zeros, fraction, grow, no, no, no, no, no, no, no, None
+                    )
                     continue
                 self.last[name] = sensing(
                     operands,
                     s,
-                    grow=grow,
+                    n_grow=grow,
                     fraction=fraction,
                     window=window,
                     decay=0.0 if asked is None else asked.decay,
@@ -429,7 +465,9 @@ class Watch:
         return self.last
 
 
-def hear(layers: dict[str, SparseLayer], passes: Iterable[Callable[[], object]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+def hear(
+    layers: dict[str, SparseLayer], passes: Iterable[Callable[[], object]]
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """Operands (dy, x) of every layer in each of several backward passes; ``passes`` call ``loss(...).backward()``."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     with ExitStack() as stack:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._errors import Unfit, check_count
+from ..._errors import UsageError, check_count
 from ...products.sense.op import top_k
 from ...support import distinct
 from ..arrays import tensor
@@ -104,7 +104,7 @@ def isometry(
         supports: drawn at random; swaps: exchanges of one column tried from each of the ``starts`` worst of them.
         rng: of the supports; None is a fixed seed.
 
-    Raises: Unfit if A is empty or holds NaN or infinities, if it has no s columns, or, to be normalised, has zero columns.
+    Raises: UsageError if A is empty or holds NaN or infinities, if it has no s columns, or, to be normalised, has zero columns.
     """
     A, e = _checked("isometry", A, s)
     for name, value, least in (("supports", supports, 1), ("swaps", swaps, 0), ("starts", starts, 0)):
@@ -112,7 +112,7 @@ def isometry(
     norms = A.norms()
     if normalise and not float(norms.min()) > 0:
         remedy = "drop them, or normalise=False for the constant of A as it is"
-        raise Unfit("isometry", "A has zero columns, and none of them can be scaled to unit norm", remedy=remedy)
+        raise UsageError("isometry", "A has zero columns, and none of them can be scaled to unit norm", remedy=remedy)
     columns, square = (unit_columns, 1.0) if normalise else (plain_columns, times(1.0, 2 * e))
     drawn = _supports(A.shape[1], s, supports, rng)
     delta = _delta(A, drawn, columns, square)
@@ -152,14 +152,16 @@ class Convexity(NamedTuple):
         return text
 
 
-def convexity(A: Any, s: int, *, generators: Tensor | None = None, supports: int = 200, rng: torch.Generator | None = None) -> Convexity:
+def convexity(
+    A: Any, s: int, *, generators: Tensor | None = None, supports: int = 200, rng: torch.Generator | None = None
+) -> Convexity:
     """alpha and beta of an operator on sampled supports, columns as they are, rows averaged.
 
     Args:
         generators: h (p, d) of a :class:`GatedReLU`: the population formula (inputs N(0, I), theory.py) is then evaluated too.
         supports: drawn at random; rng: of them, None is a fixed seed.
 
-    Raises: Unfit if A is empty or holds NaN or infinities, has no s columns, or the generators are not those of a GatedReLU.
+    Raises: UsageError if A is empty or holds NaN or infinities, has no s columns, or the generators are not those of a GatedReLU.
     """
     gated = A
     A, e = _checked("convexity", A, s)
@@ -167,11 +169,17 @@ def convexity(A: Any, s: int, *, generators: Tensor | None = None, supports: int
     if generators is not None:
         generators = tensor("convexity", "generators", generators)
         if not isinstance(gated, GatedReLU) or generators.shape != (gated.neurons, gated.features):
-            raise Unfit("convexity", "generators belong to a GatedReLU, one row per neuron", got=tuple(generators.shape))
+            raise UsageError(
+                "convexity", "generators belong to a GatedReLU, one row per neuron", got=tuple(generators.shape)
+            )
         if not bool(generators.isfinite().all()):
-            raise Unfit("convexity", "generators hold entries that are NaN or infinite")
+            raise UsageError("convexity", "generators hold entries that are NaN or infinite")
         if not bool((generators != 0).any(1).all()):
-            raise Unfit("convexity", "a generator is zero: its gate is never open, and it has no direction", remedy="drop that neuron")
+            raise UsageError(
+                "convexity",
+                "a generator is zero: its gate is never open, and it has no direction",
+                remedy="drop that neuron",
+            )
     drawn = _supports(A.shape[1], s, supports, rng)
     square = times(1.0, 2 * e)
     low, high = (values * (square / A.shape[0]) for values in _edges(A, drawn, plain_columns))
@@ -179,7 +187,10 @@ def convexity(A: Any, s: int, *, generators: Tensor | None = None, supports: int
     if generators is not None and isinstance(gated, GatedReLU):
         grams = [gated_gram(generators, ids // gated.features, ids % gated.features) for ids in drawn]
         values = torch.stack([torch.linalg.eigvalsh(g)[[0, -1]] for g in grams])
-        off = max(float((_gram(A, ids).double() * square - g).abs().max()) for ids, g in zip(drawn[:20], grams[:20], strict=True))
+        off = max(
+            float((_gram(A, ids).double() * square - g).abs().max())
+            for ids, g in zip(drawn[:20], grams[:20], strict=True)
+        )
         population = (float(values[:, 0].min()), float(values[:, 1].max()), off)
     return Convexity(s, float(low.min()), float(high.max()), float(low.mean()), float(high.mean()), *population)
 
@@ -200,11 +211,11 @@ def _checked(who: str, A: Any, s: int | None = None) -> tuple[Operator, int]:
     """2^-e A, and e."""
     A, e = normalised(who, A)
     if not min(A.shape):
-        raise Unfit(who, "A is empty", got=tuple(A.shape))
+        raise UsageError(who, "A is empty", got=tuple(A.shape))
     if s is not None:
         check_count(who, "s", s, 1)
         if s > A.shape[1]:
-            raise Unfit(who, f"A has {A.shape[1]} columns, and no support of {s}")
+            raise UsageError(who, f"A has {A.shape[1]} columns, and no support of {s}")
     return A, e
 
 
