@@ -111,7 +111,7 @@ def test_gradients_of_several_passes_add_up():
 
 
 def test_a_gradient_made_in_blocks_is_the_same(monkeypatch):
-    from gossamer import multilevel as module
+    from gossamer.training import multilevel as module
 
     whole, *parts = trainer("momentum", 1)
     train(whole, *parts, FLAT.batches(8))
