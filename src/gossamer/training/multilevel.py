@@ -25,9 +25,10 @@ from ..layers import SparseLayer, sparse_layers
 from ..observe import Observer, Seen, operands
 from ..products.sense import op as sense_op
 from ..rules.adabreg import AdaBreg
-from ..rules.latent import drawn_back
+from ..rules.latent import reduced_to_zero
 from ..rules.linbreg import LinBreg
-from ..rules.rule import SparseOptimizer, StepInfo
+from ..rules.optimizer import SparseOptimizer
+from ..rules.rule import StepInfo
 from ..support import Support
 from ..surgery import keeper_of, set_support_
 from ..topology import Topology, Update
@@ -133,7 +134,7 @@ class Multilevel:
         for name, layer in self.layers.items():
             rule, group = self._rule(name)
             hot, cold = (
-                self.optimizer.state_of(rule, layer.values, self.optimizer.now(group))["v"],
+                self.optimizer.state_of(rule, layer.values, self.optimizer.step_info(group))["v"],
                 self._cold.get(name),
             )
             if cold is not None:
@@ -268,7 +269,7 @@ class Multilevel:
             state[key] = cold[key].view(-1)[new.ids()]
         left = old.ids()[new.find(old.ids()) < 0]  # zero now, so their mirror variable shows zero
         v = cold["v"].view(-1)[left]
-        cold["v"].view(-1)[left] = drawn_back(v, rule.penalty.zero_threshold(v, 1.0), group["strength"])
+        cold["v"].view(-1)[left] = reduced_to_zero(v, rule.penalty.zero_threshold(v, 1.0), group["strength"])
         keeper.moved(layer)
 
     # ---------------------------------------------------------------- details
@@ -318,7 +319,7 @@ class Multilevel:
         if not operands:
             return layer.support.n  # it took no part in the forward pass
         rule, group = self._rule(name)
-        now, s = self.optimizer.now(group), layer.support
+        now, s = self.optimizer.step_info(group), layer.support
         ids, (rows, cols) = s.ids(), s.shape
         hot = self.optimizer.state_of(rule, layer.values, now)
         cold = self._cold.setdefault(name, {key: t.new_zeros(rows, cols) for key, t in hot.items()})
@@ -352,7 +353,7 @@ class Multilevel:
         for key, t in cold.items():
             state[key].copy_(t.view(-1)[ids])  # restrict
         self._known[name] = layer.support
-        self.optimizer.wrote([layer.values])
+        self.optimizer.remember([layer.values])
         return kept
 
 

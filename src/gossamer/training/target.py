@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .._errors import UsageError, check_count, check_density, is_real
 from ..penalties import TopK, Zero
-from ..rules.rule import Rule, SparseOptimizer
+from ..rules import Rule, SparseOptimizer
 
 SMALLEST, LARGEST = 1e-12, 1e12  # of the strength
 ALARM = -0.3  # of the logarithm of density over target, from which on it is about survival
