@@ -85,13 +85,13 @@ def test_coarse_phases_freeze_the_support_and_what_is_off_it():
         if t % 5:
             assert multilevel.last is None and all(now[name].same(supports[name]) for name in supports)
             for name, before in cold.items():
-                assert torch.equal(multilevel._cold[name]["v"], before)
+                assert torch.equal(multilevel._cold.layers[name]["v"], before)
         else:
             assert multilevel.last is not None and multilevel.last.n == {name: s.n for name, s in now.items()}
             for name, s in now.items():
-                v = multilevel._cold[name]["v"]
+                v = multilevel._cold.layers[name]["v"]
                 assert bool((v.abs()[~s.mask()] <= LAM).all()) and bool((v.abs()[s.mask()] > LAM).all())
-        supports, cold = now, {name: state["v"].clone() for name, state in multilevel._cold.items()}
+        supports, cold = now, {name: state["v"].clone() for name, state in multilevel._cold.layers.items()}
     assert all(name in cold for name in now)
 
 
@@ -110,12 +110,12 @@ def test_gradients_of_several_passes_add_up():
         assert a.support.same(b.support) and torch.allclose(a.values, b.values, atol=1e-12)
 
 
-def test_a_gradient_made_in_blocks_is_the_same(monkeypatch):
-    from gossamer.training import multilevel as module
+def test_a_gradient_made_in_slices_is_the_same(monkeypatch):
+    from gossamer.training import fine_step as module
 
     whole, *parts = trainer("momentum", 1)
     train(whole, *parts, FLAT.batches(8))
-    monkeypatch.setattr(module, "BLOCK_NUMBERS", 40)
+    monkeypatch.setattr(module, "SLICE_NUMBERS", 40)
     blocks, *parts = trainer("momentum", 1)
     train(blocks, *parts, FLAT.batches(8))
     for a, b in zip(gs.sparse_layers(whole).values(), gs.sparse_layers(blocks).values(), strict=True):

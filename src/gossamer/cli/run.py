@@ -414,7 +414,7 @@ def events(trial: Trial) -> int | None:
     """Changes of the support so far; None where the optimizer changes it at every step."""
     if trial.rewirer is None:
         return None if trial.config.method.shrinks else 0
-    return sum(trial.rewirer.topology.when(t) is not None for t in range(1, trial.rewirer.t + 1))
+    return sum(trial.rewirer.is_event(t) for t in range(1, trial.rewirer.t + 1))
 
 
 def write_events(folder: Folder, config: Config, row: dict[str, Any]) -> None:

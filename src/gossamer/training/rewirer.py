@@ -144,6 +144,14 @@ class Rewirer:
         """Bytes held for sensing: coordinates and moving averages; when streaming, the operands kept and one block of the gradient."""
         return sum(probe.bytes for probe in self._probes.values())
 
+    def is_event(self, t: int) -> bool:
+        """Whether the support changes at step t = 1, 2, ..."""
+        return self.topology.when(t) is not None
+
+    def sense(self, t: int) -> Sensing | None:
+        """What the backward pass of step t measures besides the gradient on the support."""
+        return self.topology.sense(t)
+
     def step(self, closure: Callable[[], Any] | None = None, *, scaler: "torch.amp.GradScaler | None" = None) -> Any:
         """One step: the optimizer's, then the event's, if this step has one. Returns what ``optimizer.step(closure)`` returns.
 

@@ -413,7 +413,7 @@ class Watch:
             handle.remove()
 
     def _listen(self, name: str, layer: SparseLayer, args: tuple[Tensor, ...], y: Tensor) -> None:
-        if not y.requires_grad or layer.block != (1, 1) or self.rewirer.topology.when(self.rewirer.t + 1) is None:
+        if not y.requires_grad or layer.block != (1, 1) or not self.rewirer.is_event(self.rewirer.t + 1):
             return
         heard = self._heard.setdefault(name, ([], layer.support, self.rewirer.sensing.get(name, 0)))[0]
         dtype = layer.values.dtype
@@ -430,7 +430,7 @@ class Watch:
         """The diagnoses of the event of the step just made, by layer; {} if it had none."""
         event, self.last = self.rewirer.last, {}
         if event is not None:
-            sense = self.rewirer.topology.sense
+            sense = self.rewirer.sense
             window = next((w for w in range(1, 1000) if (asked := sense(event.t - w + 1)) is None or asked.fresh), 1)
             asked = sense(event.t)
             for name, (kept, s, sensed) in self._heard.items():
