@@ -13,6 +13,11 @@ def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
     return isinstance(value, dict)
 
 
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether it is a list, of anything."""
+    return isinstance(value, list)
+
+
 def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Whether it is a list or a tuple, of anything."""
     return isinstance(value, (list, tuple))
