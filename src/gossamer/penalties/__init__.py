@@ -20,11 +20,11 @@ from .group import GroupL1
 from .l1 import L1, NonNegativeL1
 from .log import LogL1
 from .maps import GROUPS, norms, ratio, root, shrink, soft, softs, spread
-from .protocol import AdaptivePenalty, Penalty, Tau, Taus, is_adaptive
+from .protocol import AdaptivePenalty, Penalty, ScaledPenalty, Tau, Taus, is_adaptive
 from .top_k import TopK
 from .zero import Zero
 
 __all__ = [
     "AdaptivePenalty", "GROUPS", "GroupL1", "is_adaptive", "L1", "LogL1", "NonNegativeL1", "norms", "Penalty", "ratio",
-    "root", "shrink", "soft", "softs", "spread", "Tau", "Taus", "TopK", "Zero",
+    "root", "ScaledPenalty", "shrink", "soft", "softs", "spread", "Tau", "Taus", "TopK", "Zero",
 ]  # fmt: skip

@@ -78,6 +78,16 @@ class AdaptivePenalty(Penalty, Protocol):
         ...
 
 
+@runtime_checkable
+class ScaledPenalty(Penalty, Protocol):
+    """A penalty with a strength ``lam``, which is a factor of R(w)."""
+
+    @property
+    def lam(self) -> float:
+        """The strength, at least 0."""
+        ...
+
+
 def is_adaptive(penalty: Penalty) -> TypeGuard[AdaptivePenalty]:
     """Whether the penalty says that it is adaptive. Rules check its members at construction."""
     return penalty.adaptive
