@@ -1,4 +1,4 @@
-"""Checkpoints: the law for every kind of state, resuming in the middle of everything, and what is refused with which sentence."""
+"""Checkpoints: the law for every kind of state, resuming at any step, and the sentence of every refusal."""
 
 import copy
 import errno
@@ -106,8 +106,8 @@ CUT = (
 
 @pytest.mark.parametrize("name", CUT)
 def test_resume_is_bit_equal_wherever_it_was_cut(name, tmp_path):
-    """From before the first event to after the second: plain steps, the middle of windows, just after events. Losses, weights, supports,
-    optimizer, schedule, accounts and torch's random state."""
+    """From before the first event to after the second: plain steps, the middle of windows, just after events. Losses,
+    weights, supports, optimizer, schedule, accounts and torch's random state."""
     torch.manual_seed(11)
     whole = Job(TOPOLOGIES[name])
     losses, cuts = [], {}
@@ -148,7 +148,8 @@ def test_inspect_says_what_a_file_holds(tmp_path):
 
 
 def test_a_file_holds_plain_tensors_and_json(tmp_path):
-    """Anything that reads safetensors can read it: values and index of each layer under the model's own names, int32 index."""
+    """Anything that reads safetensors can read it: values and index of each layer under the model's own names, int32
+    index."""
     job, path = saved(tmp_path)
     with safe_open(str(path), "pt") as held:
         header = held.metadata()
@@ -217,7 +218,8 @@ def test_extra_must_be_json(tmp_path):
 
 
 def rewritten(path, tensors=lambda t: None, meta=lambda m: None, header=lambda h: None) -> None:
-    """The file again, with some of it changed, and sealed again as if it had been written so: the digest does not help."""
+    """The file again, with some of it changed, and sealed again as if it had been written so: the digest does not
+    help."""
     with safe_open(str(path), "pt") as opened:
         said, held = dict(opened.metadata()), {key: opened.get_tensor(key) for key in opened.keys()}
     inner = json.loads(said["json"])
@@ -229,9 +231,9 @@ def rewritten(path, tensors=lambda t: None, meta=lambda m: None, header=lambda h
         seal(path)
 
 
-def truncated(path, share: float) -> None:
+def truncated(path, fraction: float) -> None:
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
 
 
 def flipped(held) -> None:
@@ -260,22 +262,40 @@ SPOILED = {  # what happened to the file -> the sentence
     "empty": (lambda p: p.write_bytes(b""), "truncated, or not a safetensors file"),
     "a pickle": (lambda p: torch.save({"a": torch.ones(2)}, p), "truncated, or not a safetensors file"),
     "of another program": (lambda p: save_file({"a": torch.ones(2)}, str(p)), "not a gossamer checkpoint"),
-    "newer": (lambda p: rewritten(p, header=lambda h: h.update(version="4")), "format version 4, newer than the 3 known here"),
-    "of an older format": (lambda p: rewritten(p, header=lambda h: h.update(version="2")), "format version 2, older than the 3 known here"),
-    "of gossamer 0.1.0": (lambda p: rewritten(p, header=lambda h: (h.pop("digest"), h.update(version="1"))), "version 1, older than the 3"),
+    "newer": (
+        lambda p: rewritten(p, header=lambda h: h.update(version="4")),
+        "format version 4, newer than the 3 known here",
+    ),
+    "of an older format": (
+        lambda p: rewritten(p, header=lambda h: h.update(version="2")),
+        "format version 2, older than the 3 known here",
+    ),
+    "of gossamer 0.1.0": (
+        lambda p: rewritten(p, header=lambda h: (h.pop("digest"), h.update(version="1"))),
+        "version 1, older than the 3",
+    ),
     "no digest": (lambda p: rewritten(p, header=lambda h: h.pop("digest")), "header is damaged.*no digest"),
     "no version": (lambda p: rewritten(p, header=lambda h: h.pop("version")), "header is damaged"),
     "broken json": (lambda p: rewritten(p, header=lambda h: h.update(json="{")), "header is damaged"),
     "json of something else": (lambda p: rewritten(p, header=lambda h: h.update(json="[1]")), "header is damaged"),
     "no states": (lambda p: rewritten(p, meta=lambda m: m.pop("states")), "header is damaged"),
     "no random state": (lambda p: rewritten(p, meta=lambda m: m.pop("rng")), "header is damaged"),
-    "no supports": (lambda p: rewritten(p, meta=lambda m: m.update(supports={})), "2: the file does not describe its support"),
-    "supports of more layers": (lambda p: rewritten(p, meta=lambda m: m["supports"].update(x={})), "x: no sparse layer of this model"),
+    "no supports": (
+        lambda p: rewritten(p, meta=lambda m: m.update(supports={})),
+        "2: the file does not describe its support",
+    ),
+    "supports of more layers": (
+        lambda p: rewritten(p, meta=lambda m: m["supports"].update(x={})),
+        "x: no sparse layer of this model",
+    ),
     "index of int64": (lambda p: rewritten(p, changed("model.2.col", torch.Tensor.long)), "not int32"),
     "index unsorted": (lambda p: rewritten(p, flipped), "2: columns must"),
     "index of another support": (lambda p: rewritten(p, other_index), "SHA-256 differs"),
     "values of another length": (lambda p: rewritten(p, changed("model.2.values", lambda t: t[:3])), "values of shape"),
-    "values of another dtype": (lambda p: rewritten(p, changed("model.2.values", torch.Tensor.half)), "torch.float16 in the file"),
+    "values of another dtype": (
+        lambda p: rewritten(p, changed("model.2.values", torch.Tensor.half)),
+        "torch.float16 in the file",
+    ),
     "a bias of another shape": (lambda p: rewritten(p, changed("model.2.bias", lambda t: t[:3])), "2.bias"),
     "no bias": (lambda p: rewritten(p, lambda t: t.pop("model.2.bias")), "the model has '2.bias', the file has not"),
     "no index": (lambda p: rewritten(p, lambda t: t.pop("model.2.col")), "the model has '2.col', the file has not"),
@@ -283,15 +303,36 @@ SPOILED = {  # what happened to the file -> the sentence
         lambda p: rewritten(p, lambda t: t.pop(next(k for k in t if k.startswith("optimizer.")))),
         "is damaged.*holds no tensor",
     ),
-    "a tensor more": (lambda p: rewritten(p, lambda t: t.update(more=torch.ones(2))), "holds tensors that are not those its header names"),
-    "one tensor in two places": (lambda p: rewritten(p, meta=lambda m: m["rng"]["items"].append(m["rng"]["items"][0])), "holds no tensor"),
-    "a random state that is none": (lambda p: rewritten(p, changed("rng.torch", torch.zeros_like)), "no generator takes the random state"),
-    "a random state too short": (lambda p: rewritten(p, changed("rng.torch", lambda t: t[:100])), "random state is a tensor"),
-    "a state packed wrongly": (lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger={"set": []})), "packed as 'set'"),
-    "nested without end": (lambda p: rewritten(p, header=lambda h: h.update(json="[" * 100_000)), "header is damaged: RecursionError"),
-    "nested deeply": (lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger=nested(200))), "it is not a dict"),
+    "a tensor more": (
+        lambda p: rewritten(p, lambda t: t.update(more=torch.ones(2))),
+        "holds tensors that are not those its header names",
+    ),
+    "one tensor in two places": (
+        lambda p: rewritten(p, meta=lambda m: m["rng"]["items"].append(m["rng"]["items"][0])),
+        "holds no tensor",
+    ),
+    "a random state that is none": (
+        lambda p: rewritten(p, changed("rng.torch", torch.zeros_like)),
+        "no generator takes the random state",
+    ),
+    "a random state too short": (
+        lambda p: rewritten(p, changed("rng.torch", lambda t: t[:100])),
+        "random state is a tensor",
+    ),
+    "a state packed wrongly": (
+        lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger={"set": []})),
+        "packed as 'set'",
+    ),
+    "nested without end": (
+        lambda p: rewritten(p, header=lambda h: h.update(json="[" * 100_000)),
+        "header is damaged: RecursionError",
+    ),
+    "nested deeply": (
+        lambda p: rewritten(p, meta=lambda m: m["states"].update(ledger=nested(200))),
+        "it is not a dict",
+    ),
     "gone": (lambda p: p.unlink(), "there is no such file"),
-}  # fmt: skip
+}
 
 
 def shallow(seed: int) -> nn.Module:
@@ -311,7 +352,7 @@ OTHERS = {  # what loads it -> the sentence
     "another dtype": (lambda: _single_precision(), "torch.float64 in the file"),
     "another topology": (lambda: Job(TOPOLOGIES["rigl"]), "state of its rewirer does not fit(.|\n)*topology 'csst'"),
     "other groups": (lambda: _grouped(), r"parameter groups of sizes \[6\], not"),
-}  # fmt: skip
+}
 
 
 def _single_precision() -> Job:
@@ -427,15 +468,35 @@ LIES = {  # of which part, which -> the sentence
     "a step size that is no number": ("optimizer", put("param_groups", 0, "lr", float("nan")), "lr is nan"),
     "a step size below 0": ("optimizer", put("param_groups", 0, "lr", -0.1), "lr is -0.1"),
     "decays of three moments": ("optimizer", put("param_groups", 0, "betas", (0.9, 0.9, 0.9)), "betas is a list of 3"),
-    "parameters numbered otherwise": ("optimizer", put("param_groups", 0, "params", 0, "x"), "not numbered as those here"),
-    "a state of nobody": ("optimizer", put("state", lambda state: {**state, 99: {}}), "none of its parameters"),
-    "a parameter called true": ("optimizer", put("state", lambda state: {True if k == 1 else k: v for k, v in state.items()}), "of True"),
+    "parameters numbered otherwise": (
+        "optimizer",
+        put("param_groups", 0, "params", 0, "x"),
+        "not numbered as those here",
+    ),
+    "a state of no parameter": ("optimizer", put("state", lambda state: {**state, 99: {}}), "none of its parameters"),
+    "a parameter called true": (
+        "optimizer",
+        put("state", lambda state: {True if k == 1 else k: v for k, v in state.items()}),
+        "of True",
+    ),
     "a state that is a list": ("optimizer", put("state", 1, [1]), "parameter 1 is a list of 1"),
     "a moment gone": ("optimizer", without("state", 1, "exp_avg_sq"), "0.bias has no 'exp_avg_sq'"),
-    "a moment renamed": ("optimizer", put("state", 0, lambda s: {k.replace("exp_avg", "x"): v for k, v in s.items()}), "no 'exp_avg'"),
+    "a moment renamed": (
+        "optimizer",
+        put("state", 0, lambda s: {k.replace("exp_avg", "x"): v for k, v in s.items()}),
+        "no 'exp_avg'",
+    ),
     "a moment of another length": ("optimizer", put("state", 0, "exp_avg", lambda t: t[:-1]), "0.values has shape"),
-    "a moment of more dimensions": ("optimizer", put("state", 0, "exp_avg", lambda t: t[:, None]), "as in no other parameter"),
-    "a moment of another type": ("optimizer", put("state", 0, "exp_avg", torch.Tensor.half), "as in no other parameter"),
+    "a moment of more dimensions": (
+        "optimizer",
+        put("state", 0, "exp_avg", lambda t: t[:, None]),
+        "as in no other parameter",
+    ),
+    "a moment of another type": (
+        "optimizer",
+        put("state", 0, "exp_avg", torch.Tensor.half),
+        "as in no other parameter",
+    ),
     "a moment that is a number": ("optimizer", put("state", 0, "exp_avg", 0.5), "as in no other parameter"),
     "a count below 0": ("optimizer", put("state", 0, "step", torch.tensor(-1.0)), "is -1.0"),
     "a schedule without its epoch": ("scheduler", without("last_epoch"), "other keys than here: last_epoch"),
@@ -448,7 +509,7 @@ LIES = {  # of which part, which -> the sentence
     "a negative account": ("ledger", put("by_layer", "0", [1, 2, -3, 4]), "by_layer.0.2 is -3, below 0"),
     "an account that is true": ("ledger", put("steps", True), "steps is a bool"),
     "a state that is a number": ("ledger", lambda state: state.clear(), "other keys than here"),
-}  # fmt: skip
+}
 
 
 @table(LIES)
@@ -608,7 +669,7 @@ def test_two_ways_of_one_spelling_do_not_meet(tmp_path):
 
 
 def test_what_was_loaded_does_not_hang_on_the_file(tmp_path):
-    """safetensors gives windows on the file: who writes into it later would write into the optimizer."""
+    """The tensors of safetensors are mapped to the file: writing to the file later would change the optimizer."""
     _, path = saved(tmp_path)
     victim = Job(seed=1)
     checkpoint.load(path, victim.model, **victim.parts)
