@@ -54,7 +54,7 @@ class Mirror:
         foreach.copy_(w, self.penalty.proxes(u, self.delta * step.strength))  # w <- prox_{delta J}(delta v)
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written the weights: v is set to theirs."""
+        """Other code has written the weights: v is restarted from them."""
         for p, v in zip(w, state["v"], strict=True):
             off = reduced_to_zero(v, self.penalty.zero_threshold(v, 1.0), step.strength)
             v.copy_(torch.where(p != 0, self.mirrored(p, step.strength), off))

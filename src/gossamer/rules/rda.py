@@ -48,7 +48,7 @@ class RDA:
         foreach.copy_(w, self.penalty.proxes(u, step.sums["S"] * step.strength))  # w <- prox_{S R}(u)
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written the weights: u is set to theirs."""
+        """Other code has written the weights: u is restarted from them."""
         S = step.sums.get("S", 0.0)
         for p, u in zip(w, state["u"], strict=True):
             off = reduced_to_zero(u, self.penalty.zero_threshold(u, S), step.strength)

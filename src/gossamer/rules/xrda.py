@@ -137,7 +137,7 @@ class XRDA:
         return step.sums["S"] * step.strength
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written the weights: u is set to theirs."""
+        """Other code has written the weights: u is restarted from them."""
         if "u" not in state:
             return
         thresholds, taus = self.zero_thresholds(w, state, step), self._kept(w, state, step)
