@@ -29,7 +29,7 @@ def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: boo
         reasons = misfits(penalty, AdaptivePenalty)
     if reasons:
         known = "gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
-        remedy = f"{known}; docs/extend.md shows how to write one"
+        remedy = f"{known}; docs/guides/extend.md shows how to write one"
         raise UsageError(who, "penalty must be a penalty", got=penalty, reasons=reasons, remedy=remedy)
     assert isinstance(penalty, Penalty)
     if plain and penalty.adaptive:
@@ -61,7 +61,7 @@ def check_rule_members(what: str, rule: object) -> None:
     if not reasons and isinstance(rule, Rule):
         reasons = [f"its penalty: {reason}" for reason in misfits(rule.penalty, Penalty)]
     if reasons:
-        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/extend.md shows how to write one"
+        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/guides/extend.md shows how to write one"
         raise UsageError(OPTIMIZER, f"{what} must be a rule", got=rule, reasons=reasons, remedy=remedy)
 
 

@@ -34,8 +34,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         params: parameters or groups, as for every torch optimizer; ``gs.parameter_groups(model)`` makes groups.
             Besides ``lr`` and ``weight_decay``, a group may have:
             ``penalised``: whether the penalty acts on it. Without it, tensors of two or more dimensions are penalised
-                and
-            others are not; a group that holds both kinds becomes two groups;
+            and others are not; a group that holds both kinds becomes two groups;
             ``strength``: factor on the penalty (1);
             ``rule``: a rule of its own. It is kept in ``rules`` and is not part of ``state_dict``.
         rule: ``ProxSGD``, ``RDA``, ``XRDA``, ``LinBreg``, ``AdaBreg``, or anything that passes ``laws.check_rule``.
@@ -73,10 +72,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         self._register()
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group, or two if it holds weights and biases and has no ``penalised``.
-
-        It counts steps from here on.
-        """
+        """Adds a group, during a run too; two groups if it holds weights and biases and has no ``penalised``."""
         given = dict(param_group)
         params = given.pop("params")
         params: list[Tensor] = [params] if isinstance(params, Tensor) else list(params)
@@ -133,8 +129,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         return StepInfo(group["t"], t_group, group["lr"], group["largest_lr"], group["strength"], dict(group["sums"]))
 
     def state_of(self, rule: Rule, parameter: Tensor, step: StepInfo) -> dict[str, Tensor]:
-        """The state of one parameter: made at the first call, and restarted where other code has written the
-        parameter."""
+        """The state of one parameter: made at the first call, restarted where other code has written the parameter."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state.update(rule.init(parameter, step.strength))

@@ -16,9 +16,7 @@ from torch import Tensor
 from .._schedules import Schedule
 from ..penalties import Penalty
 
-State = dict[
-    str, list[Tensor]
-]  # what a rule keeps: by name, one tensor for each parameter, in the order of the parameters
+State = dict[str, list[Tensor]]  # what a rule keeps: by name, one tensor for each parameter, in their order
 
 
 class StepInfo(NamedTuple):
@@ -36,10 +34,10 @@ class StepInfo(NamedTuple):
 class Rule(Protocol):
     """How values change.
 
-    ``needs_dense``: a weight that is zero may come back, so the rule wants dense storage. ``zeros_follow_state``: the
-        state
-    and the strength alone decide which weights are zero, so the zeros follow a change of strength at once. Otherwise
-    weights take several steps to follow it.
+    ``needs_dense``: a weight that is zero may come back, so the rule needs dense storage.
+
+    ``zeros_follow_state``: the state and the strength alone decide which weights are zero, so the zeros follow a change
+    of strength at once. Otherwise weights take several steps to follow it.
     """
 
     @property
@@ -72,21 +70,19 @@ class Rule(Protocol):
 
 @runtime_checkable
 class Latent(Protocol):
-    """A rule whose state determines its weights: its next step would undo what other code has written to the
-    weights."""
+    """A rule whose state determines its weights.
+
+    If other code writes the weights, the next step would undo that. So the optimizer calls :meth:`restart_` first.
+    """
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written ``w``: changes ``state`` in place so that it gives these weights.
-
-        Leaves ``w`` as it is.
-        """
+        """Changes ``state`` in place so that it gives the weights ``w``. Leaves ``w`` as it is."""
         ...
 
 
 @runtime_checkable
 class MirrorRule(Rule, Latent, Protocol):
-    """A rule of mirror descent: the weights are the image of a mirror variable, ``state["v"]``, which alone takes the
-    step.
+    """A rule of mirror descent: its weights are the image of a mirror variable, ``state["v"]``, and its steps change v.
 
     :class:`~gossamer.Multilevel` calls the two halves of ``update_`` one by one.
     """

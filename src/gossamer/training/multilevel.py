@@ -45,8 +45,9 @@ from .sensing import agreed
 
 
 class Multilevel:
-    """Coarse steps on the frozen support, and a fine step that changes it. Call :meth:`step` in place of
-    ``optimizer.step()``.
+    """Coarse steps on the frozen support, and a fine step that changes it.
+
+    Call :meth:`step` in place of ``optimizer.step()``.
 
     Args:
         model: a model with ``csr`` layers of single weights.
@@ -57,10 +58,8 @@ class Multilevel:
             so they enter the support m + 1 times more slowly. A factor of up to m + 1 makes up for it, and adds noise
             to what enters.
 
-    Clipping or scaling changes the gradient on the support only, and the fine gradient does not see it: clip per
-        value, or
-    not at all. Gradients of several backward passes add up. In a distributed run the fine gradient is averaged over
-    the ranks.
+    Clipping or scaling changes the gradient on the support only, not the fine gradient: clip per value, or not at all.
+    Gradients of several backward passes add up. In a distributed run the fine gradient is averaged over the ranks.
     """
 
     def __init__(self, model: nn.Module, optimizer: SparseOptimizer, coarse: int = 99, *, fine_lr_scale: float = 1.0):
@@ -241,10 +240,7 @@ class Multilevel:
         self._known = {name: layer.support for name, layer in self.layers.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy takes charge of the copied layers.
-
-        What the step in progress has measured is not copied, as its gradients are not.
-        """
+        """A copy takes charge of the copied layers. It has no gradients, so nothing of the step in progress either."""
         self._look_at_all()
         return {**vars(self), "_observers": {}, "_known": {}}
 
@@ -260,10 +256,7 @@ class Multilevel:
 
     @torch.no_grad()
     def _look_at_all(self) -> None:
-        """Finds layers whose support has changed since the last look.
-
-        The optimizer's state follows, through cold storage.
-        """
+        """Finds layers whose support has changed since the last look, and moves the optimizer's state to it."""
         for name, layer in self.layers.items():
             s, known, tag = layer.support, self._known[name], self._loaded.get(name)
             if tag is not None and tag != s.tag:

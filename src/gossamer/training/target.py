@@ -1,5 +1,6 @@
-"""TargetDensity: steers the strength of the penalty during training, so that a run ends at a given density without a
-sweep over lam.
+"""TargetDensity: steers the strength of the penalty during training, so that a run ends at a given density.
+
+No sweep over lam is needed.
 
 Every `every` steps it measures the density of the penalised weights. The target moves from the density at the first
 measurement, d_0, to the given density d:
@@ -63,8 +64,8 @@ class TargetDensity:
         steps: length of the run.
         multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if there is one: it has the weights
             off the support.
-        every: steps between measurements; each measurement reads numbers from the device. With ``multilevel`` best m
-            + 1.
+        every: steps between measurements; each measurement reads numbers from the device. With ``multilevel``, m + 1
+            is best.
         reach: fraction of the run after which the target is ``density``, in (0, 1].
         pull: part of the way to q that one change takes, in (0, 1].
         gain: factor on the error, positive.
@@ -155,8 +156,7 @@ class TargetDensity:
         self.log.append(Measured(self.t, measured, wanted, self.groups[0]["strength"]))
 
     def _pulled(self, wanted: float, landing: bool) -> float:
-        """Change of the logarithm of the strength towards q, the threshold that the wanted fraction of all weights
-        exceeds."""
+        """Change of the logarithm of the strength towards q, at which the fraction ``wanted`` of all weights is left."""
         source = self.optimizer if self.multilevel is None else self.multilevel
         thresholds = torch.cat([part.flatten() for part in source.zero_thresholds()] or [torch.zeros(1)])
         stay = min(thresholds.numel() - 1, max(1, round(wanted * self.total)))
@@ -167,8 +167,7 @@ class TargetDensity:
         return way if landing else min(self.limit, max(-self.limit, self.pull * way))
 
     def _is_alarmed(self) -> bool:
-        """Whether so few weights are left that every step counts: a network without weights has no gradients to
-        regain them."""
+        """Whether so few weights are left that it must act at every step: a network without weights has no gradients."""
         return not self.zeros_follow_state and self.last_error is not None and self.last_error < ALARM
 
     # ---------------------------------------------------------------- what is steered
