@@ -144,8 +144,7 @@ def _is_number(value: object) -> bool:
 
 
 def _peer_problems(peers: list[Member]) -> list[str]:
-    """What is wrong with the saved members of one rank: a key that all peers have, a shape or a type that no peer
-    has."""
+    """What is wrong with the saved members of one rank: a key that is missing, a shape or a type that no peer has."""
     found: list[str] = []
     for i, member in enumerate(peers):
         others = [peer for j, peer in enumerate(peers) if j != i and peer.state]

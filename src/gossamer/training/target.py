@@ -156,7 +156,7 @@ class TargetDensity:
         self.log.append(Measured(self.t, measured, wanted, self.groups[0]["strength"]))
 
     def _pulled(self, wanted: float, landing: bool) -> float:
-        """Change of the logarithm of the strength towards q, at which the fraction ``wanted`` of all weights is left."""
+        """Change of the logarithm of the strength towards q, which leaves the fraction ``wanted`` of all weights."""
         source = self.optimizer if self.multilevel is None else self.multilevel
         thresholds = torch.cat([part.flatten() for part in source.zero_thresholds()] or [torch.zeros(1)])
         stay = min(thresholds.numel() - 1, max(1, round(wanted * self.total)))
@@ -167,7 +167,7 @@ class TargetDensity:
         return way if landing else min(self.limit, max(-self.limit, self.pull * way))
 
     def _is_alarmed(self) -> bool:
-        """Whether so few weights are left that it must act at every step: a network without weights has no gradients."""
+        """Whether too few weights are left, so that it acts at every step: no weights would mean no gradients."""
         return not self.zeros_follow_state and self.last_error is not None and self.last_error < ALARM
 
     # ---------------------------------------------------------------- what is steered
