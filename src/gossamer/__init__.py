@@ -24,7 +24,11 @@ from ._schedules import (
     step_of,
     warm_up,
 )
-from .convert.sparsify import Report, densify, parameter_groups, reinitialise_, sparsify
+from .convert.densify import densify
+from .convert.groups import parameter_groups
+from .convert.initial import reinitialise_
+from .convert.report import Report
+from .convert.sparsify import sparsify
 from .layers import SparseConv2d, SparseLayer, SparseLinear, sparse_layers
 from .layouts import CSR, LAYOUTS, MASKED, SHADOW, Layout
 from .ledger import Ledger, cost_model
