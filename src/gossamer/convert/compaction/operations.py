@@ -133,11 +133,11 @@ def asks_for_sizes(node: Node) -> bool:
     """Whether a node asks a tensor for something that does not depend on its channels: ``x.size(0)``, ``x.shape[0]``,
     ``x.dtype``."""
     if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
-        return node.args[1] == 0
+        return bool(node.args[1] == 0)
     if node.target is getattr and node.args[1] in ("dtype", "device", "ndim"):
         return True
     shape = (node.op == "call_method" and node.target == "size") or (node.target is getattr and node.args[1] == "shape")
-    return bool(shape and all(user.target is operator.getitem and user.args[1] == 0 for user in node.users))
+    return shape and all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
 
 
 def same_channels(a: Value, b: Value) -> bool:
