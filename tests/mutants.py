@@ -28,6 +28,7 @@ from gossamer.surgery import set_support_
 from gossamer.topology import event
 from gossamer.topology.rewiring import survivors
 from gossamer.topology.slots import grow_random, grow_sensed
+from mutants_compact import COMPACTION
 from mutants_ownership import OWNERSHIP
 
 # ---------------------------------------------------------------- supports
@@ -1252,5 +1253,6 @@ MUTANTS: dict[str, dict[str, Callable]] = {
     **OWNERSHIP,
     "check_transforms": TRANSFORM,
     "check_meaning": MEANING,
+    "check_compact": COMPACTION,
     "check_units": UNITS,
 }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._errors import UsageError, check_at_least, nearest
-from ..convert.sparsify import parameter_groups
+from ..convert.groups import parameter_groups
 from ..layers import sparse_layers
 from ..penalties import GROUPS, L1, GroupL1, LogL1, NonNegativeL1, TopK
 from ..rules import RDA, XRDA, AdaBreg, LinBreg, ProxSGD, Rule, SparseOptimizer

@@ -26,7 +26,8 @@ from .. import checkpoint
 from .._backend.native import keep_freed_memory
 from .._errors import UsageError
 from .._plan import Plan, plan
-from ..convert.sparsify import AUTO, reinitialise_, sparsify
+from ..convert.initial import reinitialise_
+from ..convert.sparsify import AUTO, sparsify
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
 from ..recover.diagnose import Watch

@@ -1,9 +1,10 @@
-"""Timing: one layer's share of a training step, in one layout, by the clock. What is timed is the layer that a network would have.
+"""Timing: the seconds that one layer takes of a training step, in one layout. The layer is the one of a real network.
 
-A step is the forward pass and the gradients that training asks for: of values and bias, and of the input unless it is the network's own.
-Activations and their gradients come in one memory format: ``plain`` (torch's default), ``channels_last``, or ``batch_last`` (batch
-innermost, as csr wants them). A layer of any layout also leaves them in it, with whatever conversions that takes; a dense one, which is
-the yardstick, as it likes.
+A step is the forward pass and the gradients that training asks for: of values and bias, and of the input unless it is
+the network's own. Activations and their gradients come in one memory format: ``plain`` (torch's default),
+``channels_last``, or ``batch_last`` (batch innermost, which is fast for csr). A sparse layer of any layout must also
+return them in this format, and the conversions are timed with it. The dense layer, which is the yardstick, returns them
+in the format that torch chooses.
 """
 
 import math
@@ -15,17 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .batch_last import to_batch_last
-from .layers import SparseConv2d, SparseLayer, SparseLinear
-from .products.conv2d.reference import Geometry
-from .support import Support, grid_of
+from ..batch_last import to_batch_last
+from ..layers import SparseConv2d, SparseLayer, SparseLinear
+from ..products.conv2d.reference import Geometry
+from ..support import Support, grid_of
 
 DENSE = "dense"  # nn.Linear or nn.Conv2d itself; beside it the names of layouts
-ROUNDS = 3  # at least, however long they take
+ROUNDS = 3  # at least this many are measured, even if they take longer than asked
 
 
 class Work(NamedTuple):
-    """One use of a layer in a training step: what its time depends on besides layout, block and density."""
+    """One use of a layer in a training step: what its time depends on, apart from layout, block and density."""
 
     shape: tuple[int, ...]  # of the dense weight
     geometry: Geometry | None  # None: linear
@@ -56,7 +57,7 @@ class Candidate(NamedTuple):
     density: float = 1.0  # of blocks
 
     def blocks(self, work: Work) -> int:
-        """Units kept, at least 1."""
+        """Blocks kept, at least 1."""
         return max(1, round(self.density * math.prod(grid_of(work.matrix, self.block))))
 
     def bytes(self, work: Work) -> int:
@@ -72,12 +73,13 @@ Timer = Callable[[Work, Sequence[Candidate]], list[float]]  # seconds of one ste
 
 
 def timed(work: Work, candidates: Sequence[Candidate], *, seconds: float, rng: torch.Generator) -> list[float]:
-    """Median seconds of one step of each candidate, the candidates taking turns: for ``seconds``, but at least ROUNDS rounds."""
+    """Median seconds of one step of each candidate. The candidates take turns for ``seconds``, and for at least ROUNDS
+    rounds."""
     inputs: dict[str, Tensor] = {}
     steps = [_step(work, c, inputs, rng) for c in candidates]
     spent: list[list[float]] = [[] for _ in steps]
     for step in steps:
-        step()  # not timed: memory and kernels are prepared
+        step()  # the first call prepares memory and kernels, and is not timed
     begin = time.perf_counter()
     while steps and (len(spent[-1]) < ROUNDS or time.perf_counter() - begin < seconds):
         for step, record in zip(steps, spent, strict=True):
@@ -123,7 +125,7 @@ def _step(work: Work, c: Candidate, inputs: dict[str, Tensor], rng: torch.Genera
     x = inputs[c.order]
     wanted = [t for t in (*layer.parameters(), x) if t.requires_grad]
 
-    order = "plain" if c.layout == DENSE else c.order  # a dense network has one format, and its layers convert nothing
+    order = "plain" if c.layout == DENSE else c.order  # the layers of a dense network convert nothing
 
     def forward() -> Tensor:
         return _ordered(layer(x), order)
@@ -148,6 +150,6 @@ def _ordered(x: Tensor, order: str) -> Tensor:
 
 
 def _finish(device: torch.device) -> None:
-    """Waits for what was asked of an accelerator."""
+    """Waits until an accelerator has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
