@@ -56,7 +56,7 @@ def select(
     shapes = [tuple(owners[name].weight.shape) for name in names]  # type: ignore[union-attr]
     densities = budgets.resolve(budget, names, shapes, density, who)
     totals = [math.prod(grid_of(*checked(who, (s[0], math.prod(s[1:])), block))) for s in shapes]
-    counts = budgets.blocks(densities, totals)
+    counts = budgets.counts(densities, totals)
     for name, count, total in zip(names, counts, totals, strict=True):
         if count == total and density < 1.0:
             reasons[name] = "its budget is density 1"
