@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ._budgets import Budget, blocks, resolve
+from ._budgets import Budget, counts, resolve
 from ._errors import UsageError, check_density, nearest
 from ._modules import named_modules
 from .batch_last import PLAIN, hooked
@@ -70,12 +70,12 @@ def select(
     shapes = [tuple(m.weight.shape) for name in names if isinstance(m := owners[name], Convertible)]
     densities = resolve(budget, names, shapes, density, who)
     totals = [math.prod(grid_of(*checked(who, (s[0], math.prod(s[1:])), block))) for s in shapes]
-    counts = blocks(densities, totals)
-    for name, count, total in zip(names, counts, totals, strict=True):
+    n_blocks = counts(densities, totals)
+    for name, count, total in zip(names, n_blocks, totals, strict=True):
         if count == total and density < 1.0:
             reasons[name] = "its budget is density 1"
     kept = [i for i, name in enumerate(names) if not reasons[name]]
-    return Selection(owners, reasons, {names[i]: counts[i] for i in kept}, {names[i]: totals[i] for i in kept})
+    return Selection(owners, reasons, {names[i]: n_blocks[i] for i in kept}, {names[i]: totals[i] for i in kept})
 
 
 def geometry_of(m: nn.Conv2d) -> Geometry:

@@ -516,7 +516,7 @@ class Rewirer:
         densities = budgets.resolve(
             self.topology.budget, names, shapes, self.topology.final_density, self.topology.name
         )
-        return dict(zip(names, budgets.blocks(densities, [layer.support.total for layer in layers]), strict=True))
+        return dict(zip(names, budgets.counts(densities, [layer.support.total for layer in layers]), strict=True))
 
     def _check_fan_in(self) -> None:
         least = self.topology.min_fan_in
@@ -539,7 +539,7 @@ class Rewirer:
         frozen = [name for name, layer in self.layers.items() if not layer.values.requires_grad]
         totals = {name: layer.support.total for name, layer in self.layers.items()}
         if self.topology.final_density is not None and (
-            said := budgets.frozen_ends(self.topology.final_density, totals, self.start, self.final, frozen)
+            said := budgets.frozen_warning(self.topology.final_density, totals, self.start, self.final, frozen)
         ):
             warnings.warn(f"{self.topology.name}: {said}", stacklevel=3)
 
