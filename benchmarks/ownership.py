@@ -1,6 +1,6 @@
 """What it costs to know who owns what: the watch over supports, gradients and optimizer state, on plain steps.
 
-    python benchmarks/ownership.py --json ownership.json --markdown docs/loops.md --mark ownership
+    python benchmarks/ownership.py --json ownership.json --markdown docs/guides/loops.md --mark ownership
 
     step     a plain training step by a Rewirer, which never senses nor rewires in between, over the same step by its optimizer alone;
              batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of one network, in turn

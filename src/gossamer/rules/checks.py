@@ -11,7 +11,7 @@ def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: boo
     """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
     if reasons := misfits(penalty, Penalty):
         remedy = (
-            "gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...); docs/extend.md shows how to write one"
+            "gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...); docs/guides/extend.md shows how to write one"
         )
         raise UsageError(who, "penalty must be a penalty", got=penalty, reasons=reasons, remedy=remedy)
     assert isinstance(penalty, Penalty)
@@ -36,7 +36,7 @@ def check_rule_members(what: str, rule: object, protocol: type) -> None:
     reasons = misfits(rule, protocol)
     reasons = reasons or [f"its penalty: {reason}" for reason in misfits(rule.penalty, Penalty)]  # type: ignore[attr-defined]
     if reasons:
-        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/extend.md shows how to write one"
+        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/guides/extend.md shows how to write one"
         raise UsageError("SparseOptimizer", f"{what} must be a rule", got=rule, reasons=reasons, remedy=remedy)
 
 
