@@ -1,10 +1,10 @@
-"""The results of the README, from ``experiments/results/fashion.json``: the table between its marks, and the picture above it.
+"""The results of the README, from ``experiments/results/fashion.json``: the table between its marks, and the picture.
 
     gossamer sweep experiments/fashion.yaml && cp runs/fashion/table.json experiments/results/fashion.json
     python benchmarks/readme_results.py --write README.md --picture docs/accuracy.svg
 
-Accuracy: on the test set after the last epoch, mean ± standard deviation over the seeds. FLOPs: of training, sensing included, over those
-of the dense network on the same steps. Both are what the runs recorded. The picture needs matplotlib.
+Accuracy: on the test set after the last epoch, mean ± standard deviation over the seeds. FLOPs: of training, sensing
+included, over those of the dense network on the same steps. The runs recorded both. The picture needs matplotlib.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: methods by densities; in a cell the accuracy and, below, the FLOPs. The best sparse mean of a column is bold."""
+    """Markdown: methods by densities; in a cell the accuracy, and the FLOPs below. The best sparse mean is bold."""
     densities = sorted({row["settings"]["density"] for row in rows if row["settings"]}, reverse=True)
     best = {d: max(accuracy(row) for row in rows if row["settings"].get("density") == d) for d in densities}
     lines = [f"| method | {' | '.join(f'density {d:g}' for d in densities)} |", "|---|" + "---|" * len(densities)]

@@ -1,7 +1,7 @@
 """The documentation runs: every Python block of the README and docs/ prints what the block of text after it says.
 
-The scripts of examples/ run at small scale. Tables of settings list what the constructors take. The reference of the API
-names everything public once. Lines are short, and links lead somewhere.
+The scripts of examples/ run at small scale. Tables of settings list what the constructors take. The reference of the
+API names everything public once. Lines are short, and links lead somewhere.
 """
 
 import contextlib

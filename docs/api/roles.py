@@ -1,4 +1,4 @@
-"""Shows the roles of docstrings, such as :class:`~gossamer.Topology`, as the plain code `Topology`: the site is Markdown.
+"""Shows the roles of docstrings, such as :class:`~gossamer.Topology`, as the code `Topology`: the site is Markdown.
 
 An extension of griffe, which reads the docstrings for mkdocstrings; ``mkdocs.yml`` names it.
 """

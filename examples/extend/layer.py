@@ -1,7 +1,7 @@
 """A sparse 1-d convolution, made of a sparse 2-d convolution over images of height 1.
 
-The inner layer holds the support and the values. So the optimizer, the topology, the ledger, checkpoints and ``gs.densify``
-find it, as they find every ``gs.SparseLayer``, and nothing else has to be written.
+The inner layer holds the support and the values. So the optimizer, the topology, the ledger, checkpoints and
+``gs.densify`` find it, as they find every ``gs.SparseLayer``, and nothing else has to be written.
 """
 
 from typing import Any
