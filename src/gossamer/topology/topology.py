@@ -58,7 +58,7 @@ class Topology:
         if any(problems):
             reasons = [p for p in problems if p]
             raise UsageError(
-                self.name, "this is no topology", reasons=reasons, remedy="docs/extend.md shows every slot"
+                self.name, "this is no topology", reasons=reasons, remedy="docs/guides/extend.md shows every slot"
             )
         if self.candidates not in CANDIDATES:
             raise UsageError(self.name, f"candidates must be one of {', '.join(CANDIDATES)}", got=self.candidates)
