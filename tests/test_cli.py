@@ -380,7 +380,7 @@ def start(*arguments: str) -> subprocess.Popen:
     package = str(Path(gossamer.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
-        [sys.executable, "-m", "gossamer.cli", *arguments],
+        [sys.executable, "-m", "gossamer", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
