@@ -119,7 +119,9 @@ def schema(given: Mapping[str, Value]) -> Schema:
     """The settings of the chosen parts and of the run. Raises UsageError on an unknown name or key."""
     found = Schema({}, {key: one for key, one in settings_of("run", Config).items() if key not in PARTS})
     for path, kind in PATHS.items():
-        name, where = given.get(f"{path}.name", Value(DEFAULTS.get(path), "gossamer run"))
+        name, where = given.get(
+            f"{path}.name", Value(DEFAULTS.get(path), given.get("optimizer.name", Value(None, "gossamer run")).where)
+        )
         if path == PENALTY and not has_penalty(constructor_of("optimizer", found.names["optimizer"], where)):
             continue
         if path == PENALTY and name is None:
@@ -194,7 +196,9 @@ def parser_of(
         about = (constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n")[0]
         group = parser.add_argument_group(f"{PATHS[path]} {name}", about)
         if names is not None:
-            line = f"{lines[''].get(path, 'what makes the zeros.')} {', '.join(CATALOG[PATHS[path]])}; or an import path"
+            line = (
+                f"{lines[''].get(path, 'what makes the zeros.')} {', '.join(CATALOG[PATHS[path]])}; or an import path"
+            )
             default = {"default": names[path]} if names[path] else {"required": True}
             group.add_argument(f"--{path}.name", type=str, metavar="NAME", help=line, **default)
         for key, one in chosen.settings.items():

@@ -15,8 +15,8 @@ import yaml
 from .._errors import UsageError, nearest
 from .arguments import Arguments, split
 from .building import build
-from .console import help_format
 from .config import DEFAULTS, PATHS, PENALTY, Layer, Value, configure, merged, parser_of, schema
+from .console import help_format
 from .folder import Folder
 from .parts import constructor_of, default_part, has_penalty, is_rule
 from .progress import Silent, watch_for
@@ -26,7 +26,11 @@ from .run import run
 from .strict_yaml import read_yaml
 
 WHO = "gossamer run"
-MAIN_JOB: Tree = {"null_models": True, "density_exponent": 0.25, "threads": 1}  # more threads wait on so small a network
+MAIN_JOB: Tree = {
+    "null_models": True,
+    "density_exponent": 0.25,
+    "threads": 1,
+}  # more threads wait on so small a network
 OPTIONS = ("out", "resume", "change", "help", "print_config")
 USAGE = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume [--change KEYS]] [--print_config]"
 DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value. Without CONFIG.yaml they begin at the
@@ -158,10 +162,24 @@ def help_text(given: Arguments, base: Layer) -> str:
     parser.set_defaults({key: value.value for key, value in asked.items() if key in chosen.settings})
     parser.usage = USAGE
     own = parser.add_argument_group("the command")
-    own.add_argument("--out", metavar="DIR", default=SUPPRESS, help="folder of the run; by default runs/ and a name made of the settings")
-    own.add_argument("--change", metavar="KEYS", default=SUPPRESS, help="settings in which the resumed run may differ: KEY,KEY")
-    own.add_argument("--resume", action="store_true", default=SUPPRESS, help="continue the run in --out; its settings are in the folder")
-    own.add_argument("--print_config", action="store_true", default=SUPPRESS, help="print the configuration as YAML, and do nothing")
+    own.add_argument(
+        "--out",
+        metavar="DIR",
+        default=SUPPRESS,
+        help="folder of the run; by default runs/ and a name made of the settings",
+    )
+    own.add_argument(
+        "--change", metavar="KEYS", default=SUPPRESS, help="settings in which the resumed run may differ: KEY,KEY"
+    )
+    own.add_argument(
+        "--resume",
+        action="store_true",
+        default=SUPPRESS,
+        help="continue the run in --out; its settings are in the folder",
+    )
+    own.add_argument(
+        "--print_config", action="store_true", default=SUPPRESS, help="print the configuration as YAML, and do nothing"
+    )
     text = parser.format_help()
     for path in PATHS:
         text = text.replace(f"--{path}.name", f"--{path}")

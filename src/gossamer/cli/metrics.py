@@ -10,7 +10,13 @@ from .building import Trial
 from .folder import Folder
 from .record import Config, settings
 
-ACCOUNTS = ("lr", "density", "flops", "dense_flops", "seconds")  # in every line of metrics, beside what the task measures
+ACCOUNTS = (
+    "lr",
+    "density",
+    "flops",
+    "dense_flops",
+    "seconds",
+)  # in every line of metrics, beside what the task measures
 
 
 @dataclass

@@ -24,6 +24,7 @@ from .arguments import split
 from .config import configure
 from .folder import Folder
 from .progress import watch_for
+from .record import KEYS as SETTINGS
 from .record import THREADS, Config, Tree, differences, settings
 from .report import report
 from .run import Interrupt, run
@@ -64,6 +65,11 @@ def command(argv: Sequence[str]) -> None:
         return
     if given.file is None:
         raise UsageError(WHO, "which sweep? A FILE.yaml is missing", remedy="gossamer sweep experiments/fashion.yaml")
+    known = [*SETTINGS, *OPTIONS]
+    for key in given.settings:
+        if "." not in key and key not in known:
+            near = nearest(f"--{key}", [f"--{name}" for name in known])
+            raise UsageError(WHO, f"unknown option --{key}{near}", remedy=f"{WHO} --help lists the options")
     numbers = {key: _count(key, given.options.get(key)) for key in ("jobs", "threads")}
     sweep(str(given.file), given.options.get("out"), numbers["jobs"] or 1, numbers["threads"], given.settings)
 

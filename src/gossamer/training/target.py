@@ -49,8 +49,8 @@ class TargetDensity:
         density: share of the penalised weights that shall be non-zero at the end, in (0, 1].
         steps: length of the run.
         multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if one does: it knows the weights off the support.
-        every: steps between measurements; each reads numbers from the device. None: 10, less in a run of fewer than 1000 steps;
-            with ``multilevel``, where a measurement costs half a fine step, the largest multiple of m + 1 that is at most 50.
+        every: steps between measurements; each reads numbers from the device. None: 10; with ``multilevel``, where a measurement
+            costs half a fine step, the largest multiple of m + 1 that is at most 50, or m + 1.
         reach: share of the run after which the target is the density asked for.
         pull, gain, damping, limit, landing: of the laws above.
 
@@ -76,7 +76,7 @@ class TargetDensity:
         if not isinstance(optimizer, SparseOptimizer):
             raise UsageError(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
         self.optimizer, self.density, self.steps = optimizer, check_density(who, density), steps
-        every = _often(check_count(who, "steps", steps, 1), multilevel) if every is None else every
+        every = _often(multilevel) if every is None else every
         for name, value, least in (("steps", steps, 1), ("every", every, 1), ("landing", landing, 0)):
             check_count(who, name, value, least)
         if every > steps / 10:
@@ -214,13 +214,9 @@ class TargetDensity:
         return not self.zeros_follow_state and self.before is not None and self.before < ALARM
 
 
-def _often(steps: int, multilevel: Any) -> int:
-    """Steps between measurements, for a run that says nothing of it: a hundredth of the run at most."""
-    short = max(1, steps // 100)
-    if multilevel is None:
-        return min(10, short)
-    fine = multilevel.coarse + 1
-    return fine * max(1, min(50, short) // fine)
+def _often(multilevel: Any) -> int:
+    """Steps between measurements, where nothing is said of them."""
+    return 10 if multilevel is None else (multilevel.coarse + 1) * max(1, 50 // (multilevel.coarse + 1))
 
 
 def _is_finite(value: object) -> bool:
