@@ -1,6 +1,7 @@
 """The documentation runs: every Python block of the README and docs/, page by page, and prints what the block of text after it says."""
 
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -11,6 +12,8 @@ from textwrap import dedent
 
 import pytest
 import torch
+
+import gossamer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -48,6 +51,24 @@ def test_a_wrong_output_is_noticed(tmp_path):
     page.write_text("```python\nprint(1)\n```\n```text\n2\n```\n")
     [(line, code, expected)] = blocks(page)
     assert (line, expected) == (1, "2\n") and run(code, "page", {}) == "1\n" != expected
+
+
+def settings_table(page: Path) -> dict[str, str]:
+    """Settings and defaults by a method's page, as written; "" for one without default."""
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|([^|]*)\|", page.read_text(), re.MULTILINE)
+    said: dict[str, str] = {}
+    for names, defaults in rows:
+        names = re.findall(r"`(\w+)`", names)
+        said |= dict(zip(names, [d.strip(" `") for d in defaults.split(",")], strict=True))
+    return said
+
+
+@pytest.mark.parametrize("name", ["csst", "rigl", "set_", "snfs", "gmp"])
+def test_methods_pages_list_all_settings_with_their_defaults(name):
+    said = settings_table(ROOT / "docs" / "methods" / f"{name.rstrip('_')}.md")
+    parameters = inspect.signature(getattr(gossamer, name)).parameters.values()
+    there = {p.name: "" if p.default is p.empty else repr(p.default).replace("'", '"') for p in parameters}
+    assert said == there
 
 
 def configurations() -> list[Path]:

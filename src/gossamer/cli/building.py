@@ -234,7 +234,7 @@ def rewiring(
     if not config.sparse or config.zeros_by_penalty:
         return None
     topology = topology_of(config, steps)
-    if final:
+    if final and isinstance(topology, Topology):  # the Rewirer refuses what is none
         topology = replace(topology, budget=final)
     return Rewirer(model, optimizer, topology, rng=stream(config.seed, "topology"), newborn=config.newborn)
 

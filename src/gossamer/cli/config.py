@@ -150,7 +150,7 @@ def typed(chosen: Schema, given: Mapping[str, Value]) -> Tree:
             for name in outer:
                 place = place.setdefault(name, {})
             place[last] = value.value
-    parser = parser_of(chosen)
+    parser: Any = parser_of(chosen)  # jsonargparse's types are partly unknown
     try:
         found = parser.parse_object(tree)
     except (ArgumentError, OverflowError) as error:
@@ -188,10 +188,11 @@ def parser_of(
     """The jsonargparse parser of these parts: an option for every setting; for help also one for each name, with these defaults."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)
-    lines = {path: helps(constructor_of(PATHS[path], name, "")) for path, name in chosen.names.items()}
-    lines["optimizer"] = {**helps_of_rules(), **lines["optimizer"]}
-    lines[""] = helps(Config)
+    parser: Any = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)
+    lines: dict[str, dict[str, str]] = dict.fromkeys([*chosen.names, ""], {})
+    if names is not None:
+        lines = {path: helps(PATHS[path], constructor_of(PATHS[path], name, "")) for path, name in chosen.names.items()}
+        lines[""] = helps("run", Config)
     for path, name in chosen.names.items():
         about = (constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n")[0]
         group = parser.add_argument_group(f"{PATHS[path]} {name}", about)
@@ -211,13 +212,6 @@ def parser_of(
     return parser
 
 
-def helps_of_rules() -> dict[str, str]:
-    """The lines on what every rule has: those of the SparseOptimizer around it."""
-    from ..rules import SparseOptimizer
-
-    return helps(SparseOptimizer)
-
-
 def expected(message: str) -> str:
     """jsonargparse's message in fewer lines: the key, what is expected, what was got."""
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
@@ -229,4 +223,4 @@ def expected(message: str) -> str:
 def _add(group: Any, key: str, one: Setting, line: str) -> None:  # an argument group of jsonargparse
     """Adds one option; a setting without default is required."""
     default = {"required": True} if one.default is REQUIRED else {"default": one.default}
-    group.add_argument(f"--{key}", type=one.type, help=line.replace("%", "%%"), **default)
+    group.add_argument(f"--{key}", type=one.type, help=line.replace("%", "%%") or None, **default)

@@ -182,8 +182,8 @@ def help_text(given: Arguments, base: Layer) -> str:
     )
     text = parser.format_help()
     for path in PATHS:
-        text = text.replace(f"--{path}.name", f"--{path}")
-    return text
+        text = text.replace(f"--{path}.name NAME", f"--{path} NAME     ")  # the columns stay
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 # -------------------------------------------------------------------- folders

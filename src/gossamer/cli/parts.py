@@ -182,12 +182,15 @@ def default_part(kind: str, name: str) -> Part:
     return Part(kind, name, {key: setting.default for key, setting in declared.items()})
 
 
-def helps(constructor: Constructor) -> dict[str, str]:
-    """The line of the docstring on each parameter, from a class and its bases."""
+def helps(kind: str, constructor: Constructor) -> dict[str, str]:
+    """The line of the docstring on each setting, from a class and its bases."""
     from docstring_parser import parse
 
     found: dict[str, str] = {}
-    for one in reversed(inspect.getmro(constructor)) if inspect.isclass(constructor) else [constructor]:
+    declaring: list[Constructor] = []
+    for one in constructors(kind, constructor):
+        declaring += reversed(inspect.getmro(one)) if inspect.isclass(one) else [one]
+    for one in declaring:
         for parameter in parse(vars(one).get("__doc__") or "" if inspect.isclass(one) else one.__doc__ or "").params:
             for name in parameter.arg_name.split(", "):
                 found[name] = " ".join((parameter.description or "").split()).replace("``", "")

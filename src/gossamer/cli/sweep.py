@@ -150,10 +150,10 @@ def contents(file: Path) -> tuple[str, Tree, list[Tree]]:
         if key not in KEYS:
             remedy = f"a sweep has {', '.join(KEYS)}; gossamer run {file} trains one configuration"
             raise UsageError(str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=remedy)
-    said, base, blocks = tree.get("out", ""), tree.get("base") or {}, tree.get("grid") or [{}]
+    said, base, grid = tree.get("out", ""), tree.get("base") or {}, tree.get("grid") or [{}]
     if not isinstance(said, str):
         raise UsageError(str(file), "out is the path of a folder", got=said)
-    blocks = [blocks] if isinstance(blocks, Mapping) else blocks
+    blocks: Any = [grid] if isinstance(grid, Mapping) else grid
     mappings = isinstance(blocks, list) and all(isinstance(block, Mapping) for block in blocks)
     if not isinstance(base, Mapping) or not mappings:
         what = "base is a mapping of settings, grid a list of mappings from keys to lists of values"

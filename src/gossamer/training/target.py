@@ -49,8 +49,7 @@ class TargetDensity:
         density: share of the penalised weights that shall be non-zero at the end, in (0, 1].
         steps: length of the run.
         multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if one does: it knows the weights off the support.
-        every: steps between measurements; each reads numbers from the device. None: 10; with ``multilevel``, where a measurement
-            costs half a fine step, the largest multiple of m + 1 that is at most 50, or m + 1.
+        every: steps between measurements; each reads numbers from the device. With ``multilevel`` best m + 1.
         reach: share of the run after which the target is the density asked for.
         pull, gain, damping, limit, landing: of the laws above.
 
@@ -64,7 +63,7 @@ class TargetDensity:
         steps: int,
         *,
         multilevel: Any = None,
-        every: int | None = None,
+        every: int = 10,
         reach: float = 0.5,
         pull: float = 0.3,
         gain: float = 0.05,
@@ -76,7 +75,6 @@ class TargetDensity:
         if not isinstance(optimizer, SparseOptimizer):
             raise UsageError(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
         self.optimizer, self.density, self.steps = optimizer, check_density(who, density), steps
-        every = _often(multilevel) if every is None else every
         for name, value, least in (("steps", steps, 1), ("every", every, 1), ("landing", landing, 0)):
             check_count(who, name, value, least)
         if every > steps / 10:
@@ -212,11 +210,6 @@ class TargetDensity:
     def _alarmed(self) -> bool:
         """Whether so many weights have died that every step counts: a network without weights has no gradients to bring them back."""
         return not self.zeros_follow_state and self.before is not None and self.before < ALARM
-
-
-def _often(multilevel: Any) -> int:
-    """Steps between measurements, where nothing is said of them."""
-    return 10 if multilevel is None else (multilevel.coarse + 1) * max(1, 50 // (multilevel.coarse + 1))
 
 
 def _is_finite(value: object) -> bool:
