@@ -17,9 +17,9 @@ import gossamer
 from gossamer import __version__
 from gossamer._backend import dispatch as kernels
 from gossamer._backend import native
-from gossamer.cli import doctor, extras, job, sweep
+from gossamer.cli import doctor, extras, job, recover, sweep
 from gossamer.cli import main as cli
-from gossamer.cli.config import KINDS, PLAIN, flat, parse, read_yaml, settings
+from gossamer.cli.config import KEYS, flat, parse, read_yaml, settings
 from gossamer.cli.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def test_the_help_of_run_shows_the_settings_of_the_chosen_parts(capsys):
     _, csst, _ = command("run", "--help", capsys=capsys)
     code, rigl, _ = command("run", "--method", "rigl", "--task=planted", "-h", capsys=capsys)
     assert code == 0
-    for option in (*PLAIN, *KINDS, "out", "resume"):
+    for option in (*KEYS, "out", "resume", "print_config"):
         assert f"--{option} " in csst or f"--{option}\n" in csst, option
     assert "--method.window" in csst and "--method.window" not in rigl
     assert "--method.every" in rigl and "--task.noise" in rigl and "CONFIG.yaml" in rigl
@@ -111,11 +111,19 @@ def test_the_help_shows_what_the_command_begins_at(tmp_path, capsys):
     assert proximal["null_models"] == "False"
 
 
-@pytest.mark.parametrize("name", ["sweep", "report"])
-def test_the_help_of_the_other_commands(name, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main([name, "--help"])
-    assert end.value.code == 0 and f"gossamer {name}" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name", ["run", "sweep", "report", "recover", *(f"recover {e}" for e in recover.COMMANDS), "doctor"]
+)
+def test_the_help_of_every_command_has_an_example_that_it_takes(name, capsys):
+    try:
+        code = cli.main([*name.split(), "--help"])
+    except SystemExit as end:
+        code = end.code
+    out = capsys.readouterr().out
+    [example] = re.findall(r"^example: gossamer (.*)$", out, re.MULTILINE)
+    assert code == 0 and f"usage: gossamer {name}" in out and example.startswith(name)
+    offered = set(re.findall(r"--([\w.]+)", out))
+    assert set(re.findall(r"--([\w.]+)", example)) <= offered | {"density", "method.every", "epochs", "seed"}
 
 
 def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
@@ -380,7 +388,7 @@ def start(*arguments: str) -> subprocess.Popen:
     package = str(Path(gossamer.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
-        [sys.executable, "-m", "gossamer.cli", *arguments],
+        [sys.executable, "-m", "gossamer", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

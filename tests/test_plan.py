@@ -657,7 +657,7 @@ def config(**more):
 def runs(monkeypatch):
     """The module of runs, its plans made by a clock that gives the first layer to csr; and how many were made."""
     pytest.importorskip("jsonargparse")
-    from gossamer.cli import run as runs
+    from gossamer.cli import building, run
 
     made = []
 
@@ -670,10 +670,10 @@ def runs(monkeypatch):
         )
         return chosen
 
-    monkeypatch.setattr(runs, "plan", fake)
-    runs.measured_plan.cache_clear()
-    yield runs, made
-    runs.measured_plan.cache_clear()
+    monkeypatch.setattr(building, "plan", fake)
+    building.measured_plan.cache_clear()
+    yield run, made
+    building.measured_plan.cache_clear()
 
 
 def test_a_run_follows_its_plan_and_says_where_sparse_wins(runs, tmp_path, capsys):
@@ -712,12 +712,14 @@ class Presses(Silent):
 
 def test_a_resumed_run_follows_the_plan_in_its_folder(runs, tmp_path, monkeypatch):
     """Even where another measurement would choose otherwise."""
+    from gossamer.cli import building
+
     runs, _ = runs
     whole = runs.run(config(), tmp_path / "whole")
     with pytest.raises(runs.Stopped):
         runs.run(config(), tmp_path / "parts", watch=Presses())
-    runs.measured_plan.cache_clear()
-    monkeypatch.setattr(runs, "plan", lambda *_, **__: pytest.fail("measured again"))
+    building.measured_plan.cache_clear()
+    monkeypatch.setattr(building, "plan", lambda *_, **__: pytest.fail("measured again"))
     parts = runs.run(config(), tmp_path / "parts", resume=True)
     assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
 
@@ -725,6 +727,6 @@ def test_a_resumed_run_follows_the_plan_in_its_folder(runs, tmp_path, monkeypatc
 def test_a_shrinking_support_is_planned_at_its_end(runs, tmp_path):
     runs, made = runs
     result = runs.run(
-        config(method={"name": "csst", "every": 4, "last_every": 5, "window": 3, "start": 3.0}), tmp_path / "a"
+        config(method={"name": "csst", "every": 4, "last_every": 5, "window": 3}, start=3.0), tmp_path / "a"
     )
     assert made[0]["density"] == 0.3 and result["layouts"]["fc1"] == "csr"

@@ -29,7 +29,16 @@ from gossamer import checkpoint
 TINY = ["--task=planted", "--task.features=12", "--task.relevant=6", "--task.examples=60", "--model.widths=[16,16]"]
 TINY += ["--density=0.3", "--batch=16", "--epochs=3", "--threads=1"]
 CSST = ["--method.every=4", "--method.last_every=5", "--method.window=3"]
-SHADOW = ["--method=proximal", "--optimizer=linbreg", "--layout=shadow", "--method.target=true", "--optimizer.lam=0.02"]
+SHADOW = [
+    "--method=proximal",
+    "--optimizer=linbreg",
+    "--layout=shadow",
+    "--target=targetdensity",
+    "--target.every=1",
+    "--optimizer.lr=0.5",
+]
+L1 = ["--optimizer.penalty=l1", "--optimizer.penalty.lam=0.02"]
+SHADOW += [*L1, "--optimizer.momentum=0.9"]
 SWEEP = """
 base:
   {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [16, 16], density: 0.3, batch: 16, epochs: 2, threads: 1}
@@ -54,7 +63,7 @@ COMMANDS = {
     "run": ["run", *ALONE, *CSST],
     "run, adamw, rigl": ["run", *ALONE, "--method=rigl", "--method.every=4", "--optimizer=adamw"],
     "run, a rule": ["run", *ALONE, *SHADOW],
-    "run, multilevel": ["run", *ALONE, "--method=multilevel", "--optimizer=adabreg", "--method.coarse=2"],
+    "run, multilevel": ["run", *ALONE, "--method=multilevel", "--optimizer=adabreg", *L1, "--method.coarse=2"],
     "run beside null models": ["run", *TINY, *CSST, "--null_models=true"],
     "sweep": ["sweep", "sweep.yaml"],
 }

@@ -7,14 +7,15 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from campaigns.forks import command, forked
 from campaigns.kills import CSST, TINY
 from campaigns.tally import Tally
-from gossamer.cli.config import KINDS, PLAIN
+from gossamer.cli.catalog import CATALOG
+from gossamer.cli.config import KEYS as SETTINGS
+from gossamer.cli.parts import settings_of
 
 SECONDS = 5  # until Ctrl-C
 LONGEST = 2000  # letters on standard error
@@ -110,6 +111,9 @@ NASTY = [
         "pooled",
         "halving",
         "iht",
+        "os.system",
+        "gossamer.nothing",
+        "a.b.c",
     ),
 ]
 METHODS = [
@@ -122,6 +126,8 @@ METHODS = [
     ("dense", "adamw"),
 ]
 METHODS += [("proximal", name) for name in ("proxsgd", "iht", "rda", "xrda", "linbreg", "adabreg")]
+
+PENALTIES = {"proxsgd": "l1", "rda": "nonnegativel1", "xrda": "logl1", "linbreg": "l1", "adabreg": "l1"}
 
 
 def lines(cases: int, rng: random.Random) -> list[Tally]:
@@ -182,9 +188,14 @@ def command_line(place: Path, rng: random.Random) -> tuple[list[str], str]:
     method, optimizer = rng.choice(METHODS)
     argv = ["run", *TINY, "--null_models=false", f"--method={method}", f"--optimizer={optimizer}"]
     argv += ["--layout=shadow"] if method == "proximal" else []
-    chosen = {"method": method, "optimizer": optimizer, "task": "planted", "model": "mlp"}
-    keys = [*PLAIN, *KINDS, "out", "resume", "change", "help", "nonsense", ""]
-    keys += [f"{kind}.{field.name}" for kind, name in chosen.items() for field in fields(KINDS[kind][name])] * 2
+    argv += (
+        [f"--optimizer.penalty={PENALTIES[optimizer]}", "--optimizer.penalty.lam=0.02"]
+        if optimizer in PENALTIES
+        else []
+    )
+    chosen = {"method": method, "optimizer": optimizer, "task": "planted", "model": "mlp", "target": "targetdensity"}
+    keys = [*SETTINGS, "optimizer.penalty", "optimizer.penalty.lam", "out", "resume", "change", "help", "nonsense", ""]
+    keys += [f"{kind}.{key}" for kind, name in chosen.items() for key in settings_of(kind, CATALOG[kind][name])] * 2
     more = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         key, value = rng.choice(keys), rng.choice(NASTY)

@@ -26,8 +26,9 @@ from .. import checkpoint
 from .._errors import UsageError
 from .._plan import Plan
 from ..checkpoint.disk import append, lock, make, sweep, unwritten, write
-from .config import ELSEWHERE, KINDS, PLAIN, Config, Tree, differences, flat, read_yaml, settings
 from .environment import environment
+from .record import ELSEWHERE, KEYS, Config, Tree, differences, flat, settings
+from .strict_yaml import read_yaml
 
 OVER = ("finished", "diverged")
 FIGURES = (
@@ -100,7 +101,7 @@ class Folder:
             return self.figures()["config"]
         try:
             tree = read_yaml(self.config)
-            lacking = [key for key in (*KINDS, *PLAIN) if key not in tree]
+            lacking = [key for key in KEYS if key not in tree]
             if not lacking:
                 return tree
             damage = f"it lacks {', '.join(lacking)}"
@@ -237,7 +238,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _complete(result: dict[str, Any]) -> bool:
     """Whether a result has its figures; that of a folder that only holds others has none."""
     config = result.get("config")
-    if not isinstance(config, dict) or any(key not in config for key in (*KINDS, *PLAIN)):
+    if not isinstance(config, dict) or any(key not in config for key in KEYS):
         return False
     return bool(config["null_models"]) or all(
         key in result for key in (*FIGURES, "metrics" if result["status"] == "finished" else "step")

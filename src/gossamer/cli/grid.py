@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from .._errors import UsageError, check_count
-from .config import THREADS
 from .console import live
 from .folder import read_json, read_lines, write
+from .record import THREADS
 
 Row = dict[str, Any]
 

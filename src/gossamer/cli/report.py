@@ -16,10 +16,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from .._errors import UsageError
-from .config import ELSEWHERE, flat
+from .catalog import METHODS, dense
 from .console import markdown, show
 from .folder import Folder, write
-from .methods import METHODS
+from .record import ELSEWHERE, flat
 
 Row = dict[str, Any]
 IGNORED = ("seed", "threads", *ELSEWHERE)
@@ -34,6 +34,7 @@ SPARSE = (
 )  # settings that mean nothing to a dense model
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
 GROWN = "grown of sensed"
+LEAST = ("kernel", "memory", "seconds", GROWN, "parameters", "loss")  # columns that a narrow terminal does not show
 PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
 
 
@@ -67,7 +68,7 @@ def aggregate(runs: Sequence[Row]) -> list[Row]:
 
 def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
     settings = flat(group[0]["config"])
-    if not METHODS[settings["method.name"]].sparse:
+    if METHODS.get(settings["method.name"]) is dense:
         settings = {key: value for key, value in settings.items() if key not in SPARSE}
     done = [run for run in group if run["status"] == "finished"]
     metrics = {name: _by_seed(done, lambda run, name=name: run["metrics"][name]) for name in _measured(done)}
@@ -138,7 +139,8 @@ def _varied(all_settings: Sequence[Row]) -> list[str]:
 def _order(group: Sequence[Row]) -> tuple:
     settings = group[0]["config"]
     name = settings["method"]["name"]
-    return name != "dense", -settings["density"], list(METHODS).index(name)
+    place = list(METHODS).index(name) if name in METHODS else len(METHODS)
+    return name != "dense", -settings["density"], place, name
 
 
 # -------------------------------------------------------------------- words
@@ -272,7 +274,7 @@ def report(dir: str) -> None:
     write(path / "table.md", markdown(columns, cells) + "\n" + "\n".join(notes) + "\n")
     write(path / "table.json", json.dumps(rows, indent=2) + "\n")
     write(path / "table.csv", _csv(rows))
-    show(str(path), columns, cells, notes)
+    show(str(path), columns, cells, notes, drop=LEAST)
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -102,5 +102,6 @@ def refuse_no_event(who: str, events: Events | None, stop: int, every: int | Non
     """Refuses a schedule without an event: none given, or an empty one."""
     if not events:
         first = "" if every is None else f": the first would come at step {every}, and none comes at or after stop"
+        first += ". stop=1 is one step, stop=1.0 the whole run" if stop == 1 else ""
         what = f"no event takes place until stop={stop}, so the support never changes{first}"
         raise UsageError(who, what, remedy="every < stop; or gs.Static()")
