@@ -78,12 +78,12 @@ def main() -> None:
             for fraction in (0.1, 0.3, 1.0):
                 for window in (1, 10):
                     measured = diagnose.measured_recall(
-                        operands, s, grow_score=grow, fraction=fraction, window=window, trials=8
+                        operands, s, n_grow=grow, fraction=fraction, window=window, trials=8
                     )
                     found = diagnose.sensing(
                         operands[:window],
                         s,
-                        grow_score=grow,
+                        n_grow=grow,
                         fraction=fraction,
                         window=window,
                         measured=measured,

@@ -416,14 +416,14 @@ def test_sensing_is_worth_the_same_in_any_unit(a, b, dtype):
     dy = (x @ normal(15, 20, seed=1).to(dtype).T ** 3 + 3 * normal(64, 15, seed=2).to(dtype)) / 64
     s = gs.Support.random((15, 20), 30, rng=generator())
     far = [(2.0**a * dy, 2.0**b * x)] * 3
-    plain = diagnose.sensing([(dy, x)] * 3, s, grow=20, fraction=0.5)
-    found = diagnose.sensing(far, s, grow=20, fraction=0.5)
+    plain = diagnose.sensing([(dy, x)] * 3, s, n_grow=20, fraction=0.5)
+    found = diagnose.sensing(far, s, n_grow=20, fraction=0.5)
     assert found.sentence == plain.sentence
     assert (found.recall, found.snr, found.conditioning) == pytest.approx(
         (plain.recall, plain.snr, plain.conditioning), rel=1e-3, abs=0.02
     )
-    again = diagnose.measured_recall([(dy, x)] * 3, s, grow=20, fraction=0.5, trials=2)
-    assert diagnose.measured_recall(far, s, grow=20, fraction=0.5, trials=2) == pytest.approx(again, abs=0.03)
+    again = diagnose.measured_recall([(dy, x)] * 3, s, n_grow=20, fraction=0.5, trials=2)
+    assert diagnose.measured_recall(far, s, n_grow=20, fraction=0.5, trials=2) == pytest.approx(again, abs=0.03)
     ids = s.sample_outside(9, generator(1))
     (g, v), (g0, v0) = (diagnose.gradient_and_noise(o, s, ids) for o in (far, [(dy, x)]))
     torch.testing.assert_close((g / 2.0 ** (a + b), v / 4.0 ** (a + b)), (g0, v0), rtol=1e-3, atol=1e-6)
@@ -505,9 +505,9 @@ def test_diagnostics_take_arrays():
     )
     s, pairs = gs.Support.random((4, 5), 5, rng=generator()), [(normal(8, 4), normal(8, 5, seed=1))]
     plain = [(dy.numpy(), x.numpy()) for dy, x in pairs]
-    assert diagnose.sensing(plain, s, grow=2) == diagnose.sensing(pairs, s, grow=2)
-    assert diagnose.measured_recall(plain, s, grow=2, fraction=0.5) == diagnose.measured_recall(
-        pairs, s, grow=2, fraction=0.5
+    assert diagnose.sensing(plain, s, n_grow=2) == diagnose.sensing(pairs, s, n_grow=2)
+    assert diagnose.measured_recall(plain, s, n_grow=2, fraction=0.5) == diagnose.measured_recall(
+        pairs, s, n_grow=2, fraction=0.5
     )
 
 
@@ -561,7 +561,7 @@ NOT_TAKEN = {
     "negative weights": (lambda A, y: recover.basis_pursuit(A, y, weights=-np.ones(40)), "40 positive numbers"),
     "infinite weights": (lambda A, y: recover.basis_pursuit(A, y, weights=np.full(40, np.inf)), "40 positive numbers"),
     "a list for dy": (
-        lambda A, y: diagnose.sensing([([1.0], A)], gs.Support.full((4, 40)), grow=1), "dy of batch 0 must be a tensor"),
+        lambda A, y: diagnose.sensing([([1.0], A)], gs.Support.full((4, 40)), n_grow=1), "dy of batch 0 must be a tensor"),
 }  # fmt: skip
 
 
