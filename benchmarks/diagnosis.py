@@ -71,7 +71,7 @@ def main() -> None:
             opt.step()
             step += 1
         parts = torch.randperm(len(X))[: 200 * 128].split(128)
-        heard = diagnose.hear(layers, [partial(backward, where) for where in parts])
+        heard = diagnose.record_operands(layers, [partial(backward, where) for where in parts])
         for name, operands in heard.items():
             s = layers[name].support
             grow = round(0.01 * (s.total - s.n))

@@ -359,12 +359,12 @@ def test_convolutions_are_diagnosed_too():
     gs.sparsify(net, density=0.3, batch_last=False)
     layers = gs.sparse_layers(net)
     x, y = IMAGES.batch(0)
-    heard = diagnose.hear(layers, [lambda: F.cross_entropy(net(x), y).backward()] * 2)
-    assert all(len(operands) == 2 for operands in heard.values()) and all(
+    operands_of = diagnose.record_operands(layers, [lambda: F.cross_entropy(net(x), y).backward()] * 2)
+    assert all(len(operands) == 2 for operands in operands_of.values()) and all(
         layer.observers == () for layer in layers.values()
     )
     name = next(iter(layers))
-    layer, operands = layers[name], heard[name]
+    layer, operands = layers[name], operands_of[name]
     ids = layer.support.sample_outside(10, generator())
     g, _ = diagnose.gradient_and_noise(operands, layer.support, ids, layer.geometry)
     torch.testing.assert_close(g, layer.sensed(*operands[0], ids))
