@@ -465,7 +465,7 @@ class Watch:
         return self.last
 
 
-def hear(
+def record_operands(
     layers: dict[str, SparseLayer], passes: Iterable[Callable[[], object]]
 ) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """Operands (dy, x) of every layer in each of several backward passes; ``passes`` call ``loss(...).backward()``."""
