@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 from .._backend.dispatch import run
 from .._errors import UsageError
 from ..layers import SparseLinear
-from ..products.linear.op import FORWARD, product
+from ..products.linear.op import FORWARD, PRODUCT
 from ..support import Support
 from .arrays import tensor
 from .operators import GatedReLU
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        return product(x, self.values, self.support, self.bias)
+        return PRODUCT.forward(x, self.values, self.support, None, self.bias)
 
 
 class ReLUNetwork(NamedTuple):
