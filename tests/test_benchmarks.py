@@ -171,11 +171,17 @@ def spoiled(kernel: Kernel, factor: float = 1.001) -> Kernel:
     return kernel._replace(run=run)
 
 
+def spoil(monkeypatch, operation, product: str, factor: float = 1.001) -> None:
+    """Makes an operation choose among spoiled kernels for one of its products."""
+    field = product.lower()
+    wrong = [spoiled(kernel, factor) for kernel in getattr(operation.KERNELS, field)]
+    monkeypatch.setattr(operation.PRODUCT, "kernels", operation.KERNELS._replace(**{field: wrong}))
+
+
 @pytest.mark.parametrize("product", ["FORWARD", "BACKWARD"])
 @pytest.mark.parametrize("operation, row", [(linear_op, "linear"), (conv2d_op, "conv-4")], ids=["linear", "conv"])
 def test_the_gate_of_kernels_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, operation, row, product):
-    chosen = getattr(operation, product)
-    monkeypatch.setattr(operation, product, [spoiled(kernel) for kernel in chosen])
+    spoil(monkeypatch, operation, product)
     assert benchmark("kernels").main([*FAST, "--rows", row, "--densities", "0.2", "--batch", "4"]) == 1
     said = capsys.readouterr()
     assert "differs from the dense product" in said.err and not said.out and "timing" not in said.err
@@ -183,7 +189,7 @@ def test_the_gate_of_kernels_rejects_a_wrong_kernel(benchmark, monkeypatch, caps
 
 @pytest.mark.parametrize("product", ["FORWARD", "BACKWARD"])
 def test_the_gate_by_rows_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, product):
-    monkeypatch.setattr(linear_op, product, [spoiled(kernel) for kernel in getattr(linear_op, product)])
+    spoil(monkeypatch, linear_op, product)
     assert benchmark("kernels").main([*FAST, "--wide"]) == 1
     said = capsys.readouterr()
     assert "No time is reported" in said.err and not said.out
@@ -191,8 +197,7 @@ def test_the_gate_by_rows_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys,
 
 @pytest.mark.parametrize("product", ["FORWARD", "BACKWARD"])
 def test_the_gate_of_training_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, product):
-    wrong = [spoiled(kernel, 1.1) for kernel in getattr(linear_op, product)]
-    monkeypatch.setattr(linear_op, product, wrong)
+    spoil(monkeypatch, linear_op, product, 1.1)
     assert benchmark("training").main([*FAST, "--models", "mlp", "--densities", "0.1"]) == 1
     said = capsys.readouterr()
     assert "No time is reported" in said.err and not said.out and "timing" not in said.err

@@ -55,7 +55,7 @@ def shadow_conv2d(
 def _product(x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry | None, bias: Tensor | None) -> Tensor:
     if is_traced(x, dense, bias):
         return _by_torch(x, dense, bias, g)
-    return _apply(x, dense, values, bias, s, g)
+    return _apply(x, dense, values, bias, (s, g))
 
 
 def _by_torch(x: Tensor, dense: Tensor, bias: Tensor | None, g: Geometry | None) -> Tensor:
@@ -65,26 +65,32 @@ def _by_torch(x: Tensor, dense: Tensor, bias: Tensor | None, g: Geometry | None)
     return F.conv2d(wide, dense, bias, g.stride, g.padding, g.dilation).to(x.dtype)
 
 
-class _DenseGradient(torch.autograd.Function):
+_Of = tuple[Support, Geometry | None]
+
+
+class _DenseGradient(torch.autograd.Function):  # few arguments and one attribute: each takes time at every step
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dense: Tensor, values: Tensor, bias: Tensor | None, s: Support, g: Geometry | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dense: Tensor, values: Tensor, bias: Tensor | None, of: _Of) -> Tensor:
         ctx.save_for_backward(x, dense, values)
-        ctx.s, ctx.g, ctx.bias = s, g, None if bias is None else bias.dtype
+        ctx.of = of, None if bias is None else bias.dtype
+        s, g = of
         return (LINEAR if g is None else CONV2D).forward(x, values, s, g, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (dy,), (x, dense, values), s, g = grads, ctx.saved_tensors, ctx.s, ctx.g
-        of_x, of_w, _, of_b, *_ = ctx.needs_input_grad
+        (dy,), (x, dense, values), ((s, g), bias) = grads, ctx.saved_tensors, ctx.of
+        of_x, of_w, _, of_b, _ = ctx.needs_input_grad
         if is_differentiated_again(dy):
             dx, dw = _gradients_by_torch(_as(dy, dense), _as(x, dense), dense, g, of_x, of_w)
-            db = channel_sums(dy).to(ctx.bias) if of_b else None
-            return None if dx is None else dx.to(dy.dtype), dw, None, db, None, None
-        dx, _ = (LINEAR if g is None else CONV2D).gradients(dy, None, values, s, g, x.shape[2:], of_x, of_w=False)
-        dw = _weight_gradient(_as(dy, values), _as(x, values), dense, g) if of_w else None
-        return dx, dw, None, bias_gradient(dy, ctx.bias) if of_b else None, None, None
+            db = channel_sums(dy).to(bias) if of_b else None
+            return None if dx is None else dx.to(dy.dtype), dw, None, db, None
+        dx = dw = None
+        if of_x:
+            product, size = (LINEAR, ()) if g is None else (CONV2D, x.shape[2:])
+            dx, _ = product.gradients(dy, None, values, s, g, size, of_w=False)
+        if of_w:
+            dw = _weight_gradient(_as(dy, values), _as(x, values), dense, g)
+        return dx, dw, None, bias_gradient(dy, bias) if of_b else None, None
 
 
 _apply = apply_directly(_DenseGradient)

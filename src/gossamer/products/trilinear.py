@@ -98,9 +98,8 @@ class _Slope(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         (first, second, form, slot), (of_first, of_second, *_) = args, in_dims
         if of_second is None and slot != 2:
-            y: Tensor = form.slope(slot, first.movedim(of_first, 0).flatten(0, 1), second)
-            mapped: Tensor = y.unflatten(0, (info.batch_size, -1))  # pyright: ignore[reportUnknownMemberType]
-            return mapped, 0
+            y = form.slope(slot, first.movedim(of_first, 0).flatten(0, 1), second)
+            return y.view(info.batch_size, -1, *y.shape[1:]), 0
         pairs = ((_at(first, of_first, k), _at(second, of_second, k)) for k in range(info.batch_size))
         return torch.stack([form.slope(slot, a, b) for a, b in pairs]), 0
 
