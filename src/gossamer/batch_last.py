@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._backend.dispatch import foreign
+from ._backend.dispatch import is_traced
 from ._backend.memory import batch_last as to_batch_last
 from ._backend.memory import from_rows, is_batch_last, rows
 from ._backend.native import BEST
+from ._backend.private_torch import BatchNorm as AnyBatchNorm
 from ._errors import UsageError
 from .products.conv2d.op import csr_conv2d
 from .products.conv2d.reference import Geometry
@@ -104,7 +104,7 @@ def hooked(*modules: nn.Module) -> bool:
 
 def _lies_batch_last(x: Tensor) -> bool:
     """Whether there is something to gain; a compiler, a tracer or a transform meets torch's own operations."""
-    return not foreign(x) and is_batch_last(x) and x.numel() > 0
+    return not is_traced(x) and is_batch_last(x) and x.numel() > 0
 
 
 class _Counterpart(nn.Module):
@@ -119,7 +119,7 @@ class _Counterpart(nn.Module):
 # -------------------------------------------------------------------- normalisation
 
 
-class _Normalisation(_Counterpart, _BatchNorm):
+class _Normalisation(_Counterpart, AnyBatchNorm):
     relu: bool = False  # whether it does the work of the ReLU that follows
 
     def forward(self, input: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class Conv2d(_Counterpart, nn.Conv2d):
             or x.numel() == 0
         ):
             return False
-        if foreign(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
+        if is_traced(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
             return False
         if self.weight.dtype != x.dtype or x.shape[1] != self.in_channels or self.padding_mode != "zeros":
             return False

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._backend.dispatch import choose, device_type, run, unreadable
+from ._backend.dispatch import choose, device_type, is_placeholder, run
 from ._backend.index.op import rows_of
 from ._errors import UsageError, check_density
 from ._initial import kaiming
@@ -222,7 +222,7 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def _follow(self) -> None:
         """Looks the non-zeros up, if the values have changed since, and makes another index, if they are others."""
-        if unreadable(self.values):  # the product does not need the index then
+        if is_placeholder(self.values):  # the product does not need the index then
             return
         version = -1 if self.values.is_inference() else self.values._version  # torch counts no writes to the former
         now = (self.values.data_ptr(), version)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..._errors import UsageError
 from ...layers import SparseLinear
-from ...products.linear.op import product
+from ...products.linear.op import PRODUCT
 from ...products.sense.op import top_k
 from ...support import Support
 from ..arrays import Array, tensor, unique
@@ -26,7 +26,7 @@ class Layer(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        return product(x, self.values, self.support, self.bias)
+        return PRODUCT.forward(x, self.values, self.support, None, self.bias)
 
 
 class ReLUNetwork(NamedTuple):
