@@ -22,16 +22,16 @@ class ProxLion:
     def init(self, w, strength=1.0):
         return {"m": torch.zeros_like(w)}
 
-    def update_(self, w, g, state, now):
+    def update_(self, w, g, state, step):
         m = state["m"]
         u = torch._foreach_lerp(m, g, 1 - self.b1)
         torch._foreach_sign_(u)
-        torch._foreach_add_(w, u, alpha=-now.lr)
-        torch._foreach_copy_(w, self.penalty.proxes(w, now.lr * now.strength))
+        torch._foreach_add_(w, u, alpha=-step.lr)
+        torch._foreach_copy_(w, self.penalty.proxes(w, step.lr * step.strength))
         torch._foreach_lerp_(m, g, 1 - self.b2)
 
-    def zero_thresholds(self, w, state, now):
-        return [self.penalty.zero_threshold(p, now.lr) for p in w]
+    def zero_thresholds(self, w, state, step):
+        return [self.penalty.zero_threshold(p, step.lr) for p in w]
 
     def schedules(self):
         return {}
