@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..surgery import TAG
+from ..keeper import TAG
 from .verify import SIZES, kind_of
 
 Entry = dict[str, Any]

@@ -29,10 +29,12 @@ from ..rules.latent import drawn_back
 from ..rules.linbreg import LinBreg
 from ..rules.rule import SparseOptimizer, StepInfo
 from ..support import Support
-from ..surgery import keeper_of, set_support_
+from ..indexed import Indexed
+from ..keeper import keeper_of
+from ..surgery import set_support_
 from ..topology import Topology, Update
-from .rewirer import Diverged, Event
-from .sensing import agreed, mean_over_ranks
+from .events import Diverged, Event
+from .ranks import agreed, mean_over_ranks
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
 ALMOST = 1 - 1e-5  # of the strength: what a rounded level may miss
@@ -213,7 +215,7 @@ class Multilevel:
     def _attach(self) -> None:
         reference = weakref.ref(self)
 
-        def look(layer: SparseLayer) -> None:
+        def look() -> None:
             if (living := reference()) is not None:
                 living._look_at_all()
 
@@ -235,9 +237,11 @@ class Multilevel:
         self._attach()
         self._arm()
 
-    def notice(self, layer: SparseLayer) -> None:
+    def notice(self, layer: Indexed) -> None:
         """A layer has been loaded: what belongs to it goes along now, unless more is being loaded that may belong to it."""
-        if not self._loaded and not keeper_of(self.optimizer).is_loading(layer):
+        if not self._loaded and not any(
+            keeper_of(self.optimizer).is_loading(one) for one in self.layers.values() if one is layer
+        ):
             self._look_at_all()
 
     @torch.no_grad()
