@@ -9,7 +9,6 @@ from torch import nn
 import gossamer as gs
 from cases import normal, planted_network
 from gossamer import recover
-from gossamer.observe import Tap
 from gossamer.recover import networks, scalar, vector
 
 
@@ -170,7 +169,7 @@ def test_a_threshold_is_the_joint_top(monkeypatch):
     X, Y = normal(40, 6), normal(40, 3, seed=1)
     heard: list = [[], []]
     for layer, operands in zip(layers, heard, strict=True):
-        Tap(layer, lambda dy, x, operands=operands: operands.append((dy, x))).__enter__()
+        layer.observe(lambda dy, x, operands=operands: operands.append((dy, x))).open()
     nn.functional.mse_loss(model(X), Y).backward()
     monkeypatch.setattr(vector, "balance_", lambda *_: None)
     dense = [layer.weight.detach().clone() for layer in layers]
@@ -198,7 +197,7 @@ def test_scouts_bring_neurons_back():
         gs.set_support_(layer, gs.Support.from_ids(torch.tensor(ids), layer.support.shape), opt)
     heard: list = [[], []]
     for layer, operands in zip(layers, heard, strict=True):
-        Tap(layer, lambda dy, x, operands=operands: operands.append((dy, x))).__enter__()
+        layer.observe(lambda dy, x, operands=operands: operands.append((dy, x))).open()
     nn.functional.mse_loss(alive(X), Y).backward()
     vector.threshold(layers, heard, 8, 1.0, 4, opt, 2, 0, 0, X)
     assert int((layers[0].support.crow.diff() > 0).sum()) > 1

@@ -34,7 +34,6 @@ from torch.nn import functional as F
 from .._backend.dispatch import choose
 from .._errors import UsageError, check_at_least, check_count, check_fraction
 from ..layers import SparseLinear
-from ..observe import Tap
 from ..products.sense.op import STRONGEST, top_k
 from ..support import Support
 from ..surgery import set_support_
@@ -248,7 +247,7 @@ def train(
         with ExitStack() as stack:
             for layer, heard in zip(layers, operands, strict=True):
                 if t <= settled and upcoming - t < window:
-                    stack.enter_context(Tap(layer, partial(_keep, heard)))
+                    stack.enter_context(layer.observe(partial(_keep, heard)))
             value = loss_of(model(X[where]), Y[where])
             value.backward()
         losses.append(float(value.detach()))

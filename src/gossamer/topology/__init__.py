@@ -7,7 +7,6 @@ from .records import Annealed as Annealed
 from .records import LayerState as LayerState
 from .records import Outcome as Outcome
 from .records import Sensing as Sensing
-from .records import TopologyLike as TopologyLike
 from .records import Update as Update
 from .rewiring import rewire as rewire
 from .rigl import RigL as RigL
@@ -15,3 +14,4 @@ from .set import SET as SET
 from .snfs import SNFS as SNFS
 from .static import Static as Static
 from .topology import Topology as Topology
+from .topology import TopologyLike as TopologyLike

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -88,12 +88,3 @@ class Outcome(NamedTuple):
     sensed: int = (
         0  # blocks off the support that were measured: growth is selective where ``grown`` is a small part of them
     )
-
-
-@runtime_checkable
-class TopologyLike(Protocol):
-    """What a :class:`~gossamer.Rewirer` takes: a :class:`~gossamer.Topology`, or the settings of one (``CSST``, ``RigL``, ...)."""
-
-    def resolve(self, steps: int | None) -> "object":
-        """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""
-        ...

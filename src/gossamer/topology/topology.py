@@ -6,7 +6,7 @@ The behaviour hangs on the data of this record alone, not on which function a sl
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -96,6 +96,15 @@ class Topology:
             skipped = "is an event, and the optimizer skips it (step_optimizer=False)"
             what = f"every step before stop={self.stop} {skipped}: the weights never move"
             raise UsageError(self.name, what, remedy="every=2 or more, or step_optimizer=True")
+
+
+@runtime_checkable
+class TopologyLike(Protocol):
+    """What a :class:`~gossamer.Rewirer` takes: a :class:`Topology`, or the settings of one (``CSST``, ``RigL``, ...)."""
+
+    def resolve(self, steps: int | None) -> Topology:
+        """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""
+        ...
 
 
 def refuse_no_event(who: str, events: Events | None, stop: int, every: int | None = None) -> None:
