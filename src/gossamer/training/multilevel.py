@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import UsageError, check_at_least, check_count
+from ..indexed import Indexed
+from ..keeper import keeper_of
 from ..layers import SparseLayer, sparse_layers
 from ..observe import Observer, Seen, operands
 from ..products.sense import op as sense_op
@@ -29,8 +31,6 @@ from ..rules.latent import drawn_back
 from ..rules.linbreg import LinBreg
 from ..rules.rule import SparseOptimizer, StepInfo
 from ..support import Support
-from ..indexed import Indexed
-from ..keeper import keeper_of
 from ..surgery import set_support_
 from ..topology import Topology, Update
 from .events import Diverged, Event
