@@ -33,6 +33,32 @@ def _pair(who: str, name: str, pair: object) -> tuple[int, int]:
             raise UsageError(who, f"{name} must be two positive whole numbers", got=pair)
 
 
+def sorted_ids(ids: Tensor, total: int) -> Tensor:
+    """A sorted copy of block ids, int64. Raises UsageError where they are not distinct numbers of [0, total)."""
+    ids = ids.to(torch.int64, copy=True)
+    if not bool((ids[1:] > ids[:-1]).all()):
+        ids = torch.sort(ids)[0]
+        if bool((ids[1:] == ids[:-1]).any()):
+            raise UsageError("Support", "ids must be distinct")
+    if ids.numel() and (int(ids[0]) < 0 or int(ids[-1]) >= total):
+        raise UsageError("Support", f"ids must lie in [0, {total})", got=(int(ids[0]), int(ids[-1])))
+    if ids.numel() > LIMIT:
+        what, remedy = f"one support holds at most {LIMIT} blocks", "larger blocks, block=(h, w)"
+        raise UsageError("Support", what, got=ids.numel(), remedy=remedy)
+    return ids
+
+
+def overhang(shape: tuple[int, int], block: tuple[int, int], crow: Tensor, col: Tensor, ccol: Tensor) -> int:
+    """Scalars of the kept blocks that hang over the edge of the matrix."""
+    (rows, cols), (h, w), (grid_rows, grid_cols) = shape, block, grid_of(shape, block)
+    if rows % h == 0 and cols % w == 0:
+        return 0
+    tall, wide = rows - (grid_rows - 1) * h, cols - (grid_cols - 1) * w  # size of the last block row and column
+    last_row, last_col = int(crow[-1] - crow[-2]), int(ccol[-1] - ccol[-2])
+    corner = int(last_row > 0 and col[-1] == grid_cols - 1)
+    return last_row * (h - tall) * w + last_col * h * (w - wide) - corner * (h - tall) * (w - wide)
+
+
 def index_digest(crow: Tensor, col: Tensor) -> str:
     """SHA-256 of an index."""
     state = hashlib.sha256()

@@ -41,6 +41,7 @@ class Indexed(nn.Module):
     """A module with ``values`` on a ``support``. Not to be made directly: see :class:`~gossamer.SparseLayer`."""
 
     values: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, dense_shape: Sequence[int], support: Support, layout: Layout, values: nn.Parameter):
         super().__init__()
@@ -113,6 +114,18 @@ class Indexed(nn.Module):
         """Bytes of the index: of the support, and of its public copy."""
         copies = [self._buffers[name] for name in INDEX if name in self._buffers]
         return self.support.bytes + sum(t.numel() * t.element_size() for t in copies if t is not None)
+
+    @property
+    def density(self) -> float:
+        """Kept over all weights."""
+        return self.support.weights / self.dense_shape.numel()
+
+    def extra_repr(self) -> str:
+        """Shape, density and layout, for ``print(model)``."""
+        sizes = ", ".join(str(v) for v in self.dense_shape)
+        tile = "" if self.block == (1, 1) else f", block={self.block}"
+        kept = f"density={self.density:.4g}, n={self.support.n}"
+        return f"{sizes}, {kept}, layout={self.layout.name}{tile}, bias={self.bias is not None}"
 
     def train(self, mode: bool = True) -> "Indexed":
         """As ``nn.Module.train``. Under ``shadow`` the support is then looked up again: torch counts no write to
@@ -238,6 +251,12 @@ class Indexed(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._mark_values()  # a copy of a parameter loses its attributes
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """``torch.jit.script`` asks for this. It would put the result into the model, so there is no right result."""
+        what = f"it reads source, and {type(self).__name__} decides while it runs"
+        remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
+        raise UsageError("torch.jit.script", what, remedy=remedy)
 
     # ---------------------------------------------------------------- the owner
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._errors import UsageError
 from .layers import SparseLayer
-from .optimizer_state import carry_state_, nested
+from .optimizer_state import carry_state_
 from .support import Support
 
 TAG = "support"  # in a saved state of an optimizer: the tag of the support that a parameter's state belongs to
@@ -131,6 +131,32 @@ def keeper_of(optimizer: torch.optim.Optimizer) -> Keeper:
 def keepers_of(optimizer: torch.optim.Optimizer) -> list[Keeper]:
     """The keepers of an optimizer and of those that it wraps, outermost first."""
     return [keeper_of(holder) for holder in nested(optimizer)]
+
+
+def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizer and those that it wraps (look-ahead, a trainer's), outermost first, each with a state of its own.
+
+    A wrapper that only hands on the state of the one inside is left out.
+    """
+    found: list[torch.optim.Optimizer] = []
+    ahead = [optimizer]
+    while ahead:
+        one = ahead.pop(0)
+        values = list(vars(one).values())
+        inside = [value for value in values if isinstance(value, torch.optim.Optimizer) and value not in found]
+        ahead += inside
+        state = _state_of(one)
+        if state is not None and not any(state is _state_of(other) for other in inside):
+            found.append(one)
+    return found
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> Any:
+    """The state of an optimizer; None for a wrapper that never called torch's constructor and has none."""
+    try:
+        return optimizer.state
+    except AttributeError:
+        return None
 
 
 def _weakly(keeper: Keeper, method: Callable[..., None]) -> Callable[..., None]:

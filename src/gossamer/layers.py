@@ -24,6 +24,7 @@ from .indexed import Indexed
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter, write_
 from .observe import Observation, watched
 from .products.conv2d.reference import Geometry
+from .products.sense.flow import sums_of_squares
 from .products.sense.op import SAMPLED
 from .support import Support
 
@@ -94,24 +95,11 @@ class SparseLayer(Indexed):
         return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.block, self.geometry)
 
     def flow(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of squares of the output gradient per block row, (grid_rows,), and of the input per block column,
-        (grid_cols,)."""
-        (h, w), channels = self.block, -1 if self.geometry is None else 1
-        taps = 1 if self.geometry is None else math.prod(self.geometry.kernel)
-
-        def sums(t: Tensor, size: int, taps: int) -> Tensor:
-            squares = t.to(self.values.dtype).square().transpose(channels, -1).flatten(0, -2).sum(0)
-            squares = squares.repeat_interleave(taps)
-            return nn.functional.pad(squares, (0, -squares.numel() % size)).view(-1, size).sum(1)
-
-        return sums(dy, h, 1), sums(x, w, taps)
+        """Sums of squares of the output gradient per block row and of the input per block column, (grid_rows,), (grid_cols,)."""
+        dtype = self.values.dtype
+        return sums_of_squares(dy.to(dtype), x.to(dtype), self.block, self.geometry)
 
     # ---------------------------------------------------------------- values
-
-    @property
-    def density(self) -> float:
-        """Kept over all weights."""
-        return self.support.weights / self.dense_shape.numel()
 
     @property
     def weight(self) -> Tensor:
@@ -154,22 +142,9 @@ class SparseLayer(Indexed):
         """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
         return kernel_names(self.values, self.support, self.layout, self.dense_above, self.dense_shape, self.geometry)
 
-    def extra_repr(self) -> str:
-        """Shape, density and layout, for ``print(model)``."""
-        sizes = ", ".join(str(v) for v in self.dense_shape)
-        tile = "" if self.block == (1, 1) else f", block={self.block}"
-        kept = f"density={self.density:.4g}, n={self.support.n}"
-        return f"{sizes}, {kept}, layout={self.layout.name}{tile}, bias={self.bias is not None}"
-
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a file, has no observation."""
         return {**super().__getstate__(), "_observations": []}
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """``torch.jit.script`` asks for this. It would put the result into the model, so there is no right result."""
-        what = f"it reads source, and {type(self).__name__} decides while it runs"
-        remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
-        raise UsageError("torch.jit.script", what, remedy=remedy)
 
 
 class SparseLinear(SparseLayer):

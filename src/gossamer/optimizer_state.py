@@ -46,29 +46,3 @@ def is_indexed(entry: Tensor, layer: SparseLayer, s: Support) -> bool:
     if layer.layout.storage == "dense":
         return entry.shape == layer.dense_shape
     return entry.dim() > 0 and entry.shape[0] == s.n
-
-
-def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizer and those that it wraps (look-ahead, a trainer's), outermost first, each with a state of its own.
-
-    A wrapper that only hands on the state of the one inside is left out.
-    """
-    found: list[torch.optim.Optimizer] = []
-    ahead = [optimizer]
-    while ahead:
-        one = ahead.pop(0)
-        values = list(vars(one).values())
-        inside = [value for value in values if isinstance(value, torch.optim.Optimizer) and value not in found]
-        ahead += inside
-        state = _state_of(one)
-        if state is not None and not any(state is _state_of(other) for other in inside):
-            found.append(one)
-    return found
-
-
-def _state_of(optimizer: torch.optim.Optimizer) -> Any:
-    """The state of an optimizer; None for a wrapper that never called torch's constructor and has none."""
-    try:
-        return optimizer.state
-    except AttributeError:
-        return None

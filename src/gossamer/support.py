@@ -26,14 +26,13 @@ from torch import Tensor
 from ._backend.index import op as index
 from ._backend.index.reference import INT, pointers
 from ._errors import UsageError
-from ._grid import LIMIT, checked, grid_of, index_digest, index_problems
+from ._grid import checked, grid_of, index_digest, index_problems, overhang, sorted_ids
 from ._sampling import distinct, distinct_in_rows, unique, weighted
 
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """The index of the kept blocks. Make one by :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of` or
-    :meth:`full`."""
+    """The index of the kept blocks. Made by :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of`, ..."""
 
     shape: tuple[int, int]
     block: tuple[int, int]
@@ -50,16 +49,7 @@ class Support:
         """The support of the given block ids (int64, any order, no duplicates)."""
         shape, block = checked("Support", shape, block)
         grid = grid_of(shape, block)
-        ids = ids.to(torch.int64, copy=True)
-        if not bool((ids[1:] > ids[:-1]).all()):
-            ids = torch.sort(ids)[0]
-            if bool((ids[1:] == ids[:-1]).any()):
-                raise UsageError("Support", "ids must be distinct")
-        if ids.numel() and (int(ids[0]) < 0 or int(ids[-1]) >= grid[0] * grid[1]):
-            raise UsageError("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
-        if ids.numel() > LIMIT:
-            what, remedy = f"one support holds at most {LIMIT} blocks", "larger blocks, block=(h, w)"
-            raise UsageError("Support", what, got=ids.numel(), remedy=remedy)
+        ids = sorted_ids(ids, grid[0] * grid[1])
         col = (ids % grid[1]).to(INT)
         rows = ids.div_(grid[1], rounding_mode="floor") if ids.numel() else ids
         return _with_column_order(shape, block, pointers(rows, grid[0]), col)
@@ -87,8 +77,7 @@ class Support:
         rng: torch.Generator | None = None,
         min_fan_in: int = 0,
     ) -> "Support":
-        """``n`` blocks, uniformly without replacement. With ``min_fan_in``, every block row first gets that many,
-        uniformly in the row."""
+        """``n`` blocks, uniformly without replacement. Every block row first gets ``min_fan_in`` of them, uniformly."""
         shape, block = checked("Support.random", shape, block)
         rows, cols = grid_of(shape, block)
         if not 0 <= n <= rows * cols:
@@ -144,14 +133,8 @@ class Support:
     @property
     def weights(self) -> int:
         """Kept scalars: blocks times their size, less what hangs over the edge."""
-        (rows, cols), (h, w), (gr, gc) = self.shape, self.block, self.grid
-        if rows % h == 0 and cols % w == 0:
-            return self.n * h * w
-        tall, wide = rows - (gr - 1) * h, cols - (gc - 1) * w  # size of the last block row and column
-        last_row, last_col = int(self.crow[-1] - self.crow[-2]), int(self.ccol[-1] - self.ccol[-2])
-        corner = int(last_row > 0 and self.col[-1] == gc - 1)
-        missing = last_row * (h - tall) * w + last_col * h * (w - wide) - corner * (h - tall) * (w - wide)
-        return self.n * h * w - missing
+        h, w = self.block
+        return self.n * h * w - overhang(self.shape, self.block, self.crow, self.col, self.ccol)
 
     @property
     def bytes(self) -> int:
@@ -182,8 +165,7 @@ class Support:
         return torch.where(kept[at.clamp(max=self.n - 1)] == ids, at, -1)
 
     def outside(self, rank: Tensor) -> Tensor:
-        """Id of the rank-th block that is *not* kept. (m,) int64 in [0, total - n) -> (m,) int64; keeps the order of
-        ``rank``."""
+        """Id of the rank-th block that is *not* kept, in the order of ``rank``. (m,) int64 in [0, total - n) -> (m,)."""
         before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept block
         return rank + torch.searchsorted(before, rank, right=True)
 
@@ -206,16 +188,19 @@ class Support:
         return ids.sort()[0]
 
     def scalars(self) -> tuple[Tensor | None, Tensor]:
-        """Where the scalars live: (position in the flat values or None for all in order, position in the flat dense
-        matrix), int64."""
-        ids = self.ids()
+        """Positions of the scalars, int64: in the flat values (None: all, in order), and in the flat dense matrix."""
         if self.block == (1, 1):
-            return None, ids
+            return None, self.ids()
+        at = self.places(self.ids()).flatten()
+        inside = at >= 0
+        return inside.nonzero().flatten(), at[inside]
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Positions in the flat dense matrix of the scalars of blocks, (k,) int64 -> (k, h, w); -1 beyond the edge."""
         (h, w), (rows, cols) = self.block, self.shape
         i = (ids // self.grid[1])[:, None, None] * h + torch.arange(h, device=ids.device)[None, :, None]
         j = (ids % self.grid[1])[:, None, None] * w + torch.arange(w, device=ids.device)[None, None, :]
-        inside = ((i < rows) & (j < cols)).flatten()
-        return inside.nonzero().flatten(), (i * cols + j).flatten()[inside]
+        return torch.where((i < rows) & (j < cols), i * cols + j, -1)
 
     def mask(self) -> Tensor:
         """Dense boolean matrix (rows, cols). For tests and pictures only: this is the dense size."""

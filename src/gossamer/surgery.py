@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ._errors import UsageError
-from .keeper import KEEPERS
+from .keeper import KEEPERS, nested
 from .layers import SparseLayer
 from .layouts import carry, write_
-from .optimizer_state import carry_state_, nested
+from .optimizer_state import carry_state_
 from .support import Support
 
 

@@ -1,7 +1,7 @@
 """torch's foreach functions: one call works on many tensors, so a step of many small tensors costs a few launches.
 
-torch calls them private (``torch._foreach_add_``); torch's own optimizers step by them. Only this file names them, for torch >= 2.10.
-A name that ends in ``_`` changes its first argument.
+torch calls them private (``torch._foreach_add_``), but its own optimizers are made of them. Only this file names them,
+for torch >= 2.10. A name that ends in ``_`` changes its first argument.
 """
 
 # pyright: strict, reportPrivateUsage=false, reportPrivateImportUsage=false

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from .._errors import check_choice
 from ..layers import SparseLayer
 from ..topology import LayerState
-from .saved_state import is_dict, is_ids
+from .saved_state import is_ids
+from .states import is_dict, is_sequence
 from .trial import HORIZON, YOUNG, State, Trial, compact_parameter, copied, is_elementwise
 
 NEWBORN = ("auto", "fresh", "zero", "sensed")
@@ -178,7 +179,7 @@ class Newborn:
 
     def problems(self, state: object) -> list[str]:
         """Why a saved ``{"mode", "cohorts"}`` cannot be taken over, in sentences; [] if it may go on."""
-        if not is_dict(state) or set(state) != {"mode", "cohorts"} or type(state["cohorts"]) not in (list, tuple):
+        if not is_dict(state) or set(state) != {"mode", "cohorts"} or not is_sequence(state["cohorts"]):
             return ["newborn is a mode and a list of cohorts"]
         if state["mode"] != self.mode:
             return [f"newborn was {state['mode']!r}, is {self.mode!r}"]
@@ -244,10 +245,7 @@ class Newborn:
         s = layer.support
         if layer.layout.storage == "compact":
             return s.find(cohort.ids)
-        (h, w), cols = s.block, s.shape[1]
-        i = (cohort.ids // s.grid[1])[:, None, None] * h + torch.arange(h, device=cohort.ids.device)[None, :, None]
-        j = (cohort.ids % s.grid[1])[:, None, None] * w + torch.arange(w, device=cohort.ids.device)[None, None, :]
-        at = torch.where((i < s.shape[0]) & (j < cols), i * cols + j, -1)
+        at = s.places(cohort.ids)
         return at.flatten() if s.block == (1, 1) else at
 
     def _read(self, layer: SparseLayer, stored: Tensor, at: Tensor) -> Tensor:

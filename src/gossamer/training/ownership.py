@@ -16,10 +16,9 @@ from torch.utils.hooks import RemovableHandle
 
 from .._errors import UsageError
 from ..indexed import Owner
-from ..keeper import Keeper, keepers_of
+from ..keeper import Keeper, keepers_of, nested
 from ..layers import SparseLayer
 from ..observe import Observer, Seen
-from ..optimizer_state import nested
 from ..support import Support
 
 T = TypeVar("T", bound=Owner)

@@ -10,8 +10,8 @@ from torch import nn
 
 from .._budgets import blocks, frozen_ends, resolve
 from .._errors import UsageError
+from ..keeper import nested
 from ..layers import SparseLayer
-from ..optimizer_state import nested
 from ..topology import Topology, TopologyLike
 
 Layers = Mapping[str, SparseLayer]

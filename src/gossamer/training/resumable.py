@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .._errors import UsageError
 from ..indexed import Indexed
+from ..keeper import nested
 from ..layers import SparseLayer
 from ..observe import Seen
-from ..optimizer_state import nested
 from ..support import Support
 from ..topology import Sensing, Topology
 from .events import Event
@@ -23,6 +23,7 @@ from .ownership import Ownership
 from .refusals import check_held
 from .saved_state import probe_problems, rewirer_problems
 from .sensing import Probe
+from .states import is_sequence
 
 
 class Resumable(ABC):
@@ -238,6 +239,6 @@ def no_ids(s: Support) -> Tensor:
 
 def own(entry: Any) -> Any:
     """A copy of a saved entry, so that what was saved stays what it was."""
-    if type(entry) in (tuple, list):
+    if is_sequence(entry):
         return tuple(t.clone() for t in entry)
     return entry.clone() if isinstance(entry, Tensor) else entry

@@ -10,14 +10,10 @@ from torch import Tensor
 from ..layers import SparseLayer
 from ..support import Support
 from ..topology import Topology
+from .states import is_count, is_dict
 
 STATE = ("t", "topology", "settings", "start", "final", "rng", "supports", "fed", "newborn", "probes")
 PROBE = ("ids", "steps", "mean", "active_mean", "flow")
-
-
-def is_dict(thing: object) -> TypeGuard[dict[str, Any]]:
-    """Whether it is a dict. (Its keys are compared afterwards.)"""
-    return isinstance(thing, dict)
 
 
 def is_ids(ids: object) -> TypeGuard[Tensor]:
@@ -40,7 +36,7 @@ def rewirer_problems(
         return [f"{other}: it is of others"]
     problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
     counts = [state["t"], *state["start"].values(), *state["final"].values(), *state["supports"].values()]
-    if any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in counts):
+    if not all(is_count(v) for v in counts):
         problems.append("t, start, final and supports are whole numbers of at least 0")
     saved = state["rng"]
     if not torch.is_tensor(saved) or saved.dtype != torch.uint8 or saved.shape != rng.get_state().shape:
