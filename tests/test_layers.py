@@ -13,7 +13,6 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import CONVS, FLAT, IMAGES, convnet, generator, mlp, same_state, table
 from gossamer.layouts import gather
-from gossamer.observe import Tap
 
 
 def linear(density: float = 0.3, seed: int = 0, **options) -> gs.SparseLinear:
@@ -175,7 +174,7 @@ def test_empty_batches():
 
 def test_nothing_is_sensed_without_a_gradient():
     layer, told = linear(), []
-    Tap(layer, lambda dy, x: told.append((dy, x))).__enter__()
+    layer.observe(lambda dy, x: told.append((dy, x))).open()
     with torch.no_grad():
         layer(inputs((4, 11)))
     assert not told
@@ -192,7 +191,7 @@ def test_a_layer_used_twice_senses_twice():
     """The gradient at a coordinate is the sum over the uses, as it is on the support."""
     layer = gs.SparseLinear(7, 7, density=0.3, rng=generator(), dtype=torch.float64)
     ids, sensed = layer.support.outside(torch.arange(5)), []
-    Tap(layer, lambda dy, x: sensed.append(layer.sensed(dy, x, ids))).__enter__()
+    layer.observe(lambda dy, x: sensed.append(layer.sensed(dy, x, ids))).open()
     x, dense = inputs((4, 7)), layer.to_dense().requires_grad_()
     layer(layer(x).tanh()).square().sum().backward()
     F.linear(F.linear(x, dense, layer.bias).tanh(), dense, layer.bias).square().sum().backward()

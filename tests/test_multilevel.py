@@ -164,7 +164,7 @@ def test_fit_drives_it_and_forgets_what_diverged():
     with pytest.raises(gs.Diverged):
         gs.fit(net, bad, optimizer, rewirer=multilevel)  # type: ignore[arg-type]
     assert (
-        not any(observer.seen() for observer in multilevel._observers.values())
+        not any(observer.seen() for observer in multilevel._own.observers.values())
         and before.keys() == net.state_dict().keys()
     )
 

@@ -106,8 +106,8 @@ def load(
 
     Returns: the ``extra`` it was saved with.
 
-    Raises: UsageError on a missing, damaged or foreign file, another model, an index that does not fit, and a state that
-    is absent or does not belong to these objects. All objects, and torch's generators, are then as they were before.
+    Raises: UsageError on a missing, damaged or foreign file, another model, an index that does not fit, and a state
+    that is absent or does not belong to these objects. All objects, and torch's generators, then stay as they were.
     """
     path = Path(path)
     parts = _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target)

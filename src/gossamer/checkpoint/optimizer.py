@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..surgery import TAG
+from ..keeper import TAG
 from ..training.states import is_dict, is_list, is_sequence
 from .verify import SIZES, kind_of
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._errors import UsageError, is_real
 from ..layers import SparseLayer
-from ..surgery import carry, write_
+from ..layouts import carry, write_
 
 
 class AveragedModel(nn.Module):

@@ -16,7 +16,7 @@ from ..layers import SparseLayer
 from ..products.sense import op as sense_op
 from ..rules.latent import ALMOST
 from ..rules.rule import MirrorRule, State, StepInfo
-from .sensing import mean_over_ranks
+from .ranks import mean_over_ranks
 
 SLICE_NUMBERS = 1 << 22  # numbers of the dense gradient that are made at a time
 Pairs = list[tuple[Tensor, Tensor]]  # (dy, x) of each backward pass of a layer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .rewirer import Diverged, Event
+from .events import Diverged, Event
 from .stepper import Stepper
 from .target import TargetDensity
 

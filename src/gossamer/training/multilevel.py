@@ -19,29 +19,29 @@ or ``AdaBreg``.
 
 # pyright: strict
 
-import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import UsageError, check_at_least, check_count
-from ..layers import SparseLayer, sparse_layers
-from ..observe import Observer, Seen, operands
+from ..indexed import Indexed
+from ..layers import sparse_layers
+from ..observe import Seen, operands
 from ..rules.checks import Group
 from ..rules.latent import reduced_to_zero
 from ..rules.optimizer import SparseOptimizer
 from ..rules.rule import MirrorRule
 from ..support import Support
-from ..surgery import keeper_of, set_support_
+from ..surgery import set_support_
 from ..topology import Sensing
 from .cold_storage import ColdStorage
+from .events import Diverged, Event
 from .fine_step import Pairs, fine_step, gradient_is_finite, slice_bytes
 from .multilevel_checks import checked_optimizer, group_of, state_problems
-from .rewirer import Diverged, Event
-from .sensing import agreed
+from .ownership import Ownership
+from .ranks import agreed
 
 
 class Multilevel:
@@ -71,7 +71,6 @@ class Multilevel:
         self.t = 0
         self.last: Event | None = None
         self._cold = ColdStorage()
-        self._loaded: dict[str, int] = {}  # tags of loaded supports, until the layers are used
         self._attach()
         self._arm()
 
@@ -83,7 +82,7 @@ class Multilevel:
     @property
     def sensing_bytes(self) -> int:
         """Bytes of cold storage, of what fine steps keep of their backward pass, and of one slice of the gradient."""
-        held = self._cold.bytes + sum(observer.bytes for observer in self._observers.values())
+        held = self._cold.bytes + sum(observer.bytes for observer in self._own.observers.values())
         slices = [slice_bytes(layer) for layer in self.layers.values()]
         return held + (max(slices) if self._fine_layers else 0)
 
@@ -125,13 +124,11 @@ class Multilevel:
 
     def discard(self) -> None:
         """Forgets the backward passes since the last step. Dropping their gradients (``zero_grad``) is enough."""
-        for observer in self._observers.values():
-            observer.forget()
+        self._own.forget()
 
     def release(self) -> None:
         """Stops observing the layers. What takes charge of the layers next calls this."""
-        for observer in self._observers.values():
-            observer.stop()
+        self._own.release()
 
     @torch.no_grad()
     def zero_thresholds(self) -> list[Tensor]:
@@ -162,13 +159,13 @@ class Multilevel:
         hot: dict[str, Tensor] = self.optimizer.state[layer.values]
         for key, t in self._cold.restricted(name, layer.support).items():
             hot[key].copy_(t)
-        self._known[name] = layer.support
+        self._own.know(name)
         self.optimizer.remember([layer.values])
         return shown.kept
 
     def _pairs(self, name: str) -> Pairs:
         """What the fine gradient is made of: (dy, x) of each pass whose gradient is in ``values.grad``."""
-        observer = self._observers[name]
+        observer = self._own.observers[name]
         seen = observer.seen()
         return [] if seen is None else [pair.checked(observer.who) for pair in seen.operands]
 
@@ -183,7 +180,7 @@ class Multilevel:
     def _arm(self) -> None:
         """Makes the layers keep the operands of the weight gradient, if step t + 1 is fine."""
         self._fine_layers = list(self.layers) if self.is_event(self.t + 1) else []
-        for name, observer in self._observers.items():
+        for name, observer in self._own.observers.items():
             observer.start() if name in self._fine_layers else observer.stop()
 
     # ---------------------------------------------------------------- states and supports that other code loads
@@ -220,58 +217,57 @@ class Multilevel:
                 if entries is not None
             }
         )
-        self._loaded = dict(state["supports"])
+        self._own.awaited = dict(state["supports"])
         self._arm()
 
     def _attach(self) -> None:
-        """Takes charge of the layers."""
-        reference = weakref.ref(self)
+        """Becomes the owner of the layers."""
+        self._own = Ownership(
+            self,
+            self.layers,
+            self.optimizer,
+            measure=lambda multilevel, name, dy, x: multilevel._measure(name, dy, x),
+            look=lambda multilevel, _name: multilevel._look_at_all(),
+        )
 
-        def look(layer: SparseLayer) -> None:
-            if (living := reference()) is not None:
-                living._look_at_all()
-
-        keeper_of(self.optimizer).add(self.layers.values())
-        self._observers: dict[str, Observer] = {}
-        for name, layer in self.layers.items():
-            layer.give_to(self)
-            keep = partial(_kept_operands, layer.values.dtype)
-            self._observers[name] = Observer(layer, name or type(layer).__name__, keep, look)
-        self._known = {name: layer.support for name, layer in self.layers.items()}
+    def _measure(self, name: str, dy: Tensor, x: Tensor) -> Seen:
+        """What a fine step keeps of a backward pass."""
+        return Seen(operands=[operands(dy, x, self.layers[name].values.dtype)])
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy takes charge of the copied layers. It has no gradients, so nothing of the step in progress either."""
+        """A copy owns the copied layers. It has no gradients, so nothing of the step in progress either."""
         self._look_at_all()
-        return {**vars(self), "_observers": {}, "_known": {}}
+        return {**vars(self), "_own": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._attach()
         self._arm()
 
-    def notice(self, layer: SparseLayer) -> None:
+    def notice(self, layer: Indexed) -> None:
         """A layer has been loaded: its state follows now, unless more is being loaded that may belong to the layer."""
-        if not self._loaded and not keeper_of(self.optimizer).is_loading(layer):
+        loading = any(self._own.is_loading(name) for name, one in self.layers.items() if one is layer)
+        if not self._own.awaited and not loading:
             self._look_at_all()
 
     @torch.no_grad()
     def _look_at_all(self) -> None:
         """Finds layers whose support has changed since the last look, and moves the optimizer's state to it."""
         for name, layer in self.layers.items():
-            s, known, tag = layer.support, self._known[name], self._loaded.get(name)
-            if tag is not None and tag != s.tag:
-                what = f"the state that was loaded belongs to another support than layer {name!r} has"
-                raise UsageError("Multilevel", what, remedy="load the model, the optimizer and this of the same step")
-            if s is not known:
-                self._known[name] = s
-                if tag is None and not s.same(known):
-                    self._follow(name, known, s)
-                keeper_of(self.optimizer).follow(layer)
-            self._loaded.pop(name, None)
+            if not self._own.has_changed(name):
+                continue
+            before, was_loaded = self._own.known[name], self._own.was_awaited("Multilevel", name)
+            s = self._own.know(name)
+            if s is before:
+                continue
+            if not was_loaded and not s.same(before):
+                self._follow(name, before, s)
+            for keeper in self._own.keepers:
+                keeper.follow(layer)
 
     def _follow(self, name: str, old: Support, new: Support) -> None:
         """Weights were loaded on another support: cold storage gives their state, and keeps that of dropped weights."""
-        layer, keeper = self.layers[name], keeper_of(self.optimizer)
+        layer, keeper = self.layers[name], self._own.keepers[0]
         hot: dict[str, Tensor] | None = self.optimizer.state.get(layer.values)
         if not hot or keeper.held.get(id(layer.values)) is not old:
             return  # the optimizer has been loaded too
@@ -281,7 +277,3 @@ class Multilevel:
         dropped = old.ids()[new.find(old.ids()) < 0]  # zero now, so their mirror variable must show zero
         v[dropped] = reduced_to_zero(v[dropped], rule.penalty.zero_threshold(v[dropped], 1.0), group["strength"])
         keeper.moved(layer)
-
-
-def _kept_operands(dtype: torch.dtype, dy: Tensor, x: Tensor) -> Seen:
-    return Seen(operands=[operands(dy, x, dtype)])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..layers import SparseLayer
 from ..topology import Sensing
-from .rewirer import Event
+from .events import Event
 
 
 class Stepper(Protocol):

@@ -1,7 +1,15 @@
 """How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, and of any sparse layer while it trains."""
 
-from .recall import Diagnosis, Watch, gradient_and_noise, record_operands, measured_recall, sensing, support_conditioning
 from .matrices import Coherence, Convexity, Isometry, coherence, convexity, isometry
+from .recall import (
+    Diagnosis,
+    Watch,
+    gradient_and_noise,
+    measured_recall,
+    record_operands,
+    sensing,
+    support_conditioning,
+)
 
 __all__ = [
     "Coherence",

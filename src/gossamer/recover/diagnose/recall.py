@@ -28,7 +28,7 @@ from ..._backend.dispatch import run
 from ..._errors import UsageError, check_count, check_fraction
 from ...layers import SparseLayer
 from ...observe import Operands as Kept
-from ...observe import Tap, version_of
+from ...observe import version_of
 from ...products.conv2d import reference as conv2d
 from ...products.conv2d.reference import Geometry
 from ...products.sense.op import SAMPLED, top_k
@@ -472,7 +472,7 @@ def record_operands(
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(Tap(layer, lambda dy, x, name=name: found[name].append((dy, x))))
+            stack.enter_context(layer.observe(lambda dy, x, name=name: found[name].append((dy, x))))
         for backward in passes:
             backward()
     return found

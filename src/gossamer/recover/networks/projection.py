@@ -31,7 +31,6 @@ from torch import Tensor
 from ..._backend.dispatch import choose
 from ..._schedules import Events
 from ...layers import SparseLinear
-from ...observe import Tap
 from ...products.sense.op import STRONGEST, top_k
 from ...support import Support
 from ...topology import LayerState, Sensing, Topology, Update
@@ -107,7 +106,7 @@ class Projection:
         """While this is open, the operands of the last ``window`` backward passes since the last event are kept."""
         with ExitStack() as stack:
             for layer, kept in zip(self.layers, self.operands, strict=True):
-                stack.enter_context(Tap(layer, partial(self._keep, kept)))
+                stack.enter_context(layer.observe(partial(self._keep, kept)))
             yield
 
     def _keep(self, kept: "deque[Pair]", dy: Tensor, x: Tensor) -> None:

@@ -38,7 +38,7 @@ from ..gates import generator
 from ..units import beyond, exponent, put_back, shifted, times
 from .data import classes_of, inputs
 from .projection import Projection, Thresholds
-from .relu import Fit, Layer, ReLUNetwork, largest
+from .relu import Fit, ReLUNetwork, largest
 
 Watch = Callable[[int, float], object]  # called with the step and its loss
 
