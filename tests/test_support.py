@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 import gossamer as gs
 from cases import SUPPORTS, generator, table
 from gossamer import laws
-from gossamer.support import LIMIT, Support, distinct, grid_of, index_problems
+from gossamer._grid import LIMIT, grid_of, index_problems
+from gossamer._sampling import distinct
+from gossamer.support import Support
 
 RNG = generator(11)
 quick = settings(max_examples=80, deadline=None, derandomize=True)

@@ -95,7 +95,7 @@ class SparseLayer(Indexed):
         return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.block, self.geometry)
 
     def flow(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of squares of the output gradient per block row and of the input per block column, (grid_rows,), (grid_cols,)."""
+        """Sums of squares of the output gradient per block row, (grid_rows,), and of the input per block column."""
         dtype = self.values.dtype
         return sums_of_squares(dy.to(dtype), x.to(dtype), self.block, self.geometry)
 

@@ -165,7 +165,7 @@ class Support:
         return torch.where(kept[at.clamp(max=self.n - 1)] == ids, at, -1)
 
     def outside(self, rank: Tensor) -> Tensor:
-        """Id of the rank-th block that is *not* kept, in the order of ``rank``. (m,) int64 in [0, total - n) -> (m,)."""
+        """Id of the rank-th block that is *not* kept, for each rank. (m,) int64 in [0, total - n) -> (m,)."""
         before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept block
         return rank + torch.searchsorted(before, rank, right=True)
 
