@@ -34,7 +34,8 @@ from ..rules import SparseOptimizer
 from ..selection import select
 from ..training.loop import Step, fit
 from ..training.multilevel import Multilevel
-from ..training.rewirer import Diverged, Event, Rewirer
+from ..training.events import Diverged, Event
+from ..training.rewirer import Rewirer
 from ..training.target import TargetDensity
 from . import extras
 from .config import Config, settings

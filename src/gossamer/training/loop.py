@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .rewirer import Diverged, Event
+from .events import Diverged, Event
 
 
 class Step(NamedTuple):
