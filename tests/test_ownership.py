@@ -1,4 +1,5 @@
-"""Who owns what: index, gradient, optimizer state, average, copy. Each test stands for a kind of fault that a user's own loop brings."""
+"""Who owns what: index, gradient, optimizer state, average, copy. Each test stands for a kind of fault that a user's
+own loop brings."""
 
 import copy
 import io
@@ -196,7 +197,8 @@ def test_survivors_keep_factored_state_of_their_own():
 
 
 def test_the_default_is_what_was_measured():
-    """Zero state where a step count matters; the optimizer's own initial state, which is a fresh parameter's, elsewhere."""
+    """Zero state where a step count matters; the optimizer's own initial state, which is a fresh parameter's,
+    elsewhere."""
     expected = {
         "adam": "zero",
         "adamw, fused": "zero",
@@ -429,7 +431,8 @@ def test_an_average_of_another_model_is_refused():
 
 
 def test_operands_that_were_overwritten_are_refused():
-    """RigL keeps the operands of its step: a buffer that is filled again before step() is noticed, as autograd notices."""
+    """RigL keeps the operands of its step: a buffer that is filled again before step() is noticed, as autograd
+    notices."""
     net, opt, rewirer = parts(gs.RigL(20, 4))
     buffer = torch.empty(8, 13, dtype=torch.float64)
     train(net, opt, rewirer, FLAT.batches(3))
@@ -883,7 +886,10 @@ def test_gradients_zeroed_behind_torchs_back_are_gone():
     F.cross_entropy(counterpart(FLAT.batch(1)[0]), FLAT.batch(1)[1]).backward()
     for name, probe in rewirer._probes.items():
         assert torch.allclose(
-            probe.observer.seen().sampled, counterpart.get_submodule(name).weight.grad.view(-1)[probe.ids], rtol=1e-8, atol=1e-12
+            probe.observer.seen().sampled,
+            counterpart.get_submodule(name).weight.grad.view(-1)[probe.ids],
+            rtol=1e-8,
+            atol=1e-12,
         )
 
 

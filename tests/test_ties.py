@@ -45,7 +45,8 @@ def documents(t: int) -> tuple[Tensor, Tensor]:
 
 @table(GROWING)
 def test_newborns_of_a_bag_of_words_are_spread_over_all_hidden_units(case):
-    """Nearly all candidates have a gradient of exactly 0: when ties went to the lowest id, block 0 got a hundred times what others got."""
+    """Nearly all candidates have a gradient of exactly 0: when ties went to the lowest id, block 0 got a hundred
+    times what others got."""
     model = nn.Sequential(nn.Linear(WORDS, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
     for i, p in enumerate(model.parameters()):
         nn.init.normal_(p, 0.0, 0.1, generator=generator(i)) if p.dim() > 1 else nn.init.constant_(p, 0.1)
@@ -181,7 +182,8 @@ def test_an_exchange_needs_candidates_of_merit(case, mode):
 
 
 def test_what_is_dropped_and_has_no_gradient_does_not_come_back():
-    """RigL: the dropped are eligible with their own gradient; with fewer exchanged, fewer are dropped, and none of those may come twice."""
+    """RigL: the dropped are eligible with their own gradient; with fewer exchanged, fewer are dropped, and none of
+    those may come twice."""
     g = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     for seed in range(20):
         here = layer(

@@ -1,6 +1,8 @@
-"""Topologies: worked examples of one event, the laws over every topology, and independent transcriptions of each paper's rule.
+"""Topologies: worked examples of one event, the laws over every topology, and independent transcriptions of each
+paper's rule.
 
-A transcription is dense and slow and knows nothing of the library: weights, masks and momenta as matrices, gradients of the dense weight.
+A transcription is dense and slow and knows nothing of the library: weights, masks and momenta as matrices, gradients
+of the dense weight.
 """
 
 import math
@@ -132,7 +134,8 @@ def test_tiles_are_ranked_by_their_norm():
 
 
 def test_the_original_sets_drop_rule():
-    """Positive and negative weights are ranked apart: the smallest positive and the largest negative are dropped, half and half."""
+    """Positive and negative weights are ranked apart: the smallest positive and the largest negative are dropped,
+    half and half."""
     s, w = matrix({0: 0.1, 1: 0.2, 2: 0.3, 3: -5.0, 4: -6.0, 5: -7.0, 6: 0.9})
     layer = LayerState(s, w, None, s.ids()[:0], w[:0], 7, 7, 1.0)
     gone = sorted(set(range(7)) - set(survivors(s, drop_by_sign(layer), 4).tolist()))
@@ -194,7 +197,8 @@ def sparse_run(
 @pytest.mark.parametrize("optimizer", TWO_OPTIMIZERS.values(), ids=TWO_OPTIMIZERS.keys())
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_csst_that_senses_everything_is_rigl(layout, optimizer):
-    """Fraction 1, window 1, regular intervals, the dropped eligible, no step on event iterations: the same masks, step by step."""
+    """Fraction 1, window 1, regular intervals, the dropped eligible, no step on event iterations: the same masks,
+    step by step."""
     rigl = gs.RigL(60, 5)
     everything = gs.CSST(
         60, 5, 5, window=1, fraction=1.0, drop_fraction=0.3, selectivity=1.0, allow_regrow=True, step_optimizer=False
@@ -246,7 +250,8 @@ def random_scores(
 
 
 def test_rigl_with_random_scores_is_set():
-    """The same blocks are dropped, exactly, and growth is uniform over all that do not stay: chi-square, 4 sigma, a fixed seed."""
+    """The same blocks are dropped, exactly, and growth is uniform over all that do not stay: chi-square, 4 sigma, a
+    fixed seed."""
     s = gs.Support.random((6, 7), 20, rng=generator())
     w = torch.randn(20, generator=generator(1), dtype=torch.float64)
     layer = LayerState(s, w, None, s.ids()[:0], w[:0], 20, 20, 1.0, strongest=lambda k, ties: (s.ids()[:0], w[:0]))
@@ -279,7 +284,8 @@ def test_set_draws_the_same_as_a_uniform_sample():
 
 
 class Dense:
-    """The network of ``mlp`` with dense weights, masks and momenta; SGD with Nesterov momentum and weight decay, written out."""
+    """The network of ``mlp`` with dense weights, masks and momenta; SGD with Nesterov momentum and weight decay,
+    written out."""
 
     def __init__(self, model: nn.Module, lr: float, mu: float, wd: float):
         layers = gs.sparse_layers(model)
@@ -350,7 +356,8 @@ def lockstep(
     mu: float = 0.85,
     wd: float = 2e-3,
 ) -> int:
-    """Trains the library and the transcription side by side; ``rule(dense, t, gradients, rewirer)`` is the paper's. Returns its events."""
+    """Trains the library and the transcription side by side; ``rule(dense, t, gradients, rewirer)`` is the paper's.
+    Returns its events."""
     model = gs.sparsify(mlp(), density, rng=generator(3))
     opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=mu, nesterov=True, weight_decay=wd)
     rewirer, dense, events = gs.Rewirer(model, opt, topology, rng=generator(1)), Dense(model, lr, mu, wd), 0
@@ -382,7 +389,8 @@ CSST_SETTINGS = {
 
 @table(CSST_SETTINGS)
 def test_csst_as_its_pseudo_code(case):
-    """algorithms.md 1.4, and A2 for the bound. Only the draw of Omega is taken from the library (its law is tested elsewhere)."""
+    """algorithms.md 1.4, and A2 for the bound. Only the draw of Omega is taken from the library (its law is tested
+    elsewhere)."""
     p = {"window": 10, "fraction": 0.1, "drop_fraction": 0.5, "decay": 0.9, "selectivity": 0.25, **case}
     u, m, omega = p["every"], {}, {}
 
@@ -416,7 +424,8 @@ def test_csst_as_its_pseudo_code(case):
 
 @pytest.mark.parametrize(("stop", "every", "drop"), [(60, 9, 0.5), (41, 5, 0.25)])
 def test_rigl_as_its_paper(stop, every, drop):
-    """f = drop / 2 (1 + cos(pi t / stop)), k = trunc(f n), the dropped eligible with their own gradient, no optimizer step."""
+    """f = drop / 2 (1 + cos(pi t / stop)), k = trunc(f n), the dropped eligible with their own gradient, no optimizer
+    step."""
 
     def rule(dense, t, gw, gb, _rewirer, library_step):
         library_step()
@@ -435,7 +444,8 @@ def test_rigl_as_its_paper(stop, every, drop):
 
 
 def test_set_drops_as_its_paper():
-    """trunc(drop_t n) smallest |w| after the optimizer's step; the library's own random growth is adopted, and is outside what stays."""
+    """trunc(drop_t n) smallest |w| after the optimizer's step; the library's own random growth is adopted, and is
+    outside what stays."""
 
     def rule(dense, t, gw, gb, rewirer, library_step):
         dense.move(gw, gb)
@@ -458,7 +468,8 @@ def test_set_drops_as_its_paper():
 
 
 def test_gmp_as_its_paper():
-    """n_t = n_end + (n_start - n_end) (1 - t / stop)^3 every 5 steps and at the stop, smallest |w| first; kept sets are nested."""
+    """n_t = n_end + (n_start - n_end) (1 - t / stop)^3 every 5 steps and at the stop, smallest |w| first; kept sets
+    are nested."""
     stop, final, start = 42, 0.08, {}
 
     def rule(dense, t, gw, gb, rewirer, library_step):
@@ -480,7 +491,8 @@ def test_gmp_as_its_paper():
 
 
 def test_snfs_as_its_paper():
-    """Momentum of all gradients; every layer drops ceil(rate n); regrowth is shared by mean |m| of the active; largest |m| of the zeros."""
+    """Momentum of all gradients; every layer drops ceil(rate n); regrowth is shared by mean |m| of the active;
+    largest |m| of the zeros."""
     stop, every, drop, beta = 40, 6, 0.3, 0.8
     m, age = {}, 0
 
@@ -536,7 +548,8 @@ def some_layer(
 
 @pytest.mark.parametrize("levels", [None, 4])
 def test_iht_is_the_projection_on_the_n_sparse_set(levels):
-    """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the support's among equals (a loose cap)."""
+    """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the support's among equals (a
+    loose cap)."""
     topology, swaps = gs.CSST(10, mode="iht", **EVERY).resolve(), 0
     for seed in range(60):
         layer = some_layer(seed, levels=levels)
@@ -614,7 +627,8 @@ def test_pooled_ranks_all_layers_by_gradient_over_rms():
 
 
 def test_pooled_respects_floors():
-    """One block per output unit and a fifth of the start: a layer with worthless candidates shrinks to that and no further."""
+    """One block per output unit and a fifth of the start: a layer with worthless candidates shrinks to that and no
+    further."""
     shape = (10, 20)
     s, w = gs.Support.random(shape, 60, rng=generator()), torch.rand(60, generator=generator())
     poor = LayerState(s, w, torch.ones(60), s.sample_outside(80, generator()), torch.zeros(80), 60, 60, 1.0)

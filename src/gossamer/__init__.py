@@ -66,9 +66,10 @@ from .topology.slots import (
     grow_sensed,
 )
 from .training.average import AveragedModel
+from .training.events import Diverged, Event
 from .training.loop import Step, fit
 from .training.multilevel import Multilevel
-from .training.rewirer import Diverged, Event, Rewirer
+from .training.rewirer import Rewirer
 from .training.target import TargetDensity
 
 __version__ = "0.1.0"

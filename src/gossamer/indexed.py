@@ -19,6 +19,7 @@ from ._backend.index.op import rows_of
 from ._errors import UsageError
 from ._grid import index_problems
 from .layouts import Layout, write_
+from .observe import Observed
 from .products.trilinear import check_index
 from .support import Support
 
@@ -37,7 +38,7 @@ class Owner(Protocol):
         ...
 
 
-class Indexed(nn.Module):
+class Indexed(Observed):
     """A module with ``values`` on a ``support``. Not to be made directly: see :class:`~gossamer.SparseLayer`."""
 
     values: nn.Parameter
@@ -246,7 +247,7 @@ class Indexed(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a file, has no owner, and no memory of the tensors of this one."""
-        return {**vars(self), "_owner": None, "_copied": None, "_looked_up": None}
+        return {**super().__getstate__(), "_owner": None, "_copied": None, "_looked_up": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

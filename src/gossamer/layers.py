@@ -9,7 +9,6 @@ that the pre-activations of a sparse layer have the variance of a dense one's).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ._initial import kaiming
 from ._kernel_names import kernel_names
 from .indexed import Indexed
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter, write_
-from .observe import Observation, watched
+from .observe import watched
 from .products.conv2d.reference import Geometry
 from .products.sense.flow import sums_of_squares
 from .products.sense.op import SAMPLED
@@ -66,29 +65,11 @@ class SparseLayer(Indexed):
         values = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
         super().__init__(dense_shape, support.to(device) if device else support, layout, values)
         self.geometry = geometry
-        self._observations: list[Observation] = []
         dense = nn.Parameter(torch.empty(dense_shape[0], dtype=dtype, device=device)) if bias else None
         self.register_parameter("bias", dense)
         self.reset_parameters(rng)
 
-    # ---------------------------------------------------------------- observation
-
-    def observe(
-        self, tell: Callable[[Tensor, Tensor], object], look: Callable[[], object] | None = None, who: str | None = None
-    ) -> Observation:
-        """An observation of the backward passes, closed at first: ``with layer.observe(tell): ...``.
-
-        Args:
-            tell: called in every backward pass with the gradient of the output and the input, both detached.
-            look: called in every forward pass before the product.
-            who: named in errors; the layer's class where None.
-        """
-        return Observation(self._observations, who or type(self).__name__, tell, look)
-
-    @property
-    def observers(self) -> tuple[Observation, ...]:
-        """The open observations."""
-        return tuple(self._observations)
+    # ---------------------------------------------------------------- sensing
 
     def sensed(self, dy: Tensor, x: Tensor, ids: Tensor) -> Tensor:
         """Gradient at block ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
@@ -96,7 +77,7 @@ class SparseLayer(Indexed):
         return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.block, self.geometry)
 
     def flow(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of squares of the output gradient per block row and of the input per block column, (grid_rows,), (grid_cols,)."""
+        """Sums of squares of the output gradient per block row, (grid_rows,), and of the input per block column."""
         dtype = self.values.dtype
         return sums_of_squares(dy.to(dtype), x.to(dtype), self.block, self.geometry)
 
@@ -139,10 +120,6 @@ class SparseLayer(Indexed):
     def kernels(self) -> dict[str, str]:
         """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
         return kernel_names(self.values, self.support, self.layout, self.dense_above, self.dense_shape, self.geometry)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a file, has no observation."""
-        return {**super().__getstate__(), "_observations": []}
 
 
 class SparseLinear(SparseLayer):

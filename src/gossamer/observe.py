@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -234,6 +234,35 @@ class Observer:
                 total = seen if total is None else total.plus(seen)
         if total is not None and grad is not None:
             self._seen.append((weakref.ref(grad), total))
+
+
+class Observed(nn.Module):
+    """A module with one slot for observations of its backward passes. Its forward pass goes through :func:`watched`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._observations: list[Observation] = []
+
+    def observe(
+        self, tell: Callable[[Tensor, Tensor], object], look: Callable[[], object] | None = None, who: str | None = None
+    ) -> Observation:
+        """An observation of the backward passes, closed at first: ``with layer.observe(tell): ...``.
+
+        Args:
+            tell: called in every backward pass with the gradient of the output and the input, both detached.
+            look: called in every forward pass before the product.
+            who: named in errors; the layer's class where None.
+        """
+        return Observation(self._observations, who or type(self).__name__, tell, look)
+
+    @property
+    def observers(self) -> tuple[Observation, ...]:
+        """The open observations."""
+        return tuple(self._observations)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a file, has no observation."""
+        return {**vars(self), "_observations": []}
 
 
 # -------------------------------------------------------------------- the forward pass

@@ -27,7 +27,7 @@ from ._backend.index import op as index
 from ._backend.index.reference import INT, pointers
 from ._errors import UsageError
 from ._grid import checked, grid_of, index_digest, index_problems, overhang, sorted_ids
-from ._sampling import distinct, distinct_in_rows, unique, weighted
+from ._sampling import distinct, distinct_in_rows, unique
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,27 +165,13 @@ class Support:
         return torch.where(kept[at.clamp(max=self.n - 1)] == ids, at, -1)
 
     def outside(self, rank: Tensor) -> Tensor:
-        """Id of the rank-th block that is *not* kept, in the order of ``rank``. (m,) int64 in [0, total - n) -> (m,)."""
+        """Id of the rank-th block that is *not* kept, for each rank. (m,) int64 in [0, total - n) -> (m,)."""
         before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept block
         return rank + torch.searchsorted(before, rank, right=True)
 
     def sample_outside(self, m: int, rng: torch.Generator | None = None) -> Tensor:
         """Ids of ``m`` blocks that are not kept, uniformly without replacement, sorted. O(m log n)."""
         return self.outside(distinct(self.total - self.n, m, rng).to(self.col.device))
-
-    def sample_outside_by(
-        self, m: int, row_weight: Tensor, col_weight: Tensor, rng: torch.Generator | None = None
-    ) -> Tensor:
-        """Ids of ``m`` blocks that are not kept, drawn one after another with probability proportional to
-        row_weight[i] col_weight[j], (grid_rows,) and (grid_cols,), without replacement; sorted. O(m log n). Uniform
-        instead: more than half of all zeros, and what very unequal weights do not reach in a few rounds."""
-        if 2 * m > self.total - self.n:
-            return self.sample_outside(m, rng)
-        ids = weighted(m, row_weight, col_weight, lambda ids: self.find(ids) < 0, rng)
-        if ids.numel() < m:
-            taken = Support.from_ids(torch.cat([self.ids(), ids]), self.shape, self.block)
-            ids = torch.cat([ids, taken.sample_outside(m - ids.numel(), rng)])
-        return ids.sort()[0]
 
     def scalars(self) -> tuple[Tensor | None, Tensor]:
         """Positions of the scalars, int64: in the flat values (None: all, in order), and in the flat dense matrix."""

@@ -18,7 +18,7 @@ import torch
 from .. import checkpoint
 from ..recover.diagnose import Watch
 from ..training.loop import Step, fit
-from ..training.rewirer import Diverged
+from ..training.events import Diverged
 from .building import Trial, build, too_short
 from .folder import Folder, named
 from .metrics import ACCOUNTS, Position, figures, measured, write_events

@@ -3,14 +3,14 @@
 
 A layer with n kept blocks, asked to exchange k and to end with `size` blocks:
 
-    drop the  d = k + max(0, n - size)  blocks of lowest drop score   (merge: d = n - size, the surplus of the last event)
+    drop the  d = k + max(0, n - size)  blocks of lowest drop score   (merge: d = n - size, left by the last event)
     grow the  g = size - (n - d)        candidates of highest score   (merge: g = k more)
     survivors keep value and optimizer state; newborn blocks start at 0
 
 k becomes smaller until both sides can be served. A candidate of score 0, NaN or -inf has no merit. Where candidates are
-sensed, one without merit is never exchanged for a kept block. It grows, drawn at random, only where the size must rise
-and no better one is left. Equal scores are decided at random, by one number for each layer from the Rewirer's generator.
-An event leaves a layer alone that got no gradient or has no candidate: no slot is called for it.
+sensed, one without merit is never exchanged for a kept block. It grows, drawn at random, only where the size must
+rise and no better one is left. Equal scores are decided at random, by one number for each layer from the Rewirer's
+generator. An event leaves a layer alone that got no gradient or has no candidate: no slot is called for it.
 
 A topology with ``project`` names the new supports itself, of all layers at once: sizes are its own then.
 

@@ -17,7 +17,7 @@ from ..layers import SparseLayer
 from ..observe import Seen
 from ..support import Support
 from ..topology import Sensing, Topology
-from .events import Event
+from .events import Diverged, Event
 from .newborn import Newborn
 from .ownership import Ownership
 from .refusals import check_held
@@ -104,6 +104,11 @@ class Resumable(ABC):
         if not self._is_stepping:  # not from step(), which has looked
             self._look_at_all()
         self.newborn.before_step()
+
+    def _check_finite(self, t: int) -> None:
+        for name, layer in self._trained.items():
+            if not bool(layer.values.detach().isfinite().all()):
+                raise Diverged(t, layer=name)
 
     def _measure(self, name: str, dy: Tensor, x: Tensor) -> Seen | None:
         """What one backward pass of a layer shows."""

@@ -20,7 +20,9 @@ from ..layers import sparse_layers
 from ..support import Support
 from ..surgery import set_support_
 from ..topology import LayerState, Sensing, TopologyLike, Update, event
-from .events import Diverged, Event
+from .draw import sample_outside_by
+from .events import Event
+from .gradients import is_finite, unscale
 from .ranks import agreed
 from .refusals import check_held, check_layers, check_not_bucketed, check_sizes, final_sizes, resolved
 from .resumable import Resumable, no_ids, own
@@ -43,11 +45,11 @@ class Rewirer(Resumable):
             as the first one; ``"auto"``, zero where the optimizer's step count matters, fresh elsewhere
             (docs/methods/newborn.md).
 
-    Works with gradient accumulation (events see the sum of all backward passes since the gradients were last None or
+    Works with gradient accumulation (events see the sum of the backward passes since the gradients were last None or
     zero), autocast (values stay float32), a ``GradScaler`` (pass it to :meth:`step`; a step that overflows measures
-    nothing), ``load_state_dict`` of the model at any time (the optimizer's state follows its connections, a window in
-    progress begins anew), copies and pickles of (model, optimizer, rewirer) together, and ``torch.distributed`` (what
-    is sensed is averaged over the ranks). A layer that got no gradient since the last event is left alone.
+    nothing), ``load_state_dict`` of the model (the optimizer's state follows its connections, a window begins anew),
+    copies of (model, optimizer, rewirer) together, and ``torch.distributed`` (what is sensed is averaged over the
+    ranks). A layer that got no gradient since the last event is left alone.
 
     Raises: UsageError where layers, optimizer and topology do not go together.
     """
@@ -90,7 +92,7 @@ class Rewirer(Resumable):
         if update is not None:
             self._check_finite(t)
         if scaler is not None and (self._probes or (update is not None and not update.step_optimizer)):
-            _unscale(scaler, self.optimizer)
+            unscale(scaler, self.optimizer)
         observers = self._own.observers.items()
         self._fed.update([name for name, one in observers if name not in self._fed and one.has_gradient()])
         if self._probes:
@@ -108,11 +110,6 @@ class Rewirer(Resumable):
         self.t = t
         self._arm()
         return result
-
-    def _check_finite(self, t: int) -> None:
-        for name, layer in self._trained.items():
-            if not bool(layer.values.detach().isfinite().all()):
-                raise Diverged(t, layer=name)
 
     # ---------------------------------------------------------------- what is sensed
 
@@ -145,14 +142,14 @@ class Rewirer(Resumable):
             return no_ids(s)
         m = round(asked.fraction * zeros) if asked.count is None else min(asked.count, zeros)
         if asked.flow and before is not None and before.flow is not None:
-            return s.sample_outside_by(m, *before.flow, self.rng)
+            return sample_outside_by(s, m, *before.flow, self.rng)
         return s.sample_outside(m, self.rng)
 
     def _average(self, scale: float) -> None:
         """What the step has seen enters the averages: of every layer that any rank has seen, if all of it is finite."""
         found = {name: probe.observer.seen() for name, probe in self._probes.items()}
-        finite = all(_finite(t) for seen in found.values() if seen is not None for t in seen.tensors)
-        finite = finite and all(_finite(layer.values.grad) for layer in self._trained.values())
+        finite = all(is_finite(t) for seen in found.values() if seen is not None for t in seen.tensors)
+        finite = finite and all(is_finite(layer.values.grad) for layer in self._trained.values())
         finite, counts = agreed(finite, [seen is not None for seen in found.values()])
         for (name, probe), counted in zip(self._probes.items(), counts, strict=True):
             if not finite:
@@ -200,18 +197,3 @@ class Rewirer(Resumable):
         self._own.know(name)
         self.newborn.moved(name)
         self.newborn.born(name, ids, sensed)
-
-
-def _finite(t: Tensor | None) -> bool:
-    """Whether all entries are finite. Then their sum is too, unless it overflows: the second look is seldom taken."""
-    return t is None or bool(t.sum().isfinite()) or bool(t.isfinite().all())
-
-
-def _unscale(scaler: "torch.amp.GradScaler", optimizer: torch.optim.Optimizer) -> None:
-    """Unscales the gradients, unless the caller did, to clip them: a scaler refuses a second time, and does not
-    tell."""
-    try:
-        scaler.unscale_(optimizer)
-    except RuntimeError as refusal:
-        if "already been called" not in str(refusal):
-            raise
