@@ -1,4 +1,7 @@
-"""The native kernels: every build that can run here on every hard case, their threads, forks, refusals, and what happens without them."""
+"""The native kernels.
+
+Every build that can run here on every hard case; threads, forks, refusals; and what happens without the kernels.
+"""
 
 import os
 import subprocess
@@ -370,7 +373,9 @@ from gossamer.products.linear import native as linear
 from gossamer.products.conv2d import native as conv2d
 
 def products():
-    "Output and gradients of a linear layer and a convolution: tensors so small that torch works on them alone, even in a forked child."
+    '''Output and gradients of a linear layer and a convolution.
+
+    The tensors are so small that torch uses one thread for them, even in a forked child.'''
     found = []
     for layer, shape in (
         (gs.SparseLinear(127, 61, density=0.1, rng=torch.Generator().manual_seed(0)), (129, 127)),
@@ -395,8 +400,10 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 @linux
 @ABSENT
 def test_one_openmp_runtime_whose_threads_torch_counts():
-    """The process has one OpenMP library; the kernels start the threads that torch is set to, torch then starts none of its own, and
-    set to one thread the kernels do not wake the others."""
+    """The process has one OpenMP library, and the kernels start as many threads as torch is set to.
+
+    Torch then starts none of its own. Set to one thread, the kernels do not wake the others.
+    """
     said = python("""
         def tasks():
             return len(os.listdir("/proc/self/task"))
@@ -428,7 +435,8 @@ def test_one_openmp_runtime_whose_threads_torch_counts():
         run()
         print(sum(before[task] != ticks for task, ticks in busy().items() if task in before))
         with open("/proc/self/maps") as file:
-            print(len({os.path.realpath(path) for path in re.findall(r"\\S+/lib(?:gomp|omp|iomp5)[^/\\s]*", file.read())}))
+            print(len({os.path.realpath(path) for path in re.findall(r"\\S+/lib(?:gomp|omp|iomp5)[^/\\s]*",
+            file.read())}))
     """)
     assert said.split() == ["2", "0", "0", "1"]
 
@@ -436,7 +444,10 @@ def test_one_openmp_runtime_whose_threads_torch_counts():
 @linux
 @ABSENT
 def test_a_forked_child_runs_the_kernels_on_one_thread():
-    """It has none of its parent's OpenMP threads and would wait for them forever. Its numbers are those of one thread."""
+    """It has none of its parent's OpenMP threads and would wait for them forever.
+
+    Its numbers are those of one thread.
+    """
     python("""
         import signal
         torch.set_num_threads(1)
@@ -467,7 +478,9 @@ def test_data_loader_workers_run_sparse_layers():
         torch.set_num_threads(2)
         here = products()
         for workers in (2, 2):
-            loader = torch.utils.data.DataLoader(Rows(), batch_size=None, num_workers=workers, timeout=30, multiprocessing_context="fork")
+            loader = torch.utils.data.DataLoader(
+                Rows(), batch_size=None, num_workers=workers, timeout=30, multiprocessing_context="fork"
+            )
             assert close(list(loader), here[:6]) and same(products(), here)
     """)
 
@@ -617,7 +630,8 @@ def calls() -> dict[str, tuple[Callable[[], Any], str]]:
 
 @ABSENT
 def test_the_bindings_refuse_wrong_arguments():
-    """With a ValueError that names the argument and not with a crash, which is why they are asked in a process of their own."""
+    """With a ValueError that names the argument and not with a crash, which is why they are asked in a process of their
+    own."""
     said = python("""
         from test_native import calls
         for what, (call, word) in calls().items():
@@ -664,7 +678,8 @@ def hostile(request) -> tuple[Support, torch.Tensor, torch.Tensor, str]:
 
 
 def test_a_hostile_index_reaches_no_kernel(hostile, tmp_path):
-    """Refused as a support, in a state_dict and in a checkpoint, each time in Python; the layer is what it was and still runs."""
+    """Refused as a support, in a state_dict and in a checkpoint, each time in Python; the layer is what it was and
+    still runs."""
     s, crow, col, reason = hostile
     with pytest.raises(gs.UsageError, match=reason):
         Support.from_index(crow, col, s.shape)

@@ -61,9 +61,10 @@ def full_precision(*args: Any) -> list[str]:
 
 
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
-    """The first kernel of a list, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name.
+    """The first kernel of a list that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name.
 
-    Raises: UsageError under ``torch.func`` and forward-mode differentiation, for an unknown name, and if no kernel can run.
+    Raises: UsageError under ``torch.func`` and forward-mode differentiation, for an unknown name, and if no kernel can
+    run.
     """
     forced = forced_kernel()
     if hides_numbers():
@@ -84,7 +85,10 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
 
 
 def run(kernels: Sequence[Kernel], *args: Any) -> Any:
-    """The result of the chosen kernel on these arguments. The first of them is a tensor. Autocast is off inside: it would change dtypes."""
+    """The result of the chosen kernel on these arguments.
+
+    The first of them is a tensor. Autocast is off inside: it would change dtypes.
+    """
     kind = device_type(args[0])
     if not torch.is_autocast_enabled(kind):
         return choose(kernels, *args).run(*args)
@@ -93,7 +97,8 @@ def run(kernels: Sequence[Kernel], *args: Any) -> Any:
 
 
 def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
-    """:func:`run`; if no kernel takes activations of a dtype other than ``dtype``, all floating arguments are cast to it first."""
+    """:func:`run`; if no kernel takes activations of a dtype other than ``dtype``, all floating arguments are cast to
+    it first."""
     if args[0].dtype is not dtype:
         possible = (k for k in kernels if forced_kernel() in (None, k.name))
         if all(k.reasons_against(*args) for k in possible):
@@ -110,8 +115,11 @@ def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
 
 
 def is_traced(*tensors: Tensor | None) -> bool:
-    """Whether a kernel must not be called directly: torch follows the call (``torch.compile`` or export, a dispatch mode such as FLOP
-    counting or ``make_fx``, ``torch.func``, forward-mode differentiation, ``torch.jit.trace``), or an argument is of a subclass of Tensor."""
+    """Whether a kernel must not be called directly: torch follows the call, or an argument is of a subclass of Tensor.
+
+    Torch follows a call in ``torch.compile`` and export, in a dispatch mode such as FLOP counting or ``make_fx``, in
+    ``torch.func``, in forward-mode differentiation and in ``torch.jit.trace``.
+    """
     if watches_calls():
         return True
     for t in tensors:
@@ -126,20 +134,27 @@ def is_differentiated_again(dy: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work. Call it only where :func:`is_traced` is true."""
+    """Whether ``torch.func`` or forward-mode differentiation is at work.
+
+    Call it only where :func:`is_traced` is true.
+    """
     return in_func_transform() or (not is_compiling() and in_forward_mode())
 
 
 def is_placeholder(t: Tensor) -> bool:
-    """Whether a tensor's numbers must not be read, since they stand for others: under ``make_fx`` and ``torch.func``."""
+    """Whether a tensor's numbers must not be read, since they stand for others.
+
+    So it is under ``make_fx`` and ``torch.func``.
+    """
     return is_traced(t) and (get_proxy_mode() is not None or is_wrapped(t))
 
 
 def needs_torch_operations() -> bool:
     """Whether only torch's own operations are allowed. Call it only where :func:`is_traced` is true.
 
-    ``torch.jit.trace``, ``torch.export`` and ONNX export record a program that runs where gossamer is not installed. Transforms within a
-    compiled graph know no other operations. Nor does ``functionalize``, nor the tangent of a tangent.
+    ``torch.jit.trace``, ``torch.export`` and ONNX export record a program that runs where gossamer is not installed.
+    Transforms within a compiled graph know no other operations. Nor does ``functionalize``, nor the tangent of a
+    tangent.
     """
     if is_tracing() or is_exporting():
         return True

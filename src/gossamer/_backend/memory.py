@@ -1,14 +1,15 @@
 # pyright: strict
-"""The batch-last memory format: the batch is the innermost dimension, the others keep their order. Ordinary tensors of these shapes then have
-these strides:
+"""The batch-last memory format: the batch is the innermost dimension, the others keep their order.
+
+Ordinary tensors of these shapes then have these strides:
 
     shape           in memory       strides
     (N, F)          (F, N)          (1, N)
     (N, C, L)       (C, L, N)       (1, L N, N)
     (N, C, H, W)    (C, H, W, N)    (1, H W N, W N, N)
 
-Elementwise operations keep the strides. The stride of a dimension of size 1 does not matter, so a single image (N = 1) is batch-last if it is
-contiguous.
+Elementwise operations keep the strides. The stride of a dimension of size 1 does not matter, so a single image (N = 1)
+is batch-last if it is contiguous.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def rows(x: Tensor) -> Tensor:
 
 
 def from_rows(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The batch-last tensor of this ``shape`` (N, C, ...) whose :func:`rows` are the contiguous ``matrix`` (C, M): a view."""
+    """The inverse of :func:`rows`: a contiguous (C, M) as a batch-last tensor of ``shape`` (N, C, ...), a view."""
     return matrix.view(*shape[1:], shape[0]).movedim(-1, 0)
 
 
@@ -60,7 +61,10 @@ def from_rows(matrix: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def batch_last(x: Tensor) -> Tensor:
-    """The tensor (N, ...), of at least two dimensions, batch-last in memory; ``x`` itself if it is so already. By torch, differentiable."""
+    """The tensor (N, ...), of at least two dimensions, batch-last in memory; ``x`` itself if it is so already.
+
+    By torch, differentiable.
+    """
     if is_batch_last(x):
         return x
     if x.is_contiguous():  # torch transposes matrices in blocks, other tensors one number at a time

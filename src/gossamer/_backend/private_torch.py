@@ -1,25 +1,26 @@
 # pyright: strict
-"""Everything that has no public name in torch, in one file. No other file of gossamer reads such a name; a test checks the syntax trees.
+"""Everything that has no public name in torch, in one file.
 
-Supported: torch 2.10 and later. Verified by the test suite: torch 2.13.
+No other file of gossamer reads such a name; a test checks the syntax trees. Supported: torch 2.10 and later. Verified
+by the test suite: torch 2.13. If a later torch drops a name that has no public substitute, the import of gossamer fails
+in this file and names it.
 
-    name                   what it is for                                            public substitute
-    ---------------------  --------------------------------------------------------  -------------------------------------------
-    watches_calls          a kernel must not run where torch follows the call        none; of its parts: torch.jit.is_tracing
-    in_func_transform      a kernel cannot read the tensors of torch.func            none
-    in_forward_mode        a kernel loses the tangents of forward-mode derivatives   none
-    hides_numbers          either of the two, where they are not switched off        none
-    needs_plain_functions  functionalize and nested jvp know torch's own operations  none
-    is_wrapped             a tensor of torch.func has no memory of its own           none
-    is_batch_of_gradients  autograd.grad(is_grads_batched=True) wraps dy             none
-    backward_pass          tells one backward pass from the next                     none
-    apply_directly         calls an autograd.Function without the search for         Function.apply, which takes 2 us more;
-                           torch.func that watches_calls has made already            used where the shortcut is missing
-    BatchNorm              the class that BatchNorm1d, 2d and 3d share               the three classes; misses user subclasses
-    environment_reader     os.environ.get in a tenth of the time, for every call     os.environ.get; used where the parts of
-                           of a layer (private to Python, not to torch)              os.environ have other names
-
-If a later torch drops a name that has no substitute, the import of gossamer fails in this file and names it.
+    name                   what it is for                                     public substitute
+    ---------------------  -------------------------------------------------  ----------------------------------------
+    watches_calls          a kernel must not run where torch follows a call   none; of its parts: torch.jit.is_tracing
+    in_func_transform      a kernel cannot read the tensors of torch.func     none
+    in_forward_mode        a kernel loses the tangents of forward mode        none
+    hides_numbers          either of the two, where not switched off          none
+    needs_plain_functions  functionalize and nested jvp need torch's own      none
+                           operations
+    is_wrapped             a tensor of torch.func has no memory of its own    none
+    is_batch_of_gradients  autograd.grad(is_grads_batched=True) wraps dy      none
+    backward_pass          tells one backward pass from the next              none
+    apply_directly         calls an autograd.Function without a search for    Function.apply, which takes 2 us more;
+                           torch.func, made before by watches_calls           used where the shortcut is missing
+    BatchNorm              the class that BatchNorm1d, 2d and 3d share        the three; misses subclasses of users
+    environment_reader     os.environ.get in a tenth of the time, for each    os.environ.get; used where the parts of
+                           call of a layer (private to Python, not to torch)  os.environ have other names
 """
 
 import os
@@ -50,8 +51,11 @@ backward_pass: Callable[[], int] = _current_graph_task_id  # -1 outside of a bac
 
 
 def watches_calls() -> bool:
-    """Whether torch follows every call now: ``torch.compile`` or export, a dispatch mode (FLOP counting, ``make_fx``), ``torch.func``,
-    forward-mode differentiation, ``torch.jit.trace``."""
+    """Whether torch follows every call now.
+
+    So do ``torch.compile`` and export, a dispatch mode (FLOP counting, ``make_fx``), ``torch.func``, forward-mode
+    differentiation and ``torch.jit.trace``.
+    """
     return bool(
         is_compiling()  # first: the compiler must not meet the others
         or _modes()
@@ -72,32 +76,38 @@ def in_forward_mode() -> bool:
 
 
 def hides_numbers() -> bool:
-    """Whether a kernel would miss numbers: tensors of ``torch.func``, or tangents. Inside of an ``autograd.Function`` tangents are switched off."""
+    """Whether a kernel would miss tensors of ``torch.func``, or tangents (off in an ``autograd.Function``)."""
     return _func_transform() is not None or (_forward_mode._current_level >= 0 and _is_fwd_grad_enabled())
 
 
 def needs_plain_functions() -> bool:
-    """Whether an ``autograd.Function`` would be wrong: ``functionalize`` does not know it, and it loses the tangent of a tangent (torch
-    2.13, without an error)."""
+    """Whether an ``autograd.Function`` would be wrong.
+
+    ``functionalize`` does not know it, and it loses the tangent of a tangent (torch 2.13, without an error).
+    """
     levels = [level.key() for level in get_interpreter_stack() or ()]
     return TransformType.Functionalize in levels or levels.count(TransformType.Jvp) > 1
 
 
 def apply_directly(function: Any) -> Callable[..., Any]:
-    """``function.apply`` of a class of ``autograd.Function``, without the search for ``torch.func``. Call the result only where
-    :func:`watches_calls` is false."""
+    """``function.apply`` of a class of ``autograd.Function``, without the search for ``torch.func``.
+
+    Call the result only where :func:`watches_calls` is false.
+    """
     return getattr(super(Function, function), "apply", function.apply)
 
 
 def environment_reader(name: str) -> Callable[[], str | None]:
-    """A function that returns the value of an environment variable at the time of the call; None if it is not set or empty. Where it is not
-    set the call takes a tenth of the time of ``os.environ.get``."""
+    """A function that returns the value of an environment variable at the time of the call; None if not set or empty.
+
+    Where the variable is not set the call takes a tenth of the time of ``os.environ.get``.
+    """
     variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
     key: Any = getattr(os.environ, "encodekey", str)(name)
     return lambda: (os.environ.get(name) or None) if key in variables else None
 
 
 __all__ = [
-    "BatchNorm", "apply_directly", "backward_pass", "environment_reader", "hides_numbers", "in_forward_mode", "in_func_transform",
-    "is_batch_of_gradients", "is_wrapped", "needs_plain_functions", "watches_calls",
+    "BatchNorm", "apply_directly", "backward_pass", "environment_reader", "hides_numbers", "in_forward_mode",
+    "in_func_transform", "is_batch_of_gradients", "is_wrapped", "needs_plain_functions", "watches_calls",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Arithmetic on tensors; knows neither modules nor optimizers.
 
-One folder per operation. Each holds ``reference.py`` (plain torch), ``native.hpp`` with ``bind.hpp`` (C++), ``native.py`` (the same signatures
-as the reference) and ``op.py`` (what layers call; the kernel is chosen there).
+One folder per operation. Each holds ``reference.py`` (plain torch), ``native.hpp`` with ``bind.hpp`` (C++),
+``native.py`` (the same signatures as the reference) and ``op.py`` (what layers call; the kernel is chosen there).
 
     linear            y = x W^T for a sparse W, and its gradients
     conv2d            convolution by a sparse kernel, and its gradients

@@ -5,9 +5,9 @@
     dx = dy W           by the sparse kernels                                     2 B n
     dW = dy^T x         by torch's dense kernel, of the dense size                2 B N
 
-Proximal and mirror steps need this: every zero must be able to come back. The dense weight is at hand. So torch's own dense operations run
-where torch follows the call (``torch.func``, a tracer, a FLOP counter) and in a derivative of a derivative. Compiled code calls these functions
-between two graphs.
+Proximal and mirror steps need this: every zero must be able to come back. The dense weight is at hand. So torch's own
+dense operations run where torch follows the call (``torch.func``, a tracer, a FLOP counter) and in a derivative of a
+derivative. Compiled code calls these functions between two graphs.
 """
 
 from typing import Any
@@ -31,9 +31,8 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
     """x W^T + bias, (..., cols) -> (..., rows).
 
     Args:
-        dense: W, (rows, cols). It takes the gradient. It is read only where torch follows the call, or in a second derivative.
-        values: its non-zeros, (n,), detached.
-        s: their positions.
+        dense: W, (rows, cols). It takes the gradient. It is read only where torch follows the call, or in a second
+            derivative. values: its non-zeros, (n,), detached. s: their positions.
     """
     if torch.compiler.is_exporting():
         return _by_torch(x, dense, bias, None)
@@ -45,7 +44,10 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
 def shadow_conv2d(
     x: Tensor, dense: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None
 ) -> Tensor:
-    """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw). Otherwise as :func:`shadow_linear`."""
+    """Convolution, (B, in, H, W) -> (B, out, H', W'); ``dense`` is the kernel (out, in, kh, kw).
+
+    Otherwise as :func:`shadow_linear`.
+    """
     if torch.compiler.is_exporting():
         return _by_torch(x, dense, bias, g)
     return _product(x, dense, values, s, g, bias)
@@ -119,7 +121,10 @@ def _weight_gradient(dy: Tensor, x: Tensor, dense: Tensor, g: Geometry | None) -
 
 
 def for_dense(t: Tensor) -> Tensor:
-    """``t`` in the memory format in which torch's dense convolutions are fastest. On the CPU that is channels last: by a third to a half."""
+    """``t`` in the memory format in which torch's dense convolutions are fastest.
+
+    On the CPU that is channels last: by a third to a half.
+    """
     if not t.is_cpu or is_traced(t):
         return t
     return _apply_for_dense(t)

@@ -1,19 +1,19 @@
 # pyright: strict
-"""A product with a sparse matrix W = (s, values) as one differentiable operation, made once for the linear layer and the convolution.
+"""A product with a sparse matrix W = (s, values), differentiable; made once for the linear layer and the convolution.
 
     y = W x      dx = W^T dy      dW[i, j] = sum dy_i x_j      2 n FLOPs each for every sample and pixel
 
 What runs depends on what acts on the call:
 
-    a plain training step                        an ``autograd.Function`` around the chosen kernels
-    torch.compile, dispatch modes                the operators gossamer::<name>, <name>_dx, <name>_dw and <name>_backward, with fake kernels,
-                                                 autograd and FLOP formulas
-    torch.func, derivatives of derivatives       a :class:`~gossamer.products.trilinear.Trilinear` of these operators
-    torch.export, torch.jit.trace, ONNX          torch's own dense operation
+    a plain training step                     an ``autograd.Function`` around the chosen kernels
+    torch.compile, dispatch modes             the operators gossamer::<name>, <name>_dx, <name>_dw, <name>_backward,
+                                              with fake kernels, autograd and FLOP formulas
+    torch.func, derivatives of derivatives    a :class:`~gossamer.products.trilinear.Trilinear` of these operators
+    torch.export, torch.jit.trace, ONNX       torch's own dense operation
 
-Shapes: x and dx (B, in, ...), y and dy (B, out, ...), values and dW (n,) or (n, h, w). The dots are nothing for a linear layer, whose
-geometry g is None, and height and width for a convolution. An operator takes a support as five tensors and four sizes, and a geometry as
-its eight numbers, or none.
+Shapes: x and dx (B, in, ...), y and dy (B, out, ...), values and dW (n,) or (n, h, w). The dots are nothing for a
+linear layer, whose geometry g is None, and height and width for a convolution. An operator takes a support as five
+tensors and four sizes, and a geometry as its eight numbers, or none.
 """
 
 import math
@@ -79,7 +79,10 @@ class Product:
     def __call__(
         self, x: Tensor, values: Tensor, s: Support, g: Geometry | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """(B, in, ...) -> (B, out, ...), batch-last, in the dtype of ``x``; computed in the dtype of ``values``. Differentiable."""
+        """(B, in, ...) -> (B, out, ...), batch-last, in the dtype of ``x``; computed in the dtype of ``values``.
+
+        Differentiable.
+        """
         if not x.is_floating_point():
             raise UsageError(self.name, "the input must be of a floating dtype", got=x.dtype)
         if is_traced(x, values, bias):
@@ -103,7 +106,7 @@ class Product:
         self, dy: Tensor, x: Tensor | None, values: Tensor, s: Support, g: Geometry | None,
         size: Sequence[int] = (), of_x: bool = True, of_w: bool = True,
     ) -> Gradients:  # fmt: skip
-        """The gradients by the chosen kernels: dx, batch-last, in the dtype of ``dy``, and dW in that of ``values``; None if not wanted.
+        """dx (batch-last, dtype of ``dy``) and dW (dtype of ``values``) by the chosen kernels; None if not wanted.
 
         Args:
             x: may be None if only dx is wanted.

@@ -1,5 +1,5 @@
 # pyright: strict
-"""Derivatives of products: ``torch.func``, forward-mode differentiation, second derivatives, tracers. The numbers are right; speed is no aim.
+"""Derivatives of products: ``torch.func``, forward-mode differentiation, second derivatives, tracers. Not for speed.
 
 A product is one trilinear form of the output's gradient, the input and the values. The three kernels are its slopes:
 
@@ -8,14 +8,15 @@ A product is one trilinear form of the output's gradient, the input and the valu
     slot 1      dx = dt/dx     of (dy, v)      input gradient
     slot 2      dv = dt/dv     of (dy, x)      weight gradient
 
-A slope is linear in both of its arguments. Its derivatives are slopes again, so the kernels give every derivative of any order:
+A slope is linear in both of its arguments. Its derivatives are slopes again, so the kernels give every derivative of
+any order:
 
     backward    for g in the space of slot k:  d<g, slope_k(a_i, a_j)> / d(a_i) = slope_i(a_j, g)
     forward     slope_k(a_i, a_j)' = slope_k(a_i', a_j) + slope_k(a_i, a_j')
     vmap        values shared: one product of a larger batch; otherwise one product after the other
 
-A program that is recorded to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) consists of torch's own operations instead. It holds
-values and index, and makes the dense weight whenever it runs (:func:`as_dense`).
+A program that is recorded to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) consists of torch's own
+operations instead. It holds values and index, and makes the dense weight whenever it runs (:func:`as_dense`).
 """
 
 from collections.abc import Callable
@@ -31,7 +32,10 @@ from ..support import Support
 
 
 def as_dense(values: Tensor, s: Support) -> Tensor:
-    """The dense matrix (rows, cols), by operations that every tracer and exporter knows: no size depends on the data."""
+    """The dense matrix (rows, cols), by operations that every tracer and exporter knows.
+
+    No size depends on the data.
+    """
     (rows, cols), (h, w), grid, perm = s.shape, s.block, s.grid, s.perm.long()
     places = (s.row.long(), s.col[perm].long())
     tiles = values.new_zeros(*grid, h, w).index_put(places, values.view(-1, h, w)[perm])
@@ -39,21 +43,28 @@ def as_dense(values: Tensor, s: Support) -> Tensor:
 
 
 def check_index(who: str, crow: Tensor, col: Tensor) -> None:
-    """Refuses an index that a transform has wrapped. An index decides the length of loops, and each model has its own."""
+    """Refuses an index that a transform has wrapped.
+
+    An index decides the length of loops, and each model has its own.
+    """
     if is_wrapped(col) or is_wrapped(crow):
         what = "torch.func cannot follow the index of a support (crow, col)"
-        remedy = "transform the parameters alone; call models of different supports one after the other, or densify(copy.deepcopy(model))"
+        one_by_one = "call models of different supports one after the other"
+        remedy = f"transform the parameters alone; {one_by_one}, or densify(copy.deepcopy(model))"
         raise UsageError(who, what, remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False)
 class Trilinear:
-    """One form, given by its slopes: three functions of two plain tensors, (x, v) -> y, (dy, v) -> dx, (dy, x) -> dv."""
+    """One form, given by its slopes, functions of two plain tensors: (x, v) -> y, (dy, v) -> dx, (dy, x) -> dv."""
 
     slopes: tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]
 
     def slope(self, slot: int, first: Tensor, second: Tensor) -> Tensor:
-        """The slope of one slot at the arguments of the other two, in order. Differentiable any number of times, in both modes."""
+        """The slope of one slot at the arguments of the other two, in order.
+
+        Differentiable any number of times, in both modes.
+        """
         return _apply(first, second, self, slot)
 
     def gradients(
@@ -72,7 +83,7 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def forward(first: Tensor, second: Tensor, form: Trilinear, slot: int) -> Tensor:
         y = form.slopes[slot](first, second)
-        return y.clone() if y._is_view() else y  # a tangent need not lie as a view does
+        return y if y._base is None else y.clone()  # a tangent may have other strides than a view
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

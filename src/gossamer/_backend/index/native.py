@@ -1,5 +1,5 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`: no sorting, no index of eight bytes, one pass where torch takes several."""
+"""The fast counterparts of :mod:`.reference`: without sorting, without int64, in one pass where torch takes several."""
 
 from typing import Any, cast
 

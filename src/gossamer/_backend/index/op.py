@@ -1,8 +1,8 @@
 # pyright: strict
 """Indices; the kernel is chosen here. No autograd, since positions have no gradient.
 
-``GOSSAMER_BACKEND`` names a kernel of the products. Only ``reference`` is obeyed here: an index is made long before a product is wanted. The
-reference runs too where torch follows the call.
+``GOSSAMER_BACKEND`` names a kernel of the products. Only ``reference`` is obeyed here: an index is made long before a
+product is wanted. The reference runs too where torch follows the call.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def rows_of(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def columns_of(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ccol (cols + 1,), row (n,), perm (n,)), int32: the entries of an index in column order, and their places in row order."""
+    """(ccol (cols + 1,), row (n,), perm (n,)), int32: an index in column order, and the places in row order."""
     return _run(COLUMNS_OF, crow, col, cols)
 
 

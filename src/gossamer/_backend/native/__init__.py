@@ -1,10 +1,11 @@
 # pyright: strict
 """The native kernels: which build of them runs on this machine, and why none does if none does.
 
-The kernels are written once, in ``native.hpp`` beside each reference, and compiled for several instruction sets. Each build is an extension
-module in this folder: ``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best that the processor runs is taken; ``GOSSAMER_ISA`` names
-another. Kernels run on the threads of torch: there is one OpenMP runtime in the process, and ``torch.set_num_threads`` holds. A forked child
-has none of its parent's threads and runs them on one. For a given number of threads, the same inputs give the same bits.
+The kernels are written once, in ``native.hpp`` beside each reference, and compiled for several instruction sets. Each
+build is an extension module in this folder: ``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best that the
+processor runs is taken; ``GOSSAMER_ISA`` names another. Kernels run on the threads of torch: there is one OpenMP
+runtime in the process, and ``torch.set_num_threads`` holds. A forked child has none of its parent's threads and runs
+them on one. For a given number of threads, the same inputs give the same bits.
 """
 
 import importlib
@@ -25,7 +26,8 @@ COMPUTED = {
     torch.bfloat16: torch.float32,
 }  # dtype of activations -> dtype that is computed in
 
-# A function of tensors, then sizes, then the number of threads. It checks shapes, dtypes and strides itself and writes into its last tensors.
+# A function of tensors, then sizes, then the number of threads. It checks shapes, dtypes and strides itself and writes
+# into its last tensors.
 Function = Callable[..., None]
 
 
@@ -87,7 +89,8 @@ def _load(isa: str) -> Build | str:
         if missing.is_file():
             return missing.read_text(encoding="utf-8").strip()
         if isinstance(error, ModuleNotFoundError):
-            return "the extension modules were not built when gossamer was installed (pip install -v shows the compiler's messages)"
+            shows = "pip install -v shows the compiler's messages"
+            return f"the extension modules were not built when gossamer was installed ({shows})"
         return f"the extension module {isa} cannot be used: {error}"
     return build
 
@@ -106,7 +109,8 @@ def _builds() -> tuple[list[Build], str, dict[str, str]]:
     return builds, "" if builds else next(iter(unusable.values())), unusable
 
 
-# The builds that run here, best first; why there is none, or ""; the reason for each other one that the processor could run.
+# The builds that run here, best first; why there is none, or ""; the reason for each other one that the processor could
+# run.
 BUILDS, MISSING, UNUSABLE = _builds()
 BEST: Build | None = BUILDS[0] if BUILDS else None
 _warned = False
@@ -161,9 +165,9 @@ def computed(values: Tensor) -> Tensor:
 def keep_freed_memory() -> bool:
     """Lets this process keep the memory of freed tensors for the next step. For training on the CPU, sparse or dense.
 
-    By default glibc returns blocks above 32 MiB to the system at once. Then the system clears and maps every page of the next step's
-    activations again: a third of a whole step of a ResNet-18. The setting holds for the whole process (``mallopt``); the peak of memory does
-    not grow.
+    By default glibc returns blocks above 32 MiB to the system at once. Then the system clears and maps every page of
+    the next step's activations again: a third of a whole step of a ResNet-18. The setting holds for the whole process
+    (``mallopt``); the peak of memory does not grow.
 
     Returns: whether the allocator accepted it; False without the native kernels, or on another C library.
     """

@@ -1,5 +1,8 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module. Outputs and input gradients are batch-last."""
+"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module.
+
+Outputs and input gradients are batch-last.
+"""
 
 from functools import lru_cache
 from typing import cast

@@ -1,5 +1,8 @@
 # pyright: strict
-"""Convolution by a sparse kernel, differentiable. The kernels are chosen here; :class:`~gossamer.products.product.Product` does the rest."""
+"""Convolution by a sparse kernel, differentiable.
+
+The kernels are chosen here; :class:`~gossamer.products.product.Product` does the rest.
+"""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,10 +40,9 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
 
     Args:
         x: (B, in, H, W), any floating dtype (computed in the dtype of ``values``, returned in that of ``x``).
-        values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which compute in float32).
-        s: the support over the matrix (out, in kh kw).
-        g: kernel size, stride, padding, dilation.
-        bias: (out,) or None.
+        values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which
+            compute in float32). s: the support over the matrix (out, in kh kw). g: kernel size, stride, padding,
+            dilation. bias: (out,) or None.
 
     Returns: (B, out, H', W'), the batch innermost in memory.
     """

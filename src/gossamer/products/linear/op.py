@@ -1,5 +1,8 @@
 # pyright: strict
-"""y = x W^T + b for a sparse W, differentiable. The kernels are chosen here; :class:`~gossamer.products.product.Product` does the rest."""
+"""y = x W^T + b for a sparse W, differentiable.
+
+The kernels are chosen here; :class:`~gossamer.products.product.Product` does the rest.
+"""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,9 +34,8 @@ def csr_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None
 
     Args:
         x: (..., cols), any floating dtype (computed in the dtype of ``values``, returned in that of ``x``).
-        values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which compute in float32).
-        s: the support, on the same device.
-        bias: (rows,) or None.
+        values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which
+            compute in float32). s: the support, on the same device. bias: (rows,) or None.
 
     Returns: (..., rows), the batch innermost in memory.
     """

@@ -1,5 +1,8 @@
 # pyright: strict
-"""Batch normalisation of a training step, with a ReLU or without, as one operation on batch-last tensors. The kernel is chosen here."""
+"""Batch normalisation of a training step, with a ReLU or without, as one operation on batch-last tensors.
+
+The kernel is chosen here.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +34,7 @@ def batch_norm(
     relu: bool = False,
     running: Running | None = None,
 ) -> Tensor:
-    """``x`` normalised per channel by its own mean and variance, times ``weight``, plus ``bias``; with ``relu`` negative numbers become 0.
+    """``x`` normalised per channel by its own mean and variance, times ``weight``, plus ``bias``; a ReLU if ``relu``.
 
     Args:
         x: (N, C, ...), batch-last, float32 or float64, at least two numbers per channel.
@@ -79,7 +82,10 @@ def _update(running: Running, mean: Tensor, invstd: Tensor, eps: float, count: i
 def _differentiable(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients by torch's elementwise operations: the reference's equations line by line, with statistics computed from x again."""
+    """The gradients by torch's elementwise operations.
+
+    The lines are the reference's equations. The statistics are computed from x again.
+    """
     others, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
     centred, count = x - x.mean(others, keepdim=True), x.numel() // x.shape[1]
     invstd = (centred.square().mean(others, keepdim=True) + eps).rsqrt()

@@ -1,7 +1,8 @@
 # pyright: strict
-"""Batch normalisation by the statistics of the batch, with a ReLU or without, on batch-last tensors: the reference, by torch's own kernels.
+"""Batch normalisation by the statistics of the batch, with a ReLU or without, on batch-last tensors: the reference.
 
-For each channel, over its M numbers x (batch and pixels: a row of the matrix (C, M) that a batch-last tensor is in memory):
+For each channel, over its M numbers x (batch and pixels: a row of the matrix (C, M) that a batch-last tensor is in
+memory):
 
     forward     mean = sum x / M     invstd = 1 / sqrt(sum (x - mean)^2 / M + eps)
                 xhat = (x - mean) invstd     z = weight xhat + bias     y = max(z, 0) with the ReLU, else z
@@ -9,8 +10,8 @@ For each channel, over its M numbers x (batch and pixels: a row of the matrix (C
                 dbias = sum dz     dweight = sum dz xhat
                 dx = weight invstd (dz - dbias / M - xhat dweight / M)
 
-A missing weight counts as 1, a missing bias as 0. The backward pass keeps only x and the numbers per channel. It computes z again from x by the
-operations of the forward pass, z = x scale + shift.
+A missing weight counts as 1, a missing bias as 0. The backward pass keeps only x and the numbers per channel. It
+computes z again from x by the operations of the forward pass, z = x scale + shift.
 """
 
 import torch
@@ -32,7 +33,8 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, r
 def backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool
 ) -> Norm:
-    """dy, x (N, C, ...), both batch-last, the others (C,) -> dx like x, dweight and dbias (C,), also without weight or bias."""
+    """dy, x (N, C, ...), both batch-last, the others (C,) -> dx like x, dweight and dbias (C,), also without weight or
+    bias."""
     dz, flat = rows(dy), rows(x)
     if relu:
         scale = invstd if weight is None else invstd * weight

@@ -1,6 +1,9 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`. ``sampled`` is the weight-gradient kernel at other coordinates. ``strongest`` takes slabs of rows
-of the dense gradient from torch's own dense kernel: a sparse kernel is slower where nothing is skipped."""
+"""The fast counterparts of :mod:`.reference`.
+
+``sampled`` is the weight-gradient kernel at other coordinates. ``strongest`` takes slabs of rows of the dense gradient
+from torch's own dense kernel: a sparse kernel is slower where nothing is skipped.
+"""
 
 import functools
 from collections.abc import Sequence
