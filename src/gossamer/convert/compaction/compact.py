@@ -9,7 +9,7 @@ from torch import nn
 from ..._modules import named_modules, replaced
 from ...layers import SparseLayer
 from ..report import table
-from .graph import Channels, Reader, Untraceable, channels_of
+from .graph import Reader, Untraceable, channels_of, same_program, trace_of
 from .liveness import Live, live_channels
 from .narrow import narrow_norm_, narrowed
 from .weights import Layer
@@ -75,25 +75,17 @@ def compact(model: nn.Module) -> nn.Module:
     constant came through a batch normalisation (which would use the statistics of the batch) or a dropout; an
     optimizer must be made anew.
     """
-    made = copy.deepcopy(model).eval()
-    before = {name: tuple(_shape(m)) for name, m in _layers(made).items()}
+    made, reasons, why_not = _narrowed(copy.deepcopy(model).eval())
+    if why_not:
+        made, reasons = copy.deepcopy(model), {}
     modes = {name: m.training for name, m in named_modules(model).items()}
-    size, reason, rows = _parameters(made), "", []
-    try:
-        channels = channels_of(made)
-    except Untraceable as error:
-        reason, rows = str(error), [_row(name, m, before[name], str(error)) for name, m in _layers(made).items()]
-    else:
-        live = live_channels(channels)
-        reasons = _reasons(channels, live, before)
-        for norm in channels.norms:
-            narrow_norm_(norm, live)
-        made = replaced(made, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
-        rows = [_row(name, m, before[name], reasons[name]) for name, m in _layers(made).items()]
     for name, m in named_modules(made).items():
         m.training = modes[name]
+    given, rows = _layers(model), list[CompactedLayer]()
+    for name, m in _layers(made).items():
+        rows.append(CompactedLayer(name, type(m).__name__, _shape(given[name]), _shape(m), reasons.get(name, why_not)))
     vars(made).pop("sparsity_report", None)  # it is of the shapes before
-    vars(made)["compaction_report"] = Compaction(tuple(rows), size, _parameters(made), reason)
+    vars(made)["compaction_report"] = Compaction(tuple(rows), _parameters(model), _parameters(made), why_not)
     return made
 
 
@@ -112,22 +104,27 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _row(name: str, m: Layer, before: tuple[int, ...], reason: str) -> CompactedLayer:
-    return CompactedLayer(name, type(m).__name__, before, _shape(m), reason)
-
-
-def _reasons(channels: Channels, live: Live, before: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Why the output of each layer stays as wide as it is; "" where it does not."""
-    found = dict.fromkeys(before, "it is not called")
-    found.update((name, why) for name, why in channels.alone.items() if name in before)
-    found.update((reader.name, _reason(reader, live)) for reader in channels.readers)
-    return found
+def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str], str]:
+    """The model, which is used up, without its dead channels; why the output of each layer is as wide as before ("" if
+    it is not); and why none of that can be relied on ("" if it can)."""
+    found = dict.fromkeys(_layers(model), "it is not called")
+    try:
+        trace = trace_of(model)
+        channels = channels_of(model, trace)
+        live = live_channels(channels)
+        found.update((name, why) for name, why in channels.alone.items() if name in found)
+        found.update((reader.name, _reason(reader, live)) for reader in channels.readers)
+        for norm in channels.norms:
+            narrow_norm_(norm, live)
+        model = replaced(model, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
+        same = same_program(trace, trace_of(model))
+    except Untraceable as error:
+        return model, found, str(error)
+    return model, found, "" if same else "its forward pass asks its layers for their sizes"
 
 
 def _reason(reader: Reader, live: Live) -> str:
     space = reader.made.root()
     if not live[space].all():
         return ""
-    if space.size == 1:
-        return "one channel stays of every layer"
-    return space.pinned or "no output channel is dead"
+    return space.pinned or ("one channel stays of every layer" if space.size == 1 else "no output channel is dead")

@@ -73,14 +73,27 @@ class _Tracer(fx.Tracer):
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def channels_of(model: nn.Module) -> Channels:
-    """Follows the channels through a model that is in eval mode. Raises :class:`Untraceable`."""
+def trace_of(model: nn.Module) -> fx.Graph:
+    """The forward pass of a model that is in eval mode, as a graph. Raises :class:`Untraceable`."""
     try:
-        graph = _Tracer().trace(model)
+        return _Tracer().trace(model)
     # a forward pass in Python can fail on a tracer's stand-ins for tensors in any of these ways
     except (ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise Untraceable(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
+
+
+def same_program(a: fx.Graph, b: fx.Graph) -> bool:
+    """Whether two traces are the same operations on the same tensors, with the same numbers."""
+
+    def lines(graph: fx.Graph) -> list[tuple[object, ...]]:
+        return [(n.op, n.target, *(fx.map_arg(v, str) for v in (n.args, n.kwargs))) for n in graph.nodes]
+
+    return lines(a) == lines(b)
+
+
+def channels_of(model: nn.Module, graph: fx.Graph) -> Channels:
+    """Follows the channels through the trace of a model."""
     walk = _Walk(model, graph)
     for node in graph.nodes:
         walk.visit(node)
