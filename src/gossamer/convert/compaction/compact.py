@@ -47,33 +47,33 @@ def compact(model: nn.Module) -> nn.Module:
     """A smaller model with equal outputs in eval mode: channels (neurons, filters) that no output depends on are
     removed.
 
-    A channel is removed where it is certain that this changes no output:
+    A channel is removed only where it is certain that no output changes. There are two cases:
 
-    - *unread*: no weight that leads from it to a channel that stays is different from zero; - *constant*: it does not
-    depend on the input, since all its incoming weights are zero or come from constant channels, or since its
-      normalisation multiplies it by zero. Its value, through normalisation, activation and pooling, is then added to
-      the biases of the layers that read it (which get a bias if they have none). A convolution that pads with zeros
-      can only take over the constant 0.
+    - *unread*: all weights from this channel to channels that stay are zero.
+    - *constant*: the channel does not depend on the input. All its incoming weights are zero or come from constant
+      channels, or a batch normalisation multiplies it by zero. Its value is followed through normalisation, activation
+      and pooling, and added to the biases of the layers that read it (a layer without a bias gets one). A convolution
+      that pads with zeros can only take over the constant 0.
 
-    With it go the row of the layer that makes it, its entries in batch normalisations, and its columns in the layers
-    that read it. This is repeated until nothing changes. The operands of a sum (a residual connection) keep the same
-    channels.
+    A removed channel disappears from the rows of the layer that makes it, from batch normalisations, and from the
+    columns of the layers that read it. This is repeated until nothing changes. The operands of a sum (a residual
+    connection) keep the same channels.
 
     The model is traced by ``torch.fx`` and followed through Linear and Conv2d layers, dense and sparse, batch
     normalisations, activations, pooling, dropout, flattening, sums and products. Inputs and outputs of the model, and
-    of anything that is not known here, keep their width. A model that cannot be traced is copied as it is. Images have
-    a batch dimension, (N, C, H, W), and a batch normalisation of F features behind a linear layer of F features
-    normalises these.
+    of anything that is not known here, keep their width. A model that cannot be traced, or whose forward pass asks a
+    layer for its size, is copied as it is. Two things are assumed: images have a batch dimension, (N, C, H, W); and a
+    BatchNorm1d of F features behind a Linear layer of F features normalises these features.
 
-    Sparse layers keep their layout, and what is left of their support. A kept connection whose value is zero counts as
-    zero: use this after training. Of tiles (``block``) only whole ones are removed, and one channel stays of every
-    layer.
+    Sparse layers keep their layout and the remaining part of their support. A kept connection whose value is zero
+    counts as zero, so use this after training. Of tiles (``block``) only whole ones are removed. Every layer keeps one
+    channel.
 
-    Returns: a new model, with new parameters and in the same mode; the given one is not changed. ``compaction_report``
-        says for each layer how
-    it shrank, or why it did not. Outputs agree up to rounding. In training mode they agree too, unless a removed
-    constant came through a batch normalisation (which would use the statistics of the batch) or a dropout; an
-    optimizer must be made anew.
+    Returns: a new model with new parameters, in the same mode; the given model is not changed. Its
+        ``compaction_report``
+    says for each layer how it shrank, or why it did not. Outputs agree up to rounding. In training mode they also
+    agree, except where a removed constant came through a batch normalisation (which then uses the statistics of the
+    batch) or through a dropout. Parameters are new: make a new optimizer.
     """
     made, reasons, why_not = _narrowed(copy.deepcopy(model).eval())
     if why_not:
