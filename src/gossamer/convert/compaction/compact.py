@@ -75,9 +75,10 @@ def compact(model: nn.Module) -> nn.Module:
     agree, except where a removed constant came through a batch normalisation (which then uses the statistics of the
     batch) or through a dropout. Parameters are new: make a new optimizer.
     """
-    made, reasons, why_not = _narrowed(copy.deepcopy(model).eval())
-    if why_not:
-        made, reasons = copy.deepcopy(model), {}
+    try:
+        (made, reasons), why_not = _narrowed(copy.deepcopy(model).eval()), ""
+    except Untraceable as error:
+        made, reasons, why_not = copy.deepcopy(model), dict[str, str](), str(error)
     modes = {name: m.training for name, m in named_modules(model).items()}
     for name, m in named_modules(made).items():
         m.training = modes[name]
@@ -104,23 +105,21 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str], str]:
-    """The model, which is used up, without its dead channels; why the output of each layer is as wide as before ("" if
-    it is not); and why none of that can be relied on ("" if it can)."""
-    found = dict.fromkeys(_layers(model), "it is not called")
-    try:
-        trace = trace_of(model)
-        channels = channels_of(model, trace)
-        live = live_channels(channels)
-        found.update((name, why) for name, why in channels.alone.items() if name in found)
-        found.update((reader.name, _reason(reader, live)) for reader in channels.readers)
-        for norm in channels.norms:
-            narrow_norm_(norm, live)
-        model = replaced(model, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
-        same = same_program(trace, trace_of(model))
-    except Untraceable as error:
-        return model, found, str(error)
-    return model, found, "" if same else "its forward pass asks its layers for their sizes"
+def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """The model without its dead channels (it is used up), and for each layer why its output is as wide as before, "" if
+    it is not. Raises :class:`Untraceable`."""
+    trace = trace_of(model)
+    channels = channels_of(model, trace)
+    live = live_channels(channels)
+    reasons = dict.fromkeys(_layers(model), "it is not called")
+    reasons.update((name, why) for name, why in channels.alone.items() if name in reasons)
+    reasons.update((reader.name, _reason(reader, live)) for reader in channels.readers)
+    for norm in channels.norms:
+        narrow_norm_(norm, live)
+    model = replaced(model, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
+    if not same_program(trace, trace_of(model)):
+        raise Untraceable("its forward pass asks its layers for their sizes")
+    return model, reasons
 
 
 def _reason(reader: Reader, live: Live) -> str:
