@@ -106,8 +106,8 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """The model without its dead channels (it is used up), and for each layer why its output is as wide as before, "" if
-    it is not. Raises :class:`Untraceable`."""
+    """The model without its dead channels (it is used up), and for each layer why its output is as wide as before, ""
+    if it is not. Raises :class:`Untraceable`."""
     trace = trace_of(model)
     channels = channels_of(model, trace)
     live = live_channels(channels)
