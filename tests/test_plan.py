@@ -111,7 +111,7 @@ def test_a_mixture_is_weighed_against_a_network_without_conversions():
 
 
 @pytest.mark.parametrize(("tiles", "layout"), [(3.0, "csr"), (40.0, "masked")])
-def test_the_unit_asked_for_is_the_one_compared(tiles, layout):
+def test_the_block_asked_for_is_the_one_compared(tiles, layout):
     plan = planned(timer=clock(fixed=0.0, each=0.0, tiles=tiles), block=(4, 1))
     assert set(plan.layouts.values()) == {layout} and "csr 4x1" in str(plan)
     assert all(row.block == (4, 1) and row.sparse == tiles for row in plan.rows)

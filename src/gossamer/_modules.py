@@ -1,8 +1,11 @@
 # pyright: strict
-"""The modules of a model by name, and their exchange. Torch does not declare the types of ``named_modules``: here they
-are."""
+"""The modules of a model: by name, in eval mode, and their exchange.
 
-from collections.abc import Iterator, Mapping
+Torch does not declare the types of ``named_modules``; :func:`named_modules` does.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 from torch import nn
@@ -23,3 +26,15 @@ def replaced(model: nn.Module, counterparts: Mapping[nn.Module, nn.Module]) -> n
         if m in counterparts:
             model.set_submodule(name, counterparts[m])
     return model
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Generator[None]:
+    """Inside, all modules are in eval mode; afterwards, each is in its own mode again."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode

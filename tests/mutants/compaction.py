@@ -104,5 +104,6 @@ COMPACTION = {
     "a flattening is pixel by pixel": _bent(compact_of, "narrowed", _pixels_first),
     "a channel of a constant is kept": _bent(compact_of, "live_channels", _all_live),
     "only one round": _bent(liveness, "_grow", _one_round),
+    "what depends on a width is not noticed": _bent(compact_of, "same_program", lambda a, b: True),
     "writing in place is forgotten": _bent(values.Value, "forget", lambda value: None),
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._budgets import Budget
 from .._errors import UsageError
+from .._modules import eval_mode
 from ..layers import SparseLayer, sparse_layers
 from ..selection import Pick, geometry_of, select
 from .record import Block, Shape
@@ -85,9 +86,9 @@ def workloads(who: str, model: nn.Module, layers: Layers, block: Block, example:
         works[m].append(_work(m, inputs[0]))
 
     handles = [m.register_forward_hook(look) for m in works]
-    modes = {m: m.training for m in model.modules()}
     try:
-        model.eval()(*example)
+        with eval_mode(model):
+            model(*example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in example)
         what = f"the model does not run on an input of shape {shapes}: {error}"
@@ -96,8 +97,6 @@ def workloads(who: str, model: nn.Module, layers: Layers, block: Block, example:
     finally:
         for handle in handles:
             handle.remove()
-        for m, mode in modes.items():
-            m.training = mode
     # three digits: layers of equal shapes whose densities differ by one block are measured once
     densities = {name: float(f"{density:.3g}") for name, density in layers.densities.items()}
     return [

@@ -236,6 +236,20 @@ class _Branching(nn.Module):
         return self.b(F.relu(y) if x.sum() > 0 else y)
 
 
+class _Sized(nn.Module):
+    """A forward pass that depends on the width of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        _drawn(self)
+        _zero(self.b.weight, 1, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3) -> (N, 2)."""
+        return self.b(self.a(x)) * self.b.in_features**-0.5
+
+
 NETWORKS = {
     "a chain": Network(_chain, (4, 3, 12, 12), {"0": (3, 3), "4": (4, 3), "8": (6, 36), "12": (3, 6)}),
     "padding": Network(_padded, (3, 2, 7, 7), {"0": (2, 2), "2": (3, 2)}),
@@ -243,5 +257,6 @@ NETWORKS = {
     "mixed channels": Network(_Mixing, (5, 4), {"a": (6, 4), "b": (4, 6), "c": (3, 8)}),
     "a layer that is called twice": Network(_Twice, (5, 3), {"b": (4, 4)}),
     "a constant that is overwritten": Network(_Overwritten, (5, 3), {}),
+    "a forward pass that asks for a width": Network(_Sized, (5, 3), {"a": (4, 3)}),
     "a forward pass that branches": Network(_Branching, (5, 3), {"a": (4, 3)}),
 }

@@ -9,7 +9,7 @@ from torch import nn
 from ..._modules import named_modules, replaced
 from ...layers import SparseLayer
 from ..report import table
-from .graph import Channels, Reader, Untraceable, channels_of
+from .graph import Reader, Untraceable, channels_of, same_program, trace_of
 from .liveness import Live, live_channels
 from .narrow import narrow_norm_, narrowed
 from .weights import Layer
@@ -47,53 +47,46 @@ def compact(model: nn.Module) -> nn.Module:
     """A smaller model with equal outputs in eval mode: channels (neurons, filters) that no output depends on are
     removed.
 
-    A channel is removed where it is certain that this changes no output:
+    A channel is removed only where it is certain that no output changes. There are two cases:
 
-    - *unread*: no weight that leads from it to a channel that stays is different from zero; - *constant*: it does not
-    depend on the input, since all its incoming weights are zero or come from constant channels, or since its
-      normalisation multiplies it by zero. Its value, through normalisation, activation and pooling, is then added to
-      the biases of the layers that read it (which get a bias if they have none). A convolution that pads with zeros
-      can only take over the constant 0.
+    - *unread*: all weights from this channel to channels that stay are zero.
+    - *constant*: the channel does not depend on the input. All its incoming weights are zero or come from constant
+      channels, or a batch normalisation multiplies it by zero. Its value is followed through normalisation, activation
+      and pooling, and added to the biases of the layers that read it (a layer without a bias gets one). A convolution
+      that pads with zeros can only take over the constant 0.
 
-    With it go the row of the layer that makes it, its entries in batch normalisations, and its columns in the layers
-    that read it. This is repeated until nothing changes. The operands of a sum (a residual connection) keep the same
-    channels.
+    A removed channel disappears from the rows of the layer that makes it, from batch normalisations, and from the
+    columns of the layers that read it. This is repeated until nothing changes. The operands of a sum (a residual
+    connection) keep the same channels.
 
     The model is traced by ``torch.fx`` and followed through Linear and Conv2d layers, dense and sparse, batch
     normalisations, activations, pooling, dropout, flattening, sums and products. Inputs and outputs of the model, and
-    of anything that is not known here, keep their width. A model that cannot be traced is copied as it is. Images have
-    a batch dimension, (N, C, H, W), and a batch normalisation of F features behind a linear layer of F features
-    normalises these.
+    of anything that is not known here, keep their width. A model that cannot be traced, or whose forward pass asks a
+    layer for its size, is copied as it is. Two things are assumed: images have a batch dimension, (N, C, H, W); and a
+    BatchNorm1d of F features behind a Linear layer of F features normalises these features.
 
-    Sparse layers keep their layout, and what is left of their support. A kept connection whose value is zero counts as
-    zero: use this after training. Of tiles (``block``) only whole ones are removed, and one channel stays of every
-    layer.
+    Sparse layers keep their layout and the remaining part of their support. A kept connection whose value is zero
+    counts as zero, so use this after training. Of tiles (``block``) only whole ones are removed. Every layer keeps one
+    channel.
 
-    Returns: a new model, with new parameters and in the same mode; the given one is not changed. ``compaction_report``
-        says for each layer how
-    it shrank, or why it did not. Outputs agree up to rounding. In training mode they agree too, unless a removed
-    constant came through a batch normalisation (which would use the statistics of the batch) or a dropout; an
-    optimizer must be made anew.
+    Returns: a new model with new parameters, in the same mode; the given model is not changed. Its
+        ``compaction_report``
+    says for each layer how it shrank, or why it did not. Outputs agree up to rounding. In training mode they also
+    agree, except where a removed constant came through a batch normalisation (which then uses the statistics of the
+    batch) or through a dropout. Parameters are new: make a new optimizer.
     """
-    made = copy.deepcopy(model).eval()
-    before = {name: tuple(_shape(m)) for name, m in _layers(made).items()}
-    modes = {name: m.training for name, m in named_modules(model).items()}
-    size, reason, rows = _parameters(made), "", []
     try:
-        channels = channels_of(made)
+        (made, reasons), why_not = _narrowed(copy.deepcopy(model).eval()), ""
     except Untraceable as error:
-        reason, rows = str(error), [_row(name, m, before[name], str(error)) for name, m in _layers(made).items()]
-    else:
-        live = live_channels(channels)
-        reasons = _reasons(channels, live, before)
-        for norm in channels.norms:
-            narrow_norm_(norm, live)
-        made = replaced(made, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
-        rows = [_row(name, m, before[name], reasons[name]) for name, m in _layers(made).items()]
+        made, reasons, why_not = copy.deepcopy(model), dict[str, str](), str(error)
+    modes = {name: m.training for name, m in named_modules(model).items()}
     for name, m in named_modules(made).items():
         m.training = modes[name]
+    given, rows = _layers(model), list[CompactedLayer]()
+    for name, m in _layers(made).items():
+        rows.append(CompactedLayer(name, type(m).__name__, _shape(given[name]), _shape(m), reasons.get(name, why_not)))
     vars(made).pop("sparsity_report", None)  # it is of the shapes before
-    vars(made)["compaction_report"] = Compaction(tuple(rows), size, _parameters(made), reason)
+    vars(made)["compaction_report"] = Compaction(tuple(rows), _parameters(model), _parameters(made), why_not)
     return made
 
 
@@ -112,22 +105,25 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _row(name: str, m: Layer, before: tuple[int, ...], reason: str) -> CompactedLayer:
-    return CompactedLayer(name, type(m).__name__, before, _shape(m), reason)
-
-
-def _reasons(channels: Channels, live: Live, before: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Why the output of each layer stays as wide as it is; "" where it does not."""
-    found = dict.fromkeys(before, "it is not called")
-    found.update((name, why) for name, why in channels.alone.items() if name in before)
-    found.update((reader.name, _reason(reader, live)) for reader in channels.readers)
-    return found
+def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """The model without its dead channels (it is used up), and for each layer why its output is as wide as before, ""
+    if it is not. Raises :class:`Untraceable`."""
+    trace = trace_of(model)
+    channels = channels_of(model, trace)
+    live = live_channels(channels)
+    reasons = dict.fromkeys(_layers(model), "it is not called")
+    reasons.update((name, why) for name, why in channels.alone.items() if name in reasons)
+    reasons.update((reader.name, _reason(reader, live)) for reader in channels.readers)
+    for norm in channels.norms:
+        narrow_norm_(norm, live)
+    model = replaced(model, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
+    if not same_program(trace, trace_of(model)):
+        raise Untraceable("its forward pass asks its layers for their sizes")
+    return model, reasons
 
 
 def _reason(reader: Reader, live: Live) -> str:
     space = reader.made.root()
     if not live[space].all():
         return ""
-    if space.size == 1:
-        return "one channel stays of every layer"
-    return space.pinned or "no output channel is dead"
+    return space.pinned or ("one channel stays of every layer" if space.size == 1 else "no output channel is dead")

@@ -2,7 +2,7 @@
 """The channels of a model: which layers make them, which read them, and which are constant.
 
 A trace of the model (torch.fx) is followed node by node. An operation that is not known here keeps all channels that it
-reads, and nothing is known of its result: more than necessary stays then, never less.
+reads, and nothing is known of its result. So an unknown operation can only keep too many channels, never too few.
 """
 
 from collections import Counter
@@ -25,12 +25,12 @@ LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, SparseLinear, Spars
 
 
 class Untraceable(ValueError):
-    """The model cannot be followed; the message says why."""
+    """The forward pass cannot be followed, or depends on the widths of layers; the message says why."""
 
 
 @dataclass(eq=False)
 class Reader:
-    """A layer: it reads the channels of ``source`` (None: nothing is known of its input) and makes those of
+    """A layer. It reads the channels of ``source`` (None: nothing is known of its input) and makes the channels
     ``made``."""
 
     name: str
@@ -45,7 +45,7 @@ class Reader:
 
 @dataclass(eq=False)
 class Norm:
-    """A batch normalisation: its parameters belong to the channels of ``space``, ``spread`` of them to each."""
+    """A batch normalisation. Each channel of ``space`` has ``spread`` entries in its parameters."""
 
     name: str
     module: _BatchNorm
@@ -73,14 +73,27 @@ class _Tracer(fx.Tracer):
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def channels_of(model: nn.Module) -> Channels:
-    """Follows the channels through a model that is in eval mode. Raises :class:`Untraceable`."""
+def trace_of(model: nn.Module) -> fx.Graph:
+    """The forward pass of a model that is in eval mode, as a graph. Raises :class:`Untraceable`."""
     try:
-        graph = _Tracer().trace(model)
-    # a forward pass in Python can fail on a tracer's stand-ins for tensors in any of these ways
+        return _Tracer().trace(model)
+    # the forward pass is the user's: on the tracer's proxies it can fail in any of these ways
     except (ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise Untraceable(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
+
+
+def same_program(a: fx.Graph, b: fx.Graph) -> bool:
+    """Whether two traces have the same operations with the same operands and numbers."""
+
+    def lines(graph: fx.Graph) -> list[tuple[object, ...]]:
+        return [(n.op, n.target, *(fx.map_arg(v, str) for v in (n.args, n.kwargs))) for n in graph.nodes]
+
+    return lines(a) == lines(b)
+
+
+def channels_of(model: nn.Module, graph: fx.Graph) -> Channels:
+    """Follows the channels through the trace of a model."""
     walk = _Walk(model, graph)
     for node in graph.nodes:
         walk.visit(node)
@@ -106,8 +119,8 @@ class _Walk:
             self.values[node] = self._opaque(node, "the model returns its output")
 
     def _opaque(self, node: Node, why: str) -> None:
-        """Keeps all channels of the operands, and forgets their constants: the operation may give out their memory, or
-        write to it."""
+        """Keeps all channels of the operands and drops their constants: the operation may write to their memory, or
+        return a view of it."""
         for operand in node.all_input_nodes:
             if (value := self.values[operand]) is not None:
                 value.space.pin(why)

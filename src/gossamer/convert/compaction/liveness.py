@@ -1,12 +1,12 @@
 # pyright: strict
 """Liveness: the channels that must stay.
 
-    a channel of the model's output, or of a tensor that goes somewhere unknown, stays
-    if output channel i of a layer stays, so does every channel j that it reads, W_ij != 0, unless j is constant
+    a channel of the model's output, or of the input of an unknown operation, stays
+    if output channel i of a layer stays, every channel j with W_ij != 0 stays, unless j is constant
     channels that share a tile of a blocked support stay together, and of every space one channel stays
 
-The least set with these properties is found by going on until nothing changes. All other channels can go at once:
-nothing that stays reads them, or what it reads there is a constant, which its bias takes over.
+The least set with these properties is found by repetition until nothing changes. All other channels can be removed
+together: a channel that stays does not read them, or it reads a constant there, which is added to its bias.
 """
 
 import torch

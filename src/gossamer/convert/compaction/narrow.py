@@ -38,7 +38,7 @@ def narrow_norm_(norm: Norm, live: Live) -> None:
 
 
 def _constant_part(reader: Reader, source: Tensor | None) -> Tensor:
-    """What the channels that go add to each output, (out,) float64."""
+    """What the removed channels, which are constant, add to each output, (out,) float64."""
     weights, extra = reader.weights, torch.zeros(sizes_of(reader.module)[0], dtype=torch.float64)
     if source is None:
         return extra
@@ -47,21 +47,21 @@ def _constant_part(reader: Reader, source: Tensor | None) -> Tensor:
 
 
 def _part(t: Tensor, kept: Tensor) -> Tensor:
-    """The kept entries along the first dimension, in new memory; a parameter stays one."""
+    """The kept entries along the first dimension, in new memory, as a parameter if ``t`` is one."""
     part = t.detach()[kept.to(t.device)].clone()
     return nn.Parameter(part, t.requires_grad) if isinstance(t, nn.Parameter) else part
 
 
 def _bias(like: Tensor, old: Tensor | None, bias: Tensor | None) -> nn.Parameter | None:
-    """The new bias as a parameter, of the dtype and on the device of the weight, trained as the old one (or the
-    weight) is."""
+    """The new bias as a parameter with the dtype and device of the weight. It requires a gradient if the old bias does,
+    or, where there was none, if the weight does."""
     if bias is None:
         return None
     return nn.Parameter(bias.to(like.device, like.dtype), like.requires_grad if old is None else old.requires_grad)
 
 
 def _dense(m: nn.Linear | nn.Conv2d, rows: Tensor, features: Tensor, bias: Tensor | None) -> nn.Linear | nn.Conv2d:
-    """In place: hooks, mode and type stay."""
+    """The layer itself with fewer channels: its type, mode and attributes stay."""
     new, sizes = _bias(m.weight, m.bias, bias), (int(rows.sum()), int(features.sum()))
     weight = m.weight.detach()[rows.to(m.weight.device)][:, features.to(m.weight.device)].clone()
     m.register_parameter("weight", nn.Parameter(weight, m.weight.requires_grad))
@@ -74,7 +74,7 @@ def _dense(m: nn.Linear | nn.Conv2d, rows: Tensor, features: Tensor, bias: Tenso
 
 
 def _sparse(m: SparseLayer, rows: Tensor, features: Tensor, bias: Tensor | None) -> SparseLayer:
-    """A new layer of the same layout, its support that part of the old one, renumbered."""
+    """A new layer of the same layout. Its support is the remaining part of the old one, renumbered."""
     s, (h, w) = m.support, m.block
     columns = features.repeat_interleave(taps_of(m))
     row_blocks, column_blocks = rows[::h], columns[::w]  # whole tiles stay or go: the channels are tied so

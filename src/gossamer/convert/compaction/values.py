@@ -1,6 +1,6 @@
 # pyright: strict
-"""What is known of one tensor inside a model: which channels it has, with whom they stay, and which of them are
-constant."""
+"""What is known of one tensor inside a model: its channels, the channels that are kept together, and the constant
+ones."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +13,7 @@ Kind = Literal["image", "vector"]  # (N, C, H, W), or (N, ..., F) with the featu
 
 @dataclass(eq=False)
 class Space:
-    """Channels that several tensors share: a channel is kept in all of them or in none.
+    """The channels of one or several tensors. A channel is kept in all of these tensors or in none.
 
     A sum needs its operands to have the same channels, so it joins their spaces (:meth:`join`); ``parent`` then leads
     to the one that stands for both.
@@ -43,7 +43,7 @@ class Space:
             self.root().ties.append(starts.cumsum(0) - 1)
 
     def join(self, other: "Space") -> None:
-        """Makes the two one."""
+        """Makes one space of two."""
         a, b = self.root(), other.root()
         if a is not b:
             b.parent = a
@@ -53,8 +53,8 @@ class Space:
 
 @dataclass(eq=False)
 class Value:
-    """One tensor. ``constant``: (size, 1) or (size, spread) float64, what each channel is at every place and for every
-    input; NaN where that depends on the input."""
+    """One tensor. ``constant``, (size, 1) or (size, spread) float64, is the value that a channel has at every place
+    and for every input; NaN if the channel depends on the input."""
 
     space: Space
     kind: Kind
@@ -78,8 +78,8 @@ class Value:
     def result(
         self, constant: Tensor, *, kind: Kind | None = None, alias: bool = False, written: bool = False
     ) -> "Value":
-        """The result of an operation that keeps the channels. ``alias``: it may lie in the same memory; ``written``:
-        and may have been written there, so that the constants of all that lies there are no longer known."""
+        """The result of an operation that keeps the channels. ``alias``: the result may share memory with this tensor.
+        ``written``: the operation may have written to this memory, so the constants of all tensors in it are lost."""
         if written:
             self.forget()
         memory = self.memory if alias or written else list["Value"]()
@@ -88,7 +88,7 @@ class Value:
         )
 
     def forget(self) -> None:
-        """Nothing is known any more of the constants of whatever may lie in this memory."""
+        """Drops the constants of all tensors that may share this memory."""
         for value in self.memory:
             value.constant = torch.full_like(value.constant, torch.nan)
 
