@@ -4,7 +4,7 @@
     python benchmarks/diagnosis.py --isometry            of Gaussian matrices 256 x 512, five of them, 2000 supports each
 
 At each stage the gradient of 200 batches at the present weights is the truth; sensing is predicted from ``window`` batches of it. Writes
-DIR/recall.csv and prints the table; ``grow`` is a hundredth of the zeros.
+DIR/recall.csv and prints the table; ``n_grow`` is a hundredth of the zeros.
 """
 
 import argparse
@@ -71,19 +71,19 @@ def main() -> None:
             opt.step()
             step += 1
         parts = torch.randperm(len(X))[: 200 * 128].split(128)
-        heard = diagnose.record_operands(layers, [partial(backward, where) for where in parts])
-        for name, operands in heard.items():
+        recorded = diagnose.record_operands(layers, [partial(backward, where) for where in parts])
+        for name, operands in recorded.items():
             s = layers[name].support
-            grow = round(0.01 * (s.total - s.n))
+            n_grow = round(0.01 * (s.total - s.n))
             for fraction in (0.1, 0.3, 1.0):
                 for window in (1, 10):
                     measured = diagnose.measured_recall(
-                        operands, s, n_grow=grow, fraction=fraction, window=window, trials=8
+                        operands, s, n_grow=n_grow, fraction=fraction, window=window, trials=8
                     )
                     found = diagnose.sensing(
                         operands[:window],
                         s,
-                        n_grow=grow,
+                        n_grow=n_grow,
                         fraction=fraction,
                         window=window,
                         measured=measured,

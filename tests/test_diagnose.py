@@ -181,8 +181,8 @@ def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     (lambda: diagnose.sensing(pairs(3, 1), layer_4x5(), n_grow=2), "one sample"),
     (lambda: diagnose.sensing([], layer_4x5(), n_grow=2), "one batch at least"),
     (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=-1), "n_grow must be at least 0"),
-    (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=1.5), "fraction is a share"),
-    (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=-0.1), "fraction is a share"),
+    (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=1.5), "fraction is a fraction, a number in"),
+    (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=-0.1), "fraction is a fraction, a number in"),
     (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, window=0), "window must be at least 1"),
     (lambda: diagnose.sensing([(holed(3, 4), normal(3, 5))], layer_4x5(), n_grow=2), "dy of batch 0 holds 1 entries"),
     (lambda: diagnose.sensing([*pairs(3), (normal(3, 4), holed(3, 5, value=math.inf))], layer_4x5(), n_grow=2), "x of batch 1 holds 1"),
@@ -329,7 +329,7 @@ def test_a_csst_run_logs_every_event(tmp_path):
     assert all("batch 32 over 4 steps senses" in line["sentence"] for line in lines)
     watch.close()
     F.cross_entropy(net(batches[0][0]), batches[0][1]).backward()
-    assert not watch._heard
+    assert not watch._seen
 
 
 def test_watching_changes_nothing():

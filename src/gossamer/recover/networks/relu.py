@@ -1,7 +1,7 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 """Sparse ReLU networks: layers of (support, values, bias), and their way into an ``nn.Sequential`` and back.
 
-    f(x) = W_L (... W_2 (W_1 x + b_1)_+ ...) + b_L      every W sparse
+f(x) = W_L (... W_2 (W_1 x + b_1)_+ ...) + b_L      every W sparse
 """
 
 from typing import NamedTuple

@@ -38,7 +38,7 @@ from ..gates import generator
 from ..units import beyond, exponent, put_back, shifted, times
 from .data import classes_of, inputs
 from .projection import Projection, Thresholds
-from .relu import Fit, Layer, ReLUNetwork, largest
+from .relu import Fit, ReLUNetwork, largest
 
 Watch = Callable[[int, float], object]  # called with the step and its loss
 
@@ -152,9 +152,7 @@ def train(
     thresholds = Thresholds(stop, training.every, first, s, training.swap)
     projection = Projection(layers, thresholds, training.window, training.scouts, training.seed)
     topology, losses = projection.topology, list[float]()
-    opt = torch.optim.AdamW(
-        model.parameters(), lr=training.lr, weight_decay=training.weight_decay, betas=(0.9, 0.99)
-    )
+    opt = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay, betas=(0.9, 0.99))
     rewirer = Rewirer(model, opt, topology, rng=generator(training.seed, 4), newborn="zero")
 
     def balance(*_: object) -> None:
