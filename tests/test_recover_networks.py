@@ -71,7 +71,7 @@ AUTHORS = {"signs": False, "revive": False, "newton": 0, "inflate": 1.0}
 
 
 def test_sequential_updates_reach_the_band_and_signs_go_beyond_it():
-    """(20, 5, 10, 2000), 15 rounds: 53 dB in the median is the band; with outputs of both signs the authors' scheme cannot follow."""
+    """(20, 5, 10, 2000), 15 rounds: a median of 53 dB is the band. The authors' scheme cannot fit both signs."""
     ours, theirs = [], []
     for seed in range(5):
         X, _, _, y = planted_network(20, 5, 10, 2000, 10 * seed, mixed=seed % 2 == 1)
@@ -95,7 +95,7 @@ def test_only_signs_can_represent_a_negative_output():
 
 
 def test_no_neuron_is_dead_for_ever():
-    """After rounds in which one neuron took everything, others come back; under the authors' convention they never do."""
+    """After one neuron took all weights, others come back. Under the authors' convention they never do."""
     X = normal(400, 6)
     y = X[:, 0].clamp_min(0) + (-X[:, 0]).clamp_min(0) + 0.0
     state = scalar._State(

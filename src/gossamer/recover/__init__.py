@@ -34,7 +34,9 @@ from .solvers.result import Recovery
 from .solvers.reweighted import reweighted_l1
 
 if TYPE_CHECKING:
-    from .estimators import SparseLinearRecovery, SparseReLUClassifier, SparseReLURegressor
+    from .estimators import SparseLinearRecovery as SparseLinearRecovery
+    from .estimators import SparseReLUClassifier as SparseReLUClassifier
+    from .estimators import SparseReLURegressor as SparseReLURegressor
 
 ESTIMATORS = ("SparseLinearRecovery", "SparseReLUClassifier", "SparseReLURegressor")
 GREEDY = {"omp": omp, "iht": iht, "niht": niht, "htp": htp, "cosamp": cosamp, "aiht": aiht}  # solve(A, y, s)

@@ -1,5 +1,7 @@
 """``gossamer recover planted``: planted ReLU networks, and iterative magnitude pruning."""
 
+import itertools
+import statistics
 import time
 from typing import Any
 
@@ -8,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import recover as solvers
-from ..._errors import UsageError, check_count, nearest
+from ..._errors import UsageError, check_choice, check_count
 from ...recover.gates import generator
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 
+WHO = "gossamer recover planted"
 METHODS = ("iht", "authors", "gated", "imp")
 
 
@@ -30,91 +33,79 @@ def planted(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Planted sparse two-layer ReLU networks: how well are they recovered, from how many samples?
+    """Planted sparse two-layer ReLU networks: how well they are recovered, from how many samples.
 
     Args:
         d: inputs, N(0, 1).
         samples: training samples.
         neurons: hidden neurons of the planted networks.
         nonzeros: weights of the first layer, uniformly placed, N(0, 1).
-        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht with the true gates
-            among random distractors), imp (iterative magnitude pruning).
+        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht
+            with the true gates among random distractors), imp (iterative magnitude pruning).
         mixed: output weights of both signs; false: all +1.
-        distractors: neurons with random gates beside the true ones, for gated.
+        distractors: neurons with random gates besides the true ones, for gated.
         rounds: of iht and authors.
         seeds: networks per cell.
         out: folder.
         jobs: processes.
         picture: write planted.png (needs matplotlib).
     """
-    who = "gossamer recover planted"
     methods = methods or ["iht", "authors", "imp"]
-    for method in methods:
-        if method not in METHODS:
-            raise UsageError(
-                who, f"unknown method {method!r}{nearest(method, METHODS)}", remedy=f"one of {', '.join(METHODS)}"
-            )
-    samples = numbers(who, "samples", samples or [100, 200, 400, 1000, 2000], 2)
-    neurons, nonzeros = numbers(who, "neurons", neurons or [5], 1), numbers(who, "nonzeros", nonzeros or [10], 1)
-    for name, value, least in (
-        ("d", d, 1),
-        ("distractors", distractors, 0),
-        ("rounds", rounds, 1),
-        ("seeds", seeds, 1),
-        ("jobs", jobs, 1),
-    ):
-        check_count(who, name, value, least)
-    if max(nonzeros) > (places := min(neurons) * d):
-        what = f"{min(neurons)} neurons on {d} inputs have {places} weights, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(who, what, remedy="more neurons, a larger d, or fewer nonzeros")
-    plt = pyplot(who) if picture else None
+    samples = numbers(WHO, "samples", samples or [100, 200, 400, 1000, 2000], 2)
+    neurons, nonzeros = numbers(WHO, "neurons", neurons or [5], 1), numbers(WHO, "nonzeros", nonzeros or [10], 1)
+    counts = {"d": d, "distractors": distractors, "rounds": rounds, "seeds": seeds, "jobs": jobs}
+    _check(methods, neurons, nonzeros, counts)
+    plt = pyplot(WHO) if picture else None
     settings = {"d": d, "mixed": mixed, "distractors": distractors, "rounds": rounds}
+    grid = list(itertools.product(methods, neurons, nonzeros, samples))
     cells = [
         {"method": method, "n": n, "neurons": p, "s": s, "seed": seed}
-        for method in methods
-        for p in neurons
-        for s in nonzeros
-        for n in samples
+        for method, p, s, n in grid
         for seed in range(seeds)
     ]
-    rows, folder = compute(who, out, settings, cells, planted_cell, jobs)
+    rows, folder = compute(WHO, out, settings, cells, planted_cell, jobs)
     table = []
-    for method in methods:
-        for p in neurons:
-            for s in nonzeros:
-                for n in samples:
-                    mine = [r for r in rows if (r["method"], r["neurons"], r["s"], r["n"]) == (method, p, s, n)]
-                    dbs = sorted(r["psnr"] for r in mine)
-                    exact = sum(r["exact"] for r in mine)
-                    median = (dbs[(len(dbs) - 1) // 2] + dbs[len(dbs) // 2]) / 2
-                    table.append(
-                        [method, str(p), str(s), str(n), f"{median:.1f}", f"{dbs[0]:.1f}", f"{exact}/{len(mine)}"]
-                    )
+    for method, p, s, n in grid:
+        mine = [r for r in rows if (r["method"], r["neurons"], r["s"], r["n"]) == (method, p, s, n)]
+        decibels, exact = [r["psnr"] for r in mine], sum(r["exact"] for r in mine)
+        median = f"{statistics.median(decibels):.1f}"
+        table.append([method, str(p), str(s), str(n), median, f"{min(decibels):.1f}", f"{exact}/{len(mine)}"])
     columns = ["method", "neurons", "non-zeros", "samples", "median dB", "least dB", "exact"]
     show(f"planted ReLU networks, d = {d}: PSNR on fresh samples over {seeds} seeds", columns, table)
     if plt is not None:
-        figure, axes = plt.subplots(figsize=(6, 4.5))
-        for method in methods:
-            mine = [
-                (int(r[3]), float(r[4]))
-                for r in table
-                if (r[0], r[1], r[2]) == (method, str(neurons[0]), str(nonzeros[0]))
-            ]
-            axes.semilogx(*zip(*mine, strict=True), marker="o", label=method)
         signs = "mixed output signs" if mixed else "output signs +1"
-        axes.set(
-            xlabel="samples",
-            ylabel="median PSNR (dB)",
-            title=f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}",
-        )
-        axes.legend()
-        save(plt, figure, folder / "planted.png")
+        title = f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}"
+        kept = [r for r in table if r[1:3] == [str(neurons[0]), str(nonzeros[0])]]
+        save(plt, _curves(plt, kept, methods, title), folder / "planted.png")
+
+
+def _check(methods: list[str], neurons: list[int], nonzeros: list[int], counts: dict[str, int]) -> None:
+    """Refuses settings out of range. Raises UsageError."""
+    for method in methods:
+        check_choice(WHO, "method", method, METHODS)
+    for name, value in counts.items():
+        check_count(WHO, name, value, 0 if name == "distractors" else 1)
+    if max(nonzeros) > (places := min(neurons) * counts["d"]):
+        what = f"{min(neurons)} neurons on {counts['d']} inputs have {places} weights"
+        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise UsageError(WHO, what, remedy="more neurons, a larger d, or fewer nonzeros")
+
+
+def _curves(plt: Any, table: list[list[str]], methods: list[str], title: str) -> Any:
+    """Median PSNR over samples, one curve per method."""
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    for method in methods:
+        points = [(int(r[3]), float(r[4])) for r in table if r[0] == method]
+        axes.semilogx(*zip(*points, strict=True), marker="o", label=method)
+    axes.set(xlabel="samples", ylabel="median PSNR (dB)", title=title)
+    axes.legend()
+    return figure
 
 
 def planted_network(
     d: int, neurons: int, s: int, n: int, mixed: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """X (n, d), first layer (neurons, d) with s non-zeros placed uniformly, output signs (neurons,), y (n,); float64."""
+    """X (n, d), first layer (neurons, d) with s non-zeros, output signs (neurons,), y (n,); float64."""
     rng = generator(seed, d, neurons, s, 1 << 10)
     W = torch.zeros(neurons * d, dtype=torch.float64)
     W[torch.randperm(neurons * d, generator=rng)[:s]] = torch.randn(
@@ -131,7 +122,7 @@ def planted_network(
 
 
 def planted_cell(cell: Row) -> Row:
-    """One network recovered by one method: PSNR on fresh samples, and whether it is exact (relative error below 1e-3)."""
+    """One network by one method: PSNR on fresh samples, and whether it is exact (relative error below 1e-3)."""
     torch.set_num_threads(1)
     n, s, p, begin = cell["n"], cell["s"], cell["neurons"], time.perf_counter()
     X, W, signs, y = planted_network(cell["d"], p, s, n + 2000, cell["mixed"], cell["seed"])
@@ -167,9 +158,12 @@ def imp(
     lr: float = 1e-3,
     prune: float = 0.1,
 ) -> nn.Sequential:
-    """Iterative magnitude pruning, the baseline: train (Adam, no biases), prune a tenth of what is left by magnitude over all layers,
-    rewind to the initial values, again, until s weights are left; evaluated right after the last pruning, as in arXiv 2509.20323's code.
-    Where there are no more than s weights it is trained once, and nothing is pruned."""
+    """Iterative magnitude pruning, the baseline.
+
+    Train (Adam, no biases), prune a tenth of the remaining weights by magnitude over all layers, rewind to the initial
+    values, and repeat until s weights are left. It is evaluated right after the last pruning, as in the code of arXiv
+    2509.20323. Where there are at most s weights it is trained once, and nothing is pruned.
+    """
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]
     rng = generator(seed, 4)
@@ -193,9 +187,8 @@ def imp(
             loss_of(h, Y[where]).backward()
             opt.step()
         keep = min(left, max(s, min(left - 1, round(left * (1 - prune)))))
-        flat = torch.cat(
-            [(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)]
-        )  # what is pruned stays last
+        # pruned weights are 0 here, all others at least 1
+        flat = torch.cat([(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)])
         chosen = torch.zeros_like(flat)
         chosen[flat.topk(keep).indices] = 1.0
         masks = [c.view_as(m) for c, m in zip(chosen.split([m.numel() for m in masks]), masks, strict=True)]

@@ -123,7 +123,7 @@ def fit_vector(
 
 
 def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) -> nn.Sequential:
-    """A random sparse network with n weights; layers share them by their widths (as ERK does). Values as SparseLayer."""
+    """A random sparse network with n weights, split among its layers by their widths, as ERK does."""
     rng = generator(seed, 1)
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     shares = [rows + cols for rows, cols in shapes]
