@@ -489,3 +489,9 @@ def test_a_large_operator_is_never_made(monkeypatch):
     monkeypatch.setattr(recover.Gaussian, "columns", lambda self, ids: most.append(ids.numel()) or real(self, ids))
     torch.testing.assert_close(recover.niht(A, A.matvec(x), 3).dense(), x, atol=1e-6, rtol=0)
     assert max(most) <= 6
+
+
+def test_no_module_hides_a_function():
+    """``gossamer.recover.iht`` is the function, whatever was imported before."""
+    assert all(callable(getattr(recover, name)) for name in recover.SOLVERS)
+    assert all(hasattr(recover, name) for name in recover.__all__)

@@ -268,6 +268,25 @@ def test_the_training_is_that_of_dense_matrices_and_masks(every, window, swap):
         assert torch.equal(layer.support.mask(), mask)
 
 
+def test_a_topology_may_name_the_supports_itself():
+    """``project`` in place of the slots: the supports of all layers at once, of other sizes than before."""
+    net = nn.Sequential(gs.SparseLinear(6, 5, density=0.4), nn.ReLU(), gs.SparseLinear(5, 3, density=0.4))
+    wanted = [gs.Support.from_ids(torch.tensor(ids), shape) for ids, shape in (([0, 7, 9], (5, 6)), ([1, 2], (3, 5)))]
+    before = [m.support for m in (net[0], net[2])]
+    when = {3: gs.topology.Update()}.get
+    topology = gs.Topology("mine", when, project=lambda layers, update, rng: wanted, stop=3, keeps_layer_sizes=False)
+    rewirer = gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), topology)
+    for _ in range(3):
+        net(normal(8, 6).float()).square().sum().backward()
+        rewirer.step()
+    assert [m.support.ids().tolist() for m in (net[0], net[2])] == [[0, 7, 9], [1, 2]]
+    stayed = [int((old.find(new.ids()) >= 0).sum()) for old, new in zip(before, wanted, strict=True)]
+    assert list(rewirer.last.grown.values()) == [new.n - n for new, n in zip(wanted, stayed, strict=True)]
+    assert list(rewirer.last.dropped.values()) == [old.n - n for old, n in zip(before, stayed, strict=True)]
+    with pytest.raises(gs.UsageError, match="project must take"):
+        gs.Topology("mine", when, project=lambda layers: wanted, stop=3)
+
+
 def test_a_loss_that_overflows_is_refused():
     X, Y = normal(40, 6), normal(40, 3, seed=1)
     with pytest.raises(gs.UsageError, match="the loss is .* at step .*\n.*a smaller lr"):

@@ -77,7 +77,8 @@ class Watch:
         """The diagnoses of the event of the last step, by layer; {} if it had none."""
         event, self.last = self.rewirer.last, {}
         if event is not None:
-            found = {name: self._diagnosed(name, seen, event) for name, seen in self._seen.items()}
+            seen = {name: self._seen[name] for name in self.rewirer.layers if name in self._seen}
+            found = {name: self._diagnosed(name, shown, event) for name, shown in seen.items()}
             self.last = {name: d for name, d in found.items() if d is not None}
         self._seen = {}
         for d in self.last.values():
