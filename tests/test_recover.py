@@ -1,4 +1,4 @@
-"""Recovery: operators and solvers under their laws, transcriptions of the papers, parity with other libraries, acceptance numbers."""
+"""Recovery: operators and solvers under their laws, transcriptions of papers, other libraries, acceptance numbers."""
 
 import math
 import weakref
@@ -124,7 +124,8 @@ def test_the_threshold_counts_exactly_and_prefers_low_ids():
 def test_streamed_sensing_is_the_exact_top(blocks):
     g = torch.randint(-4, 5, (20,), generator=generator(1)).double()  # many ties
     A = recover.Dense(torch.eye(20, dtype=torch.float64))
-    A.adjoint = lambda r: ((i * (20 // blocks), part) for i, part in enumerate(r.split(20 // blocks)))  # type: ignore[method-assign]
+    width = 20 // blocks
+    A.adjoint = lambda r: ((i * width, part) for i, part in enumerate(r.split(width)))  # type: ignore[method-assign]
     S = torch.tensor([2, 11, 19])
     ids, values = thresholding.sense(A, g, S, 4)
     off = sorted((i for i in range(20) if i not in S and g[i] != 0), key=lambda i: (-abs(float(g[i])), i))[:4]
@@ -329,8 +330,8 @@ def test_amp_and_l1_are_on_their_side_of_the_transition():
             assert (float((solve(A, y).dense() - x).norm()) < 1e-2 * float(x.norm())) is good
 
 
-CURVE = {.05: .1544, .1: .1894, .15: .2178, .2: .2433, .25: .2674, .3: .2908, .4: .3373, .5: .3857, .6: .4384, .7: .4988, .8: .5733,
-         .9: .6782, .95: .7601}  # fmt: skip
+CURVE = {.05: .1544, .1: .1894, .15: .2178, .2: .2433, .25: .2674, .3: .2908, .4: .3373, .5: .3857, .6: .4384,
+         .7: .4988, .8: .5733, .9: .6782, .95: .7601}  # fmt: skip
 POSITIVE = {.05: .1889, .1: .2410, .2: .3259, .5: .5582, .8: .8103, .95: .9507}  # fmt: skip
 
 
@@ -488,3 +489,9 @@ def test_a_large_operator_is_never_made(monkeypatch):
     monkeypatch.setattr(recover.Gaussian, "columns", lambda self, ids: most.append(ids.numel()) or real(self, ids))
     torch.testing.assert_close(recover.niht(A, A.matvec(x), 3).dense(), x, atol=1e-6, rtol=0)
     assert max(most) <= 6
+
+
+def test_no_module_hides_a_function():
+    """``gossamer.recover.iht`` is the function, whatever was imported before."""
+    assert all(callable(getattr(recover, name)) for name in recover.SOLVERS)
+    assert all(hasattr(recover, name) for name in recover.__all__)

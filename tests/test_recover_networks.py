@@ -71,7 +71,7 @@ AUTHORS = {"signs": False, "revive": False, "newton": 0, "inflate": 1.0}
 
 
 def test_sequential_updates_reach_the_band_and_signs_go_beyond_it():
-    """(20, 5, 10, 2000), 15 rounds: 53 dB in the median is the band; with outputs of both signs the authors' scheme cannot follow."""
+    """(20, 5, 10, 2000), 15 rounds: a median of 53 dB is the band. The authors' scheme cannot fit both signs."""
     ours, theirs = [], []
     for seed in range(5):
         X, _, _, y = planted_network(20, 5, 10, 2000, 10 * seed, mixed=seed % 2 == 1)
@@ -95,7 +95,7 @@ def test_only_signs_can_represent_a_negative_output():
 
 
 def test_no_neuron_is_dead_for_ever():
-    """After rounds in which one neuron took everything, others come back; under the authors' convention they never do."""
+    """After one neuron took all weights, others come back. Under the authors' convention they never do."""
     X = normal(400, 6)
     y = X[:, 0].clamp_min(0) + (-X[:, 0]).clamp_min(0) + 0.0
     state = scalar._State(
@@ -266,6 +266,25 @@ def test_the_training_is_that_of_dense_matrices_and_masks(every, window, swap):
     assert found == pytest.approx(losses, rel=1e-9)
     for layer, mask in zip((model[0], model[2]), on, strict=True):
         assert torch.equal(layer.support.mask(), mask)
+
+
+def test_a_topology_may_name_the_supports_itself():
+    """``project`` in place of the slots: the supports of all layers at once, of other sizes than before."""
+    net = nn.Sequential(gs.SparseLinear(6, 5, density=0.4), nn.ReLU(), gs.SparseLinear(5, 3, density=0.4))
+    wanted = [gs.Support.from_ids(torch.tensor(ids), shape) for ids, shape in (([0, 7, 9], (5, 6)), ([1, 2], (3, 5)))]
+    before = [m.support for m in (net[0], net[2])]
+    when = {3: gs.topology.Update()}.get
+    topology = gs.Topology("mine", when, project=lambda layers, update, rng: wanted, stop=3, keeps_layer_sizes=False)
+    rewirer = gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), topology)
+    for _ in range(3):
+        net(normal(8, 6).float()).square().sum().backward()
+        rewirer.step()
+    assert [m.support.ids().tolist() for m in (net[0], net[2])] == [[0, 7, 9], [1, 2]]
+    stayed = [int((old.find(new.ids()) >= 0).sum()) for old, new in zip(before, wanted, strict=True)]
+    assert list(rewirer.last.grown.values()) == [new.n - n for new, n in zip(wanted, stayed, strict=True)]
+    assert list(rewirer.last.dropped.values()) == [old.n - n for old, n in zip(before, stayed, strict=True)]
+    with pytest.raises(gs.UsageError, match="project must take"):
+        gs.Topology("mine", when, project=lambda layers: wanted, stop=3)
 
 
 def test_a_loss_that_overflows_is_refused():

@@ -1,4 +1,4 @@
-"""Recovery in any unit: powers of ten and two on A and y, settings with units, networks, diagnostics; arrays in place of tensors."""
+"""Recovery in any unit: powers on A and y, settings with units, networks, diagnostics. Arrays in place of tensors."""
 
 import itertools
 import math
@@ -223,7 +223,7 @@ def test_gates_at_the_ends_of_single_precision(power):
 # ---------------------------------------------------------------- NIHT's step and FISTA's gap, by hand
 
 
-STEPS = {  # |a_2|^2 such that ||x' - x||^2 / ||A (x' - x)||^2 is this at the first trial -> steps cut; mu = 1 is accepted up to 0.99 of it
+STEPS = {  # ||x' - x||^2 / ||A (x' - x)||^2 at the first trial -> steps cut; mu = 1 is accepted up to 0.99 of it
     "well within": (2.0, 0),
     "just within": (1.015, 0),
     "within but for c": (1.005, 1),
@@ -235,7 +235,7 @@ STEPS = {  # |a_2|^2 such that ||x' - x||^2 / ||A (x' - x)||^2 is this at the fi
 
 @table(STEPS)
 def test_niht_cuts_its_step_exactly_as_long_as_the_test_asks(case):
-    """Two orthogonal columns; x = 0.1 on the first, all gradient but a trace on the second: the support changes, and mu is 1."""
+    """Two orthogonal columns; x = 0.1 on the first, the gradient on the second: the support changes, and mu is 1."""
     ratio, cuts = case
     p = problem("test", torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), 1)
     x1, g = 0.1, torch.tensor([1e-3, 1.0], dtype=torch.float64)
@@ -538,7 +538,10 @@ def test_operators_of_scipy_have_units(power):
 
 
 NOT_TAKEN = {
-    "a list for y": (lambda A, y: recover.niht(A, y.tolist(), 3), "y must be a tensor, a NumPy array or a sparse matrix"),
+    "a list for y": (
+        lambda A, y: recover.niht(A, y.tolist(), 3),
+        "y must be a tensor, a NumPy array or a sparse matrix",
+    ),
     "nothing for y": (lambda A, y: recover.niht(A, None, 3), "y must be a tensor"),
     "a list for A": (lambda A, y: recover.niht(A.tolist(), y, 3), "A must be a matrix"),
     "whole numbers in A": (lambda A, y: recover.niht(A.long().numpy(), y, 3), "float32 or float64"),
@@ -548,22 +551,35 @@ NOT_TAKEN = {
     "complex numbers": (lambda A, y: recover.niht(A.numpy() + 1j, y, 3), "float32 or float64"),
     "words": (lambda A, y: recover.niht(A, np.array(["a"] * 20), 3), "numbers that torch knows"),
     "objects": (lambda A, y: recover.niht(A, y.numpy().astype(object), 3), "numbers that torch knows"),
-    "long doubles": (lambda A, y: recover.niht(A, y.numpy().astype(np.longdouble), 3), "numbers that torch knows|precision of A"),
+    "long doubles": (
+        lambda A, y: recover.niht(A, y.numpy().astype(np.longdouble), 3),
+        "numbers that torch knows|precision of A",
+    ),
     "a mask": (lambda A, y: recover.niht(A, np.ma.masked_array(y.numpy(), y.numpy() > 0), 3), "masked array"),
     "a column": (lambda A, y: recover.niht(A, y.numpy()[:, None], 3), "y must be a vector with the 20 rows"),
     "a sparse matrix for y": (lambda A, y: recover.niht(A, sparse.csr_array(A.numpy()), 3), "y must be a vector"),
     "a sparse tensor": (lambda A, y: recover.niht(A.to_sparse(), y, 3), "sparse tensor"),
     "an operator for y": (lambda A, y: recover.niht(A, linalg.aslinearoperator(A.numpy()), 3), "y must be a tensor"),
     "an operator without an adjoint": (
-        lambda A, y: recover.niht(linalg.LinearOperator((20, 40), matvec=lambda v: A.numpy() @ v, dtype=float), y, 3), "no rmatvec"),
-    "an operator for X": (lambda A, y: recover.fit_scalar(linalg.aslinearoperator(A.numpy()), y, 3), "X must be a tensor"),
+        lambda A, y: recover.niht(linalg.LinearOperator((20, 40), matvec=lambda v: A.numpy() @ v, dtype=float), y, 3),
+        "no rmatvec",
+    ),
+    "an operator for X": (
+        lambda A, y: recover.fit_scalar(linalg.aslinearoperator(A.numpy()), y, 3),
+        "X must be a tensor",
+    ),
     "a list for X": (lambda A, y: recover.fit_vector(A.tolist(), y, 9), "X must be a tensor"),
-    "a list for generators": (lambda A, y: recover.fit_gated(A, y, 3, generators=[[1.0]]), "generators must be a tensor"),
+    "a list for generators": (
+        lambda A, y: recover.fit_gated(A, y, 3, generators=[[1.0]]),
+        "generators must be a tensor",
+    ),
     "negative weights": (lambda A, y: recover.basis_pursuit(A, y, weights=-np.ones(40)), "40 positive numbers"),
     "infinite weights": (lambda A, y: recover.basis_pursuit(A, y, weights=np.full(40, np.inf)), "40 positive numbers"),
     "a list for dy": (
-        lambda A, y: diagnose.sensing([([1.0], A)], gs.Support.full((4, 40)), n_grow=1), "dy of batch 0 must be a tensor"),
-}  # fmt: skip
+        lambda A, y: diagnose.sensing([([1.0], A)], gs.Support.full((4, 40)), n_grow=1),
+        "dy of batch 0 must be a tensor",
+    ),
+}
 
 
 @table(NOT_TAKEN)

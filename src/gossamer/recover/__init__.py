@@ -1,17 +1,17 @@
 """Recovery: sparse vectors from few linear measurements, and sparse ReLU networks as such vectors.
 
-    from gossamer import recover
-    found = recover.niht(A, y, s=10)                         y = A x: solvers, one result type
-    fit = recover.fit_scalar(X, y, s=20, neurons=50)         sparse two-layer ReLU networks by IHT
-    recover.SparseReLUClassifier(n_nonzero=200).fit(X, y)    scikit-learn's conventions (needs scikit-learn)
-    recover.diagnose.coherence(A)                            how good are these measurements?
+from gossamer import recover
+found = recover.niht(A, y, s=10)                         y = A x: solvers, one result type
+fit = recover.fit_scalar(X, y, s=20, neurons=50)         sparse two-layer ReLU networks by IHT
+recover.SparseReLUClassifier(n_nonzero=200).fit(X, y)    scikit-learn's conventions (needs scikit-learn)
+recover.diagnose.coherence(A)                            how good are these measurements?
 
-    operators    sensing matrices that need not be stored
-    solvers      one file per algorithm, one loop for thresholded gradient steps
-    networks     sparse ReLU networks: fixed gates, one output, several outputs, deeper
-    diagnose     matrices as measurements, and layers that grow by sensed gradients
-    estimators   scikit-learn's conventions; imported at the first use, so that all else works without scikit-learn
-    theory       closed forms
+operators    sensing matrices that need not be stored
+solvers      one file per algorithm, one loop for thresholded gradient steps
+networks     sparse ReLU networks: fixed gates, one output, several outputs, deeper
+diagnose     matrices as measurements, and layers that grow by sensed gradients
+estimators   scikit-learn's conventions; imported at the first use, so that all else works without scikit-learn
+theory       closed forms
 """
 
 from importlib.util import find_spec
@@ -34,7 +34,9 @@ from .solvers.result import Recovery
 from .solvers.reweighted import reweighted_l1
 
 if TYPE_CHECKING:
-    from .estimators import SparseLinearRecovery, SparseReLUClassifier, SparseReLURegressor
+    from .estimators import SparseLinearRecovery as SparseLinearRecovery
+    from .estimators import SparseReLUClassifier as SparseReLUClassifier
+    from .estimators import SparseReLURegressor as SparseReLURegressor
 
 ESTIMATORS = ("SparseLinearRecovery", "SparseReLUClassifier", "SparseReLURegressor")
 GREEDY = {"omp": omp, "iht": iht, "niht": niht, "htp": htp, "cosamp": cosamp, "aiht": aiht}  # solve(A, y, s)

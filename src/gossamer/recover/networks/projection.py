@@ -20,7 +20,7 @@ State: the operands of ``window`` batches. Cost of an event: one dense gradient 
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from ...layers import SparseLinear
 from ...products.sense.op import STRONGEST, top_k
 from ...support import Support
 from ...topology import LayerState, Sensing, Topology, Update
+from ..arrays import unique
 from ..gates import generator, random_generators
 
 Pair = tuple[Tensor, Tensor]  # (dy, x) of one backward pass: (batch, out), (batch, in)
@@ -90,7 +91,12 @@ class Projection:
     def topology(self) -> Topology:
         """As a :class:`~gossamer.Topology`."""
         return Topology(
-            "projection", self.when, self.sense, project=self.project, stop=self.thresholds.stop, keeps_layer_sizes=False
+            "projection",
+            self.when,
+            self.sense,
+            project=self.project,
+            stop=self.thresholds.stop,
+            keeps_layer_sizes=False,
         )
 
     def when(self, t: int) -> Update | None:
@@ -102,7 +108,7 @@ class Projection:
         return Sensing(count=0, active=True) if t in self.events else None
 
     @contextmanager
-    def observing(self) -> Iterator[None]:
+    def observing(self) -> Generator[None, None, None]:
         """While this is open, the operands of the last ``window`` backward passes since the last event are kept."""
         with ExitStack() as stack:
             for layer, kept in zip(self.layers, self.operands, strict=True):
@@ -113,9 +119,7 @@ class Projection:
         if self.done < len(self.events):
             kept.append((dy, x))
 
-    def project(
-        self, states: Sequence[LayerState], update: Update, _rng: torch.Generator | None
-    ) -> list[Support]:
+    def project(self, states: Sequence[LayerState], update: Update, _rng: torch.Generator | None) -> list[Support]:
         """Slot of the topology: the supports after (2)."""
         t, last = self.events.steps[self.done], self.done + 1 == len(self.events)
         operands = [list(kept) for kept in self.operands]
@@ -184,7 +188,7 @@ def projected(
         at = i - len(states) + 2  # which of a pair belongs to this layer
         extra = [pair[at] for pair in pairs] if at >= 0 else []
         new = torch.cat([mine[chosen], torch.tensor(extra, dtype=torch.int64, device=mine.device)])
-        supports.append(Support.from_ids(new.unique(), state.s.shape))
+        supports.append(Support.from_ids(unique(new)[0], state.s.shape))
     return supports
 
 

@@ -1,7 +1,7 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 """Sparse ReLU networks: layers of (support, values, bias), and their way into an ``nn.Sequential`` and back.
 
-    f(x) = W_L (... W_2 (W_1 x + b_1)_+ ...) + b_L      every W sparse
+f(x) = W_L (... W_2 (W_1 x + b_1)_+ ...) + b_L      every W sparse
 """
 
 from typing import NamedTuple
@@ -91,7 +91,7 @@ class ReLUNetwork(NamedTuple):
 
     @staticmethod
     def scalar(ids: Tensor, w: Tensor, signs: Tensor, features: int) -> "ReLUNetwork":
-        """sum_j sigma_j (sigma_j w_j x)_+ from fused coefficients w at ids j d + i and the signs (p,) of all neurons."""
+        """sum_j sigma_j (sigma_j w_j x)_+ from fused coefficients w at ids j d + i and all signs (p,)."""
         neurons = signs.numel()
         first = Layer(Support.from_ids(ids, (neurons, features)), w * signs[ids // features])
         used = unique(ids // features)[0]

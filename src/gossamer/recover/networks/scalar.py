@@ -207,9 +207,7 @@ def _round(X: Tensor, y: Tensor, now: _State, k: int, rules: _Rules, t: int, b: 
     return now
 
 
-def _gated(
-    X: Tensor, now: _State, used: Tensor, z: Tensor, rules: _Rules, t: int, b: int
-) -> tuple[GatedReLU, Tensor]:
+def _gated(X: Tensor, now: _State, used: Tensor, z: Tensor, rules: _Rules, t: int, b: int) -> tuple[GatedReLU, Tensor]:
     """The operator of the present gates, with new random gates for the neurons without weights; and the signs."""
     n, p = X.shape[0], now.signs.numel()
     if rules.revive or t == b == 0:

@@ -123,7 +123,7 @@ def fit_vector(
 
 
 def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) -> nn.Sequential:
-    """A random sparse network with n weights; layers share them by their widths (as ERK does). Values as SparseLayer."""
+    """A random sparse network with n weights, split among its layers by their widths, as ERK does."""
     rng = generator(seed, 1)
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     shares = [rows + cols for rows, cols in shapes]
@@ -152,9 +152,7 @@ def train(
     thresholds = Thresholds(stop, training.every, first, s, training.swap)
     projection = Projection(layers, thresholds, training.window, training.scouts, training.seed)
     topology, losses = projection.topology, list[float]()
-    opt = torch.optim.AdamW(
-        model.parameters(), lr=training.lr, weight_decay=training.weight_decay, betas=(0.9, 0.99)
-    )
+    opt = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay, betas=(0.9, 0.99))
     rewirer = Rewirer(model, opt, topology, rng=generator(training.seed, 4), newborn="zero")
 
     def balance(*_: object) -> None:

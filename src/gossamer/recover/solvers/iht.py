@@ -4,8 +4,8 @@
     x <- H_s(x + mu A^T (y - A x))                                                                                 (1)
 
 mu = 1 / ||A||^2 by default. It is safe and slow: the theory needs ||A|| < 1 / sqrt(mu). For exact recovery take
-:func:`niht`. State: s indices and values. Cost per step: one A_S x and one stream of A^T r, 2 m (s + d) multiply-adds. Memory
-O(s + block + m s).
+:func:`niht`. State: s indices and values. Cost per step: one A_S x and one stream of A^T r, 2 m (s + d) multiply-adds.
+Memory O(s + block + m s).
 """
 
 import math
