@@ -196,11 +196,15 @@ def spoiled(kernel: Kernel, factor: float = 1.001) -> Kernel:
     return kernel._replace(run=run)
 
 
+def spoil(monkeypatch, operation, product: str, factor: float = 1.001) -> None:
+    """Makes an operation choose among spoiled kernels for one of its products."""
+    monkeypatch.setattr(operation, product, [spoiled(kernel, factor) for kernel in getattr(operation, product)])
+
+
 @pytest.mark.parametrize("product", ["FORWARD", "BACKWARD"])
 @pytest.mark.parametrize("operation, row", [(linear_op, "linear"), (conv2d_op, "conv-4")], ids=["linear", "conv"])
 def test_the_gate_of_layers_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, operation, row, product):
-    chosen = getattr(operation, product)
-    monkeypatch.setattr(operation, product, [spoiled(kernel) for kernel in chosen])
+    spoil(monkeypatch, operation, product)
     assert benchmark("layers").main([*FAST, "--rows", row, "--densities", "0.2", "--batch", "4"]) == 1
     said = capsys.readouterr()
     assert "differs from the dense product" in said.err and not said.out and "timing" not in said.err
@@ -220,8 +224,7 @@ ONE_LAYER = {
 @pytest.mark.parametrize("name", ONE_LAYER)
 def test_the_gates_of_one_layer_reject_a_wrong_kernel(benchmark, monkeypatch, capsys, name, product):
     for operation in (linear_op, conv2d_op):
-        wrong = [spoiled(kernel) for kernel in getattr(operation, product)]
-        monkeypatch.setattr(operation, product, wrong)
+        spoil(monkeypatch, operation, product)
     assert benchmark(name).main(ONE_LAYER[name]) == 1
     said = capsys.readouterr()
     assert "No time is reported" in said.err and not said.out and "timing" not in said.err
@@ -237,8 +240,7 @@ NETWORK = {
 @pytest.mark.parametrize("product", ["FORWARD", "BACKWARD"])
 @pytest.mark.parametrize("name", NETWORK)
 def test_the_gate_of_networks_rejects_a_wrong_kernel(benchmark, monkeypatch, capsys, name, product):
-    wrong = [spoiled(kernel, 1.1) for kernel in getattr(linear_op, product)]
-    monkeypatch.setattr(linear_op, product, wrong)
+    spoil(monkeypatch, linear_op, product, 1.1)
     assert benchmark(name).main([*FAST, *NETWORK[name]]) == 1
     said = capsys.readouterr()
     assert "No time is reported" in said.err and not said.out and "timing" not in said.err
