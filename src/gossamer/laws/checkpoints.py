@@ -1,5 +1,9 @@
 """The law of checkpoints."""
 
+# torch and safetensors leave tolist, manual_seed, safe_open without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
+
 import json
 import tempfile
 from collections.abc import Callable

@@ -1,5 +1,8 @@
 """The law of one event over all layers."""
 
+# torch leaves Tensor.tolist without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

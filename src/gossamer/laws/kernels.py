@@ -1,5 +1,8 @@
 """The law of the kernels of products."""
 
+# A kernel returns one tensor or several, and torch leaves Tensor.tolist without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any

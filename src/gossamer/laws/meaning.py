@@ -1,5 +1,9 @@
 """The law of a conversion: it changes no module that it does not make sparse."""
 
+# torch leaves the state of modules without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
+
 import copy
 import pickle
 from collections.abc import Callable
@@ -69,7 +73,7 @@ def _bare(model: nn.Sequential) -> nn.Sequential:
     """A copy without hooks, which cannot be pickled."""
     model = copy.deepcopy(model)
     for m in model.modules():
-        m._forward_hooks.clear()
+        m._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]  # torch has no other way to remove all hooks
     return model
 
 

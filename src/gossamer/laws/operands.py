@@ -1,7 +1,7 @@
 """Supports, operands and memory that the laws of kernels, layouts and transforms share."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from ..support import Support
 
 
 @contextmanager
-def poisoned_memory() -> Iterator[None]:
+def poisoned_memory() -> Generator[None, None, None]:
     """Fills new memory with NaN, so that an entry that a kernel does not write is seen."""
     was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)

@@ -1,5 +1,8 @@
 """The law of penalties."""
 
+# torch leaves Tensor.norm without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,8 @@
 """The laws of recovery: operators, solvers, and the units of a problem."""
 
+# torch leaves Tensor.norm and Tensor.tolist without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import itertools
 import math
 from collections.abc import Callable

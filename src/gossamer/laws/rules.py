@@ -12,10 +12,11 @@ from ..rules.rule import Rule, SparseOptimizer
 from .details import close, demand, same
 
 Shape = tuple[int, ...]
-Make = Callable[..., Any]  # (parameters or groups, rule, lr) -> optimizer
+Shell = Callable[..., Any]  # (parameters or groups, rule, lr) -> optimizer
+Make = Callable[..., Any]  # (parameters or groups) -> optimizer
 
 
-def check_rule(rule: Rule, *, lr: float = 0.05, shell: Make = SparseOptimizer, steps: int = 12) -> None:
+def check_rule(rule: Rule, *, lr: float = 0.05, shell: Shell = SparseOptimizer, steps: int = 12) -> None:
     """A rule inside the one optimizer: what a step must leave as it is, and when a tensor must not move.
 
     A step changes no gradient, and no place in memory. A step of size 0 changes nothing. Every tensor moves as if it
@@ -37,7 +38,7 @@ def check_rule(rule: Rule, *, lr: float = 0.05, shell: Make = SparseOptimizer, s
         return shell(params, rule, lr)
 
     _check_run(make, both, steps, where)
-    _check_step_of_size_zero(rule, lambda params: shell(params, rule, 0.0), both, where)
+    _check_step_of_size_zero(rule, shell, both, where)
     if not _constrains(rule.penalty, both[0]):
         _check_strength_zero(make, both, steps, where)
     dead = _tensors(both, [torch.zeros(shape, dtype=torch.float64) for shape in both])
@@ -70,10 +71,10 @@ def _check_run(make: Make, both: Sequence[Shape], steps: int, where: str) -> Non
         demand(torch.equal(alone[0], params[i]), f"{where}: a tensor must move as if it were alone")
 
 
-def _check_step_of_size_zero(rule: Rule, make: Make, both: Sequence[Shape], where: str) -> None:
+def _check_step_of_size_zero(rule: Rule, shell: Shell, both: Sequence[Shape], where: str) -> None:
     still = _tensors(both, [rule.penalty.prox(p.detach(), 1.0) for p in _tensors(both)])
     before = [p.detach().clone() for p in still]
-    _drive(make(still), still, [_gradients(both, 1)])
+    _drive(shell(still, rule, 0.0), still, [_gradients(both, 1)])
     for a, b in zip(still, before, strict=True):
         close(a, b, f"{where}: a step of size 0 must change nothing", 1e-12)
 

@@ -1,5 +1,8 @@
 """A tiny training run that the laws drive, copy and compare."""
 
+# torch leaves fork_rng and Tensor.backward without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,8 @@
 """The laws of supports, and of the rewiring of one support."""
 
+# torch leaves Tensor.tolist without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import math
 from collections.abc import Callable
 

@@ -1,5 +1,9 @@
 """The law of products under the transforms of torch: torch.func, forward mode, double backward, tracing."""
 
+# torch leaves torch.func, forward_ad and torch.jit without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
+
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
