@@ -18,7 +18,7 @@ Let l_t be the loss of the batch of step t, before the step changes anything, an
 The null models are ``dense`` and ``static``, a random support that never changes. ``static`` is measured at the steps
 where RigL and SET have their events: this is what the three numbers are by chance and by the trend of the loss. The
 most telling cells are run first, all seeds and settings of one before the next. A finished cell is one line of
-``--results`` and is not run again, so the next command continues a run that was cut. ``newborn_tasks.py`` has the tasks.
+``--results`` and is not run again, so the next command continues a run that was cut. The tasks: ``newborn_tasks.py``.
 """
 
 import argparse

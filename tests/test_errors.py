@@ -121,11 +121,18 @@ def whole(**members):
 
 WEIGHTS = [torch.nn.Parameter(torch.ones(3, 3))]
 MISFITS = {
-    "of a rule": (Penalised(), [r"no zero_thresholds\(w, state, now\)", "no zeros_follow_state", r"update_ must take \(w, g, state, now\), and takes \(w, g"]),
+    "of a rule": (
+        Penalised(),
+        [r"no zero_thresholds\(w, state, now\)", "no zeros_follow_state",
+         r"update_ must take \(w, g, state, now\), and takes \(w, g"],
+    ),
     "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no needs_dense"]),
     "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
     "a number for a method": (whole(zero_thresholds=3), [r"zero_thresholds must take \(w, state, now\), and is 3"]),
-    "its penalty": (whole(penalty=Half()), ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"]),
+    "its penalty": (
+        whole(penalty=Half()),
+        ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"],
+    ),
     "no penalty": (whole(penalty=None), [r"its penalty: it has no value\(w\)"]),
 }  # fmt: skip
 
@@ -145,7 +152,7 @@ def test_a_rule_is_told_every_member_that_it_lacks(case):
 def test_a_penalty_is_told_every_member_that_it_lacks():
     with pytest.raises(
         gs.UsageError,
-        match=r"(?s)penalty must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
+        match=r"(?s)must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
     ):
         gs.ProxSGD(Half())
 

@@ -38,7 +38,7 @@ def _not_atomic(path, model, **parts):
     checkpoint.save(path, model, **parts)
 
 
-def _leaves_litter(path, model, **parts):
+def _leaves_a_file(path, model, **parts):
     Path(path).with_suffix(".partial").write_bytes(b"")
     checkpoint.save(path, model, **parts)
 
@@ -48,8 +48,8 @@ def _drops_what_is_not_json(path, model, *, extra, **parts):
     checkpoint.save(path, model, extra=plain, **parts)
 
 
-def _loads_without_a_look(path, model, *, optimizer, rewirer):
-    """What a user's own script does: no version, no index, no digest is looked at."""
+def _loads_unverified(path, model, *, optimizer, rewirer):
+    """As a user's own script may do it: no version, no index and no digest is verified."""
     seal(path)
     meta, tensors = read_file(Path(path))
     model.load_state_dict(
@@ -61,7 +61,7 @@ def _loads_without_a_look(path, model, *, optimizer, rewirer):
     return meta["extra"]
 
 
-def _looks_after_loading(path, model, **parts):
+def _verifies_after_loading(path, model, **parts):
     _, tensors = read_file(Path(path))
     values = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     with torch.no_grad():
@@ -72,7 +72,7 @@ def _looks_after_loading(path, model, **parts):
 
 
 def _digest_ignored(path, model, **parts):
-    """Makes the digests of the indices in the file fit before it looks at them."""
+    """Replaces the digests of the indices in the file by those that fit."""
     meta, tensors = read_file(Path(path))
     meta.pop("version")
     for name, said in meta["supports"].items():
@@ -90,7 +90,7 @@ def _any_bytes(path, model, **parts):
 
 
 def _optimizer_unseen(path, model, *, optimizer, rewirer):
-    """The optimizer is loaded without a look, before the rest is verified."""
+    """Loads the optimizer unverified, before it verifies the rest."""
     meta, tensors = read_file(Path(path))
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         optimizer.load_state_dict(unpacked(meta["states"]["optimizer"], tensors, set()))
@@ -108,10 +108,10 @@ CHECKPOINT = {
     "the window in progress is not saved": _checkpoint(save=_saves_no_rewirer),
     "torch's random state does not come back": _checkpoint(load=_keeps_random_state),
     "a failed save destroys the old file": _checkpoint(save=_not_atomic),
-    "a save leaves litter": _checkpoint(save=_leaves_litter),
+    "a save leaves a second file": _checkpoint(save=_leaves_a_file),
     "what is not JSON is dropped in silence": _checkpoint(save=_drops_what_is_not_json),
-    "nothing is verified": _checkpoint(load=_loads_without_a_look),
-    "verified after the model has changed": _checkpoint(load=_looks_after_loading),
+    "nothing is verified": _checkpoint(load=_loads_unverified),
+    "verified after the model has changed": _checkpoint(load=_verifies_after_loading),
     "the digest of an index is not compared": _checkpoint(load=_digest_ignored),
     "the digest of the file is not compared": _checkpoint(load=_any_bytes),
     "the optimizer is not verified": _checkpoint(load=_optimizer_unseen),

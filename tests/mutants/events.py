@@ -31,7 +31,7 @@ def _bent_event(
     return _event(act)
 
 
-def _asks_everybody(t, change, layers, rng):
+def _calls_for_every_layer(t, change, layers, rng):
     for layer in layers:
         t.drop_score(layer)
     return event(t, change, layers, rng)
@@ -56,7 +56,7 @@ def _drops_all_the_same(t, change, layers, rng):
     ]
 
 
-def _own_dice(t, change, layers, rng):
+def _by_torchs_generator(t, change, layers, rng):
     return event(t, change, layers, torch.default_generator)
 
 
@@ -66,16 +66,16 @@ EVENT = {
     "what has no gradient is exchanged": _bent_event(topology={"candidates": "anywhere"}),
     "-0.0 is a gradient": _bent_event(lambda ids, score: torch.where(score.nan_to_num(1.0) == 0, 1e-300, score)),
     "NaN is the strongest": _bent_event(lambda ids, score: score.nan_to_num(1e9)),
-    "only what speaks for itself may grow": _bent_event(
+    "only candidates with a gradient may grow": _bent_event(
         layer=lambda s: s._replace(size=min(s.size, s.s.n + int((s.h > 0).sum())))
     ),
     "layers without gradient are changed": _bent_event(
         layer=lambda s: s._replace(has_gradient=True, g=torch.ones_like(s.w))
     ),
-    "every layer is asked": _event(_asks_everybody),
+    "slots are called for every layer": _event(_calls_for_every_layer),
     "drops more than it grows": _event(_drops_all_the_same),
-    "random by torch's own generator": _event(_own_dice),
-    "the same dice at every event": _event(
+    "random by torch's own generator": _event(_by_torchs_generator),
+    "the same random choices at every event": _event(
         lambda t, change, layers, rng: event(t, change, layers, torch.Generator().manual_seed(1))
     ),
     "knows its slots by name": _event(_knows_chance),

@@ -35,7 +35,7 @@ OPERATOR = {
     "the adjoint ignores r's sign": _operator(adjoint=lambda A, r: _G.adjoint(A, r.abs())),
     "columns come sorted": _operator(columns=lambda A, ids: _G.columns(A, ids.sort()[0])),
     "squared norms": _operator(norms=lambda A: _G.norms(A).square()),
-    "another matrix at every look": _operator(columns=lambda A, ids: _G.columns(A, ids) + 1e-12 * torch.randn(())),
+    "another matrix at every call": _operator(columns=lambda A, ids: _G.columns(A, ids) + 1e-12 * torch.randn(())),
     "the wrong precision": _operator(columns=lambda A, ids: _G.columns(A, ids).float()),
 }
 

@@ -61,7 +61,7 @@ def _global_threshold(rule, w, g, state, now):
     gs.ProxSGD.update_(rule, w, g, state, now._replace(strength=now.strength * size))
 
 
-def _looks(rule, w, g, state, now):
+def _reads_a_weight(rule, w, g, state, now):
     if float(w[0].sum()) > -1e9:
         gs.ProxSGD.update_(rule, w, g, state, now)
 
@@ -86,7 +86,7 @@ RULE = {
     "resume forgets the threshold": lambda: laws.check_rule(gs.RDA(gs.L1(0.01)), shell=_ForgetsSums),
     "penalises where nothing is to be": lambda: laws.check_rule(gs.ProxSGD(gs.L1(0.1)), shell=_PenalisesAll),
     "tensors see each other": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_global_threshold),
-    "reads a weight": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_looks),
+    "reads a weight": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_reads_a_weight),
     "0 / 0 where all is zero": _rule(gs.ProxSGD(gs.L1(0.1)), update_=_nan_where_zero),
     "the mirror variable starts at zero": _rule(gs.LinBreg(gs.L1(0.1)), init=_starts_at_zero),
     "the mirror variable starts without a subgradient": _rule(gs.LinBreg(gs.L1(0.1)), init=_starts_without_subgradient),

@@ -53,7 +53,7 @@ def _survivors_too(layer, dropped, change, limit, rng):
     return layer.s.ids(), torch.ones(layer.s.n)
 
 
-def _torchs_own_dice(layer, dropped, change, limit, rng):
+def _by_torchs_generator(layer, dropped, change, limit, rng):
     ids, score = grow_sensed(layer, dropped, change, limit, rng)
     return ids, score + torch.rand(score.shape)
 
@@ -144,15 +144,15 @@ TOPOLOGY = {
     "n drifts": _topology(TOPOLOGIES["csst"], _LosesOne),
     "inert: nothing is sensed": _topology(replace(TOPOLOGIES["csst"], sense=lambda t: None)),
     "inert: grows at random, and does not say so": _topology(replace(TOPOLOGIES["set"], candidates="sensed")),
-    "inert: nothing speaks for any candidate": _topology(replace(TOPOLOGIES["csst"], grow_score=_all_equal_to_zero)),
+    "inert: no candidate has a score": _topology(replace(TOPOLOGIES["csst"], grow_score=_all_equal_to_zero)),
     "an amount of 0": _topology(replace(TOPOLOGIES["csst"], n_exchange=_nothing)),
-    "share ignores where the size goes": _topology(replace(TOPOLOGIES["set growing"], allocate=_what_was_dropped)),
+    "allocate ignores the size that is due": _topology(replace(TOPOLOGIES["set growing"], allocate=_what_was_dropped)),
     "knows its slots by name": _topology(TOPOLOGIES["csst"], _KnowsItsSlots),
     "the total drifts": _topology(
         replace(TOPOLOGIES["csst pooled"], allocate=lambda layers, drops, grows, scores: [max(0, g - 1) for g in grows])
     ),
     "grows what it keeps": _topology(replace(TOPOLOGIES["csst"], grow_score=_survivors_too)),
-    "random by torch's own generator": _topology(replace(TOPOLOGIES["csst"], grow_score=_torchs_own_dice)),
+    "random by torch's own generator": _topology(replace(TOPOLOGIES["csst"], grow_score=_by_torchs_generator)),
     "has a state of its own": _topology(replace(TOPOLOGIES["set"], drop_score=_Memory())),
     "events after the stop": _topology(replace(TOPOLOGIES["rigl"], stop=5), steps=20),
     "pruning overshoots": _topology(_Overshoots(**vars(TOPOLOGIES["gmp"]))),

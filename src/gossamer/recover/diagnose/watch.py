@@ -67,7 +67,7 @@ class Watch:
 
     def _keep(self, name: str, layer: SparseLayer, dy: Tensor, x: Tensor) -> None:
         """A backward pass of a layer."""
-        if self.rewirer.topology.when(self.rewirer.t + 1) is None:
+        if not self.rewirer.is_event(self.rewirer.t + 1):
             return
         if name not in self._seen:
             self._seen[name] = _Seen([], layer.support, self.rewirer.sensing.get(name, 0))
@@ -111,7 +111,7 @@ class Watch:
 
     def _window(self, t: int) -> tuple[Sensing | None, int]:
         """What step t senses, and the number of steps since its window began."""
-        sense = self.rewirer.topology.sense
+        sense = self.rewirer.sense
         for w in range(1, 1000):
             if (asked := sense(t - w + 1)) is None or asked.fresh:
                 return sense(t), w
