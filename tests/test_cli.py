@@ -83,7 +83,7 @@ def shown(text: str) -> dict[str, str]:
 
 
 def test_the_help_shows_what_the_command_begins_at(tmp_path, capsys):
-    """Without a configuration the main job's settings, with one the file's, and those of another method where it is asked for."""
+    """The main job's settings without a configuration, else the file's; of another method its own defaults."""
     bare, begins = shown(command("run", "--help", capsys=capsys)[1]), flat(settings(parse(job.MAIN_JOB, "")))
     assert (bare["density_exponent"], bare["null_models"], bare["threads"], bare["density"]) == (
         "0.25",
@@ -147,7 +147,7 @@ def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
 
 
 def doctored(*variables: str, capsys, monkeypatch, **attributes) -> str:
-    """What doctor says under these environment variables (NAME=value) with these attributes of gossamer._backend.native."""
+    """The output of doctor under environment variables (NAME=value) and attributes of gossamer._backend.native."""
     for name in (kernels.ENVIRONMENT, native.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
     for variable in variables:
@@ -340,7 +340,8 @@ def test_the_main_job_stands_beside_its_null_models(tmp_path, monkeypatch, capsy
 def test_a_configuration_overridden_by_flags_alone_in_its_folder(tmp_path, capsys):
     file, out = tmp_path / "mine.yaml", tmp_path / "out"
     file.write_text(
-        "task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\nmodel: {name: mlp, widths: [16]}\nepochs: 2\n"
+        "task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\n"
+        "model: {name: mlp, widths: [16]}\nepochs: 2\n"
     )
     code, said, _ = command(
         "run",
@@ -452,7 +453,7 @@ def test_the_fashion_sweep_is_the_published_one():
 
 
 def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
-    """Forty-odd steps hold no event a hundred steps apart: the row is static's under another name, and the table must not hide it."""
+    """Some forty steps hold no event that is a hundred steps apart: the run is static, and the table must say so."""
     monkeypatch.chdir(tmp_path)
     short = ["run", "--epochs", "1", "--threads", "1", "--null_models", "false"]
     assert cli.main(short) == 0

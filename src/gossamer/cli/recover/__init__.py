@@ -1,4 +1,4 @@
-"""``gossamer recover phase | planted | inr | mnist``: what compressed sensing recovers, as tables and pictures. Resumable, in processes."""
+"""``gossamer recover phase | planted | inr | mnist``: what compressed sensing recovers, as tables and pictures."""
 
 from .digits import mnist
 from .images import inr
