@@ -17,10 +17,11 @@ import gossamer
 from gossamer import __version__
 from gossamer._backend import dispatch as kernels
 from gossamer._backend import native
-from gossamer.cli import doctor, extras, job, recover, sweep
+from gossamer.cli import console, doctor, extras, job, recover, sweep
 from gossamer.cli import main as cli
 from gossamer.cli.config import KEYS, flat, parse, read_yaml, settings
 from gossamer.cli.folder import Folder
+from gossamer.cli.report import LEAST
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
@@ -464,3 +465,48 @@ def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
     )  # and at once
     assert cli.main([*short, "--method.every", "10", "--method.last_every", "10"]) == 0
     assert "No change of the support" not in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------- width
+
+WIDE = {
+    "method": "csst",
+    "optimizer": "linbreg",
+    "accuracy": "97.53 ± 0.12 %",
+    "density": "0.0512",
+    "parameters": "12,345",
+    "FLOPs": "0.1234 simulated",
+    "grown of sensed": "0.123 (most 0.25)",
+    "memory": "123.4 MiB",
+    "seconds": "1234.5",
+    "kernel": "native",
+}
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_narrow_terminal_drops_columns_and_never_digits(width, terminal, monkeypatch, capsys):
+    """What is shown is whole; the least important columns are left out first, and named."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(console, "live", lambda: terminal)
+    console.show("a table", list(WIDE), [list(WIDE.values())], ["A note. " * 20], drop=LEAST)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    [missing] = re.findall(r"Not shown in \d+ characters: ([^.]*)\.", " ".join(out.split()))
+    missing = missing.split(", ")
+    assert missing == [name for name in WIDE if name in missing] and {"kernel", "memory"} <= {*missing}
+    cells = [value for name, value in WIDE.items() if name not in missing]
+    assert all(value in out for value in cells) and {"method", "accuracy"}.isdisjoint(missing)
+    assert len(missing) == {60: 5, 80: 4}[width]
+
+
+def test_elsewhere_a_table_is_whole(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console.show("a table", list(WIDE), [list(WIDE.values())], drop=LEAST)
+    out = capsys.readouterr().out
+    assert all(value in out for value in WIDE.values()) and "Not shown" not in out
+
+
+def test_a_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "gossamer", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"gossamer {__version__}\n"

@@ -72,10 +72,10 @@ def show(
         from rich.console import Console
         from rich.table import Table
 
-        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
         table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left", **look)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i < left else "right", no_wrap=True, overflow="ignore")
+            table.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
         for row in rows:
             table.add_row(*row)
         Console(highlight=False).print(table, markup=False)
