@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from gossamer.cli import job, sweep
 from gossamer.cli import main as cli
+from gossamer.cli.config import parse
 
-job.configuration(job.split(["--task=planted"]), {})  # parsers, and what they import, are warm in every child
-assert sweep
+parse({"task": "planted"}, "")  # parsers, and what they import, are warm in every child
+assert job and sweep
 
 
 def forked(work: Callable[[], int], kill_after: float | None = None) -> tuple[int, str]:
