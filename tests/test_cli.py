@@ -288,6 +288,7 @@ HOSTILE = {
     "optimizer steps": ["--epochs", "2000000000", "--batch", "1"],
     "cannot be written: Not a directory": ["--out", "/dev/null/x", "--null_models=false"],
     "this is a folder": ["."],
+    "File name too long": ["9" * 3000],
     "--change names settings": ["--change", "epochs"],
     "--resume is true or false": ["--resume=maybe"],
     "the key 'seed' is given twice": ["twice.yaml"],

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, UnicodeError) as error:
         remedy = "check that the file or folder can be read and written, and is of the right kind"
-        print(f"gossamer: {error}\n  To fix it: {remedy}", file=sys.stderr)
+        said = str(error) if len(str(error)) <= 400 else f"{str(error)[:400]}..."
+        print(f"gossamer: {said}\n  To fix it: {remedy}", file=sys.stderr)
         return 2
     except (MemoryError, RecursionError) as error:
         what = (
