@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import gossamer as gs
 from cases import CONVS, SUPPORTS, Conv, generator, table
 from gossamer import laws
-from gossamer._backend import native
+from gossamer._backend import memory, native
 from gossamer._backend.dispatch import Kernel
 from gossamer._backend.index import native as index
 from gossamer._backend.index import op as index_op
@@ -233,7 +233,7 @@ def test_values_in_bfloat16(m):
 def test_memory_orders_are_turned(m, dtype, count):
     for shape in ((1, 1), (7, 3), (16, 16), (33, 129), (3, 2, 5, 7), (0, 4), (64, 3, 8, 8)):
         x = torch.randn(shape, generator=generator(), dtype=torch.float64).to(dtype)
-        y = native.like(x, *shape).fill_(torch.nan)
+        y = memory.new_batch_last(x, *shape).fill_(torch.nan)
         m.turn(x, y, count)
         assert torch.equal(y, x)
 
@@ -270,7 +270,7 @@ def test_row_sums(m, dtype):
     for shape in ((1, 1), (7, 3), (513, 5), (3, 2, 5, 7), (2, 3, 67, 71)):
         x = torch.randn(shape, generator=generator(), dtype=torch.float64).to(dtype)
         sums = torch.full((shape[1],), torch.nan, dtype=native.COMPUTED[dtype])
-        m.row_sums(native.batch_last(x), sums, 1)
+        m.row_sums(memory.fast_batch_last(x), sums, 1)
         assert torch.allclose(sums, x.double().sum([0, *range(2, x.dim())]).to(sums.dtype), rtol=1e-5, atol=1e-4)
 
 
@@ -282,7 +282,7 @@ def test_batch_normalisation(m, dtype, relu):
     rng = generator()
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
     for shape in ((2, 1), (7, 3), (513, 5), (3, 2, 5, 7), (2, 3, 67, 71)):
-        x, dy = (native.batch_last(3 + torch.randn(shape, generator=rng, dtype=dtype)) for _ in range(2))
+        x, dy = (memory.fast_batch_last(3 + torch.randn(shape, generator=rng, dtype=dtype)) for _ in range(2))
         for weight, bias in ((None, None), tuple(torch.randn(2, shape[1], generator=rng, dtype=dtype))):
             with laws.poisoned_memory():
                 y, dx = torch.empty_like(x), torch.empty_like(x)
@@ -365,7 +365,7 @@ import os, re, sys, warnings
 import torch
 import gossamer as gs
 from cases import CONVS, SUPPORTS
-from gossamer._backend import native
+from gossamer._backend import memory, native
 from gossamer.products.linear import native as linear
 from gossamer.products.conv2d import native as conv2d
 

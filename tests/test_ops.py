@@ -13,20 +13,13 @@ from gossamer._backend import dispatch as kernels
 from gossamer._backend.dispatch import Kernel, always, choose, full_precision, why
 from gossamer.layouts import gather, scatter
 from gossamer.products.conv2d import op as csr_conv2d
+from gossamer.products.conv2d.reference import Geometry
 from gossamer.products.linear import op as csr_linear
 from gossamer.products.sense import op as csr_sense
 from gossamer.products.sense import reference as sense
 from gossamer.support import Support
 
-LINEAR, CONV2D = (
-    {
-        "forward": op.FORWARD,
-        "backward": op.BACKWARD,
-        "input_gradient": op.INPUT_GRADIENT,
-        "weight_gradient": op.WEIGHT_GRADIENT,
-    }
-    for op in (csr_linear, csr_conv2d)
-)
+LINEAR, CONV2D = csr_linear.KERNELS._asdict(), csr_conv2d.KERNELS._asdict()
 SENSE = {"sampled": csr_sense.SAMPLED, "strongest": csr_sense.STRONGEST}
 
 
@@ -99,8 +92,9 @@ def conv_arguments(name: str, batch: int = 2):
     return x, values, s, case.g
 
 
-def flat(s: Support) -> tuple:
-    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block
+def flat(s: Support, g: Geometry | None = None) -> tuple:
+    """A support and a geometry as an operator takes them."""
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block, [v for pair in g or () for v in pair]
 
 
 @pytest.mark.parametrize("name", ["primes", "ragged tiles"])
@@ -109,25 +103,24 @@ def test_opcheck_linear(name):
     torch.library.opcheck(torch.ops.gossamer.csr_linear.default, (x, values, *flat(s)))
     dy = torch.randn(4, s.shape[0], dtype=torch.float64)
     for op, arguments in (
-        (torch.ops.gossamer.csr_linear_dx, (dy, values)),
-        (torch.ops.gossamer.csr_linear_dw, (dy, x, values)),
+        (torch.ops.gossamer.csr_linear_dx, (dy, values.detach(), *flat(s), [])),
+        (torch.ops.gossamer.csr_linear_dw, (dy, x.detach(), values.detach(), *flat(s))),
+        (torch.ops.gossamer.csr_linear_backward, (dy, x.detach(), values.detach(), *flat(s))),
     ):
-        torch.library.opcheck(
-            op.default, (*(t.detach() for t in arguments), *flat(s)), test_utils=("test_schema", "test_faketensor")
-        )
+        torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("name", ["all unlike", "ragged tiles"])
 def test_opcheck_conv2d(name):
     x, values, s, g = conv_arguments(name)
-    geometry = [v for pair in g for v in pair]
-    torch.library.opcheck(torch.ops.gossamer.csr_conv2d.default, (x, values, *flat(s), geometry))
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d.default, (x, values, *flat(s, g)))
     dy = torch.randn(2, s.shape[0], *g.out(*x.shape[2:]), dtype=torch.float64)
     tests = ("test_schema", "test_faketensor")
-    dx = (dy, values.detach(), *flat(s), geometry, *x.shape[2:])
+    dx = (dy, values.detach(), *flat(s, g), list(x.shape[2:]))
     torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dx.default, dx, test_utils=tests)
-    dw = (dy, x.detach(), values.detach(), *flat(s), geometry)
-    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dw.default, dw, test_utils=tests)
+    both = (dy, x.detach(), values.detach(), *flat(s, g))
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dw.default, both, test_utils=tests)
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_backward.default, both, test_utils=tests)
 
 
 @pytest.mark.parametrize("name", ["primes", "empty rows and columns", "tiles", "ragged corner only"])
@@ -196,6 +189,8 @@ REFUSALS = {
     "long image": (image(1, 3, 5, 5, dtype=torch.int64), "floating"),
     "channels": (image(1, 2, 5, 5), r"\(batch, 3,"),
     "no batch": (image(3, 5, 5), r"\(batch, 3,"),
+    "features": (vectors(2, 6), r"\(..., 7\)"),
+    "features of a single vector": (vectors(14), r"\(..., 7\)"),
 }
 
 

@@ -1,4 +1,5 @@
-"""The planner: what is measured, how the choice follows from it, and that a model of several layouts is one model. No assertion on time."""
+"""The planner: what is measured, how the choice follows from it, and that a model of several layouts is one model. No
+assertion on time."""
 
 import copy
 import json
@@ -14,8 +15,8 @@ from torch import nn
 
 import gossamer as gs
 from cases import FLAT, IMAGES, SGD, convnet, generator, mlp, same_state, same_supports, table, train
-from gossamer._plan import SECANTS, break_even
-from gossamer._timing import Candidate, Work, layer_of, timed
+from gossamer._plan.break_even import SECANTS, break_even
+from gossamer._plan.timing import Candidate, Work, layer_of, timed
 from gossamer.cli.progress import Silent
 from gossamer.products.conv2d.reference import Geometry
 
@@ -32,7 +33,8 @@ def clock(
     tiles: float = 50.0,
     cost: Callable[[Work], float] = lambda work: 1.0,
 ) -> Callable:
-    """A timer: seconds by layout, csr ``fixed`` + ``each`` density, tiles a constant; channels-last costs a half more; times ``cost``."""
+    """A timer: seconds by layout, csr ``fixed`` + ``each`` density, tiles a constant; channels-last costs a half more;
+    times ``cost``."""
 
     def timer(work: Work, candidates: list[Candidate]) -> list[float]:
         found = []
@@ -400,7 +402,7 @@ NO_PLANS = {
     "a number": (lambda: "3", "this is not a plan"),
     "other JSON": (lambda: "{}", "KeyError"),
     "another format": (lambda: text(format="plan"), "format 'plan'"),
-    "a later version": (lambda: text(version=2), "version 2"),
+    "a later version": (lambda: text(version=3), "version 3"),
     "a key too few": (lambda: text(threads=None), "threads"),
     "a key too many": (lambda: text(colour="red"), "colour"),
     "a row with another key": (lambda: text(row={"colour": "red"}), "colour"),
@@ -510,7 +512,7 @@ def test_a_network_with_csr_layers_is_kept_batch_last(case):
 
 
 REFUSALS = {
-    "no input shape": ({"layout": "auto"}, "must know their inputs"),
+    "no input shape": ({"layout": "auto"}, "needs to know their inputs"),
     "an input shape for nothing": ({"layout": "csr", "input_shape": (8, 13)}, 'input_shape is for layout="auto" alone'),
     "misspelt": ({"layout": "autol"}, "did you mean 'auto'"),
     "a layer the plan has not": ({"layout": planned(mlp(), exclude="2")}, r"2 is not in the plan"),

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._backend.dispatch import foreign
+from ._backend.dispatch import is_traced
 from ._backend.memory import batch_last as to_batch_last
 from ._backend.memory import from_rows, is_batch_last, rows
 from ._backend.native import BEST
+from ._backend.private_torch import BatchNorm as AnyBatchNorm
 from ._errors import UsageError
 from .products.conv2d.op import csr_conv2d
 from .products.conv2d.reference import Geometry
@@ -55,8 +55,8 @@ def keep_batch_last(model: nn.Module, *, fuse: bool = False) -> nn.Module:
     Calling it twice does no more than once. Returns: the model.
     """
     for m in model.modules():
-        if type(m) in TWINS:
-            _become(m, TWINS[type(m)])
+        if type(m) in COUNTERPARTS:
+            _become(m, COUNTERPARTS[type(m)])
     if fuse:
         _fuse(model)
     return model
@@ -71,7 +71,7 @@ def _fuse(model: nn.Module) -> None:
                     isinstance(norm, _Normalisation)
                     and type(act) is nn.ReLU
                     and places[norm] == 1
-                    and not _hooked(norm, act)
+                    and not hooked(norm, act)
                 ):
                     norm.relu = True
                     if places[act] > 1:  # elsewhere it is still wanted
@@ -97,16 +97,17 @@ def _become(m: nn.Module, kind: type[nn.Module]) -> None:
     m.__class__ = kind
 
 
-def _hooked(*modules: nn.Module) -> bool:
+def hooked(*modules: nn.Module) -> bool:
+    """Whether one of the modules has a hook of its own."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
 def _lies_batch_last(x: Tensor) -> bool:
     """Whether there is something to gain; a compiler, a tracer or a transform meets torch's own operations."""
-    return not foreign(x) and is_batch_last(x) and x.numel() > 0
+    return not is_traced(x) and is_batch_last(x) and x.numel() > 0
 
 
-class _Twin(nn.Module):
+class _Counterpart(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
         remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
@@ -118,7 +119,7 @@ class _Twin(nn.Module):
 # -------------------------------------------------------------------- normalisation
 
 
-class _Normalisation(_Twin, _BatchNorm):
+class _Normalisation(_Counterpart, AnyBatchNorm):
     relu: bool = False  # whether it does the work of the ReLU that follows
 
     def forward(self, input: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class BatchNorm2d(_Normalisation, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that keeps the batch-last format: (N, C, H, W)."""
 
 
-class ReLU(_Twin, nn.ReLU):
+class ReLU(_Counterpart, nn.ReLU):
     """An ``nn.ReLU`` whose work the batch normalisation before it does: hands its input on."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ class ReLU(_Twin, nn.ReLU):
 # -------------------------------------------------------------------- pooling
 
 
-class MaxPool2d(_Twin, nn.MaxPool2d):
+class MaxPool2d(_Counterpart, nn.MaxPool2d):
     """``nn.MaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class MaxPool2d(_Twin, nn.MaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AvgPool2d(_Twin, nn.AvgPool2d):
+class AvgPool2d(_Counterpart, nn.AvgPool2d):
     """``nn.AvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -200,7 +201,7 @@ class AvgPool2d(_Twin, nn.AvgPool2d):
         return _pooled(super().forward, input)
 
 
-class AdaptiveMaxPool2d(_Twin, nn.AdaptiveMaxPool2d):
+class AdaptiveMaxPool2d(_Counterpart, nn.AdaptiveMaxPool2d):
     """``nn.AdaptiveMaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class AdaptiveMaxPool2d(_Twin, nn.AdaptiveMaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AdaptiveAvgPool2d(_Twin, nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_Counterpart, nn.AdaptiveAvgPool2d):
     """``nn.AdaptiveAvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -227,7 +228,7 @@ FEW = (
 )  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
 
 
-class Linear(_Twin, nn.Linear):
+class Linear(_Counterpart, nn.Linear):
     """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose.
 
     It is multiplied the other way round, or with few weights (the last layer's) by the sparse kernel with full support."""
@@ -248,7 +249,7 @@ SMALL = (
 )
 
 
-class Conv2d(_Twin, nn.Conv2d):
+class Conv2d(_Counterpart, nn.Conv2d):
     """``nn.Conv2d`` that makes the batch-last format where that is cheap: 1 x 1 kernels, by one matrix product over the format's own
     matrix (C, H W N), and kernels of few incoming weights (the first layer's), by the sparse kernel with full support."""
 
@@ -270,7 +271,7 @@ class Conv2d(_Twin, nn.Conv2d):
             or x.numel() == 0
         ):
             return False
-        if foreign(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
+        if is_traced(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
             return False
         if self.weight.dtype != x.dtype or x.shape[1] != self.in_channels or self.padding_mode != "zeros":
             return False
@@ -300,7 +301,7 @@ def _pooled(pool: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     return pool(x.transpose(0, 1)).transpose(0, 1) if x.dim() == 4 and _lies_batch_last(x) else pool(x)
 
 
-TWINS: dict[type[nn.Module], type[nn.Module]] = {
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv2d: Conv2d,
     nn.BatchNorm1d: BatchNorm1d,
@@ -310,4 +311,7 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
     nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
 }
-PLAIN = {**{counterpart: plain for plain, counterpart in TWINS.items()}, ReLU: nn.ReLU}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    **{counterpart: plain for plain, counterpart in COUNTERPARTS.items()},
+    ReLU: nn.ReLU,
+}

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._backend.dispatch import choose, device_type, run, unreadable
+from ._backend.dispatch import choose, device_type, is_placeholder, run
 from ._backend.index.op import rows_of
 from ._errors import UsageError, check_density
+from ._initial import kaiming
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter
 from .observe import Observer, version_of
 from .products.conv2d import op as conv2d_op
@@ -221,7 +222,7 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def _follow(self) -> None:
         """Looks the non-zeros up, if the values have changed since, and makes another index, if they are others."""
-        if unreadable(self.values):  # the product does not need the index then
+        if is_placeholder(self.values):  # the product does not need the index then
             return
         version = -1 if self.values.is_inference() else self.values._version  # torch counts no writes to the former
         now = (self.values.data_ptr(), version)
@@ -262,12 +263,9 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, rng: torch.Generator | None = None) -> None:
         """Kaiming normal values with the fan-in scaled by the density; bias uniform in +-1/sqrt(fan_in), as torch does."""
-        s, fan_in = self.support, math.prod(self.dense_shape[1:])
-        compact = torch.empty(s.n, *(() if s.block == (1, 1) else s.block), dtype=self.values.dtype)
-        compact.normal_(0.0, math.sqrt(2 / (max(self.density, 1 / self.dense_shape.numel()) * fan_in)), generator=rng)
-        self.set_values_(compact.to(self.values.device))
+        self.set_values_(kaiming(self.support, self.values.dtype, rng).to(self.values.device))
         if self.bias is not None:
-            bound = 1 / math.sqrt(fan_in)
+            bound = 1 / math.sqrt(math.prod(self.dense_shape[1:]))
             self.bias.copy_(torch.empty(self.bias.shape, dtype=self.bias.dtype).uniform_(-bound, bound, generator=rng))
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ._errors import UsageError, nearest
 from .layers import SparseLayer
+from .training.stepper import Stepper
 
 OTHER = "(other arithmetic)"
 PARTS = ("forward", "backward_input", "backward_weight", "sensing")
@@ -110,10 +111,10 @@ class Ledger:
         self.by_layer = {entry.name: Cost() for entry in self.entries}
         self._peak_key: Any = None
 
-    def step(self, batch: int, rewirer: Any = None) -> None:
+    def step(self, batch: int, rewirer: Stepper | None = None) -> None:
         """Records one training step over ``batch`` examples: call it after the backward pass, before the step changes anything.
 
-        ``rewirer`` (a :class:`~gossamer.train.Rewirer`) says what this step senses.
+        ``rewirer`` (a :class:`~gossamer.Rewirer` or a :class:`~gossamer.Multilevel`) says what this step senses.
         """
         sensed = rewirer.sensing if rewirer is not None else {}
         for entry in self.entries:
@@ -154,12 +155,12 @@ class Ledger:
         """All weights of linear and convolutional layers."""
         return sum(entry.weights for entry in self.entries if entry.holds)
 
-    def step_cost(self, batch: int, rewirer: Any = None) -> dict[str, Cost]:
+    def step_cost(self, batch: int, rewirer: Stepper | None = None) -> dict[str, Cost]:
         """FLOPs of one step as things stand, per layer name."""
         sensed = rewirer.sensing if rewirer is not None else {}
         return {e.name: e.cost(batch, e.n, sensed.get(e.name, 0) * _tile(e.module)) for e in self.entries}
 
-    def bytes(self, rewirer: Any = None) -> dict[str, int]:
+    def bytes(self, rewirer: Stepper | None = None) -> dict[str, int]:
         """Bytes held now: values, indices, gradients, optimizer, sensing, total (all parameters of the model, dense ones too)."""
         layers = [m for m in self.model.modules() if isinstance(m, SparseLayer)]
         parts = {

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
+from ._backend.private_torch import backward_pass, is_batch_of_gradients, is_wrapped
 from ._errors import UsageError
 
 
@@ -147,7 +147,7 @@ class Observer:
 
     def report(self, x: Tensor, version: int, dy: Tensor) -> None:
         """The gradient of an output is known: hook of the output."""
-        if not self.measures or is_functorch_wrapped_tensor(dy) or is_legacy_batchedtensor(dy):
+        if not self.measures or is_wrapped(dy) or is_batch_of_gradients(dy):
             return  # the step that wanted it is over; or a transform, which never accumulates
         _check_version(self.who, x, version)
         with torch.no_grad():
@@ -197,7 +197,7 @@ def _check_version(who: str, x: Tensor, version: int) -> None:
 
 def _number() -> int:
     """The number of the backward pass that runs in this thread."""
-    return torch._C._current_graph_task_id()
+    return backward_pass()
 
 
 def _ignore(_layer: Any) -> None:

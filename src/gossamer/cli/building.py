@@ -17,7 +17,9 @@ from .._backend.native import keep_freed_memory
 from .._errors import UsageError, misfits
 from .._plan import Plan, plan
 from .._schedules import step_of
-from ..convert.sparsify import AUTO, parameter_groups, reinitialise_, sparsify
+from ..convert.groups import parameter_groups
+from ..convert.initial import reinitialise_
+from ..convert.sparsify import AUTO, sparsify
 from ..layers import sparse_layers
 from ..ledger import Ledger
 from ..penalties import L1, GroupL1

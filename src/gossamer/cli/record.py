@@ -15,7 +15,9 @@ import torch
 
 from .._budgets import BUDGETS
 from .._errors import UsageError, check_at_least, check_choice, check_density
-from ..convert.sparsify import AUTO, parameter_groups, reinitialise_, sparsify
+from ..convert.groups import parameter_groups
+from ..convert.initial import reinitialise_
+from ..convert.sparsify import AUTO, sparsify
 from ..layouts import LAYOUTS
 from ..training.loop import fit
 from ..training.multilevel import Multilevel

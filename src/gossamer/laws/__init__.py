@@ -10,6 +10,7 @@ purpose that it must reject. Everything is tiny, in float64, and draws from its 
 """
 
 from .checkpoints import check_checkpoint
+from .compaction import check_compact
 from .details import nesterov
 from .events import check_event
 from .kernels import check_index, check_kernel, check_layout, poisoned_memory
@@ -26,6 +27,7 @@ from .transforms import check_transforms
 __all__ = (
     "check_average",
     "check_checkpoint",
+    "check_compact",
     "check_copies",
     "check_event",
     "check_index",

@@ -15,13 +15,13 @@ from .. import checkpoint
 from .._errors import UsageError
 from ..checkpoint.file import seal
 from ..layouts import Layout
-from ..topology import Topology
+from ..topology import TopologyLike
 from .details import Optimizers, demand, nesterov, same
-from .topologies import Run
+from .topologies import Run, resolved
 
 
 def check_checkpoint(
-    topology: Topology,
+    topology: TopologyLike,
     rewirer: Callable[..., Any],
     *,
     save: Callable[..., None] = checkpoint.save,
@@ -34,6 +34,7 @@ def check_checkpoint(
     """A saved run comes back bit for bit, torch's random state too; a file that is damaged, by one bit or in its structure, or does not fit
     is refused, and nothing has changed then; a save that fails leaves the old file.
     """
+    topology = resolved(topology, steps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
         run = Run(topology, rewirer, layout, block, optimizer, seed=0)

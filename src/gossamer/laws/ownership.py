@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from .._errors import UsageError
 from ..layers import SparseLinear, sparse_layers
 from ..layouts import Layout
-from ..topology import SET, Topology
+from ..topology import SET, Topology, TopologyLike
 from ..training.average import AveragedModel
 from .details import Optimizers, close, demand, nesterov, same
-from .topologies import Run
+from .topologies import Run, resolved
 
 STRAY: dict[str, Callable[[Run, int], None]] = {
     "autograd.grad": lambda run, t: _input_gradient(run, t),
@@ -25,13 +25,14 @@ STRAY: dict[str, Callable[[Run, int], None]] = {
 
 
 def check_passes(
-    topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
+    topology: TopologyLike, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
 ) -> None:
     """What is sensed counts exactly the passes that are in the gradient: those that were thrown away leave no trace.
 
     Args:
         rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
     """
+    topology = resolved(topology)
     steps, half = topology.stop + 2, "a gradient that comes in two passes"
     plain = Run(topology, rewirer, layout, (1, 1), optimizer, seed=0)
     for t in range(1, steps + 1):
@@ -53,9 +54,10 @@ def check_passes(
 
 
 def check_copies(
-    topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
+    topology: TopologyLike, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
 ) -> None:
     """A copy, or a pickle, of (model, optimizer, rewirer) goes the same way, from any step; a copy of the model alone holds no batch."""
+    topology = resolved(topology)
     steps, where = topology.stop + 2, f"topology {topology.name!r}"
     run = Run(topology, rewirer, layout, (1, 1), optimizer, seed=0)
     copies: list[tuple[str, Run]] = []
@@ -78,10 +80,11 @@ def check_copies(
 
 
 def check_reload(
-    topology: Topology, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
+    topology: TopologyLike, rewirer: Callable[..., Any], *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
 ) -> None:
     """``load_state_dict`` of an earlier model under a living optimizer and rewirer: weights are the loaded ones, the optimizer's state
     follows its connections, a window in progress begins anew, and the training goes on."""
+    topology = resolved(topology)
     steps, where = topology.stop + 2, f"topology {topology.name!r}"
     for early, late in _cuts(topology, steps):
         run = Run(topology, rewirer, layout, (1, 1), optimizer, seed=0)
@@ -120,7 +123,7 @@ def check_average(
     rewirer: Callable[..., Any],
     average: Callable[..., Any] = AveragedModel,
     *,
-    topology: Topology | None = None,
+    topology: TopologyLike | None = None,
     layout: str | Layout = "csr",
 ) -> None:
     """An average of weights follows connections: it equals the average of the dense weights on the present support, for every connection
@@ -130,7 +133,7 @@ def check_average(
         rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
         average: ``gossamer.AveragedModel``, or anything with its signature and methods.
     """
-    topology = topology or SET(stop=20, every=2, drop_fraction=0.5).resolve()
+    topology = resolved(topology or SET(stop=20, every=2, drop_fraction=0.5))
     for decay in (None, 0.7):
         run = Run(topology, rewirer, layout, (1, 1), nesterov, seed=0)
         mean = average(run.model, decay=decay)

@@ -13,7 +13,7 @@ from .._errors import UsageError
 from ..convert.sparsify import sparsify
 from ..layers import sparse_layers
 from ..layouts import Layout
-from ..topology import Topology
+from ..topology import Topology, TopologyLike
 from ..topology.topology import SLOTS
 from .details import Optimizers, demand, nesterov, same
 from .supports import check_support
@@ -69,8 +69,16 @@ class Run:
             part.load_state_dict(copy.deepcopy(state))
 
 
+def resolved(topology: TopologyLike, steps: int | None = None) -> Topology:
+    """The record of a run of ``steps`` optimizer steps. Raises UsageError where ``stop`` is a fraction and ``steps`` is None."""
+    found = topology.resolve(steps)
+    if not isinstance(found, Topology):
+        raise AssertionError(f"{topology!r}: resolve(steps) must return a Topology, not {type(found).__name__}")
+    return found
+
+
 def check_topology(
-    topology: Topology,
+    topology: TopologyLike,
     rewirer: Callable[..., Any],
     *,
     steps: int | None = None,
@@ -85,6 +93,7 @@ def check_topology(
         rewirer: what trains by the topology: ``gossamer.Rewirer``, or anything with its signature and methods.
         steps: how many (default: a few more than ``topology.stop``).
     """
+    topology = resolved(topology, steps)
     steps = topology.stop + 3 if steps is None else steps
     run = Run(topology, rewirer, layout, block, optimizer, seed=0)
     start = {name: layer.support.n for name, layer in run.layers.items()}

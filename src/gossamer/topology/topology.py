@@ -14,6 +14,7 @@ from torch import Tensor
 from .._budgets import Budget
 from .._errors import UsageError, call_problem
 from .._schedules import Events, cubic
+from ..support import Support
 from .records import LayerState, Sensing, Update
 from .slots import allocate_fixed, drop_by_magnitude, exchange_fraction, grow_sensed, never
 
@@ -25,6 +26,7 @@ SLOTS = {  # what each is called with
     "grow_score": ("layer", "dropped", "update", "limit", "rng"),
     "allocate": ("layers", "drops", "grows", "scores"),
 }
+PROJECT = ("layers", "update", "rng")
 CANDIDATES = ("sensed", "anywhere")
 
 
@@ -45,6 +47,8 @@ class Topology:
     allocate: Callable[[Sequence[LayerState], Sequence[int], Sequence[int], Sequence[Tensor]], list[int]] = (
         allocate_fixed
     )
+    # the new supports of all layers at once, in place of the four slots above: what they cannot express
+    project: Callable[[Sequence[LayerState], Update, torch.Generator | None], Sequence[Support]] | None = None
     stop: int = 0  # no event after this step
     final_density: float | None = None
     budget: str | Budget | Mapping[str, float] = "erk"
@@ -54,11 +58,12 @@ class Topology:
     keeps_layer_sizes: bool = True  # False: ``allocate`` moves blocks between layers
 
     def __post_init__(self) -> None:
-        problems = [call_problem(name, getattr(self, name), asks) for name, asks in SLOTS.items()]
+        slots = {**SLOTS, "project": PROJECT} if self.project is not None else SLOTS
+        problems = [call_problem(name, getattr(self, name), asks) for name, asks in slots.items()]
         if any(problems):
             reasons = [p for p in problems if p]
             raise UsageError(
-                self.name, "this is no topology", reasons=reasons, remedy="docs/extend.md shows every slot"
+                self.name, "this is no topology", reasons=reasons, remedy="docs/guides/extend.md shows every slot"
             )
         if self.candidates not in CANDIDATES:
             raise UsageError(self.name, f"candidates must be one of {', '.join(CANDIDATES)}", got=self.candidates)

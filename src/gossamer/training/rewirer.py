@@ -144,6 +144,14 @@ class Rewirer:
         """Bytes held for sensing: coordinates and moving averages; when streaming, the operands kept and one block of the gradient."""
         return sum(probe.bytes for probe in self._probes.values())
 
+    def is_event(self, t: int) -> bool:
+        """Whether the support changes at step t = 1, 2, ..."""
+        return self.topology.when(t) is not None
+
+    def sense(self, t: int) -> Sensing | None:
+        """What the backward pass of step t measures besides the gradient on the support."""
+        return self.topology.sense(t)
+
     def step(self, closure: Callable[[], Any] | None = None, *, scaler: "torch.amp.GradScaler | None" = None) -> Any:
         """One step: the optimizer's, then the event's, if this step has one. Returns what ``optimizer.step(closure)`` returns.
 
@@ -508,7 +516,7 @@ class Rewirer:
         densities = budgets.resolve(
             self.topology.budget, names, shapes, self.topology.final_density, self.topology.name
         )
-        return dict(zip(names, budgets.blocks(densities, [layer.support.total for layer in layers]), strict=True))
+        return dict(zip(names, budgets.counts(densities, [layer.support.total for layer in layers]), strict=True))
 
     def _check_fan_in(self) -> None:
         least = self.topology.min_fan_in
@@ -531,7 +539,7 @@ class Rewirer:
         frozen = [name for name, layer in self.layers.items() if not layer.values.requires_grad]
         totals = {name: layer.support.total for name, layer in self.layers.items()}
         if self.topology.final_density is not None and (
-            said := budgets.frozen_ends(self.topology.final_density, totals, self.start, self.final, frozen)
+            said := budgets.frozen_warning(self.topology.final_density, totals, self.start, self.final, frozen)
         ):
             warnings.warn(f"{self.topology.name}: {said}", stacklevel=3)
 

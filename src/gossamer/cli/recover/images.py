@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import recover as solvers
 from ..._errors import UsageError, check_count, is_real
-from ...recover.operators import generator
+from ...recover.gates import generator
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 

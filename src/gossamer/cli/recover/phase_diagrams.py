@@ -11,8 +11,8 @@ from torch import Tensor
 from ... import recover as solvers
 from ..._errors import UsageError, check_at_least, check_count, nearest
 from ...recover import theory
-from ...recover.operators import generator
-from ...recover.recovery import least_squares
+from ...recover.gates import generator
+from ...recover.solvers.thresholding import least_squares
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ... import recover as solvers
 from ..._errors import UsageError, check_choice, check_count
-from ...recover.operators import generator
+from ...recover.gates import generator
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 

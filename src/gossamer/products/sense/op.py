@@ -1,4 +1,5 @@
-"""Sensing, the kernel chosen here. No autograd: a measured gradient is not differentiated."""
+# pyright: strict
+"""Sensing; the kernel is chosen here. No autograd: a measured gradient is not differentiated."""
 
 from collections.abc import Sequence
 

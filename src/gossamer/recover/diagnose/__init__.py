@@ -1,6 +1,6 @@
 """How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, and of any sparse layer while it trains."""
 
-from .layers import Diagnosis, Watch, gradient_and_noise, hear, measured_recall, sensing, support_conditioning
+from .recall import Diagnosis, Watch, gradient_and_noise, record_operands, measured_recall, sensing, support_conditioning
 from .matrices import Coherence, Convexity, Isometry, coherence, convexity, isometry
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "coherence",
     "convexity",
     "gradient_and_noise",
-    "hear",
+    "record_operands",
     "isometry",
     "measured_recall",
     "sensing",

@@ -22,8 +22,9 @@ from ..._errors import UsageError, check_count
 from ...products.sense.op import top_k
 from ...support import distinct
 from ..arrays import tensor
-from ..operators import BLOCK_NUMBERS, GatedReLU, Operator
-from ..scaled import normalised
+from ..operators import GatedReLU, Operator
+from ..operators.protocol import BLOCK_NUMBERS
+from ..operators.scaled import normalised
 from ..theory import edge_law, gated_gram, welch
 from ..units import times
 
