@@ -1,7 +1,9 @@
-"""kill -9 at random points of `gossamer run` and `gossamer sweep`, and power cuts: the run that goes on ends as one that was never stopped.
+"""kill -9 at random points of `gossamer run` and `gossamer sweep`, and power cuts: the run that goes on ends as one
+that was never stopped.
 
-A kill comes at a random time, or just before a random call that changes a folder. A power cut keeps what was synchronised: of everything
-else each file, and each change of a name, is lost or kept at random (or all is lost); a file that was not synchronised keeps a part.
+A kill comes at a random time, or just before a random call that changes a folder. A power cut keeps what was
+synchronised: of everything else each file, and each change of a name, is lost or kept at random (or all is lost); a
+file that was not synchronised keeps a part.
 """
 
 import builtins
@@ -41,7 +43,12 @@ L1 = ["--optimizer.penalty=l1", "--optimizer.penalty.lam=0.02"]
 SHADOW += [*L1, "--optimizer.momentum=0.9"]
 SWEEP = """
 base:
-  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [16, 16], density: 0.3, batch: 16, epochs: 2, threads: 1}
+  task: {name: planted, features: 12, relevant: 6, examples: 60}
+  model.widths: [16, 16]
+  density: 0.3
+  batch: 16
+  epochs: 2
+  threads: 1
 grid:
   - {method: [dense, {name: csst, every: 4, last_every: 5, window: 3}], seed: [0, 1]}
 """
@@ -88,7 +95,7 @@ class Jobs(dict[str, Job]):
 
 
 def saves(cases: int, rng: random.Random) -> list[Tally]:
-    """kill -9 at a random call of one save: under the name is the old checkpoint or the new one, and the next save tidies up."""
+    """kill -9 at a random call of one save: the file is the old checkpoint or the new one; the next save tidies up."""
     tally = Tally("kill -9 while saving")
     with tempfile.TemporaryDirectory() as folder:
         path, counter = Path(folder) / "x" / "run.safetensors", Path(folder) / "count"

@@ -1,5 +1,6 @@
-"""Hostile input: command lines, configuration files, damaged run folders. Each ends in a sentence: no traceback, no crash, no other exit
-code than 0 (done), 1 (diverged), 2 (refused) and 130 (stopped: what runs longer than some seconds is sent Ctrl-C)."""
+"""Hostile input: command lines, configuration files, damaged run folders. Each ends in a sentence: no traceback, no
+crash, no other exit code than 0 (done), 1 (diverged), 2 (refused) and 130 (stopped: what runs longer than some seconds
+is sent Ctrl-C)."""
 
 import os
 import random
@@ -216,7 +217,8 @@ seed: 0
 threads: 1
 """
 SWEEP = """base:
-  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [8], density: 0.3, batch: 16, epochs: 1, threads: 1}
+  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [8],
+  density: 0.3, batch: 16, epochs: 1, threads: 1}
 grid:
   - {method: dense, seed: [0]}
 """

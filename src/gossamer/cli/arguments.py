@@ -1,5 +1,5 @@
 # pyright: strict
-"""The arguments of ``gossamer run`` and ``gossamer sweep``: one file, and ``--key value`` or ``--key=value`` for any setting."""
+"""The arguments of ``gossamer run`` and ``gossamer sweep``: one file, and ``--key value`` for any setting."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -26,7 +26,8 @@ class Arguments(NamedTuple):
 
 
 def split(who: str, argv: Sequence[str], options: Collection[str], switches: Collection[str] = ()) -> Arguments:
-    """Sorts the arguments into the file, settings, and the command's own options; only switches may stand without a value.
+    """Sorts the arguments into the file, settings, and the command's own options; only switches may stand without a
+    value.
 
     Raises: UsageError.
     """

@@ -1,4 +1,4 @@
-"""A run before its first step: data, model, optimizer, what changes the support, and what steers the penalty, from a configuration."""
+"""From a configuration to a run before its first step: data, model, optimizer, rewirer, and control of the penalty."""
 
 import math
 import re
@@ -74,7 +74,8 @@ class Trial(NamedTuple):
 
 
 def build(config: Config, planned: Plan | None = None) -> Trial:
-    """Data, model, optimizer and all the rest, in the state before the first step. Raises UsageError where they do not go together.
+    """Data, model, optimizer and all the rest, in the state before the first step. Raises UsageError where they do not
+    go together.
 
     ``planned`` is the plan of a run that is resumed under the layout ``auto``; without one the layers are measured.
     """
@@ -109,7 +110,10 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
 
 
 def network(part: Part, shape: tuple[int, ...], classes: int, rng: torch.Generator) -> nn.Module:
-    """The dense network of a model's part: a module, or what a record builds. Its own draws from torch's generator follow from ``rng``."""
+    """The dense network of a model: a module, or what a record builds.
+
+    Draws from torch's own generator follow from ``rng``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.initial_seed())
         made = part.make(shape=shape, classes=classes, rng=rng)
@@ -139,7 +143,7 @@ def measured_plan(
     autocast: bool,
     threads: int,
 ) -> Plan:
-    """The plan of a model at its final density; measured once in a process, so that a method and its null models follow the same."""
+    """The plan of a model at its final density, measured once a process: the null models follow the same plan."""
     net = network(model, batch[1:], classes, stream(0, "init"))
     picked = {"density": density, "budget": budget, "block": block, "exclude": exclude}
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -147,7 +151,8 @@ def measured_plan(
 
 
 def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) -> tuple[nn.Module, dict[str, float]]:
-    """The model, sparse if the method is, at its first size; and, if the support shrinks later, each layer's density at the end.
+    """The model, sparse if the method is, at its first size; and, if the support shrinks later, each layer's density at
+    the end.
 
     A layer that the budget makes dense stays so. The others begin ``start`` times as large as they end, or full.
     """
@@ -179,7 +184,7 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
 
 
 def initial_densities(model: nn.Module, config: Config) -> dict[str, float]:
-    """The density of each layer at the first step where a penalty makes the zeros: no layer stays dense, for all may shrink."""
+    """The density of each layer at the first step, where a penalty makes the zeros; density 1 is sparse too."""
     given = select("sparsify", model, 1.0, "pooled", config.block, None, config.exclude)
     names = list(given.blocks)
     shapes = [tuple(given.owners[name].weight.shape) for name in names]  # type: ignore[union-attr, arg-type]
@@ -219,7 +224,7 @@ def optimizer_of(config: Config, model: nn.Module, final: Mapping[str, float]) -
 
 
 def fitted(group: dict[str, Any], rule: Rule) -> dict[str, Any]:
-    """The group; under plain l1 where its tensors have no groups of the penalty's kind: rows of a matrix, kernels of a convolution."""
+    """The group, under plain l1 if its tensors have no groups of the penalty's kind: rows, kernels, channels."""
     penalty = rule.penalty
     if not isinstance(penalty, GroupL1) or not group["penalised"]:
         return group
@@ -242,7 +247,10 @@ def rewiring(
 
 
 def topology_of(config: Config, steps: int) -> Topology:
-    """The topology of a run of so many steps. In a run too short for any exchange: nothing, or pruning once to the end."""
+    """The topology of a run of so many steps.
+
+    In a run too short for any exchange: nothing, or pruning once to the end.
+    """
     settings, short = config.topology(), too_short(config, steps)
     if short is None:
         return settings.resolve(steps)
@@ -254,7 +262,7 @@ def topology_of(config: Config, steps: int) -> Topology:
 
 
 def too_short(config: Config, steps: int) -> str | None:
-    """Why a run of so many steps holds no exchange, in a sentence; None if it does, or if the method exchanges nothing anyway."""
+    """Why a run of so many steps holds no exchange, in a sentence; None if it holds one, or if the method has none."""
     every, stop = (config.method.settings.get(name) for name in ("every", "stop"))
     if every is None or stop is None or config.starts_dense:
         return None
@@ -266,7 +274,7 @@ def too_short(config: Config, steps: int) -> str | None:
 
 
 def steering(optimizer: torch.optim.Optimizer, rewirer: Any, config: Config, steps: int) -> TargetDensity | None:
-    """What steers to the asked density, if it is to be."""
+    """The control of the penalty's strength, if it is steered."""
     multilevel = rewirer if config.multilevel else None
     return config.target.make(optimizer=optimizer, density=config.density, steps=steps, multilevel=multilevel)
 

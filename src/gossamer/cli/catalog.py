@@ -1,6 +1,8 @@
-"""The names of the command line: for each kind of part, name -> constructor. The constructor's signature is the part's schema.
+"""The names of the command line: for each kind of part, name -> constructor. The constructor's signature is the part's
+schema.
 
-A name is the class's name in lower case. Presets stand here once: ``sgd`` and ``iht``. Any other name is an import path (``parts.py``).
+A name is the class's name in lower case. Presets stand here once: ``sgd`` and ``iht``. Any other name is an import path
+(``parts.py``).
 """
 
 from collections.abc import Callable, Iterable
@@ -68,7 +70,8 @@ def adamw(
 
 
 def iht(density: float, momentum: float = 0.9) -> ProxSGD:
-    """Iterative hard thresholding: after each gradient step every weight tensor keeps its largest entries, the run's density of them.
+    """Iterative hard thresholding: after each gradient step every weight tensor keeps its largest entries, the run's
+    density of them.
 
     Args:
         momentum: of the mean gradient, in [0, 1).

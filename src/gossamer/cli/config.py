@@ -1,8 +1,10 @@
 # pyright: strict
-"""From YAML and flags to a configuration, in one pass: merge the layers -> find the constructors -> check the types -> construct.
+"""From YAML and flags to a configuration, in one pass: merge the layers -> find the constructors -> check the types ->
+construct.
 
-A part with settings is ``method: csst`` or ``method: {name: csst, every: 50}`` in YAML, ``--method csst --method.every 50`` on the command
-line. A layer is a source and its settings. A later layer overrides an earlier one; another name of a part discards the part's settings.
+A part with settings is ``method: csst`` or ``method: {name: csst, every: 50}`` in YAML, ``--method csst --method.every
+50`` on the command line. A layer is a source and its settings. A later layer overrides an earlier one; another name of
+a part discards the part's settings.
 """
 
 import re
@@ -83,7 +85,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
 
 
 def configure(*layers: Layer) -> Config:
-    """The configuration that these layers describe; raises UsageError on an unknown key or name, with the nearest one, or a wrong type."""
+    """The configuration of these layers. Raises UsageError on unknown keys and names, and on wrong types."""
     given = merged(layers)
     chosen = schema(given)
     config = constructed(chosen, typed(chosen, given))
@@ -185,7 +187,7 @@ def constructed(chosen: Schema, values: Tree) -> Config:
 def parser_of(
     chosen: Schema, names: Mapping[str, Any] | None = None, **more: Any
 ) -> "ArgumentParser":  # more: arguments of jsonargparse's parser
-    """The jsonargparse parser of these parts: an option for every setting; for help also one for each name, with these defaults."""
+    """The jsonargparse parser of these parts: an option for every setting, and for ``names``, with these defaults."""
     from jsonargparse import ArgumentParser
 
     parser: Any = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""Tables on the terminal: by rich where it is installed and the output is a terminal, as aligned plain text otherwise."""
+"""Tables on the terminal: by rich on a terminal where it is installed, else as aligned plain text."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def live() -> bool:
 
 
 def width() -> int | None:
-    """Characters of a line: what COLUMNS says, or a terminal has; None where the output is no terminal and nobody says."""
+    """Characters of a line: COLUMNS, or the width of the terminal; None for other output."""
     given = os.environ.get("COLUMNS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
@@ -31,8 +31,11 @@ def width() -> int | None:
 
 
 def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], most: int | None, first: Sequence[str]) -> list[int]:
-    """Which columns stand in a line of ``most`` characters: columns are left out, those named in ``first`` before the last others;
-    cells are never cut. The two on the left always stay."""
+    """The columns that fit into ``most`` characters. Columns are left out, those named in ``first`` first, then from
+    the right.
+
+    Cells are never cut. The two columns on the left always stay.
+    """
     sizes = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
     kept = list(range(len(columns)))
     order = [columns.index(name) for name in first if name in columns]
@@ -55,7 +58,7 @@ def show(
 ) -> None:
     """Prints a table of strings, its first ``left`` columns aligned to the left, and the notes below it.
 
-    Where the lines are too short for it, columns are left out: those named in ``drop`` first, then from the right.
+    Where the table is wider than the lines, columns are left out: those named in ``drop`` first, then from the right.
     """
     most = width()
     kept = fitted(columns, rows, most, drop)
@@ -69,10 +72,10 @@ def show(
         from rich.console import Console
         from rich.table import Table
 
-        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
         table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left", **look)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i < left else "right", no_wrap=True, overflow="ignore")
+            table.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
         for row in rows:
             table.add_row(*row)
         Console(highlight=False).print(table, markup=False)

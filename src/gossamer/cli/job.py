@@ -33,12 +33,14 @@ MAIN_JOB: Tree = {
 }  # more threads wait on so small a network
 OPTIONS = ("out", "resume", "change", "help", "print_config")
 USAGE = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume [--change KEYS]] [--print_config]"
-DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value. Without CONFIG.yaml they begin at the
-main job: digits at 95 % zeros by CSST, beside its null models (dense; static random at the same budget). The settings listed for the task,
-model, method and optimizer are those of the chosen ones: gossamer run --method rigl --help shows RigL's. In place of a name each takes an
-import path of your own class or function: --model my_package.Net.
+DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value.
+Without CONFIG.yaml they begin at the main job: digits at 95 % zeros by CSST, beside
+its null models (dense; static random at the same budget). The settings listed for the
+task, model, method and optimizer are those of the chosen ones: gossamer run --method
+rigl --help shows RigL's. In place of a name each takes an import path of your own class
+or function: --model my_package.Net.
 
-example: gossamer run experiments/digits.yaml --density 0.02 --method rigl --method.every 50 --seed 1"""
+example: gossamer run experiments/digits.yaml --density 0.02 --method rigl --seed 1"""
 
 
 def job(argv: Sequence[str]) -> int:
@@ -60,7 +62,7 @@ def job(argv: Sequence[str]) -> int:
 
 
 def begins(given: Arguments) -> Layer:
-    """The settings that the command begins at: the file's, or the main job's. No null models where the optimizer makes the zeros."""
+    """The settings of the file, or of the main job; without null models where the optimizer makes the zeros."""
     if given.file is None:
         name = given.settings.get("optimizer", given.settings.get("optimizer.name", Config.optimizer.name))
         penalised = is_rule(constructor_of("optimizer", name, WHO))
@@ -112,7 +114,10 @@ def together(
 
 
 def place(given: Arguments, base: Layer, change: tuple[str, ...]) -> tuple[Config, Path]:
-    """The configuration and the folder of a job; those of the run to resume, if that is asked for. Raises UsageError."""
+    """The configuration and the folder of a job; those of the run to resume, if that is asked for.
+
+    Raises UsageError.
+    """
     asked, flags = given.options.get("out"), (WHO, given.settings)
     out = Path(asked) if asked else None
     if not given.says("resume"):
@@ -140,10 +145,13 @@ def variants(config: Config, out: Path) -> dict[Path, Config]:
 
 
 def divergence(path: Path, result: dict[str, Any]) -> str:
-    """What happened, what is left, what to try."""
-    what = f"{path}: the loss became {result['loss']} at step {result['step']}, before which training was stopped"
+    """What happened, what was kept, what to try."""
+    what = (
+        f"{path}: the loss became {result['loss']} at step {result['step']}, and training was stopped before that step"
+    )
     kept = f"the checkpoint after epoch {result['checkpoint_epoch']} is kept"
-    return f"{what}; {kept}\n  To fix it: a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
+    remedy = "a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
+    return f"{what}; {kept}\n  To fix it: {remedy}"
 
 
 # -------------------------------------------------------------------- help
@@ -162,24 +170,16 @@ def help_text(given: Arguments, base: Layer) -> str:
     parser.set_defaults({key: value.value for key, value in asked.items() if key in chosen.settings})
     parser.usage = USAGE
     own = parser.add_argument_group("the command")
-    own.add_argument(
-        "--out",
-        metavar="DIR",
-        default=SUPPRESS,
-        help="folder of the run; by default runs/ and a name made of the settings",
-    )
-    own.add_argument(
-        "--change", metavar="KEYS", default=SUPPRESS, help="settings in which the resumed run may differ: KEY,KEY"
-    )
-    own.add_argument(
-        "--resume",
-        action="store_true",
-        default=SUPPRESS,
-        help="continue the run in --out; its settings are in the folder",
-    )
-    own.add_argument(
-        "--print_config", action="store_true", default=SUPPRESS, help="print the configuration as YAML, and do nothing"
-    )
+    for option, metavar, line in (
+        ("out", "DIR", "folder of the run; by default runs/ and a name made of the settings"),
+        ("change", "KEYS", "settings in which the resumed run may differ: KEY,KEY"),
+    ):
+        own.add_argument(f"--{option}", metavar=metavar, default=SUPPRESS, help=line)
+    for option, line in (
+        ("resume", "continue the run in --out; its settings are in the folder"),
+        ("print_config", "print the configuration as YAML, and do nothing else"),
+    ):
+        own.add_argument(f"--{option}", action="store_true", default=SUPPRESS, help=line)
     text = parser.format_help()
     for path in PATHS:
         text = text.replace(f"--{path}.name NAME", f"--{path} NAME     ")  # the columns stay

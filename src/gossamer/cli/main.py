@@ -1,4 +1,5 @@
-"""The ``gossamer`` command. Importable with the core alone; what else a command needs is asked for when it is run.
+"""The ``gossamer`` command. It can be imported with the core alone: a command asks for its extra packages when it is
+run.
 
 Exit codes: 0 done, 1 a run diverged, 2 misuse or something missing, 130 interrupted (saved).
 """
@@ -16,11 +17,14 @@ USAGE = """usage: gossamer COMMAND ...
 
 Sparse training from the first step to the last.
 
-  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros by CSST, beside dense and static random
-  sweep FILE.yaml [--jobs N]            train several configurations and seeds, skipping what is finished, and print the table
+  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros
+                                        by CSST, beside dense and static random
+  sweep FILE.yaml [--key value ...]     train the configurations and seeds that are not finished,
+                                        and print the table
   report DIR                            print the table of a folder of runs again
-  recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks, images, MNIST; tables and pictures
-  doctor                                show what is available on this machine: kernels, threads, GPU, extras
+  recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks,
+                                        images, MNIST; tables and pictures
+  doctor                                show what is available here: kernels, threads, GPU, extras
 
   gossamer COMMAND --help               the options of a command, with their defaults and an example
   gossamer --version
@@ -53,10 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (OSError, UnicodeError) as error:
-        print(
-            f"gossamer: {error}\n  To fix it: check that the file or folder can be read and written, and is what it should be",
-            file=sys.stderr,
-        )
+        remedy = "check that the file or folder can be read and written, and is of the right kind"
+        said = str(error) if len(str(error)) <= 400 else f"{str(error)[:400]}..."
+        print(f"gossamer: {said}\n  To fix it: {remedy}", file=sys.stderr)
         return 2
     except (MemoryError, RecursionError) as error:
         what = (
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_word(word: str) -> None:
-    """Refuses (UsageError) an argument that is no text of one line, or nests more than a setting does."""
+    """Refuses (UsageError) an argument that is no text of one line, or that is nested deeper than any setting."""
     strange = next((c for c in word if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
     if strange is not None:
         raise UsageError("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
@@ -177,7 +180,7 @@ def _doctor(argv: list[str]) -> int:
         raise UsageError("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
     if argv:
         print(
-            "usage: gossamer doctor\n\nShow what is available on this machine: kernels, threads, GPU, extras. No options.\n\n"
+            "usage: gossamer doctor\n\nShow what is available here: kernels, threads, GPU, extras. No options.\n\n"
             "example: gossamer doctor"
         )
         return 0

@@ -1,8 +1,9 @@
-"""Parts of a run (task, model, method, optimizer, penalty, target): a name, and the settings that its constructor declares.
+"""Parts of a run (task, model, method, optimizer, penalty, target): a name, and the settings that its constructor
+declares.
 
-A name stands in the catalog or is an import path, ``my_package.MyTopology``: a class or a function. Both are read in the same way: each
-parameter of the signature is a setting, with its type, default and line of the docstring. What the run knows by itself it gives to a
-constructor that names it (``GIVEN``); such parameters are no settings.
+A name stands in the catalog or is an import path, ``my_package.MyTopology``: a class or a function. Both are read in
+the same way: each parameter of the signature is a setting, with its type, default and line of the docstring. What the
+run knows by itself it gives to a constructor that names it (``GIVEN``); such parameters are no settings.
 """
 
 import importlib
@@ -117,17 +118,23 @@ def parameters(constructor: Constructor) -> dict[str, inspect.Parameter]:
 
 
 def is_rule(constructor: Constructor) -> bool:
-    """Whether an optimizer's constructor makes a rule for a SparseOptimizer; a torch optimizer is built on ``params``."""
+    """Whether an optimizer's constructor makes a rule; that of a torch optimizer takes ``params``."""
     return "params" not in parameters(constructor)
 
 
 def constructors(kind: str, constructor: Constructor) -> list[Constructor]:
-    """All constructors that declare a part's settings; the last one wins. A rule's step size and decay are the SparseOptimizer's."""
+    """All constructors that declare a part's settings; the last one wins.
+
+    A rule's step size and decay are the SparseOptimizer's.
+    """
     return [SparseOptimizer, constructor] if kind == "optimizer" and is_rule(constructor) else [constructor]
 
 
 def settings_of(kind: str, constructor: Constructor) -> dict[str, Setting]:
-    """The settings that a part's signatures declare, by name. Raises UsageError where one has no plain value and no default."""
+    """The settings that a part's signatures declare, by name.
+
+    Raises UsageError where one has no plain value and no default.
+    """
     found: dict[str, Setting] = {}
     for one in constructors(kind, constructor):
         hints = hints_of(one)
@@ -164,7 +171,7 @@ def hints_of(constructor: Constructor) -> dict[str, Any]:
 
 
 def plain(hint: Any) -> Any:
-    """The part of a type that YAML can say: numbers, strings, truth values, None, and tuples and lists of them; None if there is none."""
+    """The part of a type that YAML can hold: str, numbers, bool, None, tuples and lists; None if there is none."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (int, float, bool, str, NoneType, Any, list, tuple) or origin is Literal:
         return hint

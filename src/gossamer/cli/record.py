@@ -1,5 +1,8 @@
 # pyright: strict
-"""One run as a value: its parts, and the settings of the run itself. A setting that the library has too has the library's default."""
+"""One run as a value: its parts, and the settings of the run itself.
+
+A setting that the library has too has the library's default.
+"""
 
 import dataclasses
 import inspect
@@ -40,21 +43,18 @@ def library(function: Callable[..., Any], name: str) -> Any:  # the default of a
 class Config:
     """Everything that decides a run.
 
-    Args:
-        task: data set and metrics.
-        model: network.
-        method: how the support is chosen and changed.
-        optimizer: how the values move.
-        target: none, or targetdensity: the strength of the penalty is steered so that the run ends at ``density``.
-        density: fraction of the weights of the sparse layers that may be non-zero, in (0, 1].
-        budget: how layers share it: erk, er, uniform or pooled.
-        start: size of each layer's support at the first step over its size at the end, at most the whole layer; above 1 the support
+    Args: task: data set and metrics. model: network. method: how the support is chosen and changed. optimizer: how the
+        values move. target: none, or targetdensity: the strength of the penalty is steered so that the run ends at
+        ``density``. density: fraction of the weights of the sparse layers that may be non-zero, in (0, 1]. budget: how
+        layers share it: erk, er, uniform or pooled. start: size of each layer's support at the first step over its size
+        at the end, at most the whole layer; above 1 the support
             shrinks while training. gmp starts dense.
-        initial: density at the first step of methods proximal and multilevel; null: 1 for proximal, the density for multilevel.
+        initial: density at the first step of methods proximal and multilevel; null: 1 for proximal, the density for
+            multilevel.
         gain: factor on the initial values; 0.41 gives those of torch's own layers.
         positive_bias: draw the biases from 0 to this over the root of the fan-in; null: biases are 0.
-        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one, measured here;
-            shadow (dense storage, sparse products, dense weight gradient) for method proximal.
+        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one,
+            measured here; shadow (dense storage, sparse products, dense weight gradient) for method proximal.
         block: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
         exclude: names or 're:PATTERN' of layers that stay dense.
         min_fan_in: incoming blocks that every output unit keeps.
@@ -71,7 +71,8 @@ class Config:
         threads: threads of torch; null: all that it would use.
         null_models: also train dense, and static random at the same budget, with the same seed and steps.
         tensorboard: also write TensorBoard events.
-        diagnose: at every event write to diagnosis.jsonl what the sensing of each layer is worth (gossamer.recover.diagnose).
+        diagnose: at every event write to diagnosis.jsonl what the sensing of each layer is worth
+            (gossamer.recover.diagnose).
     """
 
     task: Part = default_part("task", "digits")
@@ -161,7 +162,7 @@ class Config:
 
     @property
     def starts_dense(self) -> bool:
-        """Whether nothing was said of the first size, and the method only prunes: its ``final_density`` has no default."""
+        """Whether layers start dense: the method only prunes, so its ``final_density`` has no default."""
         final = parameters(self.method.constructor).get("final_density")
         return self.start == 1.0 and final is not None and final.default is inspect.Parameter.empty
 
@@ -201,7 +202,7 @@ def flat(tree: Mapping[str, Any]) -> Tree:
 
 
 def differences(old: Tree, new: Tree, apart: Collection[str] = ()) -> list[str]:
-    """Sentences on the settings in which two runs differ, apart from where data lie, what is reported, and the keys or parts ``apart``."""
+    """Sentences on the settings that differ between two runs and decide figures, except keys or parts ``apart``."""
     a, b = flat(old), flat(new)
     apart = (*ELSEWHERE, *apart)
     keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and not {key, key.partition(".")[0]} & {*apart}]

@@ -1,7 +1,7 @@
-"""One training run, from a configuration to a folder of results. Reads top to bottom.
+"""One training run, from a configuration to a folder of results.
 
-Everything random follows from the seed, and the state between two optimizer steps is complete: a run stopped at any step and resumed ends
-with the same weights and metrics, bit for bit, as one that was never stopped.
+Everything random follows from the seed, and the state between two optimizer steps is saved completely. So a run that
+was stopped at any step and resumed ends with the same weights and metrics, bit for bit, as one that was never stopped.
 """
 
 import signal
@@ -17,8 +17,8 @@ import torch
 
 from .. import checkpoint
 from ..recover.diagnose import Watch
-from ..training.loop import Step, fit
 from ..training.events import Diverged
+from ..training.loop import Step, fit
 from .building import Trial, build, too_short
 from .folder import Folder, named
 from .metrics import ACCOUNTS, Position, figures, measured, write_events
@@ -41,7 +41,10 @@ def save(trial: Trial, folder: Folder, at: Position) -> None:
 
 
 def load(trial: Trial, folder: Folder) -> Position:
-    """Reads the checkpoint; returns where it was saved. One of other settings, asked for by name, is written again with these."""
+    """Reads the checkpoint; returns where it was saved.
+
+    If it has other settings (``change``), it is written again with these.
+    """
     extra = checkpoint.load(folder.checkpoint, trial.model, **trial.states)
     said, at = extra.pop("config"), Position(**extra)
     if said["sha256"] != named(settings(trial.config))["sha256"]:
@@ -56,14 +59,16 @@ def run(
 
     Args:
         resume: continue the run in the folder, if there is one; it must have the same configuration.
-        change: settings that may be others than those the run had so far, by their keys.
-        watch: told of every step and epoch.
+        change: keys of settings that may differ from those that the run had so far.
+        watch: is told every step and epoch.
 
-    Returns: the figures in ``result.json``; ``status`` is ``finished``, or ``diverged`` if the loss became NaN or infinite: the checkpoint
-    of the last epoch is kept then.
+    Returns: the figures in ``result.json``. ``status`` is ``finished``; or ``diverged`` if the loss became NaN or
+        infinite, and then the
+    checkpoint of the last epoch is kept.
 
-    Raises: UsageError, before any work, if another process writes there, or where a file cannot be written; Stopped on Ctrl-C or SIGTERM, after
-    saving.
+    Raises: UsageError, before any work, or if another process writes there, or if a file cannot be written. Stopped on
+        Ctrl-C or SIGTERM,
+    after saving.
     """
     config, folder, watch = config.resolved(), Folder(path), watch or Silent()
     if folder.over:  # nothing will be written
@@ -82,7 +87,7 @@ def run(
 
 
 class Training:
-    """A trial on its way, in a folder: from the folder's checkpoint, if there is one, to the end."""
+    """The training of a trial in a folder: from the folder's checkpoint, if there is one, to the end."""
 
     def __init__(self, trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt"):
         self.trial, self.folder, self.watch, self.interrupt = trial, folder, watch, interrupt
@@ -159,7 +164,7 @@ class Training:
 
 
 class Interrupt:
-    """Inside this context Ctrl-C and SIGTERM only set ``wanted``, to be looked at between two steps; a second Ctrl-C stops at once."""
+    """Inside this context Ctrl-C and SIGTERM set ``wanted``, read between steps; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.wanted = False

@@ -1,4 +1,4 @@
-"""Several configurations and seeds from one file: runs what is missing, resumes what was interrupted, prints the table.
+"""Several configurations and seeds from one file: starts missing runs, resumes interrupted ones, prints the table.
 
 out: runs/fashion                       where the folders of the runs go
 base: {task: fashion-mnist, epochs: 15}     settings of all runs
@@ -34,15 +34,17 @@ WHO = "gossamer sweep"
 OPTIONS = ("out", "jobs", "threads", "help")
 HELP = """usage: gossamer sweep FILE.yaml [--jobs N] [--threads N] [--out DIR] [--key value ...]
 
-Run every configuration of a sweep file that is not finished yet, then print the table over all seeds.
+Run every configuration of a sweep file that is not finished yet, then print the table.
 
   FILE.yaml      base (settings of all runs), grid (blocks of lists of values) and out
   --jobs N       runs at a time, each in a process of its own (default: 1)
-  --threads N    threads of each run (default: the file's; with several jobs an equal part of this machine's cores)
-  --out DIR      folder of the runs (default: the file's out, else runs/ and the file's name)
-  --key value    any setting of a run, for all runs; a key that the grid varies takes this one value instead
+  --threads N    threads of each run (default: the file's; with several jobs an equal
+                 part of this machine's cores)
+  --out DIR      folder of the runs (default: the file's out, else runs/FILE)
+  --key value    any setting, for all runs; where the grid varies this key, the one
+                 value replaces those of the grid
 
-example: gossamer sweep experiments/fashion.yaml --jobs 2 --threads 1 --epochs 1 --seed 0 --out runs/short
+example: gossamer sweep experiments/fashion.yaml --epochs 1 --seed 0 --out runs/short
 """
 KEYS = ("out", "base", "grid")
 MOST = 10_000  # runs of a sweep
@@ -213,7 +215,7 @@ def slug(choice: Mapping[str, Any]) -> str:
 
 
 def _check_same(job: Job) -> None:
-    """A folder that is there already must hold this run, its number of threads apart if it is over."""
+    """A folder that exists must hold this run; if the run is over, the number of threads may differ."""
     if job.folder.status == "new" or job.folder.damage:
         return
     old, new = job.folder.settings(), settings(job.config.resolved())
@@ -242,7 +244,7 @@ def _one_by_one(jobs: list[Job]) -> dict[str, str]:
 
 
 def _side_by_side(jobs: list[Job], at_once: int) -> dict[str, str]:
-    """Each run in its own process, ``at_once`` at a time. Ctrl-C lets all of them save. Returns those that failed, and how."""
+    """Each run in its own process, ``at_once`` at a time. On Ctrl-C all of them save. Returns what failed, and why."""
     context = multiprocessing.get_context("spawn")
     waiting, busy, failed = list(jobs), {}, {}
     with watch_for(len(jobs)) as watch, Interrupt() as interrupt:
@@ -258,7 +260,7 @@ def _side_by_side(jobs: list[Job], at_once: int) -> dict[str, str]:
                 if job.folder.over:
                     watch.end(job.label, job.folder.figures())
                 elif not interrupt.wanted:
-                    failed[job.label] = f"exit code {process.exitcode}; what it said is above"
+                    failed[job.label] = f"exit code {process.exitcode}; its message is above"
             if interrupt.wanted:
                 for process, _ in busy.values():
                     process.terminate()  # SIGTERM: the run saves and stops

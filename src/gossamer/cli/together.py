@@ -33,7 +33,7 @@ class TaskLike(Protocol):
 
 
 def check_parts(config: Config) -> None:
-    """Refuses settings that a constructor refuses, and what does not fit: makes every part that can be made without data."""
+    """Makes every part that needs no data. Refuses what its constructor refuses, and what does not fit."""
     protocols: dict[str, type] = {"task": TaskLike, "method": TopologyLike, "optimizer": Rule}
     made: dict[str, Any] = {"task": config.task.make(), "method": config.topology()}
     if config.has_rule:
@@ -48,7 +48,7 @@ def check_parts(config: Config) -> None:
         reasons = [] if thing is None and kind == "method" else misfits(thing, protocols[kind])
         if reasons:
             name = getattr(config, kind).name
-            remedy = f"docs/extend.md shows what a {kind} needs"
+            remedy = f"docs/cli.md shows what a {kind} needs"
             raise UsageError(f"{kind} {name}", f"this is no {kind}", reasons=reasons, remedy=remedy)
 
 

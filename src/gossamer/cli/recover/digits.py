@@ -35,7 +35,8 @@ def mnist(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """MNIST by sparse two-layer networks: accuracy over width and non-zeros, beside iterative magnitude pruning; no biases.
+    """MNIST by sparse two-layer networks without biases: accuracy over width and non-zeros, beside iterative magnitude
+    pruning.
 
     Args:
         digits: "all" ten, or "01".
@@ -84,7 +85,8 @@ def _check(digits: str, methods: list[str], widths: list[int], nonzeros: list[in
     if digits not in ("all", "01"):
         raise UsageError(WHO, f"unknown digits {digits!r}", remedy='"all" or "01"')
     if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
-        what = f"a network of {min(widths)} neurons has {weights} weights, fewer than the {max(nonzeros)} non-zeros asked for"
+        has = f"a network of {min(widths)} neurons has {weights} weights"
+        what = f"{has}, fewer than the {max(nonzeros)} non-zeros asked for"
         raise UsageError(WHO, what, remedy="larger widths, or fewer nonzeros")
 
 

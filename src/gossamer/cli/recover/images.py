@@ -31,17 +31,10 @@ def inr(
 
     Features [sin, cos](2 pi B c) of integer coordinates c, B ~ N(0, sigma^2), as in arXiv 2509.20323.
 
-    Args:
-        image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (GOSSAMER_DATA); or a PNG file (matplotlib).
-        nonzeros: to try.
-        neurons: hidden neurons.
-        frequencies: rows of B; twice as many features.
-        sigma: scale of B.
-        rounds: of fit_scalar.
-        seed: of B and the fit.
-        out: folder.
-        jobs: processes.
-        picture: write inr.png (needs matplotlib).
+    Args: image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (in GOSSAMER_DATA); or
+        a PNG file. nonzeros: to try. neurons: hidden neurons. frequencies: rows of B; twice as many features. sigma:
+        scale of B. rounds: of fit_scalar. seed: of B and the fit. out: folder. jobs: processes. picture: write inr.png
+        (needs matplotlib).
     """
     who = "gossamer recover inr"
     nonzeros = numbers(who, "nonzeros", nonzeros or [25, 50, 100, 200, 400], 1)

@@ -34,12 +34,13 @@ def phase(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Phase diagram of a solver: how often it recovers s-sparse vectors from m measurements, beside the Donoho-Tanner curve.
+    """Phase diagram of a solver: how often it recovers s-sparse vectors from m measurements, beside the Donoho-Tanner
+    curve.
 
     Gaussian measurements of d numbers, over delta = m / d and rho = s / m; the curve is that of l1.
 
-    Args:
-        solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a thousandth of the
+    Args: solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a
+        thousandth of the
             strength at which all is zero, values fitted once more to its support).
         d: length of the vectors.
         deltas, rhos: of the grid, as in --deltas '[0.2, 0.5]'; by default 0.1 to 0.9 and 0.05 to 0.95.
@@ -154,7 +155,7 @@ def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
 
 
 def _debiased(A: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """x with its values fitted by least squares on its support, or on the m largest entries where the support has more."""
+    """x with its values fitted by least squares on its support, or on the m largest entries of a larger one."""
     S = x.abs().topk(min(int(x.count_nonzero()), len(y))).indices
     return torch.zeros_like(x).index_put_((S,), least_squares(A[:, S], y))
 
@@ -173,7 +174,8 @@ def gaussian_problem(d: int, m: int, s: int, amplitudes: str, seed: tuple[int, .
 def crossing(points: list[tuple[float, float]]) -> float | None:
     """The rho at which success falls below one half, by a logistic fit to all points; None if that is outside the grid.
 
-    The mean of all best fits is taken. Their widths range from far below the smallest step of the grid to the whole grid.
+    The mean of all best fits is taken. Their widths range from far below the smallest step of the grid to the whole
+    grid.
     """
     if not points or max(p for _, p in points) < 0.5 or min(p for _, p in points) > 0.5:
         return None

@@ -35,12 +35,9 @@ def planted(
 ) -> None:
     """Planted sparse two-layer ReLU networks: how well are they recovered, from how many samples?
 
-    Args:
-        d: inputs, N(0, 1).
-        samples: training samples.
-        neurons: hidden neurons of the planted networks.
-        nonzeros: weights of the first layer, uniformly placed, N(0, 1).
-        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht with the true gates
+    Args: d: inputs, N(0, 1). samples: training samples. neurons: hidden neurons of the planted networks. nonzeros:
+        weights of the first layer, uniformly placed, N(0, 1). methods: iht (fit_scalar), authors (fit_scalar without
+        signs, revival, inflation and Newton steps), gated (niht with the true gates
             among random distractors), imp (iterative magnitude pruning).
         mixed: output weights of both signs; false: all +1.
         distractors: neurons with random gates beside the true ones, for gated.
@@ -107,7 +104,7 @@ def _draw(plt: Any, table: list[list[str]], methods: list[str], title: str, path
 def planted_network(
     d: int, neurons: int, s: int, n: int, mixed: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """X (n, d), first layer (neurons, d) with s non-zeros placed uniformly, output signs (neurons,), y (n,); float64."""
+    """X (n, d), first layer (neurons, d) with s non-zeros, output signs (neurons,), y (n,); float64."""
     rng = generator(seed, d, neurons, s, 1 << 10)
     W = torch.zeros(neurons * d, dtype=torch.float64)
     W[torch.randperm(neurons * d, generator=rng)[:s]] = torch.randn(
@@ -124,7 +121,7 @@ def planted_network(
 
 
 def planted_cell(cell: Row) -> Row:
-    """One network recovered by one method: PSNR on fresh samples, and whether it is exact (relative error below 1e-3)."""
+    """One network by one method: PSNR on fresh samples, and whether the relative error is below 1e-3."""
     torch.set_num_threads(1)
     n, s, p, begin = cell["n"], cell["s"], cell["neurons"], time.perf_counter()
     X, W, signs, y = planted_network(cell["d"], p, s, n + 2000, cell["mixed"], cell["seed"])
@@ -162,9 +159,10 @@ def imp(
 ) -> nn.Sequential:
     """Iterative magnitude pruning, the baseline, as in the code of arXiv 2509.20323.
 
-    Repeated until s weights are left: train (Adam, no biases), prune the smallest tenth of the weights of all layers together, rewind the
-    others to their initial values. The network is evaluated right after the last pruning. Where there are no more than s weights it is
-    trained once, and nothing is pruned.
+    Repeated until s weights are left: train (Adam, no biases), prune the smallest tenth of the weights of all layers
+        together, rewind the
+    others to their initial values. The network is evaluated right after the last pruning. Where there are no more than
+    s weights it is trained once, and nothing is pruned.
     """
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..._errors import UsageError
 from ...layers import SparseLayer
-from ...observe import Tap
 from ..arrays import Array, tensor
 from ..units import exponent, shifted
 
@@ -30,7 +29,7 @@ def record_operands(
     found: dict[str, Pairs] = {name: [] for name in layers}
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(Tap(layer, _appending(found[name])))
+            stack.enter_context(layer.observe(_appending(found[name])))
         for backward in passes:
             backward()
     return found

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...layers import SparseLayer
 from ...observe import Operands as Kept
-from ...observe import Tap
 from ...observe import operands as kept
 from ...support import Support
 from ...topology import Sensing
@@ -59,7 +58,7 @@ class Watch:
         self._open = ExitStack()
         for name, layer in rewirer.layers.items():
             if layer.block == (1, 1):
-                self._open.enter_context(Tap(layer, partial(self._keep, name, layer)))
+                self._open.enter_context(layer.observe(partial(self._keep, name, layer)))
 
     def close(self) -> None:
         """Ends the observation."""
