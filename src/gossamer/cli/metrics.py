@@ -5,7 +5,7 @@ from typing import Any
 
 from ..layers import sparse_layers
 from ..ledger import PARTS, Ledger
-from ..training.rewirer import Event
+from ..training.events import Event
 from .building import Trial
 from .folder import Folder
 from .record import Config, settings

@@ -16,7 +16,8 @@ from ...observe import Operands as Kept
 from ...observe import operands as kept
 from ...support import Support
 from ...topology import Sensing
-from ...training.rewirer import Event, Rewirer
+from ...training.events import Event
+from ...training.rewirer import Rewirer
 from .diagnosis import Diagnosis
 from .operands import not_finite
 from .recall import sensing
