@@ -98,7 +98,7 @@ def recall(stages: Sequence[int]) -> list[Row]:
             step += 1
         parts = torch.randperm(len(X))[: 200 * 128].split(128)
         passes: list[Callable[[], object]] = [partial(backward, where) for where in parts]
-        for name, operands in diagnose.hear(layers, passes).items():
+        for name, operands in diagnose.record_operands(layers, passes).items():
             rows += compared(stage, name, operands, layers[name].support)
     return rows
 

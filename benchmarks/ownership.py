@@ -1,6 +1,6 @@
 """What do the checks cost that keep supports, gradients and optimizer state together, on plain steps?
 
-    python benchmarks/ownership.py --json ownership.json --markdown docs/loops.md
+    python benchmarks/ownership.py --json ownership.json --markdown docs/guides/loops.md --mark ownership
 
     step     a plain training step by a Rewirer that neither senses nor rewires, over the same step by its optimizer
              alone; batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of one network, in turn

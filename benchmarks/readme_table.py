@@ -11,7 +11,7 @@ how many runs diverged or are missing.
 """
 
 import argparse
-import dataclasses
+import inspect
 import json
 import re
 import sys
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gossamer.cli.methods import METHODS
+from gossamer.cli.catalog import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def label(row: dict[str, Any]) -> str:
     """A row's method, with those of its settings that are not the method's defaults, the density apart."""
-    defaults = {f"method.{field.name}": field.default for field in dataclasses.fields(METHODS[row["method"]])}
+    defaults = {f"method.{p.name}": p.default for p in inspect.signature(METHODS[row["method"]]).parameters.values()}
     others = {key: value for key, value in row["settings"].items() if key != "density" and row["method"] != "dense"}
     named = [(key.removeprefix("method."), value) for key, value in others.items() if defaults.get(key) != value]
     return ", ".join([row["method"], *(f"{key} {'null' if value is None else value}" for key, value in named)])

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from gossamer.cli.record import flat
 from gossamer.cli.report import collect
 
 Row = dict[str, Any]
@@ -34,10 +35,11 @@ HIDDEN = (
 
 def words(settings: Row) -> str:
     """A part and its settings on one line."""
+    named = [(key.rpartition(".")[2], value) for key, value in flat(settings).items()]
     return " ".join(
         [
             settings["name"],
-            *(f"{key}={value:g}" for key, value in settings.items() if key not in HIDDEN and is_number(value)),
+            *(f"{key}={value:g}" for key, value in named if key not in HIDDEN and is_number(value)),
         ]
     )
 

@@ -198,7 +198,9 @@ def spoiled(kernel: Kernel, factor: float = 1.001) -> Kernel:
 
 def spoil(monkeypatch, operation, product: str, factor: float = 1.001) -> None:
     """Makes an operation choose among spoiled kernels for one of its products."""
-    monkeypatch.setattr(operation, product, [spoiled(kernel, factor) for kernel in getattr(operation, product)])
+    field = product.lower()
+    wrong = [spoiled(kernel, factor) for kernel in getattr(operation.KERNELS, field)]
+    monkeypatch.setattr(operation.PRODUCT, "kernels", operation.KERNELS._replace(**{field: wrong}))
 
 
 @pytest.mark.parametrize("product", ["FORWARD", "BACKWARD"])

@@ -10,7 +10,7 @@ import torch
 import gossamer as gs
 from cases import table
 from gossamer._errors import call_problem, check_at_least, check_density, check_fraction, nearest
-from gossamer.training.rewirer import Diverged
+from gossamer.training.events import Diverged
 
 
 def test_it_says_who_what_got_why_and_what_to_do():

@@ -32,6 +32,7 @@ REAL = {
     "check_operator": lambda: laws.check_operator(OPERATORS["gated"]()),
     "check_solver": lambda: laws.check_solver(recover.niht),
     "check_transforms": lambda: laws.check_transforms(gs.CSR, SUPPORTS["ragged tiles"]),
+    "check_compact": lambda: laws.check_compact(gs.compact),
     "check_meaning": lambda: laws.check_meaning(lambda m: gs.sparsify(m, 0.4)),
     "check_units": lambda: laws.check_units(lambda A, y: recover.niht(A, y, 3)),
 }

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 import gossamer as gs
 from cases import CONVS, FLAT, IMAGES, convnet, generator, mlp, same_state, table
 from gossamer.layouts import gather
-from gossamer.observe import Tap
 
 
 def linear(density: float = 0.3, seed: int = 0, **options) -> gs.SparseLinear:
@@ -45,7 +44,8 @@ def inputs(shape: tuple[int, ...]) -> torch.Tensor:
 
 @table(LAYERS)
 def test_a_layer_is_its_dense_twin(case):
-    """Output, input gradient and bias gradient; the gradient of the values is that of the dense weight on the support."""
+    """Output, input gradient and bias gradient; the gradient of the values is that of the dense weight on the
+    support."""
     make, shape = case
     layer = make(0)
     x, dense, bias = inputs(shape).requires_grad_(), layer.to_dense().requires_grad_(), layer.bias
@@ -175,7 +175,7 @@ def test_empty_batches():
 
 def test_nothing_is_sensed_without_a_gradient():
     layer, told = linear(), []
-    Tap(layer, lambda dy, x: told.append((dy, x))).__enter__()
+    layer.observe(lambda dy, x: told.append((dy, x))).open()
     with torch.no_grad():
         layer(inputs((4, 11)))
     assert not told
@@ -192,7 +192,7 @@ def test_a_layer_used_twice_senses_twice():
     """The gradient at a coordinate is the sum over the uses, as it is on the support."""
     layer = gs.SparseLinear(7, 7, density=0.3, rng=generator(), dtype=torch.float64)
     ids, sensed = layer.support.outside(torch.arange(5)), []
-    Tap(layer, lambda dy, x: sensed.append(layer.sensed(dy, x, ids))).__enter__()
+    layer.observe(lambda dy, x: sensed.append(layer.sensed(dy, x, ids))).open()
     x, dense = inputs((4, 7)), layer.to_dense().requires_grad_()
     layer(layer(x).tanh()).square().sum().backward()
     F.linear(F.linear(x, dense, layer.bias).tanh(), dense, layer.bias).square().sum().backward()
@@ -201,7 +201,8 @@ def test_a_layer_used_twice_senses_twice():
 
 @table(LAYERS)
 def test_flow_is_the_sum_of_squares_by_row_and_column(case):
-    """Of the output's gradient per block row and of the input per block column (a convolution's taps share their channel's)."""
+    """Of the output's gradient per block row and of the input per block column (a convolution's taps share their
+    channel's)."""
     make, shape = case
     layer, x = make(0), inputs(shape)
     dy = torch.randn(layer(x).shape, generator=generator(6), dtype=torch.float64)
@@ -280,7 +281,8 @@ def test_misuse_is_refused(case):
 
 @table(LAYERS)
 def test_a_state_dict_brings_its_support(case):
-    """Index and values are adopted together, also where n differs, and what was saved is not touched by later training."""
+    """Index and values are adopted together, also where n differs, and what was saved is not touched by later
+    training."""
     make, shape = case
     mine, theirs = make(0), make(1)
     gs.set_support_(theirs, gs.Support.random(theirs.support.shape, theirs.support.n - 1, theirs.block, generator(2)))
@@ -327,7 +329,8 @@ def bad_states(layer: gs.SparseLayer) -> dict[str, tuple[dict[str, torch.Tensor]
 @pytest.mark.parametrize("name", bad_states(linear()))
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_state_dict_that_does_not_fit_is_refused(name, strict):
-    """Also with strict=False; and the layer is what it was: torch would copy a hostile index of the right length over its own."""
+    """Also with strict=False; and the layer is what it was: torch would copy a hostile index of the right length over
+    its own."""
     layer, before = linear(), linear()
     state, reason = bad_states(layer)[name]
     with pytest.raises(RuntimeError, match=reason):
@@ -459,7 +462,8 @@ def test_what_stays_dense_says_why(case):
 
 
 def test_a_transformer_block_is_sparse_where_it_can_be():
-    """The feed-forward matrices; attention stays dense. Torch's fused path in eval mode, which reads ``weight``, agrees with the layers."""
+    """The feed-forward matrices; attention stays dense. Torch's fused path in eval mode, which reads ``weight``,
+    agrees with the layers."""
     block = gs.sparsify(
         nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double(), 0.3, rng=generator()
     )

@@ -1,4 +1,5 @@
-"""Who owns what: index, gradient, optimizer state, average, copy. Each test stands for a kind of fault that a user's own loop brings."""
+"""Who owns what: index, gradient, optimizer state, average, copy. Each test stands for a kind of fault that a user's
+own loop brings."""
 
 import copy
 import io
@@ -26,7 +27,6 @@ from cases import (
     train,
 )
 from gossamer import laws
-from gossamer.observe import Tap
 
 SENSING = (
     "rigl",
@@ -197,7 +197,8 @@ def test_survivors_keep_factored_state_of_their_own():
 
 
 def test_the_default_is_what_was_measured():
-    """Zero state where a step count matters; the optimizer's own initial state, which is a fresh parameter's, elsewhere."""
+    """Zero state where a step count matters; the optimizer's own initial state, which is a fresh parameter's,
+    elsewhere."""
     expected = {
         "adam": "zero",
         "adamw, fused": "zero",
@@ -344,11 +345,11 @@ def test_a_state_dict_that_was_not_copied_stays_a_pair():
 
 
 def test_no_index_is_verified_twice(monkeypatch):
-    from gossamer import layers
+    from gossamer import indexed
 
     net, opt, rewirer = parts(gs.Static())
     calls = []
-    monkeypatch.setattr(layers, "index_problems", lambda *args: calls.append(args) or [])
+    monkeypatch.setattr(indexed, "index_problems", lambda *args: calls.append(args) or [])
     train(net, opt, rewirer, FLAT.batches(5))
     assert not calls
 
@@ -430,7 +431,8 @@ def test_an_average_of_another_model_is_refused():
 
 
 def test_operands_that_were_overwritten_are_refused():
-    """RigL keeps the operands of its step: a buffer that is filled again before step() is noticed, as autograd notices."""
+    """RigL keeps the operands of its step: a buffer that is filled again before step() is noticed, as autograd
+    notices."""
     net, opt, rewirer = parts(gs.RigL(20, 4))
     buffer = torch.empty(8, 13, dtype=torch.float64)
     train(net, opt, rewirer, FLAT.batches(3))
@@ -484,7 +486,7 @@ def test_a_layer_used_twice_counts_twice():
     y = torch.tanh(layer(torch.tanh(layer(x))))
     y.square().sum().backward()
     torch.tanh(F.linear(torch.tanh(F.linear(x, weight, layer.bias)), weight, layer.bias)).square().sum().backward()
-    seen = rewirer._probes["a"].seen()
+    seen = rewirer._probes["a"].observer.seen()
     ids = rewirer.state_dict()["probes"]["a"]["ids"]
     assert torch.allclose(seen.sampled, weight.grad.view(-1)[ids], rtol=1e-10)
 
@@ -495,12 +497,12 @@ def test_a_gradient_that_was_scaled_or_clipped_still_counts():
     x, y = FLAT.batch(1)
     F.cross_entropy(net(x), y).backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
-    assert all(probe.seen() is not None for probe in rewirer._probes.values())
+    assert all(probe.observer.seen() is not None for probe in rewirer._probes.values())
     for p in net.parameters():
         p.grad = p.grad * 2  # replaced, not None
-    assert all(probe.seen() is not None for probe in rewirer._probes.values())
+    assert all(probe.observer.seen() is not None for probe in rewirer._probes.values())
     opt.zero_grad(set_to_none=False)
-    assert all(probe.seen() is None for probe in rewirer._probes.values())
+    assert all(probe.observer.seen() is None for probe in rewirer._probes.values())
 
 
 class TwoHeads(nn.Module):
@@ -569,7 +571,7 @@ def test_the_rewirer_that_was_made_last_is_in_charge():
     second = gs.Rewirer(net, opt, gs.SET(20, 4), rng=generator(0))
     assert all(layer.owner is second and layer.observers == () for layer in gs.sparse_layers(net).values())
     train(net, opt, second, FLAT.batches(5))
-    with pytest.raises(gs.UsageError, match="another Rewirer has taken charge"):
+    with pytest.raises(gs.UsageError, match="another Rewirer has been made for these layers"):
         first.step()
 
 
@@ -775,7 +777,7 @@ def test_a_tap_tells_of_every_pass():
     layer = gs.SparseLinear(6, 5, density=0.4, rng=generator(0), dtype=torch.float64)
     told: list = []
     x = torch.randn(3, 6, generator=generator(1), dtype=torch.float64, requires_grad=True)
-    with Tap(layer, lambda dy, x: told.append((dy, x))):
+    with layer.observe(lambda dy, x: told.append((dy, x))):
         torch.autograd.grad(layer(x).sum(), x)
     layer(x).sum().backward()
     assert len(told) == 1 and layer.observers == ()
@@ -857,20 +859,20 @@ def test_a_gradient_penalty_is_sensed_like_its_gradient(layout, penalty):
         dense, probe = counterpart.get_submodule(name).weight.grad, rewirer._probes[name]
         on = layer.layout.compact(layer.values.grad, layer.support)
         assert torch.allclose(on, dense.view(-1)[layer.support.ids()], rtol=1e-8, atol=1e-12)
-        assert torch.allclose(probe.seen().sampled, dense.view(-1)[probe.ids], rtol=1e-8, atol=1e-12)
+        assert torch.allclose(probe.observer.seen().sampled, dense.view(-1)[probe.ids], rtol=1e-8, atol=1e-12)
 
 
 def test_gradients_put_aside_and_back_are_the_ones_that_count():
     net, opt, rewirer = parts(gs.CSST(20, 4, 4, window=3, fraction=0.5, drop_fraction=0.3))
     train(net, opt, rewirer, FLAT.batches(1))
     F.cross_entropy(net(FLAT.batch(1)[0]), FLAT.batch(1)[1]).backward()
-    seen = {name: probe.seen().sampled.clone() for name, probe in rewirer._probes.items()}
+    seen = {name: probe.observer.seen().sampled.clone() for name, probe in rewirer._probes.items()}
     aside = [p.grad for p in net.parameters()]
     opt.zero_grad()
     net(FLAT.batch(2)[0]).sum().backward()
     for p, grad in zip(net.parameters(), aside, strict=True):
         p.grad = grad
-    assert all(torch.equal(probe.seen().sampled, seen[name]) for name, probe in rewirer._probes.items())
+    assert all(torch.equal(probe.observer.seen().sampled, seen[name]) for name, probe in rewirer._probes.items())
 
 
 def test_gradients_zeroed_behind_torchs_back_are_gone():
@@ -884,7 +886,10 @@ def test_gradients_zeroed_behind_torchs_back_are_gone():
     F.cross_entropy(counterpart(FLAT.batch(1)[0]), FLAT.batch(1)[1]).backward()
     for name, probe in rewirer._probes.items():
         assert torch.allclose(
-            probe.seen().sampled, counterpart.get_submodule(name).weight.grad.view(-1)[probe.ids], rtol=1e-8, atol=1e-12
+            probe.observer.seen().sampled,
+            counterpart.get_submodule(name).weight.grad.view(-1)[probe.ids],
+            rtol=1e-8,
+            atol=1e-12,
         )
 
 
@@ -921,7 +926,7 @@ def test_transforms_work_in_a_window():
     jacobian = torch.autograd.functional.jacobian(net, x, vectorize=True)
     per_sample = torch.func.grad(lambda one: net(one).square().sum())(x)
     assert jacobian.shape == (8, 5, 8, 13) and per_sample.shape == x.shape
-    assert all(probe.seen() is None for probe in rewirer._probes.values())
+    assert all(probe.observer.seen() is None for probe in rewirer._probes.values())
 
 
 def test_tied_parameters_are_averaged_once():

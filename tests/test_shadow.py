@@ -153,7 +153,7 @@ def test_what_does_not_go_with_it_is_refused():
     with pytest.raises(gs.UsageError, match="no topology changes it"):
         gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.Static())
     layer = gs.sparse_layers(net)["0"]
-    with pytest.raises(gs.UsageError, match="is where its values are not zero"):
+    with pytest.raises(gs.UsageError, match="is where the values are not zero"):
         gs.set_support_(layer, gs.Support.full(layer.support.shape))
     with pytest.raises(gs.UsageError, match="single weights"):
         gs.SparseLinear(6, 6, density=0.5, layout="shadow", block=(2, 2))

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 import gossamer as gs
 from cases import SUPPORTS, generator, table
 from gossamer import laws
-from gossamer.support import LIMIT, Support, distinct, grid_of, index_problems
+from gossamer._grid import LIMIT, grid_of, index_problems
+from gossamer._sampling import distinct
+from gossamer.support import Support
+from gossamer.training.draw import sample_outside_by
 
 RNG = generator(11)
 quick = settings(max_examples=80, deadline=None, derandomize=True)
@@ -216,7 +219,8 @@ def test_random_refuses_impossible_sizes(n):
 
 
 def test_sampling_by_weight_is_drawing_one_after_another():
-    """Every pair of the 4 zeros of a 2 x 3 matrix as often as two draws by weight, without replacement, give it: chi-square, 4 sigma."""
+    """Every pair of the 4 zeros of a 2 x 3 matrix as often as two draws by weight, without replacement, give it:
+    chi-square, 4 sigma."""
     s, rows, cols = (
         Support.from_ids(torch.tensor([1, 3]), (2, 3)),
         torch.tensor([1.0, 4.0]),
@@ -225,7 +229,7 @@ def test_sampling_by_weight_is_drawing_one_after_another():
     weight = {i: float(rows[i // 3] * cols[i % 3]) for i in (0, 2, 4, 5)}
     total, draws, counts = sum(weight.values()), 2000, {}
     for _ in range(draws):
-        pair = tuple(s.sample_outside_by(2, rows, cols, RNG).tolist())
+        pair = tuple(sample_outside_by(s, 2, rows, cols, RNG).tolist())
         counts[pair] = counts.get(pair, 0) + 1
     chi2 = 0.0
     for a, b in itertools.combinations(weight, 2):
@@ -246,20 +250,30 @@ WEIGHTS = {
 @table(WEIGHTS)
 @pytest.mark.parametrize("m", [0, 1, 10, 30, 31, 60])
 def test_sampling_by_weight_never_fails(case, m):
-    """As many as asked for, sorted, distinct, none of them kept, from its generator alone; what has weight comes first."""
+    """As many as asked for, sorted, distinct, none of them kept, from its generator alone; what has weight comes
+    first."""
     s, state = SUPPORTS["primes"], torch.get_rng_state()
-    drawn = s.sample_outside_by(m, *case, generator(1))
+    drawn = sample_outside_by(s, m, *case, generator(1))
     assert drawn.shape == (m,) and (drawn.diff() > 0).all() and (s.find(drawn) == -1).all()
-    assert torch.equal(drawn, s.sample_outside_by(m, *case, generator(1))) and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(drawn, sample_outside_by(s, m, *case, generator(1))) and torch.equal(
+        torch.get_rng_state(), state
+    )
 
 
 def test_what_has_no_weight_is_drawn_last():
     s = Support.from_ids(torch.tensor([2, 30]), (13, 7))
-    drawn = s.sample_outside_by(
-        6, torch.eye(13)[4], torch.ones(7), generator()
+    drawn = sample_outside_by(
+        s, 6, torch.eye(13)[4], torch.ones(7), generator()
     )  # row 4 is 28, ..., 34, of which 30 is kept
     assert drawn.tolist() == [28, 29, 31, 32, 33, 34]
-    assert set(s.sample_outside_by(9, torch.eye(13)[4], torch.ones(7), generator()).tolist()) > {28, 29, 31, 32, 33, 34}
+    assert set(sample_outside_by(s, 9, torch.eye(13)[4], torch.ones(7), generator()).tolist()) > {
+        28,
+        29,
+        31,
+        32,
+        33,
+        34,
+    }
 
 
 def test_huge_supports_cost_what_they_keep():

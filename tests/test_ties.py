@@ -45,13 +45,15 @@ def documents(t: int) -> tuple[Tensor, Tensor]:
 
 @table(GROWING)
 def test_newborns_of_a_bag_of_words_are_spread_over_all_hidden_units(case):
-    """Nearly all candidates have a gradient of exactly 0: when ties went to the lowest id, block 0 got a hundred times what others got."""
+    """Nearly all candidates have a gradient of exactly 0: when ties went to the lowest id, block 0 got a hundred
+    times what others got."""
     model = nn.Sequential(nn.Linear(WORDS, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
     for i, p in enumerate(model.parameters()):
         nn.init.normal_(p, 0.0, 0.1, generator=generator(i)) if p.dim() > 1 else nn.init.constant_(p, 0.1)
     model = gs.sparsify(model, 0.1, budget="pooled", exclude=["2"], rng=generator())
     opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    rewirer, born = gs.Rewirer(model, opt, case, rng=generator(1)), torch.zeros(UNITS, dtype=torch.int64)
+    topology = case.resolve(None)
+    rewirer, born = gs.Rewirer(model, opt, topology, rng=generator(1)), torch.zeros(UNITS, dtype=torch.int64)
     words, start = torch.zeros(WORDS, dtype=torch.bool), model[0].support.n
     for t in range(9):
         old, (x, y) = model[0].support, documents(t)
@@ -63,7 +65,7 @@ def test_newborns_of_a_bag_of_words_are_spread_over_all_hidden_units(case):
         assert words[new.col[comes].long()].all(), "what grows has had a gradient"
         if rewirer.last is not None:
             words[:] = False
-            assert rewirer.last.grown["0"] == rewirer.last.dropped["0"] or case.merge
+            assert rewirer.last.grown["0"] == rewirer.last.dropped["0"] or topology.merge
     assert born.sum() > 1000 and born.min() > 0 and born.max() < 5 * born.median()
     assert new.n == start
 
@@ -172,24 +174,28 @@ BLANK = {  # gradients of the candidates, how many of 3 blocks are exchanged
 
 @table(BLANK)
 @pytest.mark.parametrize("mode", ["prune_grow", "merge"])
-def test_an_exchange_needs_something_to_speak_for_who_comes(case, mode):
+def test_an_exchange_needs_candidates_of_merit(case, mode):
     h, due = case
-    topology = gs.CSST(10, 1, 1, window=1, selectivity=1.0, mode=mode)
+    topology = gs.CSST(10, 1, 1, window=1, selectivity=1.0, mode=mode).resolve()
     (outcome,) = event(topology, Update(drop_fraction=0.5), [layer(h)], generator())
     assert (outcome.dropped, outcome.grown) == (0 if mode == "merge" else due, due)
 
 
 def test_what_is_dropped_and_has_no_gradient_does_not_come_back():
-    """RigL: the dropped are eligible with their own gradient; with fewer exchanged, fewer are dropped, and none of those may come twice."""
+    """RigL: the dropped are eligible with their own gradient; with fewer exchanged, fewer are dropped, and none of
+    those may come twice."""
     g = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     for seed in range(20):
         here = layer(
             [], strongest=lambda k, ties: (torch.tensor([1, 3, 5])[:k], torch.tensor([1.0, 0.0, 0.0]).double()[:k]), g=g
         )
         (outcome,) = event(
-            gs.RigL(10, 1, step_optimizer=True), Update(drop_fraction=0.9, allow_regrow=True), [here], generator(seed)
+            gs.RigL(10, 1, step_optimizer=True).resolve(),
+            Update(drop_fraction=0.9, allow_regrow=True),
+            [here],
+            generator(seed),
         )
-        # 5 are to go: 0, 2, 4, 6, 8. Only 1 speaks for itself, and 4 if it goes: it would be the third, with two to come for three
+        # 5 are asked for: 0, 2, 4, 6, 8. Only 1 has merit, and 4 if it is dropped: then three are dropped, and two can grow
         assert set(outcome.support.ids().tolist()) == {1, 2, 4, 6, 8, 10} and (outcome.dropped, outcome.grown) == (1, 1)
 
 
@@ -197,7 +203,10 @@ def test_zeros_grow_at_random_where_the_size_must_rise():
     grown = torch.zeros(40)
     for seed in range(60):
         (outcome,) = event(
-            gs.CSST(10, 1, 1, window=1), Update(drop_fraction=0.0), [layer([0.0] * 8 + [1.0], size=9)], generator(seed)
+            gs.CSST(10, 1, 1, window=1).resolve(),
+            Update(drop_fraction=0.0),
+            [layer([0.0] * 8 + [1.0], size=9)],
+            generator(seed),
         )
         assert outcome.support.n == 9 and (outcome.dropped, outcome.grown) == (0, 3)
         grown[outcome.support.ids()] += 1
@@ -208,7 +217,8 @@ def test_zeros_grow_at_random_where_the_size_must_rise():
 def test_infinities_are_ties_among_themselves():
     comes = set()
     for seed in range(20):
-        candidates, topology = layer([math.inf, -math.inf, 5.0]), gs.CSST(10, 1, 1, window=1, selectivity=1.0)
+        candidates = layer([math.inf, -math.inf, 5.0])
+        topology = gs.CSST(10, 1, 1, window=1, selectivity=1.0).resolve()
         (outcome,) = event(topology, Update(drop_fraction=0.2), [candidates], generator(seed))
         comes |= set(outcome.support.ids().tolist()) - set(layer([]).s.ids().tolist())
     assert comes == {1, 3}
@@ -237,7 +247,10 @@ def tripled(function: Callable) -> Callable:
 def slots(topology: Topology, wrap: Callable) -> Topology:
     return replace(
         topology,
-        **{name: wrap(getattr(topology, name)) for name in ("when", "sense", "amount", "drop", "grow", "share")},
+        **{
+            name: wrap(getattr(topology, name))
+            for name in ("when", "sense", "n_exchange", "drop_score", "grow_score", "allocate")
+        },
     )
 
 
@@ -265,7 +278,7 @@ def test_a_topology_of_other_objects_is_the_same(counterpart):
 
 def test_another_function_that_senses_nothing_leaves_set_as_it_is():
     """seams.md 11: it was inert."""
-    plain = gs.SET(25, 5)
+    plain = gs.SET(25, 5).resolve()
     assert same_state(run(plain), run(replace(plain, sense=lambda t: None))) and not same_state(
         run(plain), run(gs.Static())
     )
@@ -319,13 +332,13 @@ def at_an_event(layers: list[LayerState] | None = None, **slots) -> Callable[[],
 REFUSALS = {
     "csst's first event after stop": (
         lambda: gs.CSST(stop=75),
-        r"(?s)csst: no event .*stop=75.*step 100.*every < stop",
+        r"(?s)CSST: no event .*stop=75.*step 100.*every < stop",
     ),
     "csst, shrinking": (lambda: gs.CSST(stop=100, final_density=0.1), "no event takes place until stop=100"),
     "csst, merging": (lambda: gs.CSST(stop=99, mode="merge"), "no event takes place until stop=99"),
-    "rigl's": (lambda: gs.RigL(stop=100), "rigl: no event takes place until stop=100"),
-    "set's": (lambda: gs.SET(stop=5, every=5), "set_: no event takes place until stop=5"),
-    "snfs's": (lambda: gs.SNFS(stop=5, every=8), "snfs: no event takes place until stop=5"),
+    "rigl's": (lambda: gs.RigL(stop=100), "RigL: no event takes place until stop=100"),
+    "set's": (lambda: gs.SET(stop=5, every=5), "SET: no event takes place until stop=5"),
+    "snfs's": (lambda: gs.SNFS(stop=5, every=8), "SNFS: no event takes place until stop=5"),
     "an event at every step": (
         lambda: gs.RigL(stop=50, every=1),
         r"(?s)every step before stop=50 is an event.*never move.*every=2",
@@ -335,44 +348,47 @@ REFUSALS = {
     "by hand, never": (made(when=never), "mine: no event takes place until stop=9"),
     "by hand, too late": (made(when=lambda t: Update() if t == 10 else None), "no event takes place until stop=9"),
     "by hand, always": (made(when=lambda t: Update(step_optimizer=False)), "the weights never move"),
-    "grow of two": (
+    "grow_score of two": (
         made(grow_score=lambda layer, dropped: 0),
-        r"grow must take \(layer, dropped, change, limit, rng\), and takes \(layer, d",
+        r"grow_score must take \(layer, dropped, update, limit, rng\), and takes \(layer, d",
     ),
-    "drop of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), and takes \(\)"),
+    "drop_score of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), and takes \(\)"),
     "no function": (made(when=5), r"when must take \(t\), and is 5"),
     "several at once": (
         made(n_exchange=len, allocate=lambda a: a),
-        r"(?s)amount must.*share must take \(layers, drops, grows, scores\)",
+        r"(?s)n_exchange must.*allocate must take \(layers, drops, grows, scores\)",
     ),
-    "candidates": (made(candidates="everywhere"), "candidates must be one of grow_sensed, anywhere"),
-    "shares and a schedule": (
+    "candidates": (made(candidates="everywhere"), "candidates must be one of sensed, anywhere"),
+    "allocates, and a schedule": (
         made(allocate=allocate_pooled, keeps_layer_sizes=False, final_density=0.1),
-        "neither a size schedule",
+        "final_density and merge set sizes too",
     ),
-    "shares and merges": (
+    "allocates, and merges": (
         made(allocate=allocate_pooled, keeps_layer_sizes=False, merge=True),
-        "neither a size schedule",
+        "final_density and merge set sizes too",
     ),
-    "shares in secret": (
+    "allocates in secret": (
         at_an_event(allocate=lambda s, d, g, c: [sum(g), 0]),
         "(?s)their sizes ask for.*keeps_layer_sizes=False",
     ),
-    "shares too few": (at_an_event(allocate=lambda s, d, g, c: [1, 1], keeps_layer_sizes=False), "are to grow in all"),
-    "shares too many": (
+    "allocates too few": (
+        at_an_event(allocate=lambda s, d, g, c: [1, 1], keeps_layer_sizes=False),
+        "are to grow in all",
+    ),
+    "allocates too many": (
         at_an_event([layer([1.0] * 3)] * 2, allocate=lambda s, d, g, c: [sum(g), 0], keeps_layer_sizes=False),
         r"of \[3, 3\] candidates",
     ),
-    "an amount for one": (
+    "an exchange for one": (
         at_an_event(n_exchange=lambda s, c: [1]),
-        "amount must give a whole number of blocks for each of 2 layers",
+        "n_exchange must give a whole number of blocks for each of 2 layers",
     ),
-    "half an amount": (at_an_event(n_exchange=lambda s, c: [1.5, 1]), "a whole number"),
+    "half a block": (at_an_event(n_exchange=lambda s, c: [1.5, 1]), "a whole number"),
     "one score in all": (at_an_event(drop_score=lambda s: s.w.sum()), "one score for each of the 6 kept blocks"),
     "ids without scores": (at_an_event(grow_score=lambda s, d, c, k, r: (s.ids, s.h[:1])), "as many scores"),
-    "reborn without a gradient": (
+    "regrown without a gradient": (
         lambda: event(made()(), Update(0.5, allow_regrow=True), [layer([1.0], g=None)], generator()),
-        r"(?s)reborn blocks need the gradient.*Sensing\(active=True\)",
+        r"(?s)blocks that were just dropped are scored by the gradient.*Sensing\(active=True\)",
     ),
     "pooled without a gradient": (
         at_an_event([layer([1.0], g=None)], allocate=allocate_pooled, keeps_layer_sizes=False),
@@ -405,7 +421,10 @@ def test_slots_that_fit_are_taken():
 
 
 def test_schedules_that_fire_once_or_prune_once_are_taken():
-    assert [t for t in range(60) if gs.GMP(50, final_density=0.1, every=99).when(t)] == [
+    assert [t for t in range(60) if gs.GMP(50, final_density=0.1, every=99).resolve().when(t)] == [
         50
     ]  # prunes at once, at the stop
-    assert len(gs.RigL(5, every=4).when.events) == 1 and gs.RigL(50, every=1, step_optimizer=True).stop == 50
+    assert (
+        len(gs.RigL(5, every=4).resolve().when.events) == 1
+        and gs.RigL(50, every=1, step_optimizer=True).resolve().stop == 50
+    )

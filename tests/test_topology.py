@@ -1,6 +1,8 @@
-"""Topologies: worked examples of one event, the laws over every topology, and independent transcriptions of each paper's rule.
+"""Topologies: worked examples of one event, the laws over every topology, and independent transcriptions of each
+paper's rule.
 
-A transcription is dense and slow and knows nothing of the library: weights, masks and momenta as matrices, gradients of the dense weight.
+A transcription is dense and slow and knows nothing of the library: weights, masks and momenta as matrices, gradients
+of the dense weight.
 """
 
 import math
@@ -77,14 +79,14 @@ def test_drop_and_grow_by_hand(share):
         assert set(new.ids().tolist()) in results
 
 
-@pytest.mark.parametrize(("share", "exchanged"), [(0.0, 0), (0.24, 1), (0.25, 2), (0.5, 3), (0.75, 3), (1.0, 3)])
-def test_an_event_exchanges_what_both_sides_can_serve(share, exchanged):
-    """k = trunc(share * 8), at most the 3 candidates that have a gradient."""
+@pytest.mark.parametrize(("fraction", "exchanged"), [(0.0, 0), (0.24, 1), (0.25, 2), (0.5, 3), (0.75, 3), (1.0, 3)])
+def test_an_event_exchanges_what_both_sides_can_serve(fraction, exchanged):
+    """k = trunc(fraction * 8), at most the 3 candidates that have a gradient."""
     s, w = matrix(W)
     layer = LayerState(
         s, w, None, torch.tensor(list(G)), torch.tensor(list(G.values()), dtype=torch.float64), 8, 8, 1.0
     )
-    (outcome,) = event(gs.CSST(stop=10, **EVERY), Update(drop_fraction=share), [layer], generator())
+    (outcome,) = event(gs.CSST(stop=10, **EVERY).resolve(), Update(drop_fraction=fraction), [layer], generator())
     assert (outcome.dropped, outcome.grown, outcome.support.n, outcome.sensed) == (exchanged, exchanged, 8, 4)
     goes, comes = TABLE[exchanged / 8]
     assert set(outcome.support.ids().tolist()) in [set(W) - gone | come for gone in goes for come in comes]
@@ -132,7 +134,8 @@ def test_tiles_are_ranked_by_their_norm():
 
 
 def test_the_original_sets_drop_rule():
-    """Positive and negative weights are ranked apart: the smallest positive and the largest negative go, half and half."""
+    """Positive and negative weights are ranked apart: the smallest positive and the largest negative are dropped,
+    half and half."""
     s, w = matrix({0: 0.1, 1: 0.2, 2: 0.3, 3: -5.0, 4: -6.0, 5: -7.0, 6: 0.9})
     layer = LayerState(s, w, None, s.ids()[:0], w[:0], 7, 7, 1.0)
     gone = sorted(set(range(7)) - set(survivors(s, drop_by_sign(layer), 4).tolist()))
@@ -194,7 +197,8 @@ def sparse_run(
 @pytest.mark.parametrize("optimizer", TWO_OPTIMIZERS.values(), ids=TWO_OPTIMIZERS.keys())
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_csst_that_senses_everything_is_rigl(layout, optimizer):
-    """Fraction 1, window 1, regular intervals, the dropped eligible, no step on event iterations: the same masks, step by step."""
+    """Fraction 1, window 1, regular intervals, the dropped eligible, no step on event iterations: the same masks,
+    step by step."""
     rigl = gs.RigL(60, 5)
     everything = gs.CSST(
         60, 5, 5, window=1, fraction=1.0, drop_fraction=0.3, selectivity=1.0, allow_regrow=True, step_optimizer=False
@@ -246,7 +250,8 @@ def random_scores(
 
 
 def test_rigl_with_random_scores_is_set():
-    """The same blocks are dropped, exactly, and growth is uniform over all that do not stay: chi-square, 4 sigma, a fixed seed."""
+    """The same blocks are dropped, exactly, and growth is uniform over all that do not stay: chi-square, 4 sigma, a
+    fixed seed."""
     s = gs.Support.random((6, 7), 20, rng=generator())
     w = torch.randn(20, generator=generator(1), dtype=torch.float64)
     layer = LayerState(s, w, None, s.ids()[:0], w[:0], 20, 20, 1.0, strongest=lambda k, ties: (s.ids()[:0], w[:0]))
@@ -254,7 +259,7 @@ def test_rigl_with_random_scores_is_set():
     stay = s.ids()[survivors(s, w.abs(), 6)]
     free = sorted(set(range(42)) - set(stay.tolist()))
     draws = 500
-    for topology in (gs.SET(200), replace(gs.RigL(200), grow_score=random_scores)):
+    for topology in (gs.SET(200).resolve(), replace(gs.RigL(200).resolve(), grow_score=random_scores)):
         rng, counts = generator(7), torch.zeros(42)
         for _ in range(draws):
             (outcome,) = event(topology, change, [layer], rng)
@@ -279,7 +284,8 @@ def test_set_draws_the_same_as_a_uniform_sample():
 
 
 class Dense:
-    """The network of ``mlp`` with dense weights, masks and momenta; SGD with Nesterov momentum and weight decay, written out."""
+    """The network of ``mlp`` with dense weights, masks and momenta; SGD with Nesterov momentum and weight decay,
+    written out."""
 
     def __init__(self, model: nn.Module, lr: float, mu: float, wd: float):
         layers = gs.sparse_layers(model)
@@ -350,7 +356,8 @@ def lockstep(
     mu: float = 0.85,
     wd: float = 2e-3,
 ) -> int:
-    """Trains the library and the transcription side by side; ``rule(dense, t, gradients, rewirer)`` is the paper's. Returns its events."""
+    """Trains the library and the transcription side by side; ``rule(dense, t, gradients, rewirer)`` is the paper's.
+    Returns its events."""
     model = gs.sparsify(mlp(), density, rng=generator(3))
     opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=mu, nesterov=True, weight_decay=wd)
     rewirer, dense, events = gs.Rewirer(model, opt, topology, rng=generator(1)), Dense(model, lr, mu, wd), 0
@@ -364,18 +371,27 @@ def lockstep(
 CSST_SETTINGS = {
     "by the defaults": {"stop": 60, "every": 12, "last_every": 30},
     "all other settings": {
-        **{"stop": 60, "every": 7, "last_every": 15, "window": 4, "fraction": 0.35, "drop": 0.45, "decay": 0.7},
+        **{
+            "stop": 60,
+            "every": 7,
+            "last_every": 15,
+            "window": 4,
+            "fraction": 0.35,
+            "drop_fraction": 0.45,
+            "decay": 0.7,
+        },
         "selectivity": 0.6,
     },
     "selective": {"stop": 50, "every": 6, "last_every": 9, "window": 3, "fraction": 0.6, "selectivity": 0.25},
-    "window of one": {"stop": 40, "every": 5, "last_every": 5, "window": 1, "fraction": 0.2, "drop": 0.2},
+    "window of one": {"stop": 40, "every": 5, "last_every": 5, "window": 1, "fraction": 0.2, "drop_fraction": 0.2},
 }
 
 
 @table(CSST_SETTINGS)
 def test_csst_as_its_pseudo_code(case):
-    """algorithms.md 1.4, and A2 for the bound. Only the draw of Omega is taken from the library (its law is tested elsewhere)."""
-    p = {"window": 10, "fraction": 0.1, "drop": 0.5, "decay": 0.9, "selectivity": 0.25, **case}
+    """algorithms.md 1.4, and A2 for the bound. Only the draw of Omega is taken from the library (its law is tested
+    elsewhere)."""
+    p = {"window": 10, "fraction": 0.1, "drop_fraction": 0.5, "decay": 0.9, "selectivity": 0.25, **case}
     u, m, omega = p["every"], {}, {}
 
     def rule(dense, t, gw, gb, rewirer, library_step):
@@ -397,7 +413,7 @@ def test_csst_as_its_pseudo_code(case):
         anneal = (1 + math.cos(math.pi * t / p["stop"])) / 2
         for name in dense.names:
             n = len(dense.kept(name))
-            k = int(min(p["drop"] * anneal * n, p["selectivity"] * len(omega[name])))
+            k = int(min(p["drop_fraction"] * anneal * n, p["selectivity"] * len(omega[name])))
             unbiased = m[name] / (1 - p["decay"] ** p["window"])
             dense.rewire(name, dense.smallest(name, k), largest(unbiased, omega[name], k))
         u = t + round(p["every"] * (p["last_every"] / p["every"]) ** (t / p["stop"]))
@@ -408,7 +424,8 @@ def test_csst_as_its_pseudo_code(case):
 
 @pytest.mark.parametrize(("stop", "every", "drop"), [(60, 9, 0.5), (41, 5, 0.25)])
 def test_rigl_as_its_paper(stop, every, drop):
-    """f = drop / 2 (1 + cos(pi t / stop)), k = trunc(f n), the dropped eligible with their own gradient, no optimizer step."""
+    """f = drop / 2 (1 + cos(pi t / stop)), k = trunc(f n), the dropped eligible with their own gradient, no optimizer
+    step."""
 
     def rule(dense, t, gw, gb, _rewirer, library_step):
         library_step()
@@ -427,7 +444,8 @@ def test_rigl_as_its_paper(stop, every, drop):
 
 
 def test_set_drops_as_its_paper():
-    """trunc(drop_t n) smallest |w| after the optimizer's step; the library's own random growth is adopted, and is outside what stays."""
+    """trunc(drop_t n) smallest |w| after the optimizer's step; the library's own random growth is adopted, and is
+    outside what stays."""
 
     def rule(dense, t, gw, gb, rewirer, library_step):
         dense.move(gw, gb)
@@ -450,7 +468,8 @@ def test_set_drops_as_its_paper():
 
 
 def test_gmp_as_its_paper():
-    """n_t = n_end + (n_start - n_end) (1 - t / stop)^3 every 5 steps and at the stop, smallest |w| first; kept sets are nested."""
+    """n_t = n_end + (n_start - n_end) (1 - t / stop)^3 every 5 steps and at the stop, smallest |w| first; kept sets
+    are nested."""
     stop, final, start = 42, 0.08, {}
 
     def rule(dense, t, gw, gb, rewirer, library_step):
@@ -472,7 +491,8 @@ def test_gmp_as_its_paper():
 
 
 def test_snfs_as_its_paper():
-    """Momentum of all gradients; every layer drops ceil(rate n); regrowth is shared by mean |m| of the active; largest |m| of the zeros."""
+    """Momentum of all gradients; every layer drops ceil(rate n); regrowth is shared by mean |m| of the active;
+    largest |m| of the zeros."""
     stop, every, drop, beta = 40, 6, 0.3, 0.8
     m, age = {}, 0
 
@@ -513,7 +533,7 @@ def test_snfs_as_its_paper():
 # ---------------------------------------------------------------- iht
 
 
-def some_site(
+def some_layer(
     seed: int, n: int = 20, m: int = 12, levels: int | None = None, scale: float = 1.0, shape=(6, 7)
 ) -> LayerState:
     rng = generator(seed)
@@ -528,10 +548,11 @@ def some_site(
 
 @pytest.mark.parametrize("levels", [None, 4])
 def test_iht_is_the_projection_on_the_n_sparse_set(levels):
-    """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the support's among equals (a loose cap)."""
-    topology, swaps = gs.CSST(10, mode="iht", **EVERY), 0
+    """z = w on the support, lookahead * gradient on the candidates: the n largest |z|, the support's among equals (a
+    loose cap)."""
+    topology, swaps = gs.CSST(10, mode="iht", **EVERY).resolve(), 0
     for seed in range(60):
-        layer = some_site(seed, levels=levels)
+        layer = some_layer(seed, levels=levels)
         z = torch.zeros(42, dtype=torch.float64)
         z[layer.s.ids()], z[layer.ids] = layer.w, 0.5 * layer.h
         sensed = set(layer.ids.tolist())
@@ -549,9 +570,9 @@ def test_iht_is_the_projection_on_the_n_sparse_set(levels):
 def test_iht_swaps_at_most_the_cap():
     """Where the cap binds, iht is prune-and-grow."""
     for seed in range(20):
-        layer = some_site(seed, scale=100.0)
+        layer = some_layer(seed, scale=100.0)
         results = [
-            event(gs.CSST(10, mode=mode, **EVERY), Update(drop_fraction=0.2), [layer], generator())[0]
+            event(gs.CSST(10, mode=mode, **EVERY).resolve(), Update(drop_fraction=0.2), [layer], generator())[0]
             for mode in ("iht", "prune_grow")
         ]
         assert results[0].grown == 4 and results[0].support.same(results[1].support)
@@ -562,7 +583,7 @@ def test_iht_looks_ahead_to_the_next_event():
     model, opt, _ = sparse_run(gs.Static())
     opt.param_groups[0].update(lr=0.25, momentum=0.5)
     seen = []
-    topology = gs.CSST(20, 4, 8, window=2, mode="iht", drop_fraction=0.5)
+    topology = gs.CSST(20, 4, 8, window=2, mode="iht", drop_fraction=0.5).resolve()
     topology = replace(
         topology,
         n_exchange=lambda layers, change: (
@@ -581,38 +602,39 @@ def test_iht_looks_ahead_to_the_next_event():
 
 
 def test_pooled_ranks_all_layers_by_gradient_over_rms():
-    topology = gs.CSST(10, allocate="pooled", **EVERY)
+    topology = gs.CSST(10, allocate="pooled", **EVERY).resolve()
     moved = 0
     for seed in range(30):
         layers = [
-            some_site(seed, 20, 12),
-            some_site(seed + 100, 12, 20, scale=1.3),
-            some_site(seed + 200, 30, 9, scale=0.7),
+            some_layer(seed, 20, 12),
+            some_layer(seed + 100, 12, 20, scale=1.3),
+            some_layer(seed + 200, 30, 9, scale=0.7),
         ]
         outcomes = event(topology, Update(drop_fraction=0.3), layers, None)
         drops = [int(0.3 * s.s.n) for s in layers]
         assert [o.dropped for o in outcomes] == drops
         ranked = []
-        for layer, layer in enumerate(layers):
+        for which, layer in enumerate(layers):
             rms = float(layer.g.square().mean().sqrt())
-            ranked += [(-abs(float(h)) / rms, layer, int(i)) for i, h in zip(layer.ids, layer.h, strict=True)]
+            ranked += [(-abs(float(h)) / rms, which, int(i)) for i, h in zip(layer.ids, layer.h, strict=True)]
         winners = sorted(ranked)[: sum(drops)]
-        for layer, (layer, outcome) in enumerate(zip(layers, outcomes, strict=True)):
-            grown = {i for _, owner, i in winners if owner == layer}
+        for which, (layer, outcome) in enumerate(zip(layers, outcomes, strict=True)):
+            grown = {i for _, owner, i in winners if owner == which}
             assert set(outcome.support.ids().tolist()) - set(layer.s.ids().tolist()) == grown
-            moved += len(grown) != drops[layer]
+            moved += len(grown) != drops[which]
         assert sum(o.support.n for o in outcomes) == sum(s.s.n for s in layers)
     assert moved > 20
 
 
 def test_pooled_respects_floors():
-    """One block per output unit and a fifth of the start: a layer with worthless candidates shrinks to that and no further."""
+    """One block per output unit and a fifth of the start: a layer with worthless candidates shrinks to that and no
+    further."""
     shape = (10, 20)
     s, w = gs.Support.random(shape, 60, rng=generator()), torch.rand(60, generator=generator())
     poor = LayerState(s, w, torch.ones(60), s.sample_outside(80, generator()), torch.zeros(80), 60, 60, 1.0)
-    rich = poor._replace(h=torch.ones(80))
+    rich, pooled = poor._replace(h=torch.ones(80)), gs.CSST(10, allocate="pooled", **EVERY).resolve()
     for _ in range(20):
-        first, second = event(gs.CSST(10, allocate="pooled", **EVERY), Update(drop_fraction=0.5), [poor, rich], None)
+        first, second = event(pooled, Update(drop_fraction=0.5), [poor, rich], None)
         sizes = first.support.n, second.support.n
         assert sum(sizes) == poor.s.n + rich.s.n
         poor, rich = (
@@ -626,12 +648,12 @@ def test_pooled_with_a_full_layer():
     """A layer that is full senses nothing, changes nothing and does not fail."""
     first, second = (gs.SparseLinear(i, o, density=d, rng=generator()) for i, o, d in ((13, 11, 0.3), (11, 5, 1.0)))
     model = nn.Sequential(first, nn.Tanh(), second)
-    for reborn in (False, True):
+    for allow_regrow in (False, True):
         opt = torch.optim.SGD(model.parameters(), 0.1)
         rewirer = gs.Rewirer(
             model,
             opt,
-            gs.CSST(40, 4, 4, window=2, fraction=0.5, drop_fraction=0.3, allocate="pooled", allow_regrow=reborn),
+            gs.CSST(40, 4, 4, window=2, fraction=0.5, drop_fraction=0.3, allocate="pooled", allow_regrow=allow_regrow),
         )
         train(model, opt, rewirer, [(x.float(), y) for x, y in FLAT.batches(9)])
         assert rewirer.t == 9 and second.support.density == 1.0 and not (first.support.same(gs.Support.full((11, 13))))
@@ -719,18 +741,18 @@ REFUSALS = {
     "a function for a topology": (lambda: sparse_run(gs.CSST), "topology must be a Topology"),
     "csst count": (lambda: gs.CSST(100, count=0), "count must be at least 1"),
     "csst drop": (lambda: gs.CSST(100, drop_fraction=1.5), "drop_fraction is a fraction"),
-    "csst selectivity": (lambda: gs.CSST(200, selectivity=-1.0), "selectivity is a share"),
+    "csst selectivity": (lambda: gs.CSST(200, selectivity=-1.0), "selectivity is a fraction"),
     "csst decay": (lambda: gs.CSST(100, decay=1.0), r"lies in \[0, 1\)"),
     "csst mode": (lambda: gs.CSST(100, mode="merg"), "did you mean 'merge'"),
     "csst share": (lambda: gs.CSST(100, allocate="pool"), "did you mean 'pooled'"),
     "csst candidates": (lambda: gs.CSST(100, candidates="flows"), "did you mean 'flow'"),
     "csst pooled and shrinking": (
         lambda: gs.CSST(100, allocate="pooled", final_density=0.1),
-        "neither a size schedule",
+        "neither final_density nor",
     ),
     "csst stop": (lambda: gs.CSST(0), "stop counts optimizer steps"),
     "rigl drop": (lambda: gs.RigL(100, drop_fraction=-0.1), "drop_fraction is a fraction"),
-    "rigl every": (lambda: gs.RigL(100, every=0), "every counts optimizer steps"),
+    "rigl every": (lambda: gs.RigL(100, every=0), "every must be at least 1"),
     "set drop": (lambda: gs.SET(100, drop_fraction=30), "drop_fraction is a fraction"),
     "snfs drop": (lambda: gs.SNFS(100, 10, drop_fraction=2), "drop_fraction is a fraction"),
     "snfs decay": (lambda: gs.SNFS(100, 10, decay=-1.0), r"lies in \[0, 1\)"),

@@ -1,4 +1,5 @@
-"""Training: equal to plain torch and across layouts where it must be; accumulation, scaling, clipping; what happens when it fails."""
+"""Training: equal to plain torch and across layouts where it must be; accumulation, scaling, clipping; what happens
+when it fails."""
 
 import copy
 import ctypes
@@ -33,8 +34,9 @@ from cases import (
 )
 from gossamer.layouts import gather
 from gossamer.products.sense import reference as csr_sense
+from gossamer.training.events import Diverged, Event
 from gossamer.training.loop import Step, fit
-from gossamer.training.rewirer import Diverged, Event, Rewirer
+from gossamer.training.rewirer import Rewirer
 
 
 def run(topology, *, layout="csr", optimizer="nesterov", density=0.3, make=mlp, dtype=torch.float64, seed=0, **options):
@@ -169,7 +171,8 @@ def test_the_sensed_gradient_is_the_dense_gradient_at_omega(case, layout):
 
 
 def test_sensing_is_told_per_step():
-    """Events at 4, 9, 14, windows of 3: what the step in progress senses; the step that measures the flow senses no block."""
+    """Events at 4, 9, 14, windows of 3: what the step in progress senses; the step that measures the flow senses no
+    block."""
     for candidates in ("uniform", "flow"):
         model, opt, rewirer = run(gs.CSST(23, 4, 8, window=3, count=5, candidates=candidates))
         told = []
@@ -189,7 +192,8 @@ def test_sensing_buffers_are_freed_after_the_event(case):
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_growing_does_not_change_the_output(layout):
-    """The first event of a merging run only grows: the outputs are those of a counterpart that made the same step without the event."""
+    """The first event of a merging run only grows: the outputs are those of a counterpart that made the same step
+    without the event."""
     model, opt, rewirer = run(gs.CSST(40, 4, 4, window=2, fraction=0.5, drop_fraction=0.5, mode="merge"), layout=layout)
     train(model, opt, rewirer, FLAT.batches(3))
     counterpart, twin_opt = copy.deepcopy((model, opt))
@@ -223,7 +227,8 @@ def test_accumulated_gradients_decide_as_the_whole_batch(name):
 @pytest.mark.parametrize("name", ["rigl", "csst", "set", "gmp", "csst reborn", "csst pooled"])
 @pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by the caller"])
 def test_a_grad_scaler_changes_nothing(name, unscale):
-    """A scale that is a power of two is exact: the same bits with and without, also where the caller unscales to clip."""
+    """A scale that is a power of two is exact: the same bits with and without, also where the caller unscales to
+    clip."""
     plain, scaled = run(EVERY_FOUR[name], dtype=torch.float32), run(EVERY_FOUR[name], dtype=torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=5)
     model, opt, rewirer = scaled
@@ -253,7 +258,8 @@ def test_a_scaler_on_an_event_that_does_not_move():
 
 @pytest.mark.parametrize("name", ["rigl", "csst", "csst reborn", "csst pooled", "snfs"])
 def test_a_step_that_overflows_measures_nothing(name):
-    """As a GradScaler's first steps do: the optimizer skips, n stays, what was sensed on the other steps of a window decides."""
+    """As a GradScaler's first steps do: the optimizer skips, n stays, what was sensed on the other steps of a window
+    decides."""
     model, opt, rewirer = run(EVERY_FOUR[name], dtype=torch.float32)
     n = sum(s.n for s in supports(model).values())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -437,7 +443,8 @@ def test_an_optimizer_made_before_sparsify_is_refused():
 
 
 def test_a_closure_is_refused_where_there_is_no_single_gradient():
-    """LBFGS works on plain steps, also with a rewirer; on steps that sense or rewire it is refused before anything happens."""
+    """LBFGS works on plain steps, also with a rewirer; on steps that sense or rewire it is refused before anything
+    happens."""
     model = gs.sparsify(mlp(), 0.3, rng=generator(3))
     opt = torch.optim.LBFGS(model.parameters(), max_iter=3)
     rewirer = Rewirer(model, opt, gs.CSST(20, 4, 4, window=2, candidates="uniform"))
@@ -461,7 +468,8 @@ def test_a_closure_is_refused_where_there_is_no_single_gradient():
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", ["rigl", "csst", "csst by flow"])
 def test_a_loss_that_is_not_a_number_stops_before_anything_changes(name, accumulate, bad):
-    """Weights, optimizer state, supports and sensing are as after the last good step: going on is as if the bad batch had never been."""
+    """Weights, optimizer state, supports and sensing are as after the last good step: going on is as if the bad batch
+    had never been."""
     mine, theirs = run(EVERY_FOUR[name]), run(EVERY_FOUR[name])
     batches = FLAT.batches(16)
     good, rest = batches[:6], batches[6:]
@@ -517,7 +525,8 @@ def test_a_topology_by_hand():
 
 @contextmanager
 def at_most(mebibytes: int):
-    """The process may take this much more address space in here: a dense matrix cannot be made. What it holds unused is given back."""
+    """The process may take this much more address space in here: a dense matrix cannot be made. What it holds unused
+    is given back."""
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()

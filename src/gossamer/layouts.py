@@ -1,12 +1,13 @@
+# pyright: strict
 """Layouts: how the pair (support, values) is stored and multiplied. A layout is a record of functions, nothing else.
 
     name     stored                                        multiplied by
-    masked   a dense parameter with exact zeros            torch's dense kernels: a simulation of sparsity, honest about it
-    shadow   a dense parameter, the support its non-zeros  sparse kernels, but the weight gradient is dense: any zero can come back
+    masked   a dense parameter with exact zeros            torch's dense kernels: it simulates sparsity
+    shadow   a dense parameter, the support its non-zeros  sparse kernels, but a dense weight gradient: any zero can grow
     csr      a compact parameter (n,) or (n, h, w)         sparse kernels, O(n)
 
-The optimizer never knows: it sees a parameter and a gradient of the same shape. Hand-off between them: ``scatter`` to a dense tensor,
-``gather`` back, no loss.
+The optimizer need not know the layout: it sees a parameter and a gradient of the same shape. ``scatter`` turns values
+into a dense tensor and ``gather`` turns it back, without loss. ``carry`` brings a stored tensor to another support.
 """
 
 from collections.abc import Callable
@@ -17,41 +18,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._backend.index.op import values_at
-from ._errors import UsageError, nearest
+from ._errors import check_choice
 from .products.conv2d.op import csr_conv2d
 from .products.conv2d.reference import Geometry
 from .products.dense_gradient import for_dense, shadow_conv2d, shadow_linear
 from .products.linear.op import csr_linear
 from .support import Support
 
-DENSE_ABOVE = {
-    "linear": 0.25,
-    "conv2d": 0.5,
-}  # densities above which shadow layers take torch's dense kernels, then the faster ones
+DENSE_ABOVE = {"linear": 0.25, "conv2d": 0.5}  # densities from which torch's dense kernels are the faster ones (shadow)
 
 
 class Layout(NamedTuple):
-    """``dense`` storage: parameter of the weight's own shape. ``compact`` storage: parameter of shape (n,), or (n, h, w) for tiles."""
+    """``dense`` storage: a parameter of the weight's own shape. ``compact``: of shape (n,), or (n, h, w) for tiles."""
 
     name: str
     storage: Literal["dense", "compact"]
     linear: Callable[..., Tensor]  # (x, values, s, bias=None): (..., cols) -> (..., rows)
     conv2d: Callable[..., Tensor]  # (x, values, s, geometry, bias=None): (B, in, H, W) -> (B, out, H', W')
-    follows: bool = (
-        False  # the support is where the values are not zero, now; their gradient is that of the dense weight
-    )
+    follows: bool = False  # the support is where the values are not zero; their gradient is that of the dense weight
 
     def stored(self, compact: Tensor, s: Support, shape: torch.Size) -> Tensor:
         """The parameter (of the dense ``shape``, or compact) that holds these compact values."""
         return scatter(compact, s).view(shape) if self.storage == "dense" else compact
 
     def compact(self, stored: Tensor, s: Support) -> Tensor:
-        """The values on the support, (n,) or (n, h, w), of a parameter or of anything of its shape (a gradient, a momentum)."""
+        """The values on the support, (n,) or (n, h, w), of a parameter or of anything of its shape (a gradient, a
+        momentum)."""
         return gather(stored, s) if self.storage == "dense" else stored
 
 
 def gather(dense: Tensor, s: Support) -> Tensor:
-    """The values on the support of a dense tensor: (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w); 0 where a tile hangs over."""
+    """The values on the support of a dense tensor, (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w). They are 0
+    where a tile hangs over the edge."""
     at, where = s.scalars()
     if at is None:
         return dense.reshape(-1)[where]
@@ -64,6 +62,40 @@ def scatter(values: Tensor, s: Support) -> Tensor:
     at, where = s.scalars()
     flat = values.reshape(-1) if at is None else values.reshape(-1)[at]
     return values.new_zeros(s.shape[0] * s.shape[1]).index_put((where,), flat).view(s.shape)
+
+
+def carry(stored: Tensor, layout: Layout, new: Support, came_from: Tensor, fill: Tensor | None = None) -> Tensor:
+    """``stored`` (a parameter, or an entry of its optimizer state) on another support.
+
+    Args:
+        came_from: position of each block of ``new`` in the old support, -1 where it is newborn, (n_new,) int64.
+        fill: what newborn blocks hold, first dimension 1; zeros where None, or of another shape than a block.
+    """
+    newborn = came_from < 0
+    if layout.storage == "dense":
+        compact = gather(stored, new)
+    elif stored.shape[0]:
+        compact = stored[came_from.clamp(min=0)]
+    else:
+        compact = stored.new_zeros(new.n, *stored.shape[1:])
+    fits = fill is not None and fill.shape[1:] == compact.shape[1:]
+    compact[newborn] = fill.to(compact.dtype) if fill is not None and fits else 0
+    return scatter(compact, new).view(stored.shape) if layout.storage == "dense" else compact
+
+
+def write_(parameter: Tensor, data: Tensor) -> None:
+    """Gives a parameter other data: in place where the shape stays, so that data_ptr() does too.
+
+    While a graph of an earlier step is alive (a loop that still holds its last loss), autograd remembers the old shape
+    in the parameter's gradient accumulator. It forgets it only when the dtype changes: so the dtype changes in between.
+    """
+    if data.shape == parameter.shape:
+        parameter.copy_(data)
+        return
+    dtype = parameter.dtype
+    other = torch.float32 if dtype != torch.float32 else torch.float64
+    parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = data.to(dtype)
 
 
 def _masked_weight(values: Tensor, s: Support) -> Tensor:
@@ -105,8 +137,5 @@ def layout_named(name: str | Layout, who: str) -> Layout:
     """The layout of that name, or :class:`UsageError` with the nearest name."""
     if isinstance(name, Layout):
         return name
-    if name not in LAYOUTS:
-        raise UsageError(
-            who, f"unknown layout {name!r}{nearest(str(name), LAYOUTS)}", remedy=f"one of {', '.join(LAYOUTS)}"
-        )
+    check_choice(who, "layout", name, LAYOUTS)
     return LAYOUTS[name]

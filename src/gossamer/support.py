@@ -1,17 +1,21 @@
-"""Support: which blocks of a matrix may be non-zero. Immutable; every change makes a new one; nothing of the dense size, ever.
+# pyright: strict
+"""Support: which blocks of a matrix may be non-zero. It is immutable: every change makes a new one. Nothing here has
+the dense size, except :meth:`Support.full` and :meth:`Support.mask`.
 
-A matrix of ``shape`` (rows, cols) is cut into blocks of (h, w) scalars; (1, 1) is one scalar, the last row and column of blocks may
-hang over the edge. The kept blocks are stored in compressed sparse rows; ids count blocks row by row, id = i * grid_cols + j (int64).
+A matrix of ``shape`` (rows, cols) is cut into blocks of (h, w) scalars. (1, 1) is one scalar. The last row and column
+of blocks may hang over the edge. The kept blocks are stored in compressed sparse rows. Ids count blocks row by row,
+id = i * grid_cols + j (int64).
 
-    crow, col          row order:     block row i holds the blocks crow[i]:crow[i+1], in columns col[...], strictly increasing
-    ccol, row, perm    column order:  block column j holds ccol[j]:ccol[j+1], in rows row[...]; the k-th is number perm[k] in row order
+    crow, col          row order:     block row i holds the blocks crow[i]:crow[i+1], in columns col[...],
+                                      strictly increasing
+    ccol, row, perm    column order:  block column j holds the blocks ccol[j]:ccol[j+1], in rows row[...];
+                                      the k-th is number perm[k] in row order
 
-The rank r of a block that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ..., exactly k_i - i
-zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}.  That makes sampling m zeros O(m log n) with no mask.
+The rank r of a block that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ...,
+exactly k_i - i zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}. That makes sampling m zeros O(m log n) with
+no mask.
 """
 
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,14 +26,13 @@ from torch import Tensor
 from ._backend.index import op as index
 from ._backend.index.reference import INT, pointers
 from ._errors import UsageError
-
-ROUNDS = 8  # of drawing by weight
-LIMIT = 2**31 - 1  # blocks of one support, block rows and block columns: what int32 can count
+from ._grid import checked, grid_of, index_digest, index_problems, overhang, sorted_ids
+from ._sampling import distinct, distinct_in_rows, unique
 
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """The index of the kept blocks. Build one with :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of` or :meth:`full`."""
+    """The index of the kept blocks. Made by :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of`, ..."""
 
     shape: tuple[int, int]
     block: tuple[int, int]
@@ -46,36 +49,19 @@ class Support:
         """The support of the given block ids (int64, any order, no duplicates)."""
         shape, block = checked("Support", shape, block)
         grid = grid_of(shape, block)
-        ids = ids.to(torch.int64, copy=True)
-        if not bool((ids[1:] > ids[:-1]).all()):
-            ids = torch.sort(ids)[0]
-            if bool((ids[1:] == ids[:-1]).any()):
-                raise UsageError("Support", "ids must be distinct")
-        if ids.numel() and (int(ids[0]) < 0 or int(ids[-1]) >= grid[0] * grid[1]):
-            raise UsageError("Support", f"ids must lie in [0, {grid[0] * grid[1]})", got=(int(ids[0]), int(ids[-1])))
-        if ids.numel() > LIMIT:
-            raise UsageError(
-                "Support",
-                f"one support holds at most {LIMIT} blocks",
-                got=ids.numel(),
-                remedy="larger blocks, block=(h, w)",
-            )
+        ids = sorted_ids(ids, grid[0] * grid[1])
         col = (ids % grid[1]).to(INT)
         rows = ids.div_(grid[1], rounding_mode="floor") if ids.numel() else ids
         return _with_column_order(shape, block, pointers(rows, grid[0]), col)
 
     @staticmethod
     def from_index(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
-        """The support of a CSR index from outside (a file): everything is verified before it is used."""
+        """The support of a CSR index from outside (a file). All of it is verified before it is used."""
         shape, block = checked("Support", shape, block)
-        problems = index_problems(crow, col, shape, block)
-        if problems:
-            raise UsageError(
-                "Support",
-                f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in blocks of {block}",
-                reasons=problems,
-            )
-        crow, col = (t.to(INT, copy=True).contiguous() for t in (crow, col))  # a support shares memory with nobody
+        if problems := index_problems(crow, col, shape, block):
+            what = f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in blocks of {block}"
+            raise UsageError("Support", what, reasons=problems)
+        crow, col = (t.to(INT, copy=True).contiguous() for t in (crow, col))  # a support shares no memory
         return _with_column_order(shape, block, crow, col)
 
     @staticmethod
@@ -91,7 +77,7 @@ class Support:
         rng: torch.Generator | None = None,
         min_fan_in: int = 0,
     ) -> "Support":
-        """``n`` blocks, uniformly without replacement; with ``min_fan_in``, every block row first gets that many (uniform within the row)."""
+        """``n`` blocks, uniformly without replacement. Every block row first gets ``min_fan_in`` of them, uniformly."""
         shape, block = checked("Support.random", shape, block)
         rows, cols = grid_of(shape, block)
         if not 0 <= n <= rows * cols:
@@ -99,17 +85,10 @@ class Support:
         if min_fan_in == 0:
             return Support.from_ids(distinct(rows * cols, n, rng), shape, block)
         if not min_fan_in * rows <= n or min_fan_in > cols:
-            raise UsageError(
-                "Support.random",
-                f"{n} blocks cannot give each of {rows} output units {min_fan_in} of {cols} incoming weights",
-                remedy="a larger density or a smaller min_fan_in",
-            )
-        first = torch.empty(rows, 0, dtype=torch.int64)  # Floyd's algorithm, in all rows at once
-        for j in range(cols - min_fan_in, cols):
-            drawn = torch.randint(j + 1, (rows, 1), generator=rng)
-            taken = (first == drawn).any(1, keepdim=True)
-            first = torch.cat([first, torch.where(taken, j, drawn)], 1)
-        base = Support.from_ids((first + torch.arange(rows)[:, None] * cols).flatten(), shape, block)
+            what = f"{n} blocks cannot give each of {rows} output units {min_fan_in} of {cols} incoming weights"
+            raise UsageError("Support.random", what, remedy="a larger density or a smaller min_fan_in")
+        first = distinct_in_rows(rows, cols, min_fan_in, rng) + torch.arange(rows)[:, None] * cols
+        base = Support.from_ids(first.flatten(), shape, block)
         return Support.from_ids(torch.cat([base.ids(), base.sample_outside(n - base.n, rng)]), shape, block)
 
     @staticmethod
@@ -120,7 +99,7 @@ class Support:
             return _with_column_order(shape, block, *index.rows_of(dense))
         i, j = dense.nonzero(as_tuple=True)
         ids = (i // block[0]) * grid_of(shape, block)[1] + j // block[1]
-        return Support.from_ids(ids.unique(), shape, block)
+        return Support.from_ids(unique(ids), shape, block)
 
     @staticmethod
     def full(shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
@@ -137,7 +116,7 @@ class Support:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Unit rows and block columns."""
+        """Block rows and block columns."""
         return grid_of(self.shape, self.block)
 
     @property
@@ -154,25 +133,22 @@ class Support:
     @property
     def weights(self) -> int:
         """Kept scalars: blocks times their size, less what hangs over the edge."""
-        (rows, cols), (h, w), (gr, gc) = self.shape, self.block, self.grid
-        if rows % h == 0 and cols % w == 0:
-            return self.n * h * w
-        tall, wide = rows - (gr - 1) * h, cols - (gc - 1) * w  # size of the last block row and column
-        last_row = int(self.crow[-1] - self.crow[-2])
-        last_col = int(self.ccol[-1] - self.ccol[-2])
-        corner = int(last_row > 0 and self.col[-1] == gc - 1)
-        missing = last_row * (h - tall) * w + last_col * h * (w - wide) - corner * (h - tall) * (w - wide)
-        return self.n * h * w - missing
+        h, w = self.block
+        return self.n * h * w - overhang(self.shape, self.block, self.crow, self.col, self.ccol)
 
     @property
     def bytes(self) -> int:
         """Bytes of the five index tensors."""
-        return sum(t.numel() * t.element_size() for t in (self.crow, self.col, self.ccol, self.row, self.perm))
+        return sum(t.numel() * t.element_size() for t in self._tensors)
+
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.crow, self.col, self.ccol, self.row, self.perm
 
     # ---------------------------------------------------------------- ids
 
     def rows(self) -> Tensor:
-        """Unit row of each kept block, row order, (n,) int32."""
+        """Block row of each kept block, row order, (n,) int32."""
         rows = torch.arange(self.grid[0], dtype=INT, device=self.crow.device)
         return torch.repeat_interleave(rows, self.crow.diff(), output_size=self.n)
 
@@ -182,57 +158,35 @@ class Support:
 
     def find(self, ids: Tensor) -> Tensor:
         """Position in row order of each id, -1 where it is not kept. (m,) int64 -> (m,) int64."""
-        mine = self.ids()
-        at = torch.searchsorted(mine, ids)
-        hit = mine[at.clamp(max=max(self.n - 1, 0))] == ids if self.n else torch.zeros_like(ids, dtype=torch.bool)
-        return torch.where(hit, at, -1)
+        if not self.n:
+            return torch.full_like(ids, -1)
+        kept = self.ids()
+        at = torch.searchsorted(kept, ids)
+        return torch.where(kept[at.clamp(max=self.n - 1)] == ids, at, -1)
 
     def outside(self, rank: Tensor) -> Tensor:
-        """Id of the rank-th block that is *not* kept. (m,) int64 in [0, total - n) -> (m,) int64; keeps the order of ``rank``."""
-        before = self.ids().sub_(
-            torch.arange(self.n, device=self.col.device)
-        )  # zeros before each kept block: non-decreasing
+        """Id of the rank-th block that is *not* kept, for each rank. (m,) int64 in [0, total - n) -> (m,)."""
+        before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept block
         return rank + torch.searchsorted(before, rank, right=True)
 
     def sample_outside(self, m: int, rng: torch.Generator | None = None) -> Tensor:
         """Ids of ``m`` blocks that are not kept, uniformly without replacement, sorted. O(m log n)."""
         return self.outside(distinct(self.total - self.n, m, rng).to(self.col.device))
 
-    def sample_outside_by(
-        self, m: int, row_weight: Tensor, col_weight: Tensor, rng: torch.Generator | None = None
-    ) -> Tensor:
-        """Ids of ``m`` blocks that are not kept, drawn one after another with probability proportional to row_weight[i] col_weight[j],
-        (grid_rows,) and (grid_cols,), without replacement; sorted. What so concentrated a law does not reach in a few rounds, or more
-        than half of all zeros, is drawn uniformly. O(m log n)."""
-        zeros, ids = self.total - self.n, self.col.new_empty(0, dtype=torch.int64)
-        if 2 * m > zeros:
-            return self.sample_outside(m, rng)
-        laws = [w.double().cpu().cumsum(0) for w in (row_weight, col_weight)]
-        for _ in range(ROUNDS if all(float(law[-1]) > 0 for law in laws) else 0):
-            short = m - ids.numel()
-            if short == 0:
-                break
-            i, j = (
-                torch.searchsorted(law, torch.rand(short + short // 2 + 16, generator=rng, dtype=law.dtype) * law[-1])
-                for law in laws
-            )
-            drawn = (i.clamp_(max=self.grid[0] - 1) * self.grid[1] + j.clamp_(max=self.grid[1] - 1)).to(ids.device)
-            ids = _first_occurrences(torch.cat([ids, drawn[self.find(drawn) < 0]]))[:m]
-        if ids.numel() < m:
-            taken = Support.from_ids(torch.cat([self.ids(), ids]), self.shape, self.block)
-            ids = torch.cat([ids, taken.sample_outside(m - ids.numel(), rng)])
-        return ids.sort()[0]
-
     def scalars(self) -> tuple[Tensor | None, Tensor]:
-        """Where the scalars live: (position in the flat values or None for all in order, position in the flat dense matrix), int64."""
-        ids = self.ids()
+        """Positions of the scalars, int64: in the flat values (None: all, in order), and in the flat dense matrix."""
         if self.block == (1, 1):
-            return None, ids
+            return None, self.ids()
+        at = self.places(self.ids()).flatten()
+        inside = at >= 0
+        return inside.nonzero().flatten(), at[inside]
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Positions in the flat dense matrix of the scalars of blocks, (k,) int64 -> (k, h, w); -1 beyond the edge."""
         (h, w), (rows, cols) = self.block, self.shape
         i = (ids // self.grid[1])[:, None, None] * h + torch.arange(h, device=ids.device)[None, :, None]
         j = (ids % self.grid[1])[:, None, None] * w + torch.arange(w, device=ids.device)[None, None, :]
-        inside = ((i < rows) & (j < cols)).flatten()
-        return inside.nonzero().flatten(), (i * cols + j).flatten()[inside]
+        return torch.where((i < rows) & (j < cols), i * cols + j, -1)
 
     def mask(self) -> Tensor:
         """Dense boolean matrix (rows, cols). For tests and pictures only: this is the dense size."""
@@ -242,12 +196,11 @@ class Support:
 
     def to(self, device: torch.device | str) -> "Support":
         """The same support on another device."""
-        move = (t.to(device) for t in (self.crow, self.col, self.ccol, self.row, self.perm))
-        return Support(self.shape, self.block, *move)
+        return Support(self.shape, self.block, *(t.to(device) for t in self._tensors))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of (crow, col): what two processes compare, and what a file remembers."""
+        """SHA-256 of (crow, col): two processes compare it, and a file stores it."""
         return index_digest(self.crow, self.col)
 
     @property
@@ -257,12 +210,12 @@ class Support:
 
     @property
     def version(self) -> int:
-        """How often its tensors have been written to since they were made, together: never, by whoever knows that it is immutable."""
+        """How often its tensors have been written to, as torch counts. A support is immutable: this must not change."""
         return self.crow._version + self.col._version + self.ccol._version + self.row._version + self.perm._version
 
     def again(self) -> "Support":
-        """The same blocks under a new identity: whoever holds the old one learns that its layer was loaded."""
-        return Support(self.shape, self.block, self.crow, self.col, self.ccol, self.row, self.perm)
+        """The same blocks as another object. Owners compare identities, so they learn that the layer was loaded."""
+        return Support(self.shape, self.block, *self._tensors)
 
     def same(self, other: "Support") -> bool:
         """True if both keep the same blocks of the same matrix."""
@@ -271,93 +224,6 @@ class Support:
             and torch.equal(self.crow, other.crow)
             and torch.equal(self.col, other.col)
         )
-
-
-def grid_of(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int]:
-    """Unit rows and block columns of a matrix."""
-    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
-
-
-def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
-    """``m`` distinct numbers of [0, total), every subset equally likely, sorted, (m,) int64; memory O(m).
-
-    Independent draws are added until m are distinct; given its size, the set of distinct draws is uniform, and so is a uniform
-    m-subset of it. Above one half the complement is drawn.
-    """
-    if not 0 <= m <= total:
-        raise UsageError("distinct", f"cannot draw {m} distinct of {total}")
-    if m == total:
-        return torch.arange(total)
-    if m > total // 2:
-        gone = distinct(total, total - m, rng)
-        rank = torch.arange(m)
-        return rank + torch.searchsorted(gone - torch.arange(total - m), rank, right=True)
-    drawn = torch.empty(0, dtype=torch.int64)
-    while drawn.numel() < m:
-        short = m - drawn.numel()
-        expected = -total * math.log1p(-short / (total - drawn.numel() + 1)) if total < 2**50 else short
-        more = torch.randint(total, (int(expected * 1.02) + 16,), generator=rng)
-        drawn = torch.cat([drawn, more]).unique()
-    if drawn.numel() > m:
-        keep = torch.randperm(drawn.numel(), generator=rng)[:m]
-        drawn = drawn[keep.sort()[0]]
-    return drawn
-
-
-def _first_occurrences(ids: Tensor) -> Tensor:
-    """Each id once, in the order in which they came."""
-    distinct_ids, which = torch.unique(ids, return_inverse=True)
-    place = torch.full_like(distinct_ids, ids.numel())
-    place.scatter_reduce_(0, which, torch.arange(ids.numel(), device=ids.device), "amin")
-    return ids[place.sort()[0]]
-
-
-def index_digest(crow: Tensor, col: Tensor) -> str:
-    """SHA-256 of an index."""
-    state = hashlib.sha256()
-    for t in (crow, col):
-        state.update(t.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()
-
-
-def index_problems(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int]) -> list[str]:
-    """What is wrong with a CSR index, in sentences; [] if it may be used."""
-    rows, cols = grid_of(shape, block)
-    for name, t in (("crow", crow), ("col", col)):
-        if not isinstance(t, Tensor):
-            return [f"{name} must be a tensor, not a {type(t).__name__}"]
-        if t.dim() != 1 or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-            return [f"{name} must be a vector of integers, not {tuple(t.shape)} of {t.dtype}"]
-    if crow.numel() != rows + 1:
-        return [f"crow must have {rows + 1} entries, one per block row and one more, not {crow.numel()}"]
-    crow, col = crow.long(), col.long()
-    problems = []
-    if int(crow[0]) != 0 or int(crow[-1]) != col.numel():
-        problems.append(
-            f"crow must run from 0 to the {col.numel()} entries of col, not from {int(crow[0])} to {int(crow[-1])}"
-        )
-    if bool((crow.diff() < 0).any()):
-        problems.append("crow must not decrease")
-    if col.numel() and (int(col.min()) < 0 or int(col.max()) >= cols):
-        problems.append(f"columns must lie in [0, {cols}), not in [{int(col.min())}, {int(col.max())}]")
-    if not problems and col.numel() > 1:
-        starts = torch.zeros(col.numel(), dtype=torch.bool, device=col.device)
-        inner = crow[1:-1]
-        starts[inner[inner < col.numel()]] = True
-        if bool(((col.diff() <= 0) & ~starts[1:]).any()):
-            problems.append("columns must increase strictly within each row")
-    return problems
-
-
-def checked(who: str, shape: Sequence[int], block: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shape and block of a support, or :class:`UsageError`."""
-    for name, pair in (("shape", shape), ("block", block)):
-        if not isinstance(pair, Sequence) or len(pair) != 2 or any(not isinstance(v, int) or v < 1 for v in pair):
-            raise UsageError(who, f"{name} must be two positive whole numbers", got=pair)
-    grid = grid_of(shape, block)
-    if max(grid) > LIMIT - 1:
-        raise UsageError(who, f"at most {LIMIT - 1} block rows and columns", got=grid)
-    return (shape[0], shape[1]), (block[0], block[1])
 
 
 def _with_column_order(shape: tuple[int, int], block: tuple[int, int], crow: Tensor, col: Tensor) -> Support:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from . import (
     average,
     checkpoints,
+    compaction,
     events,
     indices,
     kernels,
@@ -46,4 +47,5 @@ MUTANTS: dict[str, dict[str, Callable[[], object]]] = {
     "check_units": recovery.UNITS,
     "check_transforms": transforms.TRANSFORM,
     "check_meaning": meaning.MEANING,
+    "check_compact": compaction.COMPACTION,
 }

@@ -8,7 +8,8 @@ import torch
 
 import gossamer as gs
 from cases import OPTIMIZERS
-from gossamer import laws, surgery
+from gossamer import laws
+from gossamer.keeper import keeper_of
 
 WINDOW = gs.CSST(12, 4, 4, window=3, fraction=0.5, drop_fraction=0.3)
 ADAMW = OPTIMIZERS["adamw"]
@@ -20,20 +21,21 @@ def _observing(change: Callable) -> type:
     class Bent(gs.Rewirer):
         def _attach(self):
             super()._attach()
-            for observer in self._observers.values():
+            for observer in self._own.observers.values():
                 change(observer)
 
     return Bent
 
 
 def _counts_at_once(observer):
-    def report(x, version, dy):
-        seen = observer.measure(dy.detach(), x)
+    def tell(dy, x):
+        seen = observer.measure(dy, x)
         if seen is not None:
             held = observer._seen[-1][1].plus(seen) if observer._seen else seen
             observer._seen = [(lambda: observer.layer.values.grad, held)]
 
-    observer.report, observer._before, observer._after = report, lambda grad: None, lambda values: None
+    observer._observation.tell = tell
+    observer._before, observer._after = lambda grad: None, lambda values: None
 
 
 def _never_forgets(observer):
@@ -116,14 +118,13 @@ COPIES = {
 
 class _StateByPosition(gs.Rewirer):
     def _look(self, name, layer):
-        keeper = surgery.keeper_of(self.optimizer)
-        keeper.held[id(layer.values)] = layer.support
+        keeper_of(self.optimizer).held[id(layer.values)] = layer.support
         super()._look(name, layer)
 
 
 class _StateReset(gs.Rewirer):
     def _look(self, name, layer):
-        moved = layer.support is not self._known.get(name)
+        moved = layer.support is not self._own.known.get(name)
         super()._look(name, layer)
         if moved and "momentum_buffer" in self.optimizer.state[layer.values]:
             self.optimizer.state[layer.values]["momentum_buffer"].zero_()
@@ -131,7 +132,7 @@ class _StateReset(gs.Rewirer):
 
 class _BornWithMomentum(gs.Rewirer):
     def _look(self, name, layer):
-        known = self._known.get(name)
+        known = self._own.known.get(name)
         super()._look(name, layer)
         if known is not None and layer.support is not known and not layer.support.same(known):
             born = known.find(layer.support.ids()) < 0
@@ -149,7 +150,7 @@ class _WindowGoesOn(gs.Rewirer):
 
 class _RefusesToGoOn(gs.Rewirer):
     def _look(self, name, layer):
-        if layer.support is not self._known.get(name) and self.t:
+        if layer.support is not self._own.known.get(name) and self.t:
             raise gs.UsageError("Rewirer", "not mine")
         super()._look(name, layer)
 
@@ -158,7 +159,7 @@ class _PutsBack(gs.Rewirer):
     """Writes what it knew over the weights that were loaded."""
 
     def _look(self, name, layer):
-        if layer.support is not self._known.get(name):
+        if layer.support is not self._own.known.get(name):
             with torch.no_grad():
                 layer.values.mul_(float("nan"))
         super()._look(name, layer)

@@ -14,13 +14,13 @@ from gossamer.products.linear import op as linear_op
 
 def _opaque(x, values, s, bias=None):
     """A product that drops tangents."""
-    eager = kernels_of.forward_ad._current_level >= 0 and not _in_func()
+    eager = kernels_of.in_forward_mode() and not _in_func()
     return CSR.linear(*(torch.autograd.forward_ad.unpack_dual(t)[0] if eager else t for t in (x, values)), s, bias)
 
 
 def _unrecorded(x, values, s, bias=None):
     """A kernel called under a tracer: its output is a constant."""
-    return linear_op.product(x, values, s, bias) if torch.jit.is_tracing() else CSR.linear(x, values, s, bias)
+    return linear_op.PRODUCT.forward(x, values, s, None, bias) if torch.jit.is_tracing() else CSR.linear(x, values, s, bias)
 
 
 class _Once(torch.autograd.Function):
@@ -46,7 +46,7 @@ class _Once(torch.autograd.Function):
 
 
 def _differentiable_once(x, values, s, bias=None):
-    y = _Once.apply(x, values, s) if torch.is_grad_enabled() and not kernels_of.foreign(x) else CSR.linear(x, values, s)
+    y = _Once.apply(x, values, s) if torch.is_grad_enabled() and not kernels_of.is_traced(x) else CSR.linear(x, values, s)
     return y if bias is None else y + bias
 
 
@@ -58,7 +58,7 @@ def _under(condition: Callable[[], Any], change: Callable) -> Layout:
 
 
 def _in_func() -> bool:
-    return kernels_of.peek_interpreter_stack() is not None
+    return kernels_of.in_func_transform()
 
 
 def _fails(*_):

@@ -12,6 +12,7 @@ of their own, and fill new memory with NaN.
 
 from .average import check_average
 from .checkpoints import check_checkpoint
+from .compaction import check_compact
 from .details import nesterov
 from .events import check_event
 from .indices import check_index
@@ -32,6 +33,7 @@ from .transforms import check_transforms
 __all__ = (
     "check_average",
     "check_checkpoint",
+    "check_compact",
     "check_copies",
     "check_event",
     "check_index",

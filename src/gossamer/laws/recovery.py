@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._errors import UsageError
 from ..recover.operators import Dense, Operator
-from ..recover.recovery import Recovery
+from ..recover.solvers.result import Recovery
 from .details import TOLERANCE, close, demand
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..penalties import Penalty
-from ..rules.rule import Rule, SparseOptimizer
+from ..rules import Rule, SparseOptimizer
 from .details import close, demand, same
 
 Shape = tuple[int, ...]

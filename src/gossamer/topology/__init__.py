@@ -1,17 +1,18 @@
-"""Topologies: one file per algorithm, each a frozen record of settings that resolves to the one record :class:`Topology`."""
+"""Topologies: one file per algorithm, each a frozen record of settings that resolves to the one record
+:class:`Topology`."""
 
 from .csst import CSST as CSST
 from .event import event as event
 from .gmp import GMP as GMP
-from .records import Annealed as Annealed
 from .records import LayerState as LayerState
 from .records import Outcome as Outcome
 from .records import Sensing as Sensing
-from .records import TopologyLike as TopologyLike
 from .records import Update as Update
 from .rewiring import rewire as rewire
 from .rigl import RigL as RigL
 from .set import SET as SET
+from .slots import Annealed as Annealed
 from .snfs import SNFS as SNFS
 from .static import Static as Static
 from .topology import Topology as Topology
+from .topology import TopologyLike as TopologyLike

@@ -1,7 +1,11 @@
-"""Range checks that the named methods share."""
+# pyright: strict
+"""Checks that topologies share: ranges of settings, and schedules."""
+
+from collections.abc import Callable
 
 from .._errors import UsageError, check_count, check_density, is_real
-from .._schedules import is_count
+from .._schedules import Events, is_count
+from .records import Update
 
 
 def check_common(who: str, stop: int | float, every: int, final_density: float | None, min_fan_in: int) -> None:
@@ -19,3 +23,23 @@ def check_decay(who: str, decay: float) -> None:
     """Refuses a decay outside [0, 1)."""
     if not is_real(decay) or not 0.0 <= decay < 1.0:
         raise UsageError(who, "decay of a moving average lies in [0, 1)", got=decay)
+
+
+def check_events(who: str, when: Callable[[int], Update | None], stop: int) -> None:
+    """Refuses a schedule without any event, and one that leaves the optimizer no step."""
+    if all(when(t) is None for t in range(1, stop + 1)):
+        refuse_no_event(who, None, stop)
+    before = range(1, max(2, stop))
+    if all((update := when(t)) is not None and not update.step_optimizer for t in before):
+        skipped = "is an event, and the optimizer skips it (step_optimizer=False)"
+        what = f"every step before stop={stop} {skipped}: the weights never move"
+        raise UsageError(who, what, remedy="every=2 or more, or step_optimizer=True")
+
+
+def refuse_no_event(who: str, events: Events | None, stop: int, every: int | None = None) -> None:
+    """Refuses a schedule without an event: none given, or an empty one."""
+    if not events:
+        first = "" if every is None else f": the first would come at step {every}, and none comes at or after stop"
+        first += ". stop=1 is one step, stop=1.0 the whole run" if stop == 1 else ""
+        what = f"no event takes place until stop={stop}, so the support never changes{first}"
+        raise UsageError(who, what, remedy="every < stop; or gs.Static()")

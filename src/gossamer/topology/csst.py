@@ -1,31 +1,36 @@
-"""CSST, sparse training with gradient sensing, after "Sparse Training Algorithms based on Compressed Sensing for Accelerating
-Large-Scale Neural Networks" (Miller & Jenkins 2026). docs/methods/csst.md argues point by point how its gaps are filled.
+# pyright: strict
+"""CSST, sparse training with gradient sensing, after "Sparse Training Algorithms based on Compressed Sensing for
+Accelerating Large-Scale Neural Networks" (Miller & Jenkins 2026). The paper leaves gaps: docs/methods/csst.md says how
+each is filled, and why.
 
     events    t_1 = every, t_{j+1} = t_j + round(every (last_every / every)^(t_j / stop)), none from `stop` on
-    window    the W = `window` steps that end at an event. Draw Omega once: `fraction` of the blocks off the support (or `count`),
-              uniformly or by "flow", with probability proportional to E[dy_i^2] E[x_j^2], the expected squared gradient of independent
-              factors, measured on the step before, as randomised matrix products sample (Drineas, Kannan & Mahoney 2006). Then
-              m <- decay m + (1 - decay) g_Omega at each step of the window, scored as |m| / (1 - decay^W)
-    exchange  k = trunc(min(a_t n, selectivity |Omega|)), a_t = drop_fraction / 2 (1 + cos(pi t / stop)): what grows must be a small
-              part of what was sensed, or growth is random
+    window    the W = `window` steps that end at an event. Draw Omega once: `fraction` of the blocks off the support (or
+              `count`), uniformly, or by "flow" with probability proportional to E[dy_i^2] E[x_j^2], measured on the
+              step before: the expected squared gradient if the factors are independent, as randomised matrix products
+              sample (Drineas, Kannan & Mahoney 2006). Then, at each step of the window,
+              m <- decay m + (1 - decay) g_Omega, scored as |m| / (1 - decay^W)
+    exchange  k = trunc(min(a_t n, selectivity |Omega|)), a_t = drop_fraction / 2 (1 + cos(pi t / stop)): growth is
+              selective only if what grows is a small part of what was sensed
     event     prune_grow   drop the k smallest |w|, grow the k best of Omega
-              iht          z = w on the support, eta m on Omega (eta = lr / (1 - momentum) * interval, the look-ahead step):
-                           keep the n largest |z|, at most k swaps
-              merge        grow k first, prune back to n at the next event (identify, merge, estimate, prune: CoSaMP's order)
-    allocate  fixed: each layer grows what it dropped. pooled: candidates of all layers are ranked by |m| / rms(g on support)
+              iht          z = w on the support, eta m on Omega, eta = lr / (1 - momentum) * interval (the look-ahead
+                           step): keep the n largest |z|, at most k swaps
+              merge        grow k first, prune back to n at the next event (the order of CoSaMP: identify, merge,
+                           estimate, prune)
+    allocate  fixed        each layer grows what it dropped
+              pooled       candidates of all layers are ranked by |m| / rms(g on the support)
 
-State: the support; in a window Omega and m, O(|Omega|), freed after. Cost 3 f_S per step, in windows + fraction (f_D - f_S).
-Nothing of the dense size exists at any time. The draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).
+State: the support; in a window Omega and m, O(|Omega|), freed afterwards. Cost 3 f_S per step, and fraction (f_D - f_S)
+more in windows. Nothing ever has the dense size. The draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).
 """
 
 from dataclasses import KW_ONLY, dataclass
 
 from .._errors import UsageError, check_choice, check_count, check_fraction
 from .._schedules import Events, cosine, growing, is_count, step_of
-from .checks import check_common, check_decay
-from .records import Annealed, Sensing
-from .slots import allocate_fixed, allocate_pooled, exchange_by_projection, exchange_fraction
-from .topology import Topology, refuse_no_event
+from .checks import check_common, check_decay, refuse_no_event
+from .records import Sensing
+from .slots import Annealed, allocate_fixed, allocate_pooled, exchange_by_projection, exchange_fraction
+from .topology import Topology
 
 MODES = ("prune_grow", "iht", "merge")
 CANDIDATES = ("uniform", "flow")
@@ -34,20 +39,24 @@ ALLOCATE = {"fixed": allocate_fixed, "pooled": allocate_pooled}
 
 @dataclass(frozen=True)
 class CSST:
-    """CSST: drop the smallest weights, grow those of largest gradient in a random sample of the zeros, measured over a short window.
+    """CSST: drop the smallest weights, grow those of largest gradient in a random sample of the zeros, measured over
+    a short window.
 
     Args:
         stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
         every: optimizer steps between the first events.
         last_every: optimizer steps between events at ``stop``; exponential in between.
-        window: optimizer steps over which the sensed gradient is smoothed before an event; 1 is the instantaneous gradient.
+        window: optimizer steps over which the sensed gradient is smoothed before an event; 1 is the instantaneous
+            gradient.
         fraction: of each layer's zero blocks that is sensed, in (0, 1].
         count: sense so many blocks in each layer instead (for layers whose zeros are too many for a fraction of them).
-        drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0. ``selectivity`` bounds it.
+        drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0. ``selectivity``
+            bounds it.
         mode: prune_grow, iht or merge.
         allocate: fixed (each layer grows what it dropped) or pooled (layers compete).
-        candidates: how the sensed blocks are drawn: uniform; or flow, with probability proportional to the mean square of the output
-            gradient of their row times that of the input of their column, measured on the step before the window.
+        candidates: how the sensed blocks are drawn: uniform; or flow, with probability proportional to the mean
+            square of the output gradient of their row times that of the input of their column, measured on the step
+            before the window.
         decay: of the moving average over the window.
         selectivity: at every event at most this fraction of what a layer has sensed grows; 1 sets no bound.
         step_optimizer: the optimizer steps on event iterations too.
@@ -82,9 +91,8 @@ class CSST:
             what = f"the window of {self.window} steps does not fit between events {least} steps apart"
             raise UsageError("CSST", what, remedy="a window no longer than every and last_every")
         if not 0.0 < self.fraction <= 1.0:
-            raise UsageError(
-                "CSST", "fraction is the part of the zero blocks that is sensed, in (0, 1]", got=self.fraction
-            )
+            what = "fraction is the part of the zero blocks that is sensed, in (0, 1]"
+            raise UsageError("CSST", what, got=self.fraction)
         if self.count is not None:
             check_count("CSST", "count", self.count, 1)
         check_fraction("CSST", "drop_fraction", self.drop_fraction)

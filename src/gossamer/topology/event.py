@@ -1,15 +1,18 @@
-"""One event: every method shares it.
+# pyright: strict
+"""One event. All methods share it.
 
 A layer with n kept blocks, asked to exchange k and to end with `size` blocks:
 
-    drop the  d = k + max(0, n - size)  blocks of lowest drop score     (merge: d = n - size, the surplus of the last event)
-    grow the  g = size - (n - d)        candidates of highest score     (merge: g = k more)
+    drop the  d = k + max(0, n - size)  blocks of lowest drop score   (merge: d = n - size, left by the last event)
+    grow the  g = size - (n - d)        candidates of highest score   (merge: g = k more)
     survivors keep value and optimizer state; newborn blocks start at 0
 
-k becomes smaller until both sides can be served. A candidate of score 0, NaN or -inf has no merit. Where growth goes by what was sensed,
-such a candidate is never exchanged for a kept block. It grows, drawn at random, only where the size must rise and no better one is left.
-Equal scores are decided at random, by one number for each layer from the Rewirer's generator. An event leaves a layer alone that got no
-gradient or has no candidate: no slot is asked about it.
+k becomes smaller until both sides can be served. A candidate of score 0, NaN or -inf has no merit. Where candidates are
+sensed, one without merit is never exchanged for a kept block. It grows, drawn at random, only where the size must
+rise and no better one is left. Equal scores are decided at random, by one number for each layer from the Rewirer's
+generator. An event leaves a layer alone that got no gradient or has no candidate: no slot is called for it.
+
+A topology with ``project`` names the new supports itself, of all layers at once: sizes are its own then.
 
 Cost O(n + m) for n kept and m sensed blocks. Nothing here knows a module or an optimizer.
 """
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from .._errors import UsageError
 from ..products.sense.op import tie_key
+from ..support import Support
 from .records import LayerState, Outcome, Update
 from .rewiring import dropped, joined, ranking
 from .slots import least_size
@@ -33,14 +37,23 @@ def event(
     topology: Topology, update: Update, layers: Sequence[LayerState], rng: torch.Generator | None
 ) -> list[Outcome]:
     """One event over all layers: the new supports, in the order of ``layers``."""
-    ties = torch.randint(1 << 62, (len(layers),), generator=rng).tolist()
+    ties = [int(number) for number in torch.randint(1 << 62, (len(layers),), generator=rng)]
     layers = [layer._replace(ties=number) for layer, number in zip(layers, ties, strict=True)]
+    if topology.project is not None:
+        supports = topology.project(layers, update, rng)
+        return [_projected(layer, s) for layer, s in zip(layers, supports, strict=True)]
     able = [i for i, layer in enumerate(layers) if layer.has_gradient and _can_serve(topology, layer)]
     outcomes = [Outcome(layer.s, 0, 0, layer.sensed if layer.has_gradient else 0) for layer in layers]
     if able:
         for i, done in zip(able, _exchanged(topology, update, [layers[i] for i in able], rng), strict=True):
             outcomes[i] = done
     return outcomes
+
+
+def _projected(layer: LayerState, s: Support) -> Outcome:
+    """What a topology with a projection of its own did to one layer."""
+    kept = int((layer.s.find(s.ids()) >= 0).sum())
+    return Outcome(s, layer.s.n - kept, s.n - kept, layer.sensed)
 
 
 def _can_serve(topology: Topology, layer: LayerState) -> bool:
@@ -115,16 +128,14 @@ def _part(topology: Topology, layer: LayerState, k: int) -> _Part:
         droppable = min(droppable, max(0, n - least_size(layer)))
     shrink = min(max(0, n - size), droppable)
     more = min(max(0, size - n + (shrink if topology.merge else 0)), room)
-    most = (
-        room - more if topology.merge else min(droppable - shrink, room - more)
-    )  # the just dropped are not counted on
+    most = room - more if topology.merge else min(droppable - shrink, room - more)  # without regrowth
     nothing = layer.ids[:0], score[:0]
     part = _Part(layer, score, max(0, min(k, most)), shrink, more, topology.merge, nothing[0], *nothing)
     return part._replace(leaving=dropped(s, score, part.n_drop, least, layer.ties))
 
 
 def _offered(topology: Topology, update: Update, part: _Part, limit: int, rng: torch.Generator | None) -> _Part:
-    """With candidates and their scores, where any may grow."""
+    """The part with candidates and their scores, where any may grow."""
     if not limit:
         return part
     ids, score = topology.grow_score(part.layer, part.leaving, update, limit, rng)
@@ -137,7 +148,7 @@ def _offered(topology: Topology, update: Update, part: _Part, limit: int, rng: t
 
 
 def _fitted(part: _Part) -> _Part:
-    """Exchanging no more blocks than there are candidates of merit."""
+    """The part with no more blocks to exchange than there are candidates of merit."""
     if not part.k or part.offers() >= part.n_grow:
         return part
     part = part.in_order()
@@ -147,7 +158,7 @@ def _fitted(part: _Part) -> _Part:
 
 
 def _fitted_together(parts: list[_Part]) -> list[_Part]:
-    """The same where layers share growth: all exchange fewer, in proportion. Candidates without merit are left out."""
+    """The parts where layers share growth: all exchange fewer, in proportion. Candidates without merit are left out."""
     if sum(part.k for part in parts) > sum(part.offers() for part in parts):
         parts = [part.in_order() for part in parts]
     while (total := sum(part.k for part in parts)) > (found := sum(part.offers() for part in parts)):

@@ -1,9 +1,12 @@
+# pyright: strict
 """GMP, gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878).
 
-    n_t = n_end + (n_start - n_end) (1 - t / stop)^3;   every `every` steps drop the smallest |w| of each layer down to n_t
+    n_t = n_end + (n_start - n_end) (1 - t / stop)^3
+    every `every` steps drop the smallest |w| of each layer down to n_t
 
-Start from density 1 (``sparsify(model, 1.0)``) or from any other. The end is ``final_density``, split among layers by ``budget``. Cost
-E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. Nothing grows: kept sets are nested.
+Start from density 1 (``sparsify(model, 1.0)``) or from any other. The end is ``final_density``, split among layers by
+``budget``. Cost E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. Nothing grows: kept sets
+are nested.
 """
 
 from collections.abc import Mapping
@@ -45,8 +48,14 @@ class GMP:
     def resolve(self, steps: int | None = None) -> Topology:
         """The topology of a run of so many steps. Raises UsageError."""
         stop = step_of("GMP", "stop", self.stop, steps)
-        size = {"stop": stop, "final_density": self.final_density, "budget": self.budget}
-        return Topology("gmp", Pruning(regular(self.every, stop), stop), **size, min_fan_in=self.min_fan_in)
+        return Topology(
+            "gmp",
+            Pruning(regular(self.every, stop), stop),
+            stop=stop,
+            final_density=self.final_density,
+            budget=self.budget,
+            min_fan_in=self.min_fan_in,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""The records of an event: what happens, what is measured before it, what it knows of a layer, what it did to the layer."""
+# pyright: strict
+"""The records of an event: what happens, what is measured before, what is known of a layer, what was done to it."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .._schedules import Events, cosine
 from ..support import Support
 
 
@@ -25,33 +24,13 @@ class Sensing(NamedTuple):
     """What the backward pass of one step measures besides the gradient on the support."""
 
     fraction: float = 1.0  # of the blocks off the support, drawn without replacement ...
-    count: int | None = None  # ... or this many in each layer
+    # ... or this many in each layer; nobody counts in this tuple
+    count: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     fresh: bool = True  # draw new coordinates: this is the first step of a window
     decay: float = 0.0  # of the moving average over the window
     active: bool = False  # smooth the gradient on the support as well
-    flow: bool = (
-        False  # measure mean squares of the layer's input and output gradient; draw coordinates by their product
-    )
+    flow: bool = False  # measure mean squares of input and output gradient, and draw coordinates by their product
     stream: bool = False  # measure all blocks, and keep only as many as can grow: nothing has the dense size
-
-
-@dataclass(frozen=True)
-class Annealed:
-    """Events that exchange an annealed fraction. ``last``: one more event at this step, which only brings sizes to their end."""
-
-    events: Events
-    fraction: cosine
-    step_optimizer: bool
-    allow_regrow: bool
-    last: int | None = None
-    selectivity: float = math.inf
-
-    def __call__(self, t: int) -> Update | None:
-        if t == self.last:
-            return Update(0.0, interval=self.events.gap(t))
-        if t not in self.events:
-            return None
-        return Update(self.fraction(t), self.selectivity, self.step_optimizer, self.allow_regrow, self.events.gap(t))
 
 
 class LayerState(NamedTuple):
@@ -65,13 +44,9 @@ class LayerState(NamedTuple):
     size: int  # blocks that this layer should have after the event
     start: int  # blocks that it had when training began
     lookahead: float  # lr / (1 - momentum) times the interval: how far a weight moves until the next event
-    strongest: Callable[[int, int], tuple[Tensor, Tensor]] | None = (
-        None  # streamed: (k, ties) -> k strongest (ids, gradients)
-    )
+    strongest: Callable[[int, int], tuple[Tensor, Tensor]] | None = None  # streamed: (k, ties) -> (ids, gradients)
     ties: int = 0  # decides between equal scores at this event: see :func:`~gossamer.rewire`
-    has_gradient: bool = (
-        True  # False: no backward pass has reached this layer since the last event; the event leaves it alone
-    )
+    has_gradient: bool = True  # False: no backward pass since the last event; the event leaves the layer alone
 
     @property
     def sensed(self) -> int:
@@ -85,15 +60,4 @@ class Outcome(NamedTuple):
     support: Support
     dropped: int
     grown: int
-    sensed: int = (
-        0  # blocks off the support that were measured: growth is selective where ``grown`` is a small part of them
-    )
-
-
-@runtime_checkable
-class TopologyLike(Protocol):
-    """What a :class:`~gossamer.Rewirer` takes: a :class:`~gossamer.Topology`, or the settings of one (``CSST``, ``RigL``, ...)."""
-
-    def resolve(self, steps: int | None) -> "object":
-        """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""
-        ...
+    sensed: int = 0  # blocks off the support that were measured: ``grown`` should be a small part of them

@@ -1,8 +1,9 @@
+# pyright: strict
 """The last act of every event: the blocks of lowest score are dropped, the candidates of highest score grow.
 
-Ties: among equal scores, the block of lower key splitmix64(id xor ties) stays or grows. No two blocks have the same key. So, for one
-number ``ties``, this is a total order, whatever the order of the candidates. Over random numbers all orders are equally likely: no row, no
-column and no low id is preferred.
+Ties: among equal scores, the block of lower key splitmix64(id xor ties) stays or grows. No two blocks have the same
+key. So, for one number ``ties``, this is a total order, whatever the order of the candidates. Over random numbers all
+orders are equally likely: no row, no column and no low id is preferred.
 """
 
 import math
@@ -37,13 +38,15 @@ def rewire(
 
 
 def joined(s: Support, stays: Tensor, candidates: Tensor, grow_score: Tensor, n_grow: int, ties: int) -> Support:
-    """The blocks at the positions ``stays``, (n - n_drop,) or a mask (n,), and the ``n_grow`` highest-scored candidates."""
+    """The blocks at the positions ``stays``, (n - n_drop,) or a mask (n,), and the ``n_grow`` highest-scored
+    candidates."""
     grown = candidates[top_k(grow_score, n_grow, tie_keys(candidates, ties))]
     return Support.from_ids(torch.cat([s.ids()[stays], grown]), s.shape, s.block)
 
 
 def survivors(s: Support, score: Tensor, n_drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
-    """Positions (row order) of the blocks that stay when the ``n_drop`` lowest scores are dropped, sorted, (n - n_drop,) int64."""
+    """Positions (row order) of the blocks that stay when the ``n_drop`` lowest scores are dropped, sorted, (n -
+    n_drop,) int64."""
     return top_k(_shielded(s, score, min_fan_in, ties), s.n - n_drop, tie_keys(s.ids(), ties))
 
 

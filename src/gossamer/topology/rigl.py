@@ -1,22 +1,25 @@
+# pyright: strict
 """RigL, "rigging the lottery" (Evci, Gale, Menick, Castro, Elsen, ICML 2020, arXiv 1911.11134).
 
-    f_t = drop_fraction / 2 (1 + cos(pi t / stop))
-    every `every` steps, in each layer, with k = trunc(f_t n) and without an optimizer step:
-    drop the k smallest |w|; grow the k largest |dL/dw| off the blocks that stay (a block that was just dropped may grow)
+    f_t = drop_fraction / 2 (1 + cos(pi t / stop)) every `every` steps, in each layer, with k = trunc(f_t n) and
+    without an optimizer step: drop the k smallest |w|; grow the k largest |dL/dw| off the blocks that stay (a block
+    that was just dropped may grow)
 
-State: none besides the support. Cost (3 f_S (every - 1) + 2 f_S + f_D) / every per step: the dense gradient once per event. Here it is
-made a few rows at a time and only the k best survive, so memory stays O(n + rows in work). A block that is dropped and grown at once
-keeps its value, as in the authors' code. Their code breaks ties among dropped blocks by noise of 1e-5, and grows from the lowest id on
-where the gradient is exactly 0. Ours breaks all ties at random, and exchanges nothing for a gradient of 0.
+State: none besides the support. Cost (3 f_S (every - 1) + 2 f_S + f_D) / every per step: the dense gradient once per
+event. Here it is made a few rows at a time and only the k best are kept, so memory stays O(n + rows in work). A block
+that is dropped and grown at once keeps its value, as in the authors' code. Their code breaks ties among dropped
+blocks by noise of 1e-5, and grows from the lowest id on where the gradient is exactly 0. This code breaks all ties at
+random, and exchanges nothing for a gradient of 0.
 """
 
 from dataclasses import KW_ONLY, dataclass
 
 from .._errors import check_fraction
 from .._schedules import Events, cosine, is_count, regular, step_of
-from .checks import check_common
-from .records import Annealed, Sensing
-from .topology import Topology, refuse_no_event
+from .checks import check_common, refuse_no_event
+from .records import Sensing
+from .slots import Annealed
+from .topology import Topology
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class RigL:
         every: optimizer steps between events.
         drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0 at ``stop``.
         step_optimizer: the optimizer steps on event iterations too (the paper: not).
-        final_density: density that the support's size moves to by ``stop``; None: constant. (GraNet's schedule, from a sparse start.)
+        final_density: density that the support's size moves to by ``stop``; None: constant. (GraNet's schedule, from
+            a sparse start.)
         merge: grow first, prune back at the next event.
         min_fan_in: incoming blocks that every output unit keeps.
     """
@@ -55,8 +59,15 @@ class RigL:
         refuse_no_event("RigL", events, stop, self.every)
         last = stop if self.merge or self.final_density is not None else None
         when = Annealed(events, cosine(self.drop_fraction, stop), self.step_optimizer, allow_regrow=True, last=last)
-        size = {"stop": stop, "final_density": self.final_density, "merge": self.merge}
-        return Topology("rigl", when, Everything(events), **size, min_fan_in=self.min_fan_in)
+        return Topology(
+            "rigl",
+            when,
+            Everything(events),
+            stop=stop,
+            final_density=self.final_density,
+            merge=self.merge,
+            min_fan_in=self.min_fan_in,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
+# pyright: strict
 """SET, sparse evolutionary training (Mocanu et al. 2018, Nature Communications 9, 2383).
 
     every `every` steps, in each layer: drop the trunc(f_t n) smallest |w|, grow as many at random off the support
     f_t = drop_fraction / 2 (1 + cos(pi t / stop))
 
-State: none besides the support. Cost per step 3 f_S. Nothing is sensed. Differs from the original as the RigL comparison does
-(Evci et al. 2020): the dropped fraction is cosine-annealed, and one magnitude threshold serves both signs. ``signed=True`` drops the
-smallest positive and the largest negative weights instead. New weights start at 0.
+State: none besides the support. Cost per step 3 f_S. Nothing is sensed. Differs from the original as the RigL
+comparison does (Evci et al. 2020): the dropped fraction is cosine-annealed, and one magnitude threshold serves both
+signs. ``signed=True`` drops the smallest positive and the largest negative weights instead. New weights start at 0.
 """
 
 from dataclasses import KW_ONLY, dataclass
 
 from .._errors import check_fraction
 from .._schedules import cosine, is_count, regular, step_of
-from .checks import check_common
-from .records import Annealed
-from .slots import drop_by_magnitude, drop_by_sign, grow_random
-from .topology import Topology, refuse_no_event
+from .checks import check_common, refuse_no_event
+from .slots import Annealed, drop_by_magnitude, drop_by_sign, grow_random
+from .topology import Topology
 
 
 @dataclass(frozen=True)

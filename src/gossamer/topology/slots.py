@@ -1,3 +1,4 @@
+# pyright: strict
 """The functions that fill the slots of a :class:`~gossamer.Topology` in the named methods.
 
 when, sense    step -> what happens, what is measured; None: nothing
@@ -9,11 +10,15 @@ allocate       (layers, drops, grows, scores) -> blocks that each layer grows
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._errors import UsageError
+from .._sampling import unique
+from .._schedules import Events, cosine
 from ..products.sense.op import tie_key, top_k
 from ..support import Support
 from .records import LayerState, Update
@@ -24,9 +29,32 @@ def never(_t: int) -> None:
     return None
 
 
+@dataclass(frozen=True)
+class Annealed:
+    """Events that exchange an annealed fraction. ``last``: one more event, at this step, that only sets the final
+    sizes."""
+
+    events: Events
+    fraction: cosine
+    step_optimizer: bool
+    allow_regrow: bool
+    last: int | None = None
+    selectivity: float = math.inf
+
+    def __call__(self, t: int) -> Update | None:
+        if t == self.last:
+            return Update(0.0, interval=self.events.gap(t))
+        if t not in self.events:
+            return None
+        return Update(self.fraction(t), self.selectivity, self.step_optimizer, self.allow_regrow, self.events.gap(t))
+
+
 def block_norm(blocks: Tensor) -> Tensor:
     """Magnitude of each block: |.| of a single weight, l2 norm of a tile; (n,) or (n, h, w) -> (n,)."""
-    return blocks.abs() if blocks.dim() == 1 else blocks.flatten(1).norm(dim=1)
+    if blocks.dim() == 1:
+        return blocks.abs()
+    tiles: Any = blocks.flatten(1)  # the stubs of torch leave the type of norm open
+    return tiles.norm(dim=1)
 
 
 # -------------------------------------------------------------------- n_exchange
@@ -44,16 +72,15 @@ def exchange_fraction(layers: Sequence[LayerState], update: Update) -> list[int]
 def exchange_by_projection(layers: Sequence[LayerState], update: Update) -> list[int]:
     """Swaps of the exact projection on the n-sparse set (IHT), at most :func:`exchange_fraction`.
 
-    z = w on the support, lookahead * gradient on the candidates. The n largest |z| are kept; among equals, those of the support.
+    z = w on the support, lookahead * gradient on the candidates. The n largest |z| are kept; among equals, those of
+    the support.
     """
-    swaps = []
+    swaps: list[int] = []
     for layer, most in zip(layers, exchange_fraction(layers, update), strict=True):
         lowest = block_norm(layer.w).sort()[0]
         highest = layer.lookahead * block_norm(layer.h).nan_to_num(0.0, math.inf).sort(descending=True)[0]
         k = min(lowest.numel(), highest.numel(), most)
-        swaps.append(
-            int((highest[:k] > lowest[:k]).sum())
-        )  # both are sorted: once a pair does not swap, no later one does
+        swaps.append(int((highest[:k] > lowest[:k]).sum()))  # both sorted: after a pair that does not swap, none does
     return swaps
 
 
@@ -66,16 +93,16 @@ def drop_by_magnitude(layer: LayerState) -> Tensor:
 
 
 def drop_by_sign(layer: LayerState) -> Tensor:
-    """Drop score of the original SET (Mocanu et al. 2018): drop the smallest positive and the largest negative weights, half each."""
+    """Drop score of the original SET (Mocanu et al. 2018): drop the smallest positive and the largest negative
+    weights, half each."""
     sign = torch.sign(layer.w) if layer.w.dim() == 1 else torch.sign(layer.w.flatten(1).sum(1))
     score = block_norm(layer.w).double()
     rank = torch.empty_like(score)
     for half in (sign > 0, sign <= 0):
         where = half.nonzero().flatten()
-        values, at = torch.unique(
-            score[where], return_inverse=True
-        )  # equal weights have one rank: that of the first of them
-        counts = torch.bincount(at, minlength=values.numel())
+        levels = unique(score[where])  # equal weights have one rank: that of the first of them
+        at = torch.searchsorted(levels, score[where])
+        counts = torch.bincount(at, minlength=levels.numel())
         rank[where] = (counts.cumsum(0) - counts).to(rank.dtype)[at]
     return rank
 
@@ -124,7 +151,9 @@ def allocate_pooled(
 
     Every layer keeps at least :func:`least_size` blocks. The excess of a full layer goes to the next best candidate.
     """
-    total, ranked, owner = sum(grows), [], []
+    total = sum(grows)
+    ranked: list[Tensor] = []
+    owner: list[Tensor] = []
     for i, (layer, score) in enumerate(zip(layers, scores, strict=True)):
         if layer.g is None:
             what = "layers are compared by the gradient on their supports"
@@ -134,9 +163,9 @@ def allocate_pooled(
         ranked.append(own)
         owner.append(torch.full(own.shape, i))
     winners = top_k(torch.cat(ranked).cpu(), total, lambda at: tie_key(at, layers[0].ties))
-    return torch.bincount(torch.cat(owner)[winners], minlength=len(layers)).tolist()
+    return [int(n) for n in torch.bincount(torch.cat(owner)[winners], minlength=len(layers))]
 
 
 def least_size(layer: LayerState) -> int:
-    """Least blocks of a layer where layers share: one per block row and a fifth of its start (or all, if it began with less)."""
+    """Least blocks of a layer where layers share: one per block row and a fifth of its start, or all if it had less."""
     return min(layer.start, max(layer.s.grid[0], math.ceil(0.2 * layer.start)))

@@ -1,14 +1,19 @@
+# pyright: strict
 """SNFS, sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer 2019, arXiv 1907.04840).
 
     m <- decay m + (1 - decay) dL/dw   over all weights, every step
     every `every` steps, rate_t cosine from `drop_fraction` to 0.005, in each layer l:
     drop the ceil(rate_t n_l) smallest |w|; layers share the regrowth by mean |m| over their active weights:
-    grow_l = ceil(share_l * total dropped), at most 0.99 (zeros + dropped), the rest spread evenly; grow the largest |m| among zeros
+    grow_l = ceil(share_l * total dropped), at most 0.99 (zeros + dropped), the rest spread evenly;
+    grow the largest |m| among zeros
 
-A layer denser than 0.8 with an above-average share drops at most its fraction of zeros. Cost per step 2 f_S + f_D, and memory for a
-dense momentum: the method needs it. Differs from the authors' code: the momentum is the sensed one, restarted (with bias correction)
-after each event, equal to theirs up to decay^every; the total is exact at every event, so their running adjustment is not needed; newborn
-weights have zero optimizer state instead of the mean momentum; a momentum of exactly 0 does not grow, and as many fewer are dropped.
+A layer denser than 0.8 with an above-average share drops at most its fraction of zeros. Cost per step 2 f_S + f_D,
+and memory for a dense momentum: the method needs both.
+
+Differs from the authors' code. The momentum is the sensed one, restarted (with bias correction) after each event, equal
+to theirs up to decay^every. The total is exact at every event, so their running adjustment is not needed. Newborn
+weights have zero optimizer state instead of the mean momentum. Where the momentum is exactly 0 nothing grows, and as
+many fewer are dropped.
 """
 
 import math
@@ -19,17 +24,18 @@ from torch import Tensor
 
 from .._errors import UsageError, check_fraction
 from .._schedules import Events, cosine, is_count, regular, step_of
-from .checks import check_common, check_decay
+from .checks import check_common, check_decay, refuse_no_event
 from .records import LayerState, Sensing, Update
 from .slots import block_norm
-from .topology import Topology, refuse_no_event
+from .topology import Topology
 
 LEAST = 0.005  # the drop rate at the end
 
 
 @dataclass(frozen=True)
 class SNFS:
-    """SNFS, sparse momentum: as RigL, by a momentum of the whole gradient, which also splits growth among layers. Needs dense memory.
+    """SNFS, sparse momentum: as RigL, by a momentum of the whole gradient, which also splits growth among layers.
+    Needs dense memory.
 
     Args:
         stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
@@ -96,19 +102,18 @@ class Always:
 
 def momentum_shares(layers: Sequence[LayerState]) -> list[float]:
     """Mean momentum magnitude over each layer's active blocks, normalised over layers."""
-    means = []
+    means: list[float] = []
     for layer in layers:
         if layer.g is None:
-            raise UsageError(
-                "SNFS", "layers are compared by the gradient on their supports", remedy="Sensing(active=True)"
-            )
+            what = "layers are compared by the gradient on their supports"
+            raise UsageError("SNFS", what, remedy="Sensing(active=True)")
         means.append(float(block_norm(layer.g).mean()))
     return [m / (sum(means) or 1.0) for m in means]
 
 
 def exchange_rate(layers: Sequence[LayerState], update: Update) -> list[int]:
     """ceil(rate n); a nearly dense layer with an above-average share drops at most its fraction of zeros."""
-    drops = []
+    drops: list[int] = []
     for layer, share in zip(layers, momentum_shares(layers), strict=True):
         zeros, rate = 1 - layer.s.density, update.drop_fraction
         if zeros < 0.2 and share > 1 / len(layers):
@@ -120,8 +125,10 @@ def exchange_rate(layers: Sequence[LayerState], update: Update) -> list[int]:
 def allocate_by_momentum(
     layers: Sequence[LayerState], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]
 ) -> list[int]:
-    """Regrowth by momentum share, capped; what is cut off by caps or rounding is spread evenly over the layers with room."""
-    total, room = sum(grows), []
+    """Regrowth by momentum share, capped; what is cut off by caps or rounding is spread evenly over the layers with
+    room."""
+    total = sum(grows)
+    room: list[int] = []
     for layer, n_drop, n_grow, score in zip(layers, drops, grows, scores, strict=True):
         most = min(int(0.99 * (layer.s.total - layer.s.n + n_drop)), score.numel())
         room.append(max(most, min(n_grow, score.numel())))  # what a layer dropped it may regrow

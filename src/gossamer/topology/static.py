@@ -1,3 +1,4 @@
+# pyright: strict
 """Static: the support never changes. The null model of every method at the same budget."""
 
 from dataclasses import dataclass

@@ -1,19 +1,21 @@
-"""What a topology is: a frozen record. It says when the support changes, what is sensed before, what is dropped, what grows, and how
-layers share the growth. ``event.py`` beside it says what an event does with it.
+# pyright: strict
+"""What a topology is: a frozen record. It says when the support changes, what is sensed before, what is dropped, what
+grows, and how layers share the growth. ``event.py`` says what an event does with it.
 
-The behaviour hangs on the data of this record alone, not on which function a slot holds: a wrapped or copied slot gives the same run.
+Behaviour depends on the data of this record, not on which function a slot holds: a wrapped slot gives the same run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .._budgets import Budget
 from .._errors import UsageError, call_problem
-from .._schedules import Events, cubic
+from .._schedules import cubic
+from .checks import check_events
 from .records import LayerState, Sensing, Update
 from .slots import allocate_fixed, drop_by_magnitude, exchange_fraction, grow_sensed, never
 
@@ -32,8 +34,8 @@ CANDIDATES = ("sensed", "anywhere")
 class Topology:
     """How the support changes: what ``CSST``, ``RigL``, ``SET``, ... resolve to, or a record made by hand.
 
-    Steps count from 1. ``final_density`` is the density that the size of the support moves to, from what it is at the start, along
-    1 - (1 - p)^3 until step ``stop``. ``budget`` splits it among layers. None: sizes stay.
+    Steps count from 1. ``final_density`` is the density that the size of the support moves to, from what it is at the
+    start, along 1 - (1 - p)^3 until step ``stop``. ``budget`` splits it among layers. None: sizes stay.
     """
 
     name: str
@@ -66,7 +68,7 @@ class Topology:
             what = "layers that share their growth have sizes of their own; final_density and merge set sizes too"
             raise UsageError(self.name, what, remedy="keeps_layer_sizes=True; or final_density=None, merge=False")
         if self.stop:
-            self._check_events()
+            check_events(self.name, self.when, self.stop)
 
     def resolve(self, steps: int | None) -> "Topology":
         """Itself: its steps are counted already."""
@@ -84,23 +86,16 @@ class Topology:
 
     @property
     def can_grow(self) -> bool:
-        """Whether any block can ever grow: a topology that senses nothing, and takes no candidate from anywhere, only prunes."""
+        """Whether any block can ever grow: a topology that senses nothing, and takes no candidate from anywhere, only
+        prunes."""
         return self.candidates == "anywhere" or any(self.sense(t) is not None for t in range(1, self.stop + 1))
 
-    def _check_events(self) -> None:
-        """Refuses a schedule without any event, and one that leaves the optimizer no step."""
-        if all(self.when(t) is None for t in range(1, self.stop + 1)):
-            refuse_no_event(self.name, None, self.stop)
-        before = range(1, max(2, self.stop))
-        if all((update := self.when(t)) is not None and not update.step_optimizer for t in before):
-            skipped = "is an event, and the optimizer skips it (step_optimizer=False)"
-            what = f"every step before stop={self.stop} {skipped}: the weights never move"
-            raise UsageError(self.name, what, remedy="every=2 or more, or step_optimizer=True")
 
+@runtime_checkable
+class TopologyLike(Protocol):
+    """What a :class:`~gossamer.Rewirer` takes: a :class:`Topology`, or the settings of one (``CSST``, ``RigL``,
+    ...)."""
 
-def refuse_no_event(who: str, events: Events | None, stop: int, every: int | None = None) -> None:
-    """Refuses a schedule without an event: none given, or an empty one."""
-    if not events:
-        first = "" if every is None else f": the first would come at step {every}, and none comes at or after stop"
-        what = f"no event takes place until stop={stop}, so the support never changes{first}"
-        raise UsageError(who, what, remedy="every < stop; or gs.Static()")
+    def resolve(self, steps: int | None) -> Topology:
+        """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""
+        ...

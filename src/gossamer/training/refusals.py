@@ -1,0 +1,103 @@
+# pyright: strict
+"""What a Rewirer refuses at construction: layers, optimizers and budgets that do not go with its topology."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._budgets import counts, frozen_warning, resolve
+from .._errors import UsageError
+from ..keeper import nested
+from ..layers import SparseLayer
+from ..topology import Topology, TopologyLike
+
+Layers = Mapping[str, SparseLayer]
+
+
+def resolved(topology: object, steps: int | None) -> Topology:
+    """The topology of a run of so many steps. Raises UsageError where it is none."""
+    if isinstance(topology, TopologyLike) and not isinstance(topology, type):
+        found: Any = topology.resolve(steps)  # a class of somebody else may resolve to anything
+        if isinstance(found, Topology):
+            return found
+    remedy = "gs.CSST(stop=...), gs.RigL(stop=...), ..."
+    raise UsageError("Rewirer", "topology must be a Topology", got=topology, remedy=remedy)
+
+
+def check_layers(layers: Layers) -> None:
+    """Refuses a model without sparse layers, and layers whose support follows from their values."""
+    if not layers:
+        raise UsageError("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
+    following = [name for name, layer in layers.items() if layer.layout.follows]
+    if following:
+        what = "the support of these layers is where their values are not zero; no topology changes it"
+        remedy = 'sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer'
+        raise UsageError("Rewirer", what, reasons=following, remedy=remedy)
+
+
+def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that does not hold the values of all layers that train."""
+    groups = [group for holder in nested(optimizer) for group in holder.param_groups]
+    held = {id(p) for group in groups for p in group["params"]}
+    missing = [
+        f"{name}.values"
+        for name, layer in layers.items()
+        if layer.values.requires_grad and id(layer.values) not in held
+    ]
+    if len({id(layer.values) for layer in layers.values()}) < len(layers):
+        what = "two sparse layers hold the same values, and each has a support of its own"
+        raise UsageError("Rewirer", what, remedy="use one layer in both places")
+    if missing:
+        what = "the optimizer does not hold all sparse values"
+        remedy = "make the optimizer after sparsify, and load without assign=True"
+        raise UsageError("Rewirer", what, reasons=missing, remedy=remedy)
+
+
+def check_not_bucketed(model: nn.Module, layers: Layers, topology: Topology) -> None:
+    """Refuses DistributedDataParallel where the number of values changes."""
+    if topology.final_density is None and not topology.merge and topology.keeps_layer_sizes:
+        return
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    if wrapped and any(layer.layout.storage == "compact" for layer in layers.values()):
+        held = "DistributedDataParallel holds them in fixed buckets"
+        what = f"{topology.name} with these settings changes the number of values, and {held}"
+        remedy = "a topology of constant size; or leave the wrapper out and all_reduce the gradients before step()"
+        raise UsageError("Rewirer", what, remedy=remedy)
+
+
+def final_sizes(layers: Layers, topology: Topology) -> dict[str, int]:
+    """Blocks of each layer at the end."""
+    if topology.final_density is None:
+        return {name: layer.support.n for name, layer in layers.items()}
+    names, shapes = list(layers), [tuple(layer.dense_shape) for layer in layers.values()]
+    densities = resolve(topology.budget, names, shapes, topology.final_density, topology.name)
+    totals = [layer.support.total for layer in layers.values()]
+    return dict(zip(names, counts(densities, totals), strict=True))
+
+
+def check_sizes(layers: Layers, topology: Topology, final: Mapping[str, int]) -> None:
+    """Refuses a fan-in that is not there at the start or at the end, and layers that would have to grow but cannot.
+    Warns where frozen layers keep a size schedule from its end."""
+    least, start = topology.min_fan_in, {name: layer.support.n for name, layer in layers.items()}
+    thin: list[str] = []
+    for name, layer in layers.items():
+        fan_in = layer.support.crow.diff()
+        if bool((fan_in < least).any()) or final[name] < least * layer.support.grid[0]:
+            thin.append(f"{name}: {int((fan_in < least).sum())} of {fan_in.numel()} output units have fewer")
+    if thin:
+        what = f"min_fan_in={least} asks that every output unit keeps {least} incoming blocks, and they must have them"
+        remedy = f"sparsify(..., min_fan_in={least}), or a larger density"
+        raise UsageError("Rewirer", what, reasons=thin, remedy=remedy)
+    rising = [f"{name}: {start[name]} blocks now, {n} at the end" for name, n in final.items() if n > start[name]]
+    if rising and not topology.can_grow:
+        what = f"{topology.name} only prunes, and its final budget gives layers more than they hold"
+        remedy = "a larger density to start from, or budgets that agree"
+        raise UsageError("Rewirer", what, reasons=rising, remedy=remedy)
+    if topology.final_density is not None:
+        frozen = [name for name, layer in layers.items() if not layer.values.requires_grad]
+        totals = {name: layer.support.total for name, layer in layers.items()}
+        if said := frozen_warning(topology.final_density, totals, start, dict(final), frozen):
+            warnings.warn(f"{topology.name}: {said}", stacklevel=3)
