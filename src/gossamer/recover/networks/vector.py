@@ -32,7 +32,8 @@ from ..._errors import UsageError, check_at_least, check_choice, check_count, ch
 from ...layers import SparseLinear
 from ...support import Support
 from ...training.loop import Step, fit
-from ...training.rewirer import Diverged, Rewirer
+from ...training.events import Diverged
+from ...training.rewirer import Rewirer
 from ..arrays import Array, tensor
 from ..gates import generator
 from ..units import beyond, exponent, put_back, shifted, times
