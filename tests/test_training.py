@@ -34,8 +34,8 @@ from cases import (
 )
 from gossamer.layouts import gather
 from gossamer.products.sense import reference as csr_sense
-from gossamer.training.loop import Step, fit
 from gossamer.training.events import Diverged, Event
+from gossamer.training.loop import Step, fit
 from gossamer.training.rewirer import Rewirer
 
 

@@ -57,11 +57,9 @@ class Topology:
 
     def __post_init__(self) -> None:
         problems = [call_problem(name, getattr(self, name), asks) for name, asks in SLOTS.items()]
-        if any(problems):
-            reasons = [p for p in problems if p]
-            raise UsageError(
-                self.name, "this is no topology", reasons=reasons, remedy="docs/extend.md shows every slot"
-            )
+        if reasons := [p for p in problems if p]:
+            remedy = "docs/extend.md shows every slot"
+            raise UsageError(self.name, "this is no topology", reasons=reasons, remedy=remedy)
         if self.candidates not in CANDIDATES:
             raise UsageError(self.name, f"candidates must be one of {', '.join(CANDIDATES)}", got=self.candidates)
         if not self.keeps_layer_sizes and (self.final_density is not None or self.merge):
@@ -86,15 +84,13 @@ class Topology:
 
     @property
     def can_grow(self) -> bool:
-        """Whether any block can ever grow: a topology that senses nothing, and takes no candidate from anywhere, only
-        prunes."""
+        """Whether any block can ever grow: a topology that senses nothing and takes no candidate only prunes."""
         return self.candidates == "anywhere" or any(self.sense(t) is not None for t in range(1, self.stop + 1))
 
 
 @runtime_checkable
 class TopologyLike(Protocol):
-    """What a :class:`~gossamer.Rewirer` takes: a :class:`Topology`, or the settings of one (``CSST``, ``RigL``,
-    ...)."""
+    """What a :class:`~gossamer.Rewirer` takes: a :class:`Topology`, or the settings of one (``CSST``, ...)."""
 
     def resolve(self, steps: int | None) -> Topology:
         """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""
