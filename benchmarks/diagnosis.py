@@ -1,24 +1,57 @@
-"""Predicted and measured recall of sensing on the Fashion-MNIST MLP (784-512-512-10, density 0.05), along its training.
+"""How well is the recall of sensing predicted, during the training of an MLP on Fashion-MNIST?
 
-    GOSSAMER_DATA=... python benchmarks/diagnosis.py [--out DIR]
-    python benchmarks/diagnosis.py --isometry            of Gaussian matrices 256 x 512, five of them, 2000 supports each
+    GOSSAMER_DATA=... python benchmarks/diagnosis.py --out DIR
+    python benchmarks/diagnosis.py --isometry            isometry constants of five Gaussian matrices 256 x 512
 
-At each stage the gradient of 200 batches at the present weights is the truth; sensing is predicted from ``window`` batches of it. Writes
-DIR/recall.csv and prints the table; ``grow`` is a hundredth of the zeros.
+The network is 784-512-512-10 at density 0.05. At each stage the gradient of 200 batches at the present weights is the
+truth. The recall is predicted from ``window`` of these batches; a hundredth of the zeros is to grow. Writes
+DIR/recall.csv and prints a table.
 """
 
 import argparse
 import csv
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.cli.tasks import FashionMNIST
 from gossamer.recover import diagnose
+
+FRACTIONS, WINDOWS = (0.1, 0.3, 1.0), (1, 10)
+Row = dict[str, Any]  # one layer at one stage, with one fraction and window
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", default="runs/recover/diagnosis", metavar="DIR", help="where recall.csv is written")
+    p.add_argument("--stages", type=int, nargs="*", default=[0, 100, 1000, 3000], help="optimizer steps")
+    p.add_argument("--isometry", action="store_true", help="isometry constants in place of recall")
+    args = p.parse_args(argv)
+    if args.isometry:
+        isometry()
+        return 0
+    rows = recall(args.stages)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "recall.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for fraction in FRACTIONS:
+        for window in WINDOWS:
+            mine = [row for row in rows if (row["fraction"], row["window"]) == (fraction, window)]
+            errors = [abs(row["predicted"] - row["measured"]) for row in mine]
+            mean, largest = sum(errors) / len(errors), max(errors)
+            print(f"fraction {fraction}, window {window}: mean error {mean:.3f}, largest {largest:.3f}")
+    return 0
 
 
 def isometry() -> None:
@@ -28,30 +61,22 @@ def isometry() -> None:
         A = torch.randn(256, 512, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for s, values in found.items():
             values.append(diagnose.isometry(A, s, supports=2000))
-    print(
-        "| s | sampled, mean over supports | sampled, largest | improved by exchanges | Gershgorin | edge law |\n|---|---|---|---|---|---|"
-    )
+    print("| s | sampled, mean over supports | sampled, largest | improved by exchanges | Gershgorin | edge law |")
+    print("|---|---|---|---|---|---|")
     for s, values in found.items():
-        columns = ([getattr(v, name) for v in values] for name in ("mean", "sampled", "improved", "gershgorin", "edge"))
-        print(
-            f"| {s} | "
-            + " | ".join(
-                f"{sum(c) / len(c):.3f} ({min(c):.3f} to {max(c):.3f})" if max(c) > min(c) else f"{c[0]:.3f}"
-                for c in columns
-            )
-            + " |"
-        )
+        names = ("mean", "sampled", "improved", "gershgorin", "edge")
+        print(f"| {s} | " + " | ".join(_ranged([getattr(v, name) for v in values]) for name in names) + " |")
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/recover/diagnosis")
-    parser.add_argument("--stages", type=int, nargs="*", default=[0, 100, 1000, 3000])
-    parser.add_argument("--isometry", action="store_true", help="isometry constants in place of recall")
-    given = parser.parse_args()
-    if given.isometry:
-        return isometry()
+def _ranged(values: Sequence[float]) -> str:
+    """Mean and range."""
+    if max(values) == min(values):
+        return f"{values[0]:.3f}"
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def recall(stages: Sequence[int]) -> list[Row]:
+    """Trains to each stage in turn, and compares there."""
     data = FashionMNIST().load()
     X, Y = data.inputs(data.train_x).flatten(1), data.train_y
     torch.manual_seed(0)
@@ -60,53 +85,39 @@ def main() -> None:
     opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     layers = gs.sparse_layers(net)
 
-    def backward(where: torch.Tensor) -> None:
+    def backward(where: Tensor) -> None:
         net.zero_grad()
         F.cross_entropy(net(X[where]), Y[where]).backward()
 
-    rows, step = [], 0
-    for stage in given.stages:
+    rows: list[Row] = []
+    step = 0
+    for stage in stages:
         while step < stage:
             backward(torch.randint(len(X), (128,)))
             opt.step()
             step += 1
         parts = torch.randperm(len(X))[: 200 * 128].split(128)
-        heard = diagnose.hear(layers, [partial(backward, where) for where in parts])
-        for name, operands in heard.items():
-            s = layers[name].support
-            grow = round(0.01 * (s.total - s.n))
-            for fraction in (0.1, 0.3, 1.0):
-                for window in (1, 10):
-                    measured = diagnose.measured_recall(
-                        operands, s, grow_score=grow, fraction=fraction, window=window, trials=8
-                    )
-                    found = diagnose.sensing(
-                        operands[:window],
-                        s,
-                        grow_score=grow,
-                        fraction=fraction,
-                        window=window,
-                        measured=measured,
-                        name=name,
-                    )
-                    rows.append({"step": stage, "layer": name, "fraction": fraction, "window": window, "measured": measured,
-                                 "predicted": found.recall, "conditioning": found.conditioning, "snr": found.snr})  # fmt: skip
-                    print(stage, name, found.sentence, flush=True)
-    out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "recall.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    for fraction in (0.1, 0.3, 1.0):
-        for window in (1, 10):
-            errors = [
-                abs(r["predicted"] - r["measured"]) for r in rows if (r["fraction"], r["window"]) == (fraction, window)
-            ]
-            print(
-                f"fraction {fraction}, window {window}: mean error {sum(errors) / len(errors):.3f}, largest {max(errors):.3f}"
+        passes: list[Callable[[], object]] = [partial(backward, where) for where in parts]
+        for name, operands in diagnose.record_operands(layers, passes).items():
+            rows += compared(stage, name, operands, layers[name].support)
+    return rows
+
+
+def compared(stage: int, name: str, operands: list[tuple[Tensor, Tensor]], s: gs.Support) -> list[Row]:
+    """Predicted and measured recall of one layer, for every fraction and window."""
+    rows, n_grow = [], round(0.01 * (s.total - s.n))
+    for fraction in FRACTIONS:
+        for window in WINDOWS:
+            how: dict[str, Any] = {"n_grow": n_grow, "fraction": fraction, "window": window}
+            measured = diagnose.measured_recall(operands, s, trials=8, **how)
+            found = diagnose.sensing(operands[:window], s, measured=measured, name=name, **how)
+            rows.append(
+                {"step": stage, "layer": name, "fraction": fraction, "window": window, "measured": measured}
+                | {"predicted": found.recall, "conditioning": found.conditioning, "snr": found.snr}
             )
+            print(stage, name, found.sentence, flush=True)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,8 +42,10 @@ class Setting:
         """RigL and SET with their usual 0.3, CSST with half of the connections exchanged at first."""
         stop = round(self.stop * self.steps)
         if method == "csst":
-            return gs.CSST(stop, self.every, self.last_every, drop_fraction=0.5, selectivity=1.0)
-        return {"rigl": gs.RigL, "set": gs.SET}[method](stop, self.every, 0.3)
+            settings = gs.CSST(stop, self.every, self.last_every, drop_fraction=0.5, selectivity=1.0)
+        else:
+            settings = {"rigl": gs.RigL, "set": gs.SET}[method](stop, self.every, 0.3)
+        return settings.resolve(self.steps)
 
     def network(self, seed: int) -> nn.Module:
         """The dense network."""

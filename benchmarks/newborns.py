@@ -1,22 +1,24 @@
-"""What a newborn connection's optimizer state is worth under AdamW: every setting of ``Rewirer(..., newborn=...)`` on two tasks.
+"""Does it matter under AdamW which optimizer state a newborn connection gets?
 
     python benchmarks/newborns.py --results runs/newborns.jsonl --data tinyshakespeare.txt                    measure
-    python benchmarks/newborns.py --results runs/newborns.jsonl --tasks images --newborn fresh --budget 600   a part of it, ten minutes
-    python benchmarks/newborns.py --results runs/newborns.jsonl --cells 0 --markdown docs/methods/newborn.md  only the table
+    python benchmarks/newborns.py --results runs/newborns.jsonl --tasks images --budget 600                   a part
+    python benchmarks/newborns.py --results runs/newborns.jsonl --cells 0 --markdown docs/methods/newborn.md  the table
 
-images   Fashion-MNIST, multilayer perceptron; accuracy on the last tenth of the training set. The test set is not read.
-text     a small transformer on the characters of a text (``--data``); bits per character on its last tenth.
+Every setting of ``Rewirer(..., newborn=...)`` is measured on two tasks:
 
-With l_t the loss of the batch of step t, taken before the step moves or rewires anything, and E the steps that end with an event, t in E:
+    images   Fashion-MNIST, multilayer perceptron; accuracy on the last tenth of the training set (no test set is read)
+    text     a small transformer on the characters of a text (``--data``); bits per character on its last tenth.
 
-    rise    mean over E of  mean(l_{t+1} .. l_{t+5}) - m        m, sd: mean and standard deviation of l_{t-19} .. l_t
-    peak    mean over E of  max(l_{t+1} .. l_{t+20}) - (m + 2 sd)
-    above   share of E where that is positive
+Let l_t be the loss of the batch of step t, before the step changes anything, and E the steps that end with an event:
 
-``static``, a random support that stays, is measured at the steps where RigL and SET have their events: this is what the three are by
-chance and by the trend of the loss. It and ``dense`` are the null models. Cells are run in the order of what they tell, all seeds and
-settings of one before the next. A finished cell is one line of ``--results`` and is not run again: a run that was cut goes on with the next
-command. The tasks are in ``newborn_tasks.py``.
+    rise    mean over t in E of  mean(l_{t+1} .. l_{t+5}) - m      m, sd: mean, standard deviation of l_{t-19} .. l_t
+    peak    mean over t in E of  max(l_{t+1} .. l_{t+20}) - (m + 2 sd)
+    above   fraction of E where that is positive
+
+The null models are ``dense`` and ``static``, a random support that never changes. ``static`` is measured at the steps
+where RigL and SET have their events: this is what the three numbers are by chance and by the trend of the loss. The
+most telling cells are run first, all seeds and settings of one before the next. A finished cell is one line of
+``--results`` and is not run again, so the next command continues a run that was cut. The tasks: ``newborn_tasks.py``.
 """
 
 import argparse
@@ -34,10 +36,11 @@ from typing import Any, NamedTuple
 import torch
 
 import gossamer as gs
+import report as pages
 import timing
 from gossamer.cli.tasks import stream
 from newborn_tasks import Images, Setting, Text
-from timing import Result, Table
+from report import Result, Table
 
 BEFORE, SOON, AFTER = 20, 5, 20  # steps around an event
 NULLS = ("static", "dense")
@@ -45,7 +48,8 @@ BASE = "zero"  # the setting that others are compared with
 ORDER = (  # task, method, density: the most telling first
     ("text", "csst", 0.1), ("images", "csst", 0.01), ("text", "rigl", 0.1), ("images", "rigl", 0.01),
     ("images", "csst", 0.05), ("images", "rigl", 0.05), ("images", "set", 0.01), ("images", "set", 0.05),
-    ("text", "static", 0.1), ("images", "static", 0.01), ("images", "static", 0.05), ("images", "dense", 1.0), ("text", "dense", 1.0),
+    ("text", "static", 0.1), ("images", "static", 0.01), ("images", "static", 0.05),
+    ("images", "dense", 1.0), ("text", "dense", 1.0),
     ("text", "csst", 0.05), ("text", "rigl", 0.05), ("text", "static", 0.05),
 )  # fmt: skip
 
@@ -144,7 +148,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def measured(cell: Cell, task: Setting) -> Result:
-    """Trains; what is to be kept of it."""
+    """Trains one network. Returns the line of the results."""
     net, events, losses = task.network(cell.seed), [], []
     if cell.method != "dense":
         net = gs.sparsify(net, cell.density, rng=stream(cell.seed, "support"))
@@ -184,12 +188,15 @@ def measured(cell: Cell, task: Setting) -> Result:
 
 @cache
 def machine() -> Result:
-    """Where this process runs; paths stay out of the results."""
+    """The machine of this process, without paths."""
     return {name: value for name, value in timing.machine().items() if name != "command"}
 
 
 def around(losses: Sequence[float], events: Sequence[int]) -> Result:
-    """``rise``, ``peak`` and ``above`` of losses of the steps 1, 2, ... around the events; None where no event has enough steps."""
+    """``rise``, ``peak`` and ``above`` around the events, from the losses of the steps 1, 2, ...
+
+    Returns: None for each where no event has enough steps around it.
+    """
     rises, peaks = [], []
     for t in events:
         before, after = losses[max(t - BEFORE, 0) : t], losses[t : t + AFTER]
@@ -205,12 +212,12 @@ def around(losses: Sequence[float], events: Sequence[int]) -> Result:
 
 
 def key(cell: Cell, task: Setting) -> str:
-    """By which a line is known."""
+    """What identifies a line."""
     return json.dumps([cell, asdict(task)])
 
 
 def read(path: Path) -> dict[str, Result]:
-    """Finished cells by their keys; a line that was cut is no cell."""
+    """Finished cells by their keys. A line that was cut is skipped."""
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -222,7 +229,7 @@ def read(path: Path) -> dict[str, Result]:
 
 
 def append(path: Path, row: Result) -> None:
-    """Adds a line, on a new one if the last was cut."""
+    """Adds a line, after a line break if the last line was cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     with path.open("a") as file:
@@ -238,10 +245,10 @@ def report(args: argparse.Namespace) -> int:
         return 2
     table = tabulated(rows)
     said = [*table.notes] + ["QUICK: tiny sizes, these numbers mean nothing"] * args.quick
-    timing.show(table.title, table.columns, table.rows, said, table.left)
+    pages.show(table.title, table.columns, table.rows, said, table.left)
     if args.markdown is None:
         return 0
-    return timing.fill(args.markdown, {args.mark: timing.markdown(table.columns, table.rows) + "\n" + "\n".join(said)})
+    return pages.fill(args.markdown, {args.mark: pages.text_of(table._replace(notes=said))})
 
 
 Group = tuple[str, float, str, str | None]  # task, density, method, newborn
@@ -318,11 +325,12 @@ def notes(rows: Sequence[Result]) -> list[str]:
     }
     took = ", ".join(f"{task} {min(values):.0f} to {max(values):.0f}" for task, values in seconds.items())
     return [
-        "Held out: images accuracy in % (more is better), text bits per character (less is better). Rise and peak: in nats. Mean ± "
-        "standard deviation over the seeds. Less zero: less the same seed's with `zero`, mean ± standard error.",
-        f"Rise: mean loss of the {SOON} steps after an event less that of the {BEFORE} before. Peak: the largest of {AFTER} steps after it "
-        f"less the mean and twice the standard deviation of the {BEFORE} before; above: of so many events it is positive. "
-        "Static: at the steps of RigL's and SET's events.",
+        "Held out: images accuracy in % (more is better), text bits per character (less is better). Rise and peak: in "
+        "nats. Mean ± standard deviation over the seeds. Less zero: less the same seed's with `zero`, mean ± standard "
+        "error.",
+        f"Rise: mean loss of the {SOON} steps after an event less that of the {BEFORE} before. Peak: the largest of "
+        f"{AFTER} steps after it less the mean and twice the standard deviation of the {BEFORE} before; above: of so "
+        "many events it is positive. Static: at the steps of RigL's and SET's events.",
         f"Seconds of a run, other work beside: {took}. Kernels: {', '.join(kernels)}. {'; '.join(machines)}; {when}.",
     ]
 

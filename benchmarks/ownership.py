@@ -1,11 +1,11 @@
-"""What it costs to know who owns what: the watch over supports, gradients and optimizer state, on plain steps.
+"""What do the checks cost that keep supports, gradients and optimizer state together, on plain steps?
 
-    python benchmarks/ownership.py --json ownership.json --markdown docs/loops.md --mark ownership
+    python benchmarks/ownership.py --json ownership.json --markdown docs/guides/loops.md --mark ownership
 
-    step     a plain training step by a Rewirer, which never senses nor rewires in between, over the same step by its optimizer alone;
-             batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of one network, in turn
-    call     a layer's forward pass beyond the same product called with a support that nobody checks, and the look at the support alone;
-             inference and training mode, input (8, 1024), linear 1024 at density 0.02
+    step     a plain training step by a Rewirer that neither senses nor rewires, over the same step by its optimizer
+             alone; batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of one network, in turn
+    call     a layer's forward pass, over the same product called with a support that is not checked; and the check of
+             the support alone; inference and training mode, input (8, 1024), linear 1024 at density 0.02
 
 The gate: both networks of a step must hold the same bits at the end.
 """
@@ -21,38 +21,28 @@ import torch
 from torch.nn import functional as F
 
 import gossamer as gs
-import timing
-from gossamer.cli.models import MLP, VGG16, Model, ResNet20
-from timing import Mismatch, Result, Table, Timing, interleaved, millis
+import report
+from gate import Mismatch
+from gossamer.cli.models import Model
+from networks import NETWORKS, TINY
+from report import Result, Table
+from timing import Timing, interleaved, millis
 
-NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
-    "vgg16-bn": (VGG16(), (3, 32, 32)),
-    "mlp": (MLP((1024, 1024)), (784,)),
-}
-TINY: dict[str, tuple[Model, tuple[int, ...]]] = {"resnet20": (ResNet20(), (3, 8, 8)), "mlp": (MLP((16, 16)), (20,))}
-FAR = 10**6  # the first event
+FAR = 10**6  # the step of the first event
 DENSITY, BATCH = 0.05, 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures both, gate first."""
-    args = timing.parser(__doc__)
-    options: argparse.Namespace = args.parse_args(argv)
-    options.budget = options.budget or (0.2 if options.quick else 60.0)
-    timing.ready(options)
-    try:
-        result = timing.read(options.source) if options.source else measured(options)
-    except Mismatch as mismatch:
-        print(f"no time is reported: {mismatch}", file=sys.stderr)
-        return 1
-    return timing.finish(options, result, {"ownership": table})
+    """The command."""
+    args = report.parser(__doc__).parse_args(argv)
+    args.budget = args.budget or (0.2 if args.quick else 60.0)
+    return report.run(args, measured, {"ownership": table})
 
 
 def measured(args: argparse.Namespace) -> Result:
     """All rows."""
-    networks = TINY if args.quick else NETWORKS
-    rows = [step(name, *networks[name], args) for name in networks] + calls(args)
-    return {"machine": timing.machine(), "quick": args.quick, "ownership": rows}
+    networks = TINY if args.quick else {name: NETWORKS[name] for name in ("vgg16-bn", "mlp")}
+    return {"ownership": [step(name, *networks[name], args) for name in networks] + calls(args)}
 
 
 def step(name: str, model: Model, shape: tuple[int, ...], args: argparse.Namespace) -> dict[str, Any]:
@@ -74,12 +64,12 @@ def step(name: str, model: Model, shape: tuple[int, ...], args: argparse.Namespa
         runs[kind] = run
     taken = interleaved(runs, args.budget)
     if any(not torch.equal(p, q) for p, q in zip(*(mine.parameters() for mine in nets.values()), strict=True)):
-        raise Mismatch(f"{name}: the step by a Rewirer is another than the optimizer's")
+        raise Mismatch(f"{name}: the step by a Rewirer differs from the optimizer's")
     return {"what": f"{name}, step", "seconds": {kind: t._asdict() for kind, t in taken.items()}}
 
 
 def calls(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A call of a layer beyond its product; the look at the support."""
+    """A call of a layer over its product; the check of the support."""
     layer, x = gs.SparseLinear(1024, 1024, density=0.02), torch.randn(8, 1024)
     s, repeats, rounds = layer.support, 200 if args.quick else 2000, 3 if args.quick else 60
     product = layer.layout.linear
@@ -107,7 +97,7 @@ def calls(args: argparse.Namespace) -> list[dict[str, Any]]:
         found.append({"what": what, "seconds": {kind: Timing.of(taken)._asdict() for kind, taken in samples.items()}})
     found.append(
         {
-            "what": "the look at a support",
+            "what": "the check of a support",
             "seconds": {"owned": Timing.of([many(look) for _ in range(rounds)])._asdict()},
         }
     )
@@ -132,8 +122,8 @@ def table(result: Result) -> Table:
         spread = owned.spread + (alone.spread if alone else 0.0)
         rows.append([found["what"], shown[0] if alone else "-", shown[-1], more or "-", f"±{spread:.1%}"])
     notes = [
-        "Step: by the optimizer alone, and by a Rewirer on a plain step. Call: the product with a support that nobody checks, and with "
-        "the layer's."
+        "Step: by the optimizer alone, and by a Rewirer on a plain step. Call: the product with a support that is not "
+        "checked, and with the layer's."
     ]
     return Table("What ownership costs", ["what", "alone", "owned", "more", "spread"], rows, notes)
 

@@ -1,15 +1,17 @@
-"""A results table for the README or a page, from the ``table.json`` that ``gossamer sweep`` and ``gossamer report`` leave in a folder.
+"""Which accuracy did the runs of a sweep reach, at which cost?
 
     python benchmarks/readme_table.py runs/fashion                      print it
-    python benchmarks/readme_table.py runs/fashion --write README.md    put it between the marks <!-- results --> and <!-- /results -->
+    python benchmarks/readme_table.py runs/fashion --write README.md    between <!-- results --> and <!-- /results -->
     python benchmarks/readme_table.py runs/csst --write docs/methods/csst.md --mark csst
 
-Rows are methods, columns densities; a cell holds mean ± standard deviation of the test accuracy after the last epoch over the seeds, and
-below it the training FLOPs over dense and the seconds of a run. What diverged or is missing is said in its cell.
+Makes the table for the README or a page of the docs from the ``table.json`` that ``gossamer sweep`` and ``gossamer
+report`` leave in a folder. Rows are methods, columns are densities. A cell holds the mean ± standard deviation over the
+seeds of the test accuracy after the last epoch; below it, the training FLOPs over dense and the seconds of a run; and
+how many runs diverged or are missing.
 """
 
 import argparse
-import dataclasses
+import inspect
 import json
 import re
 import sys
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gossamer.cli.methods import METHODS
+from gossamer.cli.catalog import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +74,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def label(row: dict[str, Any]) -> str:
     """A row's method, with those of its settings that are not the method's defaults, the density apart."""
-    defaults = {f"method.{field.name}": field.default for field in dataclasses.fields(METHODS[row["method"]])}
+    defaults = {f"method.{p.name}": p.default for p in inspect.signature(METHODS[row["method"]]).parameters.values()}
     others = {key: value for key, value in row["settings"].items() if key != "density" and row["method"] != "dense"}
     named = [(key.removeprefix("method."), value) for key, value in others.items() if defaults.get(key) != value]
     return ", ".join([row["method"], *(f"{key} {'null' if value is None else value}" for key, value in named)])
@@ -95,9 +97,12 @@ def notes(rows: Sequence[dict[str, Any]]) -> str:
     """What the numbers are."""
     runs = sorted({row.get("seeds", row["runs"]) for row in rows})
     seeds = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    what = f"Test accuracy in % after the last epoch, mean ± standard deviation over {seeds} seed{'s' if runs != [1] else ''}; below it,"
-    flops = "training FLOPs over those of the dense network on the same steps, sensing included; below that, seconds of a run."
-    return f"{what}\n{flops}"
+    over = f"over {seeds} seed{'s' if runs != [1] else ''}"
+    return (
+        f"Test accuracy in % after the last epoch, mean ± standard deviation {over}; below it,\n"
+        "training FLOPs over those of the dense network on the same steps, sensing included; "
+        "below that, seconds of a run."
+    )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Tables of the experiments on proximal and mirror-descent training, from the folders that `gossamer sweep` left.
+"""What do proximal and mirror-descent training reach: accuracy against non-zeros, cost, and the density asked for?
 
-    python benchmarks/shrinking.py curve runs/lenet [--picture lenet.png]     accuracy against non-zeros
-    python benchmarks/shrinking.py cost runs/bregman                          accuracy, density, FLOPs and seconds beside SGD
-    python benchmarks/shrinking.py target runs/target                         density asked for and reached
+    python benchmarks/shrinking.py curve runs/lenet --picture lenet.png     accuracy against non-zeros
+    python benchmarks/shrinking.py cost runs/bregman                        accuracy, density, FLOPs, seconds beside SGD
+    python benchmarks/shrinking.py target runs/target                       density asked for and reached
 
-Nothing is computed here that the runs did not record: accuracy on the test set after the last epoch, the share of non-zero weights of all
-linear and convolutional layers, the ledger's training FLOPs over the dense network's, seconds of training.
+Prints a table of a folder that ``gossamer sweep`` left. All numbers are those that the runs recorded: accuracy on the
+test set after the last epoch, the fraction of non-zero weights of all linear and convolutional layers, the ledger's
+training FLOPs over the dense network's, seconds of training.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from gossamer.cli.record import flat
 from gossamer.cli.report import collect
 
 Row = dict[str, Any]
@@ -32,16 +35,17 @@ HIDDEN = (
 
 def words(settings: Row) -> str:
     """A part and its settings on one line."""
+    named = [(key.rpartition(".")[2], value) for key, value in flat(settings).items()]
     return " ".join(
         [
             settings["name"],
-            *(f"{key}={value:g}" for key, value in settings.items() if key not in HIDDEN and is_number(value)),
+            *(f"{key}={value:g}" for key, value in named if key not in HIDDEN and is_number(value)),
         ]
     )
 
 
 def is_number(value: object) -> bool:
-    """Whether it is one that a table can show."""
+    """Whether a value is a number that a table can show."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -64,12 +68,12 @@ def accuracy(runs: Sequence[Row]) -> str:
 
 
 def finished(runs: Sequence[Row]) -> list[Row]:
-    """Those that came to an end."""
+    """The runs that finished."""
     return [run for run in runs if run["status"] == "finished"]
 
 
 def failures(runs: Sequence[Row]) -> str:
-    """How many, and what became of the others."""
+    """How many runs finished, diverged and stopped."""
     counts = {status: sum(run["status"] == status for run in runs) for status in ("finished", "diverged", "stopped")}
     return ", ".join(f"{n} {status}" if status != "finished" else str(n) for status, n in counts.items() if n)
 
@@ -166,13 +170,13 @@ def target(runs: Sequence[Row]) -> str:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=("curve", "cost", "target"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--picture", type=Path, help="also draw the curve (needs matplotlib)")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     runs = collect(given.folder)
     if given.table == "curve":
         text, points = curve(runs)
@@ -181,7 +185,8 @@ def main() -> None:
     else:
         text = {"cost": cost, "target": target}[given.table](runs)
     print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

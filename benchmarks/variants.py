@@ -1,12 +1,13 @@
-"""One product, forward and backward, by everybody who can compute it: dense torch, gossamer, torch.sparse, peers that are installed.
+"""One product, forward and backward, by every library that can compute it: dense torch, gossamer, torch.sparse, peers.
 
-Each gets its input and its output's gradient in the memory order it likes best, computes the output and the gradients of input and weight,
-and hands none of them on: what it allocates is freed within the call, as in the middle of a network.
+Each variant gets its input and its output's gradient in the memory order that it prefers. It computes the output and
+the gradients of input and weight, and keeps none of them: what it allocates is freed within the call, as in the middle
+of a network.
 
     dense        nn.Linear, batch first and batch last; nn.Conv2d, NCHW and channels last
     gossamer     SparseLinear, SparseConv2d, batch last
-    torch.sparse a CSR matrix times a dense one, by torch's own autograd (the weight's gradient comes out dense); no convolution
-    sparseprop   its modules; the convolution over the batch and over the output's width (its own choice is the faster of the two)
+    torch.sparse a CSR matrix times a dense one, by torch's autograd (the weight's gradient is dense); no convolution
+    sparseprop   its modules; the convolution over the batch, and over the output's width (it takes the faster one)
     sparselab    its SparseLinear; no convolution
 """
 
@@ -28,9 +29,9 @@ class Variant(NamedTuple):
     """One way to compute the product."""
 
     family: str
-    form: str  # of several ways of the family, which
+    form: str  # which one of several variants of the family
     forward: Callable[[Tensor], Tensor]
-    weight: Tensor  # what is trained
+    weight: Tensor  # the parameter that is trained
     x: Tensor
     dy: Tensor
     flat: Callable[[Tensor], Tensor]  # gradient of `weight` -> that of the dense weight's non-zeros, row by row
@@ -48,10 +49,10 @@ class Variant(NamedTuple):
 
 
 def dense(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
-    """The dense layer with the same weight, the first of them in the order that torch's layers expect."""
+    """The dense layer with the same weight in two memory orders; the first is the order that torch's layers expect."""
     weight = layer.to_dense()
     for form, order in _orders(layer).items():
-        counterpart = _dense_twin(layer)
+        counterpart = _dense_counterpart(layer)
         if form == "channels last":
             counterpart = counterpart.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with torch.no_grad():
@@ -72,7 +73,7 @@ def gossamer(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
 
 
 def peers(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
-    """Everybody else who is here and computes such a layer, in float32."""
+    """The variants of other libraries that are installed, in float32."""
     if layer.values.dtype != torch.float32:
         return
     if layer.geometry is None:
@@ -93,7 +94,7 @@ def _orders(layer: gs.SparseLayer) -> dict[str, Callable[[Tensor], Tensor]]:
     return {"NCHW": torch.Tensor.contiguous, "channels last": lambda t: t.contiguous(memory_format=torch.channels_last)}
 
 
-def _dense_twin(layer: gs.SparseLayer) -> nn.Linear | nn.Conv2d:
+def _dense_counterpart(layer: gs.SparseLayer) -> nn.Linear | nn.Conv2d:
     place: dict[str, Any] = {"bias": False, "dtype": layer.values.dtype}
     if layer.geometry is None:
         return nn.Linear(layer.dense_shape[1], layer.dense_shape[0], **place)
@@ -117,7 +118,7 @@ def _torch_sparse(layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Variant:
 
 
 def _sparseprop(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Iterator[Variant]:
-    counterpart = _dense_twin(layer)
+    counterpart = _dense_counterpart(layer)
     with torch.no_grad():
         counterpart.weight.copy_(layer.to_dense())
     if layer.geometry is None:
@@ -136,7 +137,7 @@ def _sparselab(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Var
     )  # draws weights of its own: give it these
     peer._csr = module.PaddedCSR.from_dense(layer.to_dense())
     peer._values = nn.Parameter(torch.from_numpy(peer._csr.values))
-    import_module("sparselab.ops")._clear_transpose_cache()  # it goes by id(), which an earlier matrix may have had
+    import_module("sparselab.ops")._clear_transpose_cache()  # its keys are ids, which Python uses again
     live = torch.cat(
         [torch.arange(a, a + n) for a, n in zip(peer._csr.row_start.tolist(), peer._csr.row_nnz.tolist(), strict=True)]
     )

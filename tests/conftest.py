@@ -1,4 +1,7 @@
-"""What all tests share: one thread unless OMP_NUM_THREADS asks for more (bits are those of a number of threads), nothing random left."""
+"""What all tests share: a fixed number of threads, and no randomness that one test hands on to another.
+
+Bits depend on the number of threads, so it is one unless OMP_NUM_THREADS asks for more.
+"""
 
 import os
 
@@ -10,7 +13,7 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 @pytest.fixture(autouse=True)
 def reproducible():
-    """Every test starts from the same random state on the same number of threads, and leaves both as they were."""
+    """Every test starts from the same random state and number of threads, and restores both."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
@@ -21,5 +24,5 @@ def reproducible():
 
 @pytest.fixture
 def rng() -> torch.Generator:
-    """A generator of the test's own."""
+    """A generator for one test."""
     return torch.Generator().manual_seed(0)

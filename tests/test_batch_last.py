@@ -1,4 +1,5 @@
-"""The batch-last memory format: it is what it says, counterparts are their torch modules and keep it, and whole networks learn the same in it."""
+"""The batch-last memory format: it is what it says, counterparts are their torch modules and keep it, and whole
+networks learn the same in it."""
 
 import copy
 import math
@@ -104,13 +105,14 @@ def test_other_formats_are_told_apart_and_converted(case):
         assert torch.equal(torch.autograd.grad(y, x, 2 * x.detach())[0], 2 * x)
 
 
-# ---------------------------------------------------------------- what keeps the format by itself, and so has no counterpart
+# ---------------------------------------------------------------- what keeps the format by itself
 
 ALONE = {
     type(m).__name__: m
     for m in (
-        nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.ELU(), nn.SELU(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Hardtanh(),
-        nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.PReLU(), nn.Dropout(0.3), nn.Dropout2d(0.3), nn.Identity(), nn.Flatten(), nn.Flatten(2),
+        nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.ELU(), nn.SELU(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Hardswish(),
+        nn.Hardtanh(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.PReLU(), nn.Dropout(0.3), nn.Dropout2d(0.3),
+        nn.Identity(), nn.Flatten(), nn.Flatten(2),
     )
 }  # fmt: skip
 
@@ -173,7 +175,8 @@ def equations(
 
 
 def check_norm(forward: Callable, backward: Callable, case: Norm, relu: bool, dtype: torch.dtype) -> None:
-    """The law of the kernels: output, statistics and gradients are those of the equations, in float64; all are batch-last."""
+    """The law of the kernels: output, statistics and gradients are those of the equations, in float64; all are
+    batch-last."""
     channels = case.shape[1]
     x = to_batch_last((numbers(*case.shape) * case.deviation + case.mean).to(dtype))
     weight, bias = (numbers(channels, seed=s, dtype=dtype) if case.affine else None for s in (1, 2))
@@ -312,7 +315,7 @@ def changed(m: nn.Module, **changes: object) -> nn.Module:
 
 MATRICES, IMAGES = ((7, 5), (128, 5)), ((7, 5, 11, 7), (1, 5, 6, 7), (128, 5, 4, 4))
 SEQUENCES = ((7, 5, 3), (1, 5, 3))
-TWINS = {
+COUNTERPARTS = {
     "BatchNorm1d": Counterpart(lambda: nn.BatchNorm1d(5), (*MATRICES, *SEQUENCES)),
     "BatchNorm1d bare": Counterpart(
         lambda: nn.BatchNorm1d(5, affine=False, track_running_stats=False), (*MATRICES, *SEQUENCES)
@@ -365,8 +368,9 @@ def outcome(m: nn.Module, x: Tensor, dy_seed: int) -> list[Tensor]:
     return [y, *torch.autograd.grad(y, wanted, to_batch_last(numbers(*y.shape, seed=dy_seed, dtype=y.dtype)))]
 
 
-def check_twin(plain: nn.Module, counterpart: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """The law: three steps and an evaluation give the same outputs, gradients and states; what comes batch-last stays so, both ways."""
+def check_counterpart(plain: nn.Module, counterpart: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The law: three steps and an evaluation give the same outputs, gradients and states; what comes batch-last stays
+    so, both ways."""
     for step in range(4):
         if step == 3:
             plain, counterpart = plain.eval(), counterpart.eval()
@@ -382,15 +386,15 @@ def check_twin(plain: nn.Module, counterpart: nn.Module, shape: tuple[int, ...],
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@table(TWINS)
-def test_a_twin_is_its_torch_module(case, dtype):
+@table(COUNTERPARTS)
+def test_a_counterpart_is_its_torch_module(case, dtype):
     for shape in case.shapes:
         for fuse in (False, True) if isinstance(case.make(), nn.Sequential) else (False,):
             plain, counterpart = two(case, dtype, fuse)
-            check_twin(plain, counterpart, shape, dtype)
+            check_counterpart(plain, counterpart, shape, dtype)
 
 
-WRONG_TWINS = {
+WRONG_COUNTERPARTS = {
     "another eps": lambda m: changed(m, eps=1e-2),
     "another momentum": lambda m: changed(m, momentum=0.2),
     "a ReLU": lambda m: changed(m, relu=True),
@@ -399,14 +403,14 @@ WRONG_TWINS = {
 }
 
 
-@table(WRONG_TWINS)
-def test_wrong_twins_are_noticed(case):
-    plain, counterpart = two(TWINS["BatchNorm2d"])
+@table(WRONG_COUNTERPARTS)
+def test_wrong_counterparts_are_noticed(case):
+    plain, counterpart = two(COUNTERPARTS["BatchNorm2d"])
     with pytest.raises(AssertionError):
-        check_twin(plain, case(counterpart), (7, 5, 3, 2), torch.float64)
+        check_counterpart(plain, case(counterpart), (7, 5, 3, 2), torch.float64)
 
 
-@table(TWINS)
+@table(COUNTERPARTS)
 def test_other_formats_go_torchs_own_way(case):
     """Bit for bit, strides included."""
     for shape in case.shapes:
@@ -420,9 +424,10 @@ def test_other_formats_go_torchs_own_way(case):
                 assert torch.equal(mine, theirs) and mine.stride() == theirs.stride() and same_state(plain, counterpart)
 
 
-@table(TWINS)
+@table(COUNTERPARTS)
 def test_there_and_back(case):
-    """Same objects, keys, modes; twice is once; the way back leads to torch's modules, with the same results all along."""
+    """Same objects, keys, modes; twice is once; the way back leads to torch's modules, with the same results all
+    along."""
     plain = case.make().double()
     m, shape = copy.deepcopy(plain), case.shapes[0]
     objects = list(m.modules())
@@ -493,7 +498,7 @@ def test_one_unbatched_image_and_indices_go_torchs_own_way():
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_mixed_precision_goes_torchs_own_way(kind, training):
     """Parameters in float32, input in another dtype: what torch makes of it, also where that is a refusal."""
-    plain, counterpart = two(TWINS["BatchNorm2d and ReLU"], torch.float32)
+    plain, counterpart = two(COUNTERPARTS["BatchNorm2d and ReLU"], torch.float32)
     x, results = to_batch_last(numbers(7, 5, 3, 2, dtype=kind)), []
     for m in (plain, counterpart):
         try:
@@ -504,9 +509,10 @@ def test_mixed_precision_goes_torchs_own_way(kind, training):
 
 
 def test_inplace_work_on_the_output():
-    """A ReLU in place after a normalisation that has a hook, or is called by hand, as torchvision's residual blocks do."""
+    """A ReLU in place after a normalisation that has a hook, or is called by hand, as torchvision's residual blocks
+    do."""
     for training in (True, False):
-        plain, counterpart = two(TWINS["BatchNorm2d"])
+        plain, counterpart = two(COUNTERPARTS["BatchNorm2d"])
         mine, theirs = (
             outcome(nn.Sequential(m.train(training), nn.ReLU(inplace=True)), x, 3)
             for m, x in ((counterpart, to_batch_last(numbers(7, 5, 3, 2))), (plain, numbers(7, 5, 3, 2)))
@@ -589,7 +595,7 @@ def test_which_pairs_are_fused(case):
         assert close(plain_modules(model).eval()(x), plain.eval()(x))
 
 
-def test_only_torchs_own_types_become_twins():
+def test_only_torchs_own_types_become_counterparts():
     others = [
         Own(3),
         nn.SyncBatchNorm(3),
@@ -677,7 +683,8 @@ def losses(model: nn.Module) -> list[float]:
 
 @table(NETWORKS)
 def test_networks_learn_the_same_and_stay_batch_last(case):
-    """Three steps and an evaluation; the output and its gradient are batch-last behind every module from the first convolution on."""
+    """Three steps and an evaluation; the output and its gradient are batch-last behind every module from the first
+    convolution on."""
     make, fused = case
     plain = make().double()
     model, lost = copy.deepcopy(plain), []

@@ -11,7 +11,7 @@ from torch import nn
 
 import gossamer as gs
 from cases import generator, table
-from gossamer._budgets import blocks, resolve
+from gossamer._budgets import counts, frozen_warning, resolve
 
 NETWORKS = {
     "mlp 784-512-512-10": [(512, 784), (512, 512), (10, 512)],
@@ -25,7 +25,8 @@ DENSITIES = (1.0, 0.9, 0.5, 0.2, 0.1, 0.02, 0.01)
 
 
 def solved_by_bisection(shapes, density, raw):
-    """epsilon with sum min(1, epsilon raw_l) N_l = density N, by bisection on exact fractions: no loop over dense layers."""
+    """epsilon with sum min(1, epsilon raw_l) N_l = density N, by bisection on exact fractions: no loop over dense
+    layers."""
     sizes = [math.prod(s) for s in shapes]
     low, high = Fraction(0), Fraction(max(sizes)) * 10
     for _ in range(120):
@@ -51,7 +52,8 @@ def test_erk_and_er_against_an_independent_solution(case, density):
 
 
 def test_erk_by_hand():
-    """Two linear layers 10 x 10 (raw 0.2) and 5 x 20 (raw 0.25) at density 0.3: epsilon = 60 / 45, so 0.2667 and 0.3333."""
+    """Two linear layers 10 x 10 (raw 0.2) and 5 x 20 (raw 0.25) at density 0.3: epsilon = 60 / 45, so 0.2667 and
+    0.3333."""
     assert gs.erk([(10, 10), (5, 20)], 0.3) == pytest.approx([4 / 15, 1 / 3])
 
 
@@ -85,10 +87,11 @@ def test_uniform_leaves_the_first_layer_dense():
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(1, 500), st.floats(1e-4, 1.0)), min_size=1, max_size=8))
-def test_units_are_whole_positive_and_add_up(layers):
-    """At least 1 per layer, at most all, the sum the rounded total (unless that is less than one per layer), each within 1 where it can."""
+def test_blocks_are_whole_positive_and_add_up(layers):
+    """At least 1 per layer, at most all, the sum the rounded total (unless that is less than one per layer), each
+    within 1 where it can."""
     totals, densities = [t for t, _ in layers], [d for _, d in layers]
-    got = blocks(densities, totals)
+    got = counts(densities, totals)
     exact = [d * t for d, t in zip(densities, totals, strict=True)]
     assert all(1 <= n <= t for n, t in zip(got, totals, strict=True))
     assert sum(got) == max(round(sum(exact)), len(got))
@@ -96,10 +99,10 @@ def test_units_are_whole_positive_and_add_up(layers):
         assert all(abs(n - e) < 1 + 1e-6 for n, e in zip(got, exact, strict=True))
 
 
-def test_units_by_hand():
-    assert blocks([0.25, 0.25, 0.25], [10, 10, 10]) == [3, 3, 2]  # 7.5 rounds to 8: the lower index first
-    assert blocks([0.5, 1.0], [3, 4]) == [2, 4]
-    assert blocks([0.4, 0.4, 0.92], [1, 1, 10]) == [
+def test_blocks_by_hand():
+    assert counts([0.25, 0.25, 0.25], [10, 10, 10]) == [3, 3, 2]  # 7.5 rounds to 8: the lower index first
+    assert counts([0.5, 1.0], [3, 4]) == [2, 4]
+    assert counts([0.4, 0.4, 0.92], [1, 1, 10]) == [
         1,
         1,
         8,
@@ -151,7 +154,7 @@ def test_bad_budgets_are_refused(case):
 @pytest.mark.parametrize("budget", gs.BUDGETS.values(), ids=gs.BUDGETS.keys())
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.0001, float("nan"), float("inf"), True, "0.1", None])
 def test_bad_densities_are_refused(budget, density):
-    with pytest.raises(gs.UsageError, match=r"share of weights .* number in \(0, 1\]"):
+    with pytest.raises(gs.UsageError, match=r"fraction of the weights .* number in \(0, 1\]"):
         budget(SHAPES, density)
 
 
@@ -160,11 +163,11 @@ def test_density_one_is_a_full_layer():
     assert layer.support.same(gs.Support.full((4, 5))) and layer.density == 1.0
 
 
-def test_the_smallest_density_keeps_one_unit():
+def test_the_smallest_density_keeps_one_block():
     assert gs.SparseLinear(5, 4, density=1e-9, rng=generator()).support.n == 1
 
 
-def test_tiles_count_as_units():
+def test_tiles_count_as_blocks():
     layer = gs.SparseLinear(12, 8, density=0.25, block=(2, 3), rng=generator())
     assert layer.support.n == round(0.25 * 16) and layer.values.shape == torch.Size((4, 2, 3))
 
@@ -190,6 +193,6 @@ def test_a_frozen_layer_ends_where_it_is_and_that_is_said():
     ):
         rewirer(0, 2)
     totals, start = {"a": 10, "b": 90}, {"a": 5, "b": 45}
-    assert gs.budgets.frozen_ends(0.5, totals, start, start, ["a", "b"]) is None  # they are where they are to be
-    assert gs.budgets.frozen_ends(0.1, totals, start, {"a": 1, "b": 9}, []) is None
-    assert "density 0.14, not 0.1" in gs.budgets.frozen_ends(0.1, totals, start, {"a": 1, "b": 9}, ["a"])
+    assert frozen_warning(0.5, totals, start, start, ["a", "b"]) is None  # they are where they are to be
+    assert frozen_warning(0.1, totals, start, {"a": 1, "b": 9}, []) is None
+    assert "density 0.14, not 0.1" in frozen_warning(0.1, totals, start, {"a": 1, "b": 9}, ["a"])

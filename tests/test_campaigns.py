@@ -1,4 +1,7 @@
-"""The campaigns at small scale, in a fresh process that may fork. How to run them large: tests/campaigns/campaign.py."""
+"""The campaigns at small scale, in a fresh process that may fork.
+
+How to run them large: tests/campaigns/campaign.py.
+"""
 
 import contextlib
 import random
@@ -58,7 +61,7 @@ def test_kills_notice_a_save_that_is_not_atomic_and_one_that_leaves_litter():
 
 
 def test_a_campaign_notices_what_it_is_for(monkeypatch):
-    """Mutants: a load that does not compare the digest, one that lets others' exceptions out, one that changes before it refuses."""
+    """Mutants: a load without the digest, one that raises foreign exceptions, one that changes before it refuses."""
     load = checkpoint.load
 
     def believes(path, model, **parts):

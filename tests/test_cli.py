@@ -17,10 +17,11 @@ import gossamer
 from gossamer import __version__
 from gossamer._backend import dispatch as kernels
 from gossamer._backend import native
-from gossamer.cli import doctor, extras, job, sweep
+from gossamer.cli import console, doctor, extras, job, recover, sweep
 from gossamer.cli import main as cli
-from gossamer.cli.config import KINDS, PLAIN, flat, parse, read_yaml, settings
+from gossamer.cli.config import KEYS, flat, parse, read_yaml, settings
 from gossamer.cli.folder import Folder
+from gossamer.cli.report import LEAST
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
@@ -69,7 +70,7 @@ def test_the_help_of_run_shows_the_settings_of_the_chosen_parts(capsys):
     _, csst, _ = command("run", "--help", capsys=capsys)
     code, rigl, _ = command("run", "--method", "rigl", "--task=planted", "-h", capsys=capsys)
     assert code == 0
-    for option in (*PLAIN, *KINDS, "out", "resume"):
+    for option in (*KEYS, "out", "resume", "print_config"):
         assert f"--{option} " in csst or f"--{option}\n" in csst, option
     assert "--method.window" in csst and "--method.window" not in rigl
     assert "--method.every" in rigl and "--task.noise" in rigl and "CONFIG.yaml" in rigl
@@ -83,7 +84,7 @@ def shown(text: str) -> dict[str, str]:
 
 
 def test_the_help_shows_what_the_command_begins_at(tmp_path, capsys):
-    """Without a configuration the main job's settings, with one the file's, and those of another method where it is asked for."""
+    """The main job's settings without a configuration, else the file's; of another method its own defaults."""
     bare, begins = shown(command("run", "--help", capsys=capsys)[1]), flat(settings(parse(job.MAIN_JOB, "")))
     assert (bare["density_exponent"], bare["null_models"], bare["threads"], bare["density"]) == (
         "0.25",
@@ -111,11 +112,19 @@ def test_the_help_shows_what_the_command_begins_at(tmp_path, capsys):
     assert proximal["null_models"] == "False"
 
 
-@pytest.mark.parametrize("name", ["sweep", "report"])
-def test_the_help_of_the_other_commands(name, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main([name, "--help"])
-    assert end.value.code == 0 and f"gossamer {name}" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name", ["run", "sweep", "report", "recover", *(f"recover {e}" for e in recover.COMMANDS), "doctor"]
+)
+def test_the_help_of_every_command_has_an_example_that_it_takes(name, capsys):
+    try:
+        code = cli.main([*name.split(), "--help"])
+    except SystemExit as end:
+        code = end.code
+    out = capsys.readouterr().out
+    [example] = re.findall(r"^example: gossamer (.*)$", out, re.MULTILINE)
+    assert code == 0 and f"usage: gossamer {name}" in out and example.startswith(name)
+    offered = set(re.findall(r"--([\w.]+)", out))
+    assert set(re.findall(r"--([\w.]+)", example)) <= offered | {"density", "method.every", "epochs", "seed"}
 
 
 def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
@@ -139,7 +148,7 @@ def test_doctor_says_what_is_here_and_why_not(capsys, monkeypatch):
 
 
 def doctored(*variables: str, capsys, monkeypatch, **attributes) -> str:
-    """What doctor says under these environment variables (NAME=value) with these attributes of gossamer._backend.native."""
+    """The output of doctor under environment variables (NAME=value) and attributes of gossamer._backend.native."""
     for name in (kernels.ENVIRONMENT, native.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
     for variable in variables:
@@ -279,6 +288,7 @@ HOSTILE = {
     "optimizer steps": ["--epochs", "2000000000", "--batch", "1"],
     "cannot be written: Not a directory": ["--out", "/dev/null/x", "--null_models=false"],
     "this is a folder": ["."],
+    "File name too long": ["9" * 3000],
     "--change names settings": ["--change", "epochs"],
     "--resume is true or false": ["--resume=maybe"],
     "the key 'seed' is given twice": ["twice.yaml"],
@@ -332,7 +342,8 @@ def test_the_main_job_stands_beside_its_null_models(tmp_path, monkeypatch, capsy
 def test_a_configuration_overridden_by_flags_alone_in_its_folder(tmp_path, capsys):
     file, out = tmp_path / "mine.yaml", tmp_path / "out"
     file.write_text(
-        "task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\nmodel: {name: mlp, widths: [16]}\nepochs: 2\n"
+        "task: planted\nmethod: {name: csst, every: 4, window: 2}\ndensity: 0.2\n"
+        "model: {name: mlp, widths: [16]}\nepochs: 2\n"
     )
     code, said, _ = command(
         "run",
@@ -380,7 +391,7 @@ def start(*arguments: str) -> subprocess.Popen:
     package = str(Path(gossamer.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen(
-        [sys.executable, "-m", "gossamer.cli", *arguments],
+        [sys.executable, "-m", "gossamer", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -444,7 +455,7 @@ def test_the_fashion_sweep_is_the_published_one():
 
 
 def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
-    """Forty-odd steps hold no event a hundred steps apart: the row is static's under another name, and the table must not hide it."""
+    """Some forty steps hold no event that is a hundred steps apart: the run is static, and the table must say so."""
     monkeypatch.chdir(tmp_path)
     short = ["run", "--epochs", "1", "--threads", "1", "--null_models", "false"]
     assert cli.main(short) == 0
@@ -455,3 +466,48 @@ def test_a_run_too_short_for_its_method_says_so(capsys, tmp_path, monkeypatch):
     )  # and at once
     assert cli.main([*short, "--method.every", "10", "--method.last_every", "10"]) == 0
     assert "No change of the support" not in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------- width
+
+WIDE = {
+    "method": "csst",
+    "optimizer": "linbreg",
+    "accuracy": "97.53 ± 0.12 %",
+    "density": "0.0512",
+    "parameters": "12,345",
+    "FLOPs": "0.1234 simulated",
+    "grown of sensed": "0.123 (most 0.25)",
+    "memory": "123.4 MiB",
+    "seconds": "1234.5",
+    "kernel": "native",
+}
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_narrow_terminal_drops_columns_and_never_digits(width, terminal, monkeypatch, capsys):
+    """What is shown is whole; the least important columns are left out first, and named."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(console, "live", lambda: terminal)
+    console.show("a table", list(WIDE), [list(WIDE.values())], ["A note. " * 20], drop=LEAST)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    [missing] = re.findall(r"Not shown in \d+ characters: ([^.]*)\.", " ".join(out.split()))
+    missing = missing.split(", ")
+    assert missing == [name for name in WIDE if name in missing] and {"kernel", "memory"} <= {*missing}
+    cells = [value for name, value in WIDE.items() if name not in missing]
+    assert all(value in out for value in cells) and {"method", "accuracy"}.isdisjoint(missing)
+    assert len(missing) == {60: 5, 80: 4}[width]
+
+
+def test_elsewhere_a_table_is_whole(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console.show("a table", list(WIDE), [list(WIDE.values())], drop=LEAST)
+    out = capsys.readouterr().out
+    assert all(value in out for value in WIDE.values()) and "Not shown" not in out
+
+
+def test_a_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "gossamer", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"gossamer {__version__}\n"

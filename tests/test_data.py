@@ -1,4 +1,4 @@
-"""Readers of data files, tasks, and the order of batches: every damage is refused with its reason, every batch follows from the seed."""
+"""Readers of data files, tasks, and the order of batches: damage is refused, batches follow from the seed."""
 
 import gzip
 import struct

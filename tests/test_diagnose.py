@@ -1,4 +1,4 @@
-"""Diagnostics are right where the truth is known: small matrices by enumeration, planted gradients, the population formula."""
+"""Diagnostics are right where the truth is known: enumeration, planted gradients, the population formula."""
 
 import itertools
 import json
@@ -105,7 +105,7 @@ def test_swaps_stay_within_the_supports_there_are(searched, d, s, normalise):
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_the_search_finds_the_constant_of_two_hundred_random_matrices(searched, normalise):
-    """Against enumeration. A search that ends in a local maximum, or that two equal numbers lead astray, may miss a few, by little."""
+    """Against enumeration. A search may end in a local maximum: a few constants are missed, by little."""
     found = []
     for seed in range(100):
         d, s, m = 6 + seed % 9, 2 + seed % 4, 10 + seed % 11
@@ -118,14 +118,14 @@ def test_the_search_finds_the_constant_of_two_hundred_random_matrices(searched, 
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_ties_do_not_stop_the_search(searched, copies):
-    """Columns that repeat: every number comes ``copies`` times, and any of equal ones may leave; delta_2 is 1, of two equal columns."""
+    """Columns that repeat ``copies`` times, so scores are tied. delta_2 is 1, from two equal columns."""
     unit = torch.linalg.qr(normal(8, 8))[0].repeat(1, copies)
     assert diagnose.isometry(unit, 2, supports=1).improved == pytest.approx(1)
     assert diagnose.isometry(unit, copies, supports=3).improved == pytest.approx(copies - 1)
 
 
 def test_sampled_constants_are_the_listed_ones():
-    """m = 256, d = 512, Gaussian, 2000 supports, columns as they are: largest and mean. Columns of unit norm have smaller ones."""
+    """m = 256, d = 512, Gaussian, 2000 supports, columns as they are: largest and mean. Unit columns have less."""
     A = normal(256, 512, seed=1) / 16
     for s, largest, mean in ((4, 0.446, 0.214), (8, 0.560, 0.325), (16, 0.726, 0.487), (32, 0.980, 0.752)):
         found = diagnose.isometry(A, s, normalise=False, swaps=0)
@@ -161,37 +161,70 @@ def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(normal(b, 4, seed=b), normal(b, 5, seed=b + 50)) for b in sizes]
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda: diagnose.isometry(normal(4, 5), 6), "A has 5 columns"),
-    (lambda: diagnose.isometry(torch.zeros(4, 5, dtype=torch.float64), 2), "zero columns"),
-    (lambda: diagnose.isometry(normal(4, 5), 2, supports=0), "supports must be at least 1"),
-    (lambda: diagnose.isometry(normal(4, 5), 2, swaps=-1), "swaps must be at least 0"),
-    (lambda: diagnose.isometry(holed(4, 5), 2), "A holds entries that are NaN"),
-    (lambda: diagnose.isometry(holed(4, 5), 2, normalise=False), "A holds entries that are NaN"),
-    (lambda: diagnose.coherence(holed(4, 5, value=math.inf)), "A holds entries that are NaN"),
-    (lambda: diagnose.coherence(normal(4, 0)), "A is empty"),
-    (lambda: diagnose.convexity(holed(4, 5), 2), "A holds entries that are NaN"),
-    (lambda: diagnose.convexity(normal(4, 5), 2, supports=0), "supports must be at least 1"),
-    (lambda: diagnose.convexity(normal(4, 5), 2, generators=normal(4, 5)), "belong to a GatedReLU"),
-    (lambda: diagnose.convexity(recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=holed(2, 5)), "generators hold"),
-    (lambda: diagnose.convexity(recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=normal(2, 5) * torch.tensor([[0.0], [1.0]])),
-     "a generator is zero"),
-    (lambda: diagnose.sensing([(normal(3, 4), normal(3, 4))], gs.Support.random((4, 4), 2, (2, 2), generator()), grow=2), "single weights"),
-    (lambda: diagnose.sensing(pairs(1), layer_4x5(), grow=2), "one sample"),
-    (lambda: diagnose.sensing(pairs(3, 1), layer_4x5(), grow=2), "one sample"),
-    (lambda: diagnose.sensing([], layer_4x5(), grow=2), "one batch at least"),
-    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=-1), "grow must be at least 0"),
-    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=2, fraction=1.5), "fraction is a share"),
-    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=2, fraction=-0.1), "fraction is a share"),
-    (lambda: diagnose.sensing(pairs(3), layer_4x5(), grow=2, window=0), "window must be at least 1"),
-    (lambda: diagnose.sensing([(holed(3, 4), normal(3, 5))], layer_4x5(), grow=2), "dy of batch 0 holds 1 entries"),
-    (lambda: diagnose.sensing([*pairs(3), (normal(3, 4), holed(3, 5, value=math.inf))], layer_4x5(), grow=2), "x of batch 1 holds 1"),
-    (lambda: diagnose.measured_recall([], layer_4x5(), grow=2), "one batch at least"),
-    (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), grow=0), "grow must be at least 1"),
-    (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), grow=2, fraction=0.0), "nothing is sensed"),
-    (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), grow=2, fraction=0.5, window=2), "a window of 2 steps"),
-    (lambda: diagnose.measured_recall([(holed(3, 4), normal(3, 5))], layer_4x5(), grow=2, fraction=0.5), "dy of batch 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: diagnose.isometry(normal(4, 5), 6), "A has 5 columns"),
+        (lambda: diagnose.isometry(torch.zeros(4, 5, dtype=torch.float64), 2), "zero columns"),
+        (lambda: diagnose.isometry(normal(4, 5), 2, supports=0), "supports must be at least 1"),
+        (lambda: diagnose.isometry(normal(4, 5), 2, swaps=-1), "swaps must be at least 0"),
+        (lambda: diagnose.isometry(holed(4, 5), 2), "A holds entries that are NaN"),
+        (lambda: diagnose.isometry(holed(4, 5), 2, normalise=False), "A holds entries that are NaN"),
+        (lambda: diagnose.coherence(holed(4, 5, value=math.inf)), "A holds entries that are NaN"),
+        (lambda: diagnose.coherence(normal(4, 0)), "A is empty"),
+        (lambda: diagnose.convexity(holed(4, 5), 2), "A holds entries that are NaN"),
+        (lambda: diagnose.convexity(normal(4, 5), 2, supports=0), "supports must be at least 1"),
+        (lambda: diagnose.convexity(normal(4, 5), 2, generators=normal(4, 5)), "belong to a GatedReLU"),
+        (
+            lambda: diagnose.convexity(recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=holed(2, 5)),
+            "generators hold",
+        ),
+        (
+            lambda: diagnose.convexity(
+                recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=normal(2, 5) * torch.tensor([[0.0], [1.0]])
+            ),
+            "a generator is zero",
+        ),
+        (
+            lambda: diagnose.sensing(
+                [(normal(3, 4), normal(3, 4))], gs.Support.random((4, 4), 2, (2, 2), generator()), n_grow=2
+            ),
+            "single weights",
+        ),
+        (lambda: diagnose.sensing(pairs(1), layer_4x5(), n_grow=2), "one sample"),
+        (lambda: diagnose.sensing(pairs(3, 1), layer_4x5(), n_grow=2), "one sample"),
+        (lambda: diagnose.sensing([], layer_4x5(), n_grow=2), "one batch at least"),
+        (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=-1), "n_grow must be at least 0"),
+        (
+            lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=1.5),
+            "fraction is a fraction, a number in",
+        ),
+        (
+            lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=-0.1),
+            "fraction is a fraction, a number in",
+        ),
+        (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, window=0), "window must be at least 1"),
+        (
+            lambda: diagnose.sensing([(holed(3, 4), normal(3, 5))], layer_4x5(), n_grow=2),
+            "dy of batch 0 holds 1 entries",
+        ),
+        (
+            lambda: diagnose.sensing([*pairs(3), (normal(3, 4), holed(3, 5, value=math.inf))], layer_4x5(), n_grow=2),
+            "x of batch 1 holds 1",
+        ),
+        (lambda: diagnose.measured_recall([], layer_4x5(), n_grow=2), "one batch at least"),
+        (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), n_grow=0), "n_grow must be at least 1"),
+        (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), n_grow=2, fraction=0.0), "nothing is sensed"),
+        (
+            lambda: diagnose.measured_recall(pairs(3), layer_4x5(), n_grow=2, fraction=0.5, window=2),
+            "a window of 2 steps",
+        ),
+        (
+            lambda: diagnose.measured_recall([(holed(3, 4), normal(3, 5))], layer_4x5(), n_grow=2, fraction=0.5),
+            "dy of batch 0",
+        ),
+    ],
+)
 def test_what_cannot_be_diagnosed_is_refused(call, sentence):
     with pytest.raises(gs.UsageError, match=sentence):
         call()
@@ -201,7 +234,7 @@ def test_what_cannot_be_diagnosed_is_refused(call, sentence):
 
 
 def planted_operands(batches: int, batch: int, noise: float, seed: int = 0):
-    """A layer 30 x 40 with independent inputs; the gradient's mean is a sparse-ish matrix G: dy = (x G^T + noise) / batch."""
+    """A layer 30 x 40 with independent inputs. The gradient's mean is a matrix G: dy = (x G^T + noise) / batch."""
     G = normal(30, 40, seed=seed) ** 3
     operands = []
     for b in range(batches):
@@ -223,10 +256,10 @@ def test_noise_is_the_variance_between_batches():
 @pytest.mark.parametrize("fraction, window", [(0.2, 1), (1.0, 1), (1.0, 8)])
 def test_predicted_recall_is_the_measured_one_on_planted_gradients(noise, fraction, window):
     operands, s, _ = planted_operands(300, 32, noise)
-    measured = diagnose.measured_recall(operands, s, grow=100, fraction=fraction, window=window, trials=30)
+    measured = diagnose.measured_recall(operands, s, n_grow=100, fraction=fraction, window=window, trials=30)
     predicted = [
         diagnose.sensing(
-            operands[k * 8 : k * 8 + window], s, grow=100, fraction=fraction, window=window, rng=generator(k)
+            operands[k * 8 : k * 8 + window], s, n_grow=100, fraction=fraction, window=window, rng=generator(k)
         ).recall
         for k in range(10)
     ]
@@ -236,25 +269,26 @@ def test_predicted_recall_is_the_measured_one_on_planted_gradients(noise, fracti
 def test_pure_noise_is_called_random():
     x = normal(64, 40)
     d = diagnose.sensing(
-        [(normal(64, 30, seed=1) / 64, x)], gs.Support.random((30, 40), 60, rng=generator()), grow=20, fraction=0.1
+        [(normal(64, 30, seed=1) / 64, x)], gs.Support.random((30, 40), 60, rng=generator()), n_grow=20, fraction=0.1
     )
     assert "near random" in d.sentence and d.sentence.startswith("batch 64 senses 10 % of 1,140 zeros: recall 0.0")
     assert d.chance == pytest.approx(20 / 1140)
     strong, s, _ = planted_operands(1, 512, 0.1)
-    clear = diagnose.sensing(strong, s, grow=20, fraction=1.0)
+    clear = diagnose.sensing(strong, s, n_grow=20, fraction=1.0)
     assert clear.recall > 0.7 and "follows the gradient" in clear.sentence
-    assert diagnose.sensing(strong, s, grow=0).sentence.endswith("nothing grows here")
-    assert diagnose.sensing(strong, s, grow=9, fraction=0.0).sentence.endswith("what grows is random")
+    assert diagnose.sensing(strong, s, n_grow=0).sentence.endswith("nothing grows here")
+    assert diagnose.sensing(strong, s, n_grow=9, fraction=0.0).sentence.endswith("what grows is random")
 
 
 @pytest.mark.parametrize("fraction", [0.1, 1.0])
 def test_without_gradients_recall_is_that_of_chance(fraction):
     s = gs.Support.random((30, 40), 60, rng=generator())
     nothing = [(torch.zeros(64, 30, dtype=torch.float64), normal(64, 40))]
-    d = diagnose.sensing(nothing, s, grow=57, fraction=fraction)
+    d = diagnose.sensing(nothing, s, n_grow=57, fraction=fraction)
     assert d.recall == d.chance == 0.05 and "there is no gradient" in d.sentence
     assert d.record()["snr"] is None and json.dumps(d.record())
-    assert diagnose.measured_recall(nothing, s, grow=57, fraction=fraction, trials=40) == pytest.approx(0.05, abs=0.03)
+    measured = diagnose.measured_recall(nothing, s, n_grow=57, fraction=fraction, trials=40)
+    assert measured == pytest.approx(0.05, abs=0.03)
 
 
 def test_zeros_without_gradient_are_no_easy_finds():
@@ -262,7 +296,7 @@ def test_zeros_without_gradient_are_no_easy_finds():
     s, dy = gs.Support.random((30, 40), 60, rng=generator()), torch.zeros(512, 30, dtype=torch.float64)
     x = normal(512, 40)
     dy[:, 7] = x @ normal(40, seed=5)
-    d = diagnose.sensing([(dy, x)], s, grow=570, fraction=1.0)
+    d = diagnose.sensing([(dy, x)], s, n_grow=570, fraction=1.0)
     live = 40 - int((s.rows() == 7).sum())
     assert d.recall == pytest.approx((live + (570 - live) ** 2 / (1140 - live)) / 570, abs=0.05)
 
@@ -279,7 +313,7 @@ def test_the_verdict_compares_with_chance():
     assert "chosen at random; raise the fraction" in told(0.1, 1.0, 0.1, 0.1)
     assert "near random" in told(0.06, 0.6, 0.05, 0.1) and "ranked well" in told(0.06, 0.6, 0.002, 0.1)
     assert "nothing to choose" in told(1.0, 1.0, 1.0, 1.0)
-    full = diagnose.sensing(pairs(8), gs.Support.full((4, 5)), grow=5)
+    full = diagnose.sensing(pairs(8), gs.Support.full((4, 5)), n_grow=5)
     assert full.recall == full.chance == 0 and full.sentence.endswith("nothing grows here")
 
 
@@ -306,10 +340,10 @@ def test_conditioning_is_that_of_the_rows_inputs():
     row = gs.Support.from_ids(torch.tensor([3, 8, 15]), (30, 40))
     x = operands[0][1][:, [3, 8, 15]]
     sv = torch.linalg.svdvals(x / x.norm(dim=0))
-    assert diagnose.sensing(operands, row, grow=5).conditioning == pytest.approx(float(sv[0] / sv[-1]))
+    assert diagnose.sensing(operands, row, n_grow=5).conditioning == pytest.approx(float(sv[0] / sv[-1]))
     full = gs.Support.full((1, 40))
     few = [(normal(8, 1), normal(8, 40))]
-    d = diagnose.sensing(few, full, grow=5)
+    d = diagnose.sensing(few, full, n_grow=5)
     assert d.conditioning == float("inf") and json.dumps(d.record()) and d.record()["conditioning"] is None
 
 
@@ -329,7 +363,7 @@ def test_a_csst_run_logs_every_event(tmp_path):
     assert all("batch 32 over 4 steps senses" in line["sentence"] for line in lines)
     watch.close()
     F.cross_entropy(net(batches[0][0]), batches[0][1]).backward()
-    assert not watch._heard
+    assert not watch._seen
 
 
 def test_watching_changes_nothing():
@@ -359,16 +393,16 @@ def test_convolutions_are_diagnosed_too():
     gs.sparsify(net, density=0.3, batch_last=False)
     layers = gs.sparse_layers(net)
     x, y = IMAGES.batch(0)
-    heard = diagnose.hear(layers, [lambda: F.cross_entropy(net(x), y).backward()] * 2)
-    assert all(len(operands) == 2 for operands in heard.values()) and all(
+    operands_of = diagnose.record_operands(layers, [lambda: F.cross_entropy(net(x), y).backward()] * 2)
+    assert all(len(operands) == 2 for operands in operands_of.values()) and all(
         layer.observers == () for layer in layers.values()
     )
     name = next(iter(layers))
-    layer, operands = layers[name], heard[name]
+    layer, operands = layers[name], operands_of[name]
     ids = layer.support.sample_outside(10, generator())
     g, _ = diagnose.gradient_and_noise(operands, layer.support, ids, layer.geometry)
     torch.testing.assert_close(g, layer.sensed(*operands[0], ids))
-    d = diagnose.sensing(operands, layer.support, grow=3, fraction=0.5, geometry=layer.geometry, name=name)
+    d = diagnose.sensing(operands, layer.support, n_grow=3, fraction=0.5, geometry=layer.geometry, name=name)
     assert 0 <= d.recall <= 1 and d.conditioning >= 1
 
 

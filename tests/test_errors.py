@@ -54,7 +54,7 @@ def test_diverged_says_the_step_and_what_to_do():
 
 
 def test_the_nearest_name():
-    assert nearest("rigle", ["set", "rigl"]) == "; did you mean 'rigl'?"
+    assert nearest("RigLe", ["SET", "RigL"]) == "; did you mean 'RigL'?"
     assert nearest("entirely other", ["set", "rigl"]) == ""
     assert nearest("x", []) == ""
 
@@ -71,8 +71,8 @@ def test_bounds():
         with pytest.raises(gs.UsageError, match="x: steps must be at least 1"):
             refused()
     for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(gs.UsageError, match=r"x: share is a share, a number in \[0, 1\]"):
-            check_fraction("x", "share", value)
+        with pytest.raises(gs.UsageError, match=r"x: rate is a fraction, a number in \[0, 1\]"):
+            check_fraction("x", "rate", value)
 
 
 # ---------------------------------------------------------------- what others write
@@ -121,11 +121,18 @@ def whole(**members):
 
 WEIGHTS = [torch.nn.Parameter(torch.ones(3, 3))]
 MISFITS = {
-    "of a rule": (Penalised(), [r"no levels\(w, state, now\)", "no instant", r"update_ must take \(w, g, state, now\), and takes \(w, g"]),
+    "of a rule": (
+        Penalised(),
+        [r"no zero_thresholds\(w, state, now\)", "no zeros_follow_state",
+         r"update_ must take \(w, g, state, now\), and takes \(w, g"],
+    ),
     "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no needs_dense"]),
     "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
-    "a number for a method": (whole(levels=3), [r"levels must take \(w, state, now\), and is 3"]),
-    "its penalty": (whole(penalty=Half()), ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"]),
+    "a number for a method": (whole(zero_thresholds=3), [r"zero_thresholds must take \(w, state, now\), and is 3"]),
+    "its penalty": (
+        whole(penalty=Half()),
+        ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"],
+    ),
     "no penalty": (whole(penalty=None), [r"its penalty: it has no value\(w\)"]),
 }  # fmt: skip
 
@@ -145,7 +152,7 @@ def test_a_rule_is_told_every_member_that_it_lacks(case):
 def test_a_penalty_is_told_every_member_that_it_lacks():
     with pytest.raises(
         gs.UsageError,
-        match=r"(?s)penalty must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no level\(u, tau\)",
+        match=r"(?s)must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
     ):
         gs.ProxSGD(Half())
 
@@ -155,5 +162,8 @@ def test_a_rule_that_fits_is_taken():
 
 
 def test_what_cannot_say_its_arguments_is_taken_as_it_is():
-    assert call_problem("drop", min, ["layer"]) is None and call_problem("drop", lambda *a: 0, ["layer"]) is None
+    assert (
+        call_problem("drop_score", min, ["layer"]) is None
+        and call_problem("drop_score", lambda *a: 0, ["layer"]) is None
+    )
     assert call_problem("when", lambda t, *, more: 0, ["t"]) == "when must take (t), and takes (t, *, more)"

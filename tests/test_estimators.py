@@ -1,4 +1,4 @@
-"""scikit-learn's own checks, without exclusions, and what its users do: pipelines, grid search, clones, pickles, data frames."""
+"""scikit-learn's own checks, without exclusions, and what its users do: pipelines, grid search, clones, pickles."""
 
 import pickle
 import sys
@@ -112,23 +112,32 @@ def test_data_frames_keep_their_names():
             model.predict(frame[frame.columns[::-1]])
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda X, y: SparseLinearRecovery(31).fit(X, y), "more non-zeros than there are coefficients: 30 features have 30"),
-    (lambda X, y: SparseReLURegressor(10**6).fit(X, y), "more non-zeros than there are coefficients: 32 neurons on 30 features have 992"),
-    (lambda X, y: SparseReLUClassifier(0).fit(X, y > 0), "at least 1"),
-    (lambda X, y: SparseLinearRecovery(solver="nith").fit(X, y), "did you mean 'niht'"),
-    (lambda X, y: SparseReLUClassifier().fit(X, y * 0), "one class only"),
-    (lambda X, y: SparseReLUClassifier().fit(X, y), "Unknown label type"),
-    (lambda X, y: SparseLinearRecovery().fit(X[:1], y[:1]), "minimum of 2 is required"),
-    (lambda X, y: SparseReLURegressor().fit(X / 0, y), "infinity|NaN"),
-    (lambda X, y: SparseReLURegressor(n_neurons=0).fit(X, y), "n_neurons must be at least 1"),
-    (lambda X, y: SparseReLURegressor(n_neurons=2.5).fit(X, y), "n_neurons must be at least 1, a whole number"),
-    (lambda X, y: SparseLinearRecovery(max_iter="many").fit(X, y), "max_iter must be at least 1"),
-    (lambda X, y: SparseLinearRecovery(inflate=np.nan).fit(X, y), "inflate must be at least 1"),
-    (lambda X, y: SparseLinearRecovery("few").fit(X, y), "n_nonzero must be a whole number"),
-    (lambda X, y: SparseReLURegressor(1).fit(X, np.stack([y, y], 1)), "two layers need one weight each"),
-    (lambda X, y: SparseReLUClassifier(1).fit(X, y > 0), "two layers need one weight each"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (
+            lambda X, y: SparseLinearRecovery(31).fit(X, y),
+            "more non-zeros than there are coefficients: 30 features have 30",
+        ),
+        (
+            lambda X, y: SparseReLURegressor(10**6).fit(X, y),
+            "more non-zeros than there are coefficients: 32 neurons on 30 features have 992",
+        ),
+        (lambda X, y: SparseReLUClassifier(0).fit(X, y > 0), "at least 1"),
+        (lambda X, y: SparseLinearRecovery(solver="nith").fit(X, y), "did you mean 'niht'"),
+        (lambda X, y: SparseReLUClassifier().fit(X, y * 0), "one class only"),
+        (lambda X, y: SparseReLUClassifier().fit(X, y), "Unknown label type"),
+        (lambda X, y: SparseLinearRecovery().fit(X[:1], y[:1]), "minimum of 2 is required"),
+        (lambda X, y: SparseReLURegressor().fit(X / 0, y), "infinity|NaN"),
+        (lambda X, y: SparseReLURegressor(n_neurons=0).fit(X, y), "n_neurons must be at least 1"),
+        (lambda X, y: SparseReLURegressor(n_neurons=2.5).fit(X, y), "n_neurons must be at least 1, a whole number"),
+        (lambda X, y: SparseLinearRecovery(max_iter="many").fit(X, y), "max_iter must be at least 1"),
+        (lambda X, y: SparseLinearRecovery(inflate=np.nan).fit(X, y), "inflate must be at least 1"),
+        (lambda X, y: SparseLinearRecovery("few").fit(X, y), "n_nonzero must be a whole number"),
+        (lambda X, y: SparseReLURegressor(1).fit(X, np.stack([y, y], 1)), "two layers need one weight each"),
+        (lambda X, y: SparseReLUClassifier(1).fit(X, y > 0), "two layers need one weight each"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mistakes_are_value_errors_that_help(call, sentence):
     X, y, _ = regression()

@@ -253,7 +253,7 @@ LAYER_REFUSALS = {
     "neither": (lambda: gs.SparseLinear(3, 4), "either density or support"),
     "both": (lambda: gs.SparseLinear(3, 4, density=0.5, support=gs.Support.full((4, 3))), "either density or support"),
     "support of another shape": (lambda: gs.SparseLinear(3, 4, support=gs.Support.full((3, 4))), "4 x 3 matrix"),
-    "density": (lambda: gs.SparseLinear(3, 4, density=0.0), "share of weights"),
+    "density": (lambda: gs.SparseLinear(3, 4, density=0.0), "fraction of the weights"),
     "sparsity instead of density": (lambda: gs.SparseConv2d(3, 4, 3, density=95), "95 % zeros is density=0.05"),
     "layout": (lambda: gs.SparseLinear(3, 4, density=0.5, layout="crs"), "did you mean 'csr'"),
     "block": (lambda: gs.SparseLinear(3, 4, density=0.5, block=(0, 1)), "block must be two positive"),
@@ -537,7 +537,7 @@ def test_mode_dtype_and_generator_are_kept():
 
 SPARSIFY_REFUSALS = {
     **{
-        f"density {d}": ({"density": d}, "share of weights")
+        f"density {d}": ({"density": d}, "fraction of the weights")
         for d in (0.0, -1.0, 1.5, 95, float("nan"), "0.1", True, None)
     },
     "misspelt name": (

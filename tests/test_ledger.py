@@ -49,7 +49,8 @@ def test_density_one_agrees_with_torchs_counter(case, layout):
 @table(MODELS)
 @pytest.mark.parametrize("block", [(1, 1), (2, 3)])
 def test_sparse_counts_are_torchs_through_the_registered_formulas(case, block):
-    """FlopCounterMode counts the sparse operators by what they keep; tiles count whole, also where they hang over the edge."""
+    """FlopCounterMode counts the sparse operators by what they keep; tiles count whole, also where they hang over the
+    edge."""
     make, data = case
     x, y = data.batch(0)
     model = gs.sparsify(make(), 0.3, block=block, rng=generator())
@@ -148,7 +149,8 @@ def test_csst_costs_its_window():
 
 
 def whole_run(topology, steps: int, density: float = 0.1) -> tuple[gs.Ledger, float, float]:
-    """Ledger of a run on inputs that need a gradient (so every layer has all three parts), forward FLOPs sparse and dense."""
+    """Ledger of a run on inputs that need a gradient (so every layer has all three parts), forward FLOPs sparse and
+    dense."""
     model = gs.sparsify(mlp(), density, rng=generator(3))
     opt = OPTIMIZERS["nesterov"](model.parameters())
     x = FLAT.batch(0)[0].requires_grad_()
@@ -244,7 +246,8 @@ def test_the_dense_models_bytes():
 
 
 def test_sensing_bytes_and_the_peak():
-    """In a window: coordinates (8 bytes) and two moving buffers; the peak remembers it, and that it was freed shows after."""
+    """In a window: coordinates (8 bytes) and two moving buffers; the peak remembers it, and that it was freed shows
+    after."""
     model = gs.sparsify(mlp(dtype=torch.float32), 0.3, rng=generator(3))
     opt = OPTIMIZERS["nesterov"](model.parameters())
     rewirer = Rewirer(model, opt, gs.CSST(9, 4, 4, window=2, fraction=0.5, candidates="uniform"))
@@ -325,7 +328,8 @@ def test_dense_layers_are_in_the_account():
 
 
 def test_what_is_neither_linear_nor_conv2d_is_one_entry():
-    """Attention's projections are plain parameters: without the entry the ratio would be that of the two sparse layers alone."""
+    """Attention's projections are plain parameters: without the entry the ratio would be that of the two sparse layers
+    alone."""
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     gs.sparsify(model, 0.1)
     ledger = gs.Ledger(model, torch.randn(1, 5, 8))

@@ -1,4 +1,4 @@
-"""Multilevel training: coarse steps on a frozen support, fine ones that change it; what it is with none of the former."""
+"""Multilevel training: coarse steps on a frozen support, fine steps that change it, and the limits of both."""
 
 import copy
 
@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from cases import FLAT, IMAGES, convnet, generator, mlp, same_state, train
+from gossamer._errors import misfits
+from gossamer.training.stepper import Stepper
 
 LAM = 0.05
 RULES = {
@@ -45,7 +47,7 @@ def test_without_coarse_steps_it_is_the_rule_itself(name, make, data):
 
 
 def test_it_is_its_equations():
-    """One linear layer, written out densely: v off the support moves in fine steps only, by the whole gradient of that step."""
+    """One linear layer, written out densely: v off the support changes in fine steps only, by their dense gradient."""
     m, s, delta, lam, scale = 3, 0.02, 1.5, 0.1, 2.5
     net = gs.sparsify(nn.Sequential(nn.Linear(9, 6, bias=False)).double(), 0.4, rng=generator(), budget="pooled")
     w = gs.sparse_layers(net)["0"].to_dense().numpy()
@@ -85,13 +87,13 @@ def test_coarse_phases_freeze_the_support_and_what_is_off_it():
         if t % 5:
             assert multilevel.last is None and all(now[name].same(supports[name]) for name in supports)
             for name, before in cold.items():
-                assert torch.equal(multilevel._cold[name]["v"], before)
+                assert torch.equal(multilevel._cold.layers[name]["v"], before)
         else:
             assert multilevel.last is not None and multilevel.last.n == {name: s.n for name, s in now.items()}
             for name, s in now.items():
-                v = multilevel._cold[name]["v"]
+                v = multilevel._cold.layers[name]["v"]
                 assert bool((v.abs()[~s.mask()] <= LAM).all()) and bool((v.abs()[s.mask()] > LAM).all())
-        supports, cold = now, {name: state["v"].clone() for name, state in multilevel._cold.items()}
+        supports, cold = now, {name: state["v"].clone() for name, state in multilevel._cold.layers.items()}
     assert all(name in cold for name in now)
 
 
@@ -110,12 +112,12 @@ def test_gradients_of_several_passes_add_up():
         assert a.support.same(b.support) and torch.allclose(a.values, b.values, atol=1e-12)
 
 
-def test_a_gradient_made_in_blocks_is_the_same(monkeypatch):
-    from gossamer import multilevel as module
+def test_a_gradient_made_in_slices_is_the_same(monkeypatch):
+    from gossamer.training import fine_step as module
 
     whole, *parts = trainer("momentum", 1)
     train(whole, *parts, FLAT.batches(8))
-    monkeypatch.setattr(module, "BLOCK_NUMBERS", 40)
+    monkeypatch.setattr(module, "SLICE_NUMBERS", 40)
     blocks, *parts = trainer("momentum", 1)
     train(blocks, *parts, FLAT.batches(8))
     for a, b in zip(gs.sparse_layers(whole).values(), gs.sparse_layers(blocks).values(), strict=True):
@@ -162,9 +164,29 @@ def test_fit_drives_it_and_forgets_what_diverged():
     with pytest.raises(gs.Diverged):
         gs.fit(net, bad, optimizer, rewirer=multilevel)  # type: ignore[arg-type]
     assert (
-        not any(observer.seen() for observer in multilevel._observers.values())
+        not any(observer.seen() for observer in multilevel._own.observers.values())
         and before.keys() == net.state_dict().keys()
     )
+
+
+@pytest.mark.parametrize("make", [lambda: trainer("LinBreg", 3)[2], lambda: rewirer()], ids=["Multilevel", "Rewirer"])
+def test_what_drives_training_fits_one_protocol(make):
+    stepper = make()
+    assert misfits(stepper, Stepper) == []
+    events = [t for t in range(1, 25) if stepper.is_event(t)]
+    assert events and all(stepper.sense(t) is not None for t in events)
+    assert any(stepper.sense(t) is None for t in range(1, 25)) and stepper.problems(stepper.state_dict()) == []
+
+
+def rewirer():
+    net = sparse("csr")
+    return gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.RigL(stop=24, every=8))
+
+
+def test_the_states_of_a_rewirer_and_of_multilevel_are_not_mixed_up():
+    one, other = rewirer(), trainer("LinBreg", 3)[2]
+    assert one.problems(other.state_dict())[0].startswith("a state of a Rewirer has")
+    assert other.problems(one.state_dict())[0].startswith("a state of Multilevel has")
 
 
 def refusals():

@@ -1,4 +1,7 @@
-"""The native kernels: every build that can run here on every hard case, their threads, forks, refusals, and what happens without them."""
+"""The native kernels.
+
+Every build that can run here on every hard case; threads, forks, refusals; and what happens without the kernels.
+"""
 
 import os
 import subprocess
@@ -19,7 +22,7 @@ from safetensors.torch import save_file
 import gossamer as gs
 from cases import CONVS, SUPPORTS, Conv, generator, table
 from gossamer import laws
-from gossamer._backend import native
+from gossamer._backend import memory, native
 from gossamer._backend.dispatch import Kernel
 from gossamer._backend.index import native as index
 from gossamer._backend.index import op as index_op
@@ -233,7 +236,7 @@ def test_values_in_bfloat16(m):
 def test_memory_orders_are_turned(m, dtype, count):
     for shape in ((1, 1), (7, 3), (16, 16), (33, 129), (3, 2, 5, 7), (0, 4), (64, 3, 8, 8)):
         x = torch.randn(shape, generator=generator(), dtype=torch.float64).to(dtype)
-        y = native.like(x, *shape).fill_(torch.nan)
+        y = memory.new_batch_last(x, *shape).fill_(torch.nan)
         m.turn(x, y, count)
         assert torch.equal(y, x)
 
@@ -270,7 +273,7 @@ def test_row_sums(m, dtype):
     for shape in ((1, 1), (7, 3), (513, 5), (3, 2, 5, 7), (2, 3, 67, 71)):
         x = torch.randn(shape, generator=generator(), dtype=torch.float64).to(dtype)
         sums = torch.full((shape[1],), torch.nan, dtype=native.COMPUTED[dtype])
-        m.row_sums(native.batch_last(x), sums, 1)
+        m.row_sums(memory.fast_batch_last(x), sums, 1)
         assert torch.allclose(sums, x.double().sum([0, *range(2, x.dim())]).to(sums.dtype), rtol=1e-5, atol=1e-4)
 
 
@@ -282,7 +285,7 @@ def test_batch_normalisation(m, dtype, relu):
     rng = generator()
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
     for shape in ((2, 1), (7, 3), (513, 5), (3, 2, 5, 7), (2, 3, 67, 71)):
-        x, dy = (native.batch_last(3 + torch.randn(shape, generator=rng, dtype=dtype)) for _ in range(2))
+        x, dy = (memory.fast_batch_last(3 + torch.randn(shape, generator=rng, dtype=dtype)) for _ in range(2))
         for weight, bias in ((None, None), tuple(torch.randn(2, shape[1], generator=rng, dtype=dtype))):
             with laws.poisoned_memory():
                 y, dx = torch.empty_like(x), torch.empty_like(x)
@@ -365,12 +368,14 @@ import os, re, sys, warnings
 import torch
 import gossamer as gs
 from cases import CONVS, SUPPORTS
-from gossamer._backend import native
+from gossamer._backend import memory, native
 from gossamer.products.linear import native as linear
 from gossamer.products.conv2d import native as conv2d
 
 def products():
-    "Output and gradients of a linear layer and a convolution: tensors so small that torch works on them alone, even in a forked child."
+    '''Output and gradients of a linear layer and a convolution.
+
+    The tensors are so small that torch uses one thread for them, even in a forked child.'''
     found = []
     for layer, shape in (
         (gs.SparseLinear(127, 61, density=0.1, rng=torch.Generator().manual_seed(0)), (129, 127)),
@@ -395,8 +400,10 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 @linux
 @ABSENT
 def test_one_openmp_runtime_whose_threads_torch_counts():
-    """The process has one OpenMP library; the kernels start the threads that torch is set to, torch then starts none of its own, and
-    set to one thread the kernels do not wake the others."""
+    """The process has one OpenMP library, and the kernels start as many threads as torch is set to.
+
+    Torch then starts none of its own. Set to one thread, the kernels do not wake the others.
+    """
     said = python("""
         def tasks():
             return len(os.listdir("/proc/self/task"))
@@ -428,7 +435,8 @@ def test_one_openmp_runtime_whose_threads_torch_counts():
         run()
         print(sum(before[task] != ticks for task, ticks in busy().items() if task in before))
         with open("/proc/self/maps") as file:
-            print(len({os.path.realpath(path) for path in re.findall(r"\\S+/lib(?:gomp|omp|iomp5)[^/\\s]*", file.read())}))
+            print(len({os.path.realpath(path) for path in re.findall(r"\\S+/lib(?:gomp|omp|iomp5)[^/\\s]*",
+            file.read())}))
     """)
     assert said.split() == ["2", "0", "0", "1"]
 
@@ -436,7 +444,10 @@ def test_one_openmp_runtime_whose_threads_torch_counts():
 @linux
 @ABSENT
 def test_a_forked_child_runs_the_kernels_on_one_thread():
-    """It has none of its parent's OpenMP threads and would wait for them forever. Its numbers are those of one thread."""
+    """It has none of its parent's OpenMP threads and would wait for them forever.
+
+    Its numbers are those of one thread.
+    """
     python("""
         import signal
         torch.set_num_threads(1)
@@ -467,7 +478,9 @@ def test_data_loader_workers_run_sparse_layers():
         torch.set_num_threads(2)
         here = products()
         for workers in (2, 2):
-            loader = torch.utils.data.DataLoader(Rows(), batch_size=None, num_workers=workers, timeout=30, multiprocessing_context="fork")
+            loader = torch.utils.data.DataLoader(
+                Rows(), batch_size=None, num_workers=workers, timeout=30, multiprocessing_context="fork"
+            )
             assert close(list(loader), here[:6]) and same(products(), here)
     """)
 
@@ -617,7 +630,8 @@ def calls() -> dict[str, tuple[Callable[[], Any], str]]:
 
 @ABSENT
 def test_the_bindings_refuse_wrong_arguments():
-    """With a ValueError that names the argument and not with a crash, which is why they are asked in a process of their own."""
+    """With a ValueError that names the argument and not with a crash, which is why they are asked in a process of their
+    own."""
     said = python("""
         from test_native import calls
         for what, (call, word) in calls().items():
@@ -664,7 +678,8 @@ def hostile(request) -> tuple[Support, torch.Tensor, torch.Tensor, str]:
 
 
 def test_a_hostile_index_reaches_no_kernel(hostile, tmp_path):
-    """Refused as a support, in a state_dict and in a checkpoint, each time in Python; the layer is what it was and still runs."""
+    """Refused as a support, in a state_dict and in a checkpoint, each time in Python; the layer is what it was and
+    still runs."""
     s, crow, col, reason = hostile
     with pytest.raises(gs.UsageError, match=reason):
         Support.from_index(crow, col, s.shape)

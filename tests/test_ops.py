@@ -1,32 +1,29 @@
 """Operations: every kernel of every operation on every hard case, torch's own checks of the operators, and sensing."""
 
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
 from cases import CONVS, SUPPORTS, generator, table
 from gossamer import laws
 from gossamer._backend import dispatch as kernels
+from gossamer._backend import private_torch
 from gossamer._backend.dispatch import Kernel, always, choose, full_precision, why
 from gossamer.layouts import gather, scatter
 from gossamer.products.conv2d import op as csr_conv2d
+from gossamer.products.conv2d.reference import Geometry
 from gossamer.products.linear import op as csr_linear
 from gossamer.products.sense import op as csr_sense
 from gossamer.products.sense import reference as sense
 from gossamer.support import Support
 
-LINEAR, CONV2D = (
-    {
-        "forward": op.FORWARD,
-        "backward": op.BACKWARD,
-        "input_gradient": op.INPUT_GRADIENT,
-        "weight_gradient": op.WEIGHT_GRADIENT,
-    }
-    for op in (csr_linear, csr_conv2d)
-)
+LINEAR, CONV2D = csr_linear.KERNELS._asdict(), csr_conv2d.KERNELS._asdict()
 SENSE = {"sampled": csr_sense.SAMPLED, "strongest": csr_sense.STRONGEST}
 
 
@@ -99,8 +96,9 @@ def conv_arguments(name: str, batch: int = 2):
     return x, values, s, case.g
 
 
-def flat(s: Support) -> tuple:
-    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block
+def flat(s: Support, g: Geometry | None = None) -> tuple:
+    """A support and a geometry as an operator takes them."""
+    return s.crow, s.col, s.ccol, s.row, s.perm, *s.shape, *s.block, [v for pair in g or () for v in pair]
 
 
 @pytest.mark.parametrize("name", ["primes", "ragged tiles"])
@@ -109,25 +107,24 @@ def test_opcheck_linear(name):
     torch.library.opcheck(torch.ops.gossamer.csr_linear.default, (x, values, *flat(s)))
     dy = torch.randn(4, s.shape[0], dtype=torch.float64)
     for op, arguments in (
-        (torch.ops.gossamer.csr_linear_dx, (dy, values)),
-        (torch.ops.gossamer.csr_linear_dw, (dy, x, values)),
+        (torch.ops.gossamer.csr_linear_dx, (dy, values.detach(), *flat(s), [])),
+        (torch.ops.gossamer.csr_linear_dw, (dy, x.detach(), values.detach(), *flat(s))),
+        (torch.ops.gossamer.csr_linear_backward, (dy, x.detach(), values.detach(), *flat(s))),
     ):
-        torch.library.opcheck(
-            op.default, (*(t.detach() for t in arguments), *flat(s)), test_utils=("test_schema", "test_faketensor")
-        )
+        torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("name", ["all unlike", "ragged tiles"])
 def test_opcheck_conv2d(name):
     x, values, s, g = conv_arguments(name)
-    geometry = [v for pair in g for v in pair]
-    torch.library.opcheck(torch.ops.gossamer.csr_conv2d.default, (x, values, *flat(s), geometry))
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d.default, (x, values, *flat(s, g)))
     dy = torch.randn(2, s.shape[0], *g.out(*x.shape[2:]), dtype=torch.float64)
     tests = ("test_schema", "test_faketensor")
-    dx = (dy, values.detach(), *flat(s), geometry, *x.shape[2:])
+    dx = (dy, values.detach(), *flat(s, g), list(x.shape[2:]))
     torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dx.default, dx, test_utils=tests)
-    dw = (dy, x.detach(), values.detach(), *flat(s), geometry)
-    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dw.default, dw, test_utils=tests)
+    both = (dy, x.detach(), values.detach(), *flat(s, g))
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_dw.default, both, test_utils=tests)
+    torch.library.opcheck(torch.ops.gossamer.csr_conv2d_backward.default, both, test_utils=tests)
 
 
 @pytest.mark.parametrize("name", ["primes", "empty rows and columns", "tiles", "ragged corner only"])
@@ -147,7 +144,7 @@ def test_gradcheck_conv2d(name):
 
 @pytest.mark.parametrize("name", ["primes", "ragged tiles"])
 def test_leading_dimensions_are_a_batch(name):
-    """(..., cols) -> (..., rows): none, one, two leading dimensions, an empty batch, and inputs that are not contiguous."""
+    """(..., cols) -> (..., rows): no, one, two leading dimensions, an empty batch, inputs that are not contiguous."""
     _, values, s = linear_arguments(name)
     dense = scatter(values, s)
     for shape in ((s.shape[1],), (4, s.shape[1]), (2, 3, s.shape[1]), (0, s.shape[1])):
@@ -167,7 +164,8 @@ def test_outputs_have_the_batch_innermost():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_inputs_are_computed_in_the_dtype_of_the_values(dtype):
-    """Output and input gradient in the input's dtype, the weight gradient in float32, as if the input had been rounded first."""
+    """Output and input gradient in the input's dtype, the weight gradient in float32, as if the input had been rounded
+    first."""
     x, values, s = linear_arguments("primes", dtype=torch.float32)
     half = x.detach().to(dtype).requires_grad_()
     y = csr_linear.csr_linear(half, values, s)
@@ -196,6 +194,8 @@ REFUSALS = {
     "long image": (image(1, 3, 5, 5, dtype=torch.int64), "floating"),
     "channels": (image(1, 2, 5, 5), r"\(batch, 3,"),
     "no batch": (image(3, 5, 5), r"\(batch, 3,"),
+    "features": (vectors(2, 6), r"\(..., 7\)"),
+    "features of a single vector": (vectors(14), r"\(..., 7\)"),
 }
 
 
@@ -328,7 +328,8 @@ def test_top_k_takes_nan_last_and_never_fewer():
 
 
 def test_a_column_of_nan_is_never_preferred():
-    """An input feature that is NaN spoils the gradient of its column; the strongest others win, and as many as asked for."""
+    """An input feature that is NaN spoils the gradient of its column; the strongest others win, and as many as asked
+    for."""
     (dy, x), s, _ = operands(SUPPORTS["primes"])
     x = x.clone()
     x[:, 2] = float("nan")
@@ -361,3 +362,104 @@ def test_sensed_gradient_by_finite_differences(name):
         step = scatter(direction.view(sensed.shape), spots)
         slope = (loss(dense + step)[0] - loss(dense - step)[0]) / (2 * h)
         assert float(sensed.flatten()[k]) == pytest.approx(float(slope), rel=1e-5, abs=1e-6)
+
+
+# ---------------------------------------------------------------- private names of torch
+
+# Private by their spelling, but read by many libraries for years and without a public equal. All other names that torch
+# spells with one leading underscore belong into private_torch.py.
+IN_GENERAL_USE = {"_version", "_base", "_parameters", "_buffers", "_modules"}
+OBJECTS = (
+    nn.Linear(1, 1),
+    torch.optim.SGD([torch.zeros(1)]),
+    torch.zeros(1),
+    torch.autograd.Function,
+    torch.Generator(),
+)
+OF_OBJECTS = {name for thing in OBJECTS for name in dir(thing) if name[0] == "_" != name[1]}
+
+
+def is_private(name: str) -> bool:
+    in_general_use = name in IN_GENERAL_USE or name.endswith("_hooks") or name.startswith("_foreach_")
+    return name.startswith("_") and not name.startswith("__") and not in_general_use
+
+
+def path_of(node: ast.expr) -> list[str]:
+    """a.b.c as [a, b, c]; what is no such chain begins with an empty name."""
+    if isinstance(node, ast.Attribute):
+        return [*path_of(node.value), node.attr]
+    return [node.id] if isinstance(node, ast.Name) else [""]
+
+
+def private_names(source: str) -> Iterator[str]:
+    """Private names of torch that a file imports or reads.
+
+    That is below torch and what is imported from it, of any object but ``self``, or as the string of a ``getattr``.
+    """
+    nodes, from_torch = list(ast.walk(ast.parse(source))), {"torch"}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            paths = [(alias.name, alias.asname) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            paths = [(f"{node.module}.{alias.name}", alias.asname or alias.name) for alias in node.names]
+        else:
+            continue
+        for path, name in paths:
+            if path.split(".")[0] == "torch":
+                from_torch.add(name or "torch")
+                if any(map(is_private, path.split("."))):
+                    yield path
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            *above, name = path_of(node)
+        elif (
+            isinstance(node, ast.Call) and path_of(node.func) == ["getattr"] and isinstance(node.args[1], ast.Constant)
+        ):
+            above, name = path_of(node.args[0]), str(node.args[1].value)
+        else:
+            continue
+        if is_private(name) and (above[0] in from_torch or (name in OF_OBJECTS and above != ["self"])):
+            yield ".".join([*above, name])
+
+
+def test_private_names_of_torch_are_in_one_file():
+    package = Path(gs.__file__).parent
+    files = [p for p in package.rglob("*.py") if p != Path(private_torch.__file__)]
+    found = {str(p.relative_to(package)): list(private_names(p.read_text())) for p in files}
+    assert {p: names for p, names in found.items() if names} == {}
+    assert list(private_names(Path(private_torch.__file__).read_text()))
+
+
+def test_each_private_name_has_a_purpose():
+    """The table of the file lists what the file offers."""
+    table = [
+        line.split()[0] for line in private_torch.__doc__.splitlines() if line.startswith("    ") and line[4] != " "
+    ]
+    assert sorted(table[2:]) == sorted(private_torch.__all__)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch._C",
+        "from torch._C import _len_torch_dispatch_stack as modes",
+        "from torch._C._functorch import TransformType",
+        "from torch.nn.modules.batchnorm import _BatchNorm",
+        "import torch\nn = torch._C._current_graph_task_id()",
+        "import torch as t\nn = t._C",
+        "from torch.autograd import forward_ad\nlevel = forward_ad._current_level",
+        "def f(t): return t._is_view()",
+        "def f(m): return m.layers[0]._get_name()",
+        "import torch\nc = getattr(torch, '_C')",
+    ],
+)
+def test_a_private_name_is_noticed(source):
+    assert len(set(private_names(source))) >= 1
+
+
+def test_names_in_general_use_are_free():
+    names = (
+        "torch._foreach_add(a, b), t._version, m._buffers, m._forward_hooks, self._values, t.__class__, row._replace()"
+    )
+    source = f"import torch\nx = {names}"
+    assert list(private_names(source)) == []

@@ -1,6 +1,8 @@
 """Penalties: the laws over the table, worked examples, the level of every entry, refusals."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -103,7 +105,7 @@ REFUSALS = {
     "infinite lambda": lambda: gs.NonNegativeL1(math.inf),
     "negative lambda of the logarithm": lambda: gs.LogL1(-1.0),
     "beta of zero": lambda: gs.LogL1(1.0, beta=0.0),
-    "a group nobody knows": lambda: gs.GroupL1(1.0, "colour"),
+    "an unknown group": lambda: gs.GroupL1(1.0, "colour"),
     "rows of the logarithm": lambda: gs.LogL1(1.0, group="row"),
     "shrinking what is no group": lambda: gs.LogL1(1.0, shrinking=True),
     "nothing to keep": lambda: gs.TopK(0),
@@ -117,6 +119,20 @@ REFUSALS = {
 def test_misuse_is_refused(case):
     with pytest.raises(gs.UsageError):
         case()
+
+
+@dataclass(frozen=True)
+class Half(penalties.L1):
+    """Says that it is adaptive, and has no running magnitudes."""
+
+    adaptive: ClassVar[bool] = True
+
+
+def test_an_adaptive_penalty_is_told_what_it_lacks():
+    with pytest.raises(
+        gs.UsageError, match=r"(?s)no magnitudes\(w\).*no weights\(r, w\).*no batched_weights\(rs, ws\)"
+    ):
+        gs.XRDA(Half(0.1))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The planner: what is measured, how the choice follows from it, and that a model of several layouts is one model. No assertion on time."""
+"""The planner: what is measured, how the choice follows from it, and that a model of several layouts is one model. No
+assertion on time."""
 
 import copy
 import json
@@ -14,8 +15,8 @@ from torch import nn
 
 import gossamer as gs
 from cases import FLAT, IMAGES, SGD, convnet, generator, mlp, same_state, same_supports, table, train
-from gossamer._plan import SECANTS, break_even
-from gossamer._timing import Candidate, Work, layer_of, timed
+from gossamer._plan.break_even import SECANTS, break_even
+from gossamer._plan.timing import Candidate, Work, layer_of, timed
 from gossamer.cli.progress import Silent
 from gossamer.products.conv2d.reference import Geometry
 
@@ -32,7 +33,8 @@ def clock(
     tiles: float = 50.0,
     cost: Callable[[Work], float] = lambda work: 1.0,
 ) -> Callable:
-    """A timer: seconds by layout, csr ``fixed`` + ``each`` density, tiles a constant; channels-last costs a half more; times ``cost``."""
+    """A timer: seconds by layout, csr ``fixed`` + ``each`` density, tiles a constant; channels-last costs a half more;
+    times ``cost``."""
 
     def timer(work: Work, candidates: list[Candidate]) -> list[float]:
         found = []
@@ -109,7 +111,7 @@ def test_a_mixture_is_weighed_against_a_network_without_conversions():
 
 
 @pytest.mark.parametrize(("tiles", "layout"), [(3.0, "csr"), (40.0, "masked")])
-def test_the_unit_asked_for_is_the_one_compared(tiles, layout):
+def test_the_block_asked_for_is_the_one_compared(tiles, layout):
     plan = planned(timer=clock(fixed=0.0, each=0.0, tiles=tiles), block=(4, 1))
     assert set(plan.layouts.values()) == {layout} and "csr 4x1" in str(plan)
     assert all(row.block == (4, 1) and row.sparse == tiles for row in plan.rows)
@@ -400,7 +402,7 @@ NO_PLANS = {
     "a number": (lambda: "3", "this is not a plan"),
     "other JSON": (lambda: "{}", "KeyError"),
     "another format": (lambda: text(format="plan"), "format 'plan'"),
-    "a later version": (lambda: text(version=2), "version 2"),
+    "a later version": (lambda: text(version=3), "version 3"),
     "a key too few": (lambda: text(threads=None), "threads"),
     "a key too many": (lambda: text(colour="red"), "colour"),
     "a row with another key": (lambda: text(row={"colour": "red"}), "colour"),
@@ -510,7 +512,7 @@ def test_a_network_with_csr_layers_is_kept_batch_last(case):
 
 
 REFUSALS = {
-    "no input shape": ({"layout": "auto"}, "must know their inputs"),
+    "no input shape": ({"layout": "auto"}, "needs to know their inputs"),
     "an input shape for nothing": ({"layout": "csr", "input_shape": (8, 13)}, 'input_shape is for layout="auto" alone'),
     "misspelt": ({"layout": "autol"}, "did you mean 'auto'"),
     "a layer the plan has not": ({"layout": planned(mlp(), exclude="2")}, r"2 is not in the plan"),
@@ -655,7 +657,7 @@ def config(**more):
 def runs(monkeypatch):
     """The module of runs, its plans made by a clock that gives the first layer to csr; and how many were made."""
     pytest.importorskip("jsonargparse")
-    from gossamer.cli import run as runs
+    from gossamer.cli import building, run
 
     made = []
 
@@ -668,10 +670,10 @@ def runs(monkeypatch):
         )
         return chosen
 
-    monkeypatch.setattr(runs, "plan", fake)
-    runs.measured_plan.cache_clear()
-    yield runs, made
-    runs.measured_plan.cache_clear()
+    monkeypatch.setattr(building, "plan", fake)
+    building.measured_plan.cache_clear()
+    yield run, made
+    building.measured_plan.cache_clear()
 
 
 def test_a_run_follows_its_plan_and_says_where_sparse_wins(runs, tmp_path, capsys):
@@ -710,12 +712,14 @@ class Presses(Silent):
 
 def test_a_resumed_run_follows_the_plan_in_its_folder(runs, tmp_path, monkeypatch):
     """Even where another measurement would choose otherwise."""
+    from gossamer.cli import building
+
     runs, _ = runs
     whole = runs.run(config(), tmp_path / "whole")
     with pytest.raises(runs.Stopped):
         runs.run(config(), tmp_path / "parts", watch=Presses())
-    runs.measured_plan.cache_clear()
-    monkeypatch.setattr(runs, "plan", lambda *_, **__: pytest.fail("measured again"))
+    building.measured_plan.cache_clear()
+    monkeypatch.setattr(building, "plan", lambda *_, **__: pytest.fail("measured again"))
     parts = runs.run(config(), tmp_path / "parts", resume=True)
     assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
 
@@ -723,6 +727,6 @@ def test_a_resumed_run_follows_the_plan_in_its_folder(runs, tmp_path, monkeypatc
 def test_a_shrinking_support_is_planned_at_its_end(runs, tmp_path):
     runs, made = runs
     result = runs.run(
-        config(method={"name": "csst", "every": 4, "last_every": 5, "window": 3, "start": 3.0}), tmp_path / "a"
+        config(method={"name": "csst", "every": 4, "last_every": 5, "window": 3}, start=3.0), tmp_path / "a"
     )
     assert made[0]["density"] == 0.3 and result["layouts"]["fc1"] == "csr"

@@ -1,4 +1,4 @@
-"""Recovery: operators and solvers under their laws, transcriptions of the papers, parity with other libraries, acceptance numbers."""
+"""Recovery: operators and solvers under their laws, transcriptions of papers, other libraries, acceptance numbers."""
 
 import math
 import weakref
@@ -12,8 +12,10 @@ from scipy.sparse import linalg
 import gossamer as gs
 from cases import EXACT, OPERATORS, gaussian_problem, generator, normal, table
 from gossamer import laws, recover
-from gossamer.recover import operators, recovery, theory
-from gossamer.recover.basis_pursuit import basis_pursuit
+from gossamer.recover import basis_pursuit, gates, theory
+from gossamer.recover.operators import gated_relu
+from gossamer.recover.solvers import thresholding
+from gossamer.recover.solvers.aiht import refined
 
 # ---------------------------------------------------------------- operators
 
@@ -52,7 +54,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
     X, h = normal(21, 4), normal(70, 4, seed=1)
     whole, r = recover.GatedReLU(X, h), normal(21, seed=2)
     seeded = recover.GatedReLU.random(X, 200, seed=3)
-    monkeypatch.setattr(operators, "BLOCK_NUMBERS", 60)
+    monkeypatch.setattr(gated_relu, "BLOCK_NUMBERS", 60)
     parts = recover.GatedReLU(X, h)
     assert torch.equal(parts.bits, whole.bits) and len(list(parts.adjoint(r))) > 10
     torch.testing.assert_close(parts.rmatvec(r), whole.rmatvec(r))
@@ -64,9 +66,9 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
 
 
 def test_generators_are_the_same_whoever_asks():
-    some = operators.random_generators(7, range(60, 75), 3)
-    assert torch.equal(some, operators.random_generators(7, range(200), 3)[60:75])
-    assert not torch.equal(some, operators.random_generators(8, range(60, 75), 3))
+    some = gates.random_generators(7, range(60, 75), 3)
+    assert torch.equal(some, gates.random_generators(7, range(200), 3)[60:75])
+    assert not torch.equal(some, gates.random_generators(8, range(60, 75), 3))
 
 
 def test_gates_are_idempotent():
@@ -111,8 +113,8 @@ def test_inflated_solvers_return_s(name):
 def test_the_threshold_counts_exactly_and_prefers_low_ids():
     z = torch.tensor([1.0, -1.0, 0.0, 1.0, 0.5, -1.0])
     for s, expected in ((0, []), (1, [0]), (3, [0, 1, 3]), (4, [0, 1, 3, 5]), (6, [0, 1, 3, 4, 5])):
-        assert recovery.hard(torch.arange(6), z, s)[0].tolist() == expected
-    stream = recovery.Largest(3, z)
+        assert thresholding.hard(torch.arange(6), z, s)[0].tolist() == expected
+    stream = thresholding.Largest(3, z)
     for first in range(0, 6, 2):
         stream.offer(first, z[first : first + 2])
     assert stream.ids.tolist() == [0, 1, 3]
@@ -122,9 +124,10 @@ def test_the_threshold_counts_exactly_and_prefers_low_ids():
 def test_streamed_sensing_is_the_exact_top(blocks):
     g = torch.randint(-4, 5, (20,), generator=generator(1)).double()  # many ties
     A = recover.Dense(torch.eye(20, dtype=torch.float64))
-    A.adjoint = lambda r: ((i * (20 // blocks), part) for i, part in enumerate(r.split(20 // blocks)))  # type: ignore[method-assign]
+    width = 20 // blocks
+    A.adjoint = lambda r: ((i * width, part) for i, part in enumerate(r.split(width)))  # type: ignore[method-assign]
     S = torch.tensor([2, 11, 19])
-    ids, values = recovery.sense(A, g, S, 4)
+    ids, values = thresholding.sense(A, g, S, 4)
     off = sorted((i for i in range(20) if i not in S and g[i] != 0), key=lambda i: (-abs(float(g[i])), i))[:4]
     assert ids.tolist() == sorted([*S.tolist(), *off]) and torch.equal(values, g[ids])
 
@@ -232,8 +235,6 @@ def test_amp_is_the_paper():
 def test_refinement_never_raises_the_objective():
     A, _, y = HARD
     x, values = torch.zeros(15, dtype=torch.float64), []
-    from gossamer.recover.aiht import refined
-
     for _ in range(5):
         values.append(float((y - A[:, :15] @ x).norm()))
         x = refined(A[:, :15], y, x, 1)
@@ -329,8 +330,8 @@ def test_amp_and_l1_are_on_their_side_of_the_transition():
             assert (float((solve(A, y).dense() - x).norm()) < 1e-2 * float(x.norm())) is good
 
 
-CURVE = {.05: .1544, .1: .1894, .15: .2178, .2: .2433, .25: .2674, .3: .2908, .4: .3373, .5: .3857, .6: .4384, .7: .4988, .8: .5733,
-         .9: .6782, .95: .7601}  # fmt: skip
+CURVE = {.05: .1544, .1: .1894, .15: .2178, .2: .2433, .25: .2674, .3: .2908, .4: .3373, .5: .3857, .6: .4384,
+         .7: .4988, .8: .5733, .9: .6782, .95: .7601}  # fmt: skip
 POSITIVE = {.05: .1889, .1: .2410, .2: .3259, .5: .5582, .8: .8103, .95: .9507}  # fmt: skip
 
 
@@ -452,7 +453,7 @@ def test_gates_are_packed_block_by_block():
             yield block
             del block
 
-    bits = operators.packed(blocks())
+    bits = gates.packed(blocks())
     assert bits.shape == (30, 2) and max(most) <= 2
 
 
@@ -488,3 +489,9 @@ def test_a_large_operator_is_never_made(monkeypatch):
     monkeypatch.setattr(recover.Gaussian, "columns", lambda self, ids: most.append(ids.numel()) or real(self, ids))
     torch.testing.assert_close(recover.niht(A, A.matvec(x), 3).dense(), x, atol=1e-6, rtol=0)
     assert max(most) <= 6
+
+
+def test_no_module_hides_a_function():
+    """``gossamer.recover.iht`` is the function, whatever was imported before."""
+    assert all(callable(getattr(recover, name)) for name in recover.SOLVERS)
+    assert all(hasattr(recover, name) for name in recover.__all__)

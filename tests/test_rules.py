@@ -1,4 +1,4 @@
-"""Rules: each against an independent transcription of its equations, the reductions that tie them together, and the shell around them."""
+"""Rules: each against an independent transcription of its equations, reductions of one to another, the optimizer."""
 
 import copy
 import math
@@ -131,7 +131,8 @@ def adaptive(kind, shape, shrinking=False):
 @pytest.mark.parametrize("kind", [None, "kernel", "channel"])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_xrda_is_the_authors_program_and_the_paper(shape, kind, accumulate):
-    """Written from the order of the program's lines: decay, magnitudes, weight, backward step, averaging, momentum, step, threshold."""
+    """Written from the order of the program's lines: decay, magnitudes, weight, backward step, averaging, momentum,
+    step, threshold."""
     lam, F, Tm, Tb, wd, s0, N = 0.02, 30.0, 0.7, 0.4, 0.05, 0.3, 15
     mag, root = adaptive(kind, shape)
     p = start(shape)

@@ -7,9 +7,11 @@ import pytest
 
 import gossamer as gs
 from cases import table
+from gossamer.cli.building import build
+from gossamer.cli.catalog import OPTIMIZERS
 from gossamer.cli.config import parse
-from gossamer.cli.optimizers import OPTIMIZERS
-from gossamer.cli.run import build, run
+from gossamer.cli.parts import is_rule
+from gossamer.cli.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -20,54 +22,67 @@ TINY = {
     "batch": 16,
     "threads": 1,
 }  # six steps per epoch
-SHADOW = {"method": {"name": "proximal", "initial": 0.5}, "layout": "shadow"}
+SHADOW = {"method": "proximal", "initial": 0.5, "layout": "shadow"}
+STEERED = {"name": "targetdensity", "every": 1}
+RULES = {  # with what the runs of the experiments have, in short
+    "proxsgd": {"lr": 0.5, "penalty": {"name": "l1", "lam": 1e-4}, "momentum": 0.9},
+    "iht": {"lr": 0.5},
+    "rda": {"lr": 0.1, "penalty": {"name": "l1", "lam": 1e-6}},
+    "xrda": {"lr": 0.5, "penalty": {"name": "logl1", "lam": 1e-5}, "weight_decay": 5e-4},
+    "linbreg": {"lr": 0.5, "penalty": {"name": "l1", "lam": 0.1}, "momentum": 0.9},
+    "adabreg": {"lr": 1e-3, "penalty": {"name": "l1", "lam": 0.1}},
+}
+
+
+def rule(name, **more):
+    return {"name": name, **RULES[name], **more}
 
 
 def tiny(**more):
     return parse({**TINY, **more}, "test")
 
 
-@pytest.mark.parametrize("name", [name for name, kind in OPTIMIZERS.items() if kind.shrinks])
+@pytest.mark.parametrize("name", [name for name, one in OPTIMIZERS.items() if is_rule(one)])
 def test_every_shrinking_optimizer_trains(name, tmp_path):
-    result = run(tiny(**SHADOW, optimizer=name), tmp_path)
+    result = run(tiny(**SHADOW, optimizer=rule(name)), tmp_path)
     assert result["status"] == "finished" and result["events"] is None and not result["simulated"]
 
 
 @pytest.mark.parametrize("name", ["proxsgd", "rda", "xrda", "linbreg", "adabreg"])
 def test_a_run_ends_at_the_density_asked_for(name, tmp_path):
     result = run(
-        tiny(method={"name": "proximal", "initial": 0.5, "target": True, "gain": 0.5}, layout="shadow", optimizer=name),
+        tiny(**SHADOW, target=STEERED, gain=0.5, optimizer=rule(name)),
         tmp_path,
     )
     assert result["density"] == pytest.approx(0.2, abs=0.005)
 
 
 def test_a_multilevel_run_ends_at_the_density_asked_for(tmp_path):
-    method = {"name": "multilevel", "coarse": 2, "initial": 0.1, "target": True}
-    result = run(tiny(method=method, optimizer={"name": "linbreg", "lr": 0.1, "lam": 0.1}), tmp_path)
+    more = {"initial": 0.1, "target": {"name": "targetdensity", "every": 3}, "optimizer": rule("linbreg", lr=0.1)}
+    result = run(tiny(method={"name": "multilevel", "coarse": 2}, **more), tmp_path)
     assert (
         result["density"] == pytest.approx(0.2, abs=0.01) and result["events"] == 10 and result["flops"]["sensing"] > 0
     )
 
 
 REFUSALS = {
-    "proximal on compact values": ({"method": "proximal", "optimizer": "linbreg"}, "layout"),
+    "proximal on compact values": ({"method": "proximal", "optimizer": rule("linbreg")}, "layout"),
     "shadow with a topology": ({"method": "set", "layout": "shadow"}, "layout"),
     "proximal without a penalty": ({**SHADOW, "optimizer": "sgd"}, "makes none"),
-    "multilevel without a mirror": ({"method": "multilevel", "optimizer": "proxsgd"}, "mirror"),
-    "multilevel in masks": ({"method": "multilevel", "optimizer": "linbreg", "layout": "masked"}, "layout"),
-    "multilevel clipped": ({"method": "multilevel", "optimizer": "linbreg", "clip": 1.0}, "clip"),
-    "multilevel of tiles": ({"method": "multilevel", "optimizer": "linbreg", "block": [2, 2]}, "single weights"),
-    "a penalty on a fixed support": ({"method": "static", "optimizer": "linbreg"}, "keeps the support"),
-    "null models of a penalty": ({**SHADOW, "optimizer": "linbreg", "null_models": True}, "null models"),
-    "negative lambda": ({**SHADOW, "optimizer": {"name": "linbreg", "lam": -1.0}}, "lam"),
-    "averaging above 1": ({**SHADOW, "optimizer": {"name": "xrda", "averaging": 1.5}}, "averaging"),
+    "multilevel without a mirror": ({"method": "multilevel", "optimizer": rule("proxsgd")}, "mirror"),
+    "multilevel in masks": ({"method": "multilevel", "optimizer": rule("linbreg"), "layout": "masked"}, "layout"),
+    "multilevel clipped": ({"method": "multilevel", "optimizer": rule("linbreg"), "clip": 1.0}, "clip"),
+    "multilevel of tiles": ({"method": "multilevel", "optimizer": rule("linbreg"), "block": [2, 2]}, "single weights"),
+    "a penalty on a fixed support": ({"method": "static", "optimizer": rule("linbreg")}, "keeps the support"),
+    "null models of a penalty": ({**SHADOW, "optimizer": rule("linbreg"), "null_models": True}, "null models"),
+    "negative lambda": ({**SHADOW, "optimizer": rule("linbreg", penalty={"name": "l1", "lam": -1.0})}, "lam"),
+    "averaging above 1": ({**SHADOW, "optimizer": rule("xrda", averaging=1.5)}, "averaging"),
     "an initial density of zero": (
-        {"method": {"name": "proximal", "initial": 0.0}, "layout": "shadow", "optimizer": "linbreg"},
+        {**SHADOW, "initial": 0.0, "optimizer": rule("linbreg")},
         "density",
     ),
     "half a coarse step less than none": (
-        {"method": {"name": "multilevel", "coarse": -1}, "optimizer": "linbreg"},
+        {"method": {"name": "multilevel", "coarse": -1}, "optimizer": rule("linbreg")},
         "coarse",
     ),
 }
@@ -82,7 +97,7 @@ def test_what_does_not_go_together_is_refused(case):
 
 def test_hard_thresholding_has_no_strength_to_steer():
     with pytest.raises(gs.UsageError, match="no strength"):
-        build(tiny(method={"name": "proximal", "target": True}, layout="shadow", optimizer="iht"))
+        build(tiny(**SHADOW, target=STEERED, optimizer=rule("iht")))
 
 
 def test_the_tables_say_what_the_runs_recorded(tmp_path, monkeypatch):
@@ -90,7 +105,7 @@ def test_the_tables_say_what_the_runs_recorded(tmp_path, monkeypatch):
     shrinking = importlib.import_module("shrinking")
     dense = run(tiny(method="dense"), tmp_path / "dense")
     for seed in (0, 1):
-        run(tiny(**SHADOW, optimizer="linbreg", seed=seed), tmp_path / f"linbreg{seed}")
+        run(tiny(**SHADOW, optimizer=rule("linbreg"), seed=seed), tmp_path / f"linbreg{seed}")
     runs = shrinking.collect(tmp_path)
     text, points = shrinking.curve([row for row in runs if row["config"]["method"]["name"] != "dense"])
     assert (

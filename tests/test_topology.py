@@ -738,7 +738,7 @@ REFUSALS = {
     "csst too large a fraction": (lambda: gs.CSST(100, fraction=10), r"in \(0, 1\]"),
     "csst window in halves": (lambda: gs.CSST(100, window=2.5), "a whole number"),
     "csst fan-in": (lambda: gs.CSST(100, min_fan_in=-1), "min_fan_in must be at least 0"),
-    "csst final": (lambda: gs.CSST(100, final_density=2), "density is the share"),
+    "csst final": (lambda: gs.CSST(100, final_density=2), "density is the fraction"),
     "snfs decay of one": (lambda: gs.SNFS(100, 10, decay=1.0), r"lies in \[0, 1\)"),
     "a function for a topology": (lambda: sparse_run(gs.CSST), "topology must be a Topology"),
     "csst count": (lambda: gs.CSST(100, count=0), "count must be at least 1"),
@@ -758,7 +758,7 @@ REFUSALS = {
     "set drop": (lambda: gs.SET(100, drop_fraction=30), "drop_fraction is a fraction"),
     "snfs drop": (lambda: gs.SNFS(100, 10, drop_fraction=2), "drop_fraction is a fraction"),
     "snfs decay": (lambda: gs.SNFS(100, 10, decay=-1.0), r"lies in \[0, 1\)"),
-    "gmp final": (lambda: gs.GMP(100, final_density=0.0), "share of weights"),
+    "gmp final": (lambda: gs.GMP(100, final_density=0.0), "fraction of the weights"),
     "gmp budget": (lambda: sparse_run(gs.GMP(100, final_density=0.1, budget="erl")), "did you mean 'er"),
     "gmp budget of an unknown layer": (
         lambda: sparse_run(gs.GMP(100, final_density=0.1, budget={"1": 0.1})),

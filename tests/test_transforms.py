@@ -1,4 +1,7 @@
-"""Foreign hands: whatever torch does to functions and modules gives the dense network's numbers, or is refused in a sentence."""
+"""Transforms of torch.
+
+Each gives the dense network's numbers on a sparse one, or refuses it with a sentence.
+"""
 
 import copy
 import io
@@ -291,7 +294,7 @@ def test_autocast():
 
 
 def test_kernels_refuse_what_they_cannot_see():
-    """The last line of defence, for whoever calls them by hand, and for sensing: it measures no gradient of torch.func."""
+    """Kernels that are called directly refuse; so does sensing, which measures no gradient of torch.func."""
     s, seen = SUPPORTS["primes"], []
     layer = gs.SparseLinear(7, 13, support=s, dtype=torch.float64)
     layer.observe(lambda dy, x: seen.append(layer.sensed(dy, x, s.outside(torch.arange(3))))).open()

@@ -24,7 +24,12 @@ from ._schedules import (
     step_of,
     warm_up,
 )
-from .convert.sparsify import Report, densify, parameter_groups, reinitialise_, sparsify
+from .convert.compaction.compact import compact
+from .convert.densify import densify
+from .convert.groups import parameter_groups
+from .convert.initial import reinitialise_
+from .convert.report import Report
+from .convert.sparsify import sparsify
 from .layers import SparseConv2d, SparseLayer, SparseLinear, sparse_layers
 from .layouts import CSR, LAYOUTS, MASKED, SHADOW, Layout
 from .ledger import Ledger, cost_model
@@ -71,7 +76,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaBreg", "allocate_fixed", "allocate_pooled", "Annealed", "AveragedModel", "averaging", "block_norm", "BUDGETS",
-    "checkpoint", "choose", "constant", "cosine", "cosine_pair", "cost_model", "CSR", "CSST", "cubic", "densify",
+    "checkpoint", "choose", "compact", "constant", "cosine", "cosine_pair", "cost_model", "CSR", "CSST", "cubic", "densify",
     "Diverged", "drop_by_magnitude", "drop_by_sign", "er", "erk", "Event", "event", "Events",
     "exchange_by_projection", "exchange_fraction", "fit", "GMP", "GroupL1", "grow_random", "grow_sensed", "growing",
     "halving", "halving_pair", "keep_freed_memory", "Kernel", "L1", "laws", "LayerState", "Layout", "LAYOUTS",

@@ -3,10 +3,10 @@
     uniform   the same density everywhere, the first layer dense                 (RigL, section 3)
     er        density_l  proportional to (out + in) / (out in)                   (SET, Mocanu et al. 2018)
     erk       density_l  proportional to (sum of dims) / (product of dims)       (RigL, section 3: Erdos-Renyi-Kernel)
-    pooled    the same density everywhere, no exception: one pool of weights     (starting point of topologies that move the budget)
+    pooled    the same density everywhere, the first layer included              (where allocate="pooled" starts)
 
-er and erk solve for the factor epsilon with  sum_l density_l N_l = density N;  a layer that would exceed 1 is set to 1
-and epsilon is solved again for the others, until none does.
+er and erk solve  sum_l density_l N_l = density N  for the factor of proportionality epsilon. A layer whose density
+would exceed 1 is set to 1. Then epsilon is solved again for the other layers, until no density exceeds 1.
 """
 
 import math
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ._errors import UsageError, check_density, nearest
 
-Shapes = Sequence[Sequence[int]]
-Budget = Callable[[Shapes, float], list[float]]
+Shapes = Sequence[Sequence[int]]  # of the weights: (out, in) or (out, in, height, width)
+Budget = Callable[[Shapes, float], list[float]]  # (shapes, global density) -> density of each layer
 
 
 def pooled(shapes: Shapes, density: float) -> list[float]:
@@ -24,18 +24,18 @@ def pooled(shapes: Shapes, density: float) -> list[float]:
 
 
 def uniform(shapes: Shapes, density: float, dense_first: bool = True) -> list[float]:
-    """The same density for every layer but the first, which stays dense: the total is above ``density`` by that."""
+    """The same density for every layer except the first, which stays dense. So the total is above ``density``."""
     check_density("uniform", density)
     return [1.0 if dense_first and i == 0 and len(shapes) > 1 else density for i in range(len(shapes))]
 
 
 def er(shapes: Shapes, density: float) -> list[float]:
-    """Erdos-Renyi: larger layers get lower densities; kernel sizes do not count."""
+    """Erdos-Renyi: larger layers get lower densities. The size of a convolution's kernel does not count."""
     return _proportional([(s[0] + s[1]) / (s[0] * s[1]) for s in shapes], shapes, check_density("er", density))
 
 
 def erk(shapes: Shapes, density: float) -> list[float]:
-    """Erdos-Renyi-Kernel: as :func:`er`, kernel height and width counted as dimensions."""
+    """Erdos-Renyi-Kernel: as :func:`er`, but height and width of a kernel count as dimensions."""
     return _proportional([sum(s) / math.prod(s) for s in shapes], shapes, check_density("erk", density))
 
 
@@ -43,10 +43,11 @@ BUDGETS: dict[str, Budget] = {"uniform": uniform, "er": er, "erk": erk, "pooled"
 
 
 def _proportional(raw: Sequence[float], shapes: Shapes, density: float) -> list[float]:
+    """Densities epsilon raw_l, at most 1 each, whose mean over all weights is ``density``."""
     sizes = [math.prod(s) for s in shapes]
     dense: set[int] = set()
     while True:
-        left = density * sum(sizes) - sum(sizes[i] for i in dense)  # blocks for the layers that are not dense
+        left = density * sum(sizes) - sum(sizes[i] for i in dense)  # weights for the layers that are not dense
         weighted = sum(raw[i] * sizes[i] for i in range(len(sizes)) if i not in dense)
         if weighted == 0:
             return [1.0] * len(sizes)
@@ -60,22 +61,26 @@ def _proportional(raw: Sequence[float], shapes: Shapes, density: float) -> list[
 def resolve(
     budget: str | Budget | Mapping[str, float], names: Sequence[str], shapes: Shapes, density: float, who: str
 ) -> list[float]:
-    """Densities of the named layers by a budget's name, a function (shapes, density) -> densities, or a mapping layer name -> density."""
-    if isinstance(budget, Mapping):
-        for name in budget:
-            if name not in names:
-                raise UsageError(
-                    who,
-                    f"budget names a layer that is not among the sparse ones: {name!r}{nearest(name, names)}",
-                    reasons=names,
-                )
-        return [check_density(who, budget.get(name, density)) for name in names]
+    """The density of each named layer.
+
+    Args:
+        budget: a name of :data:`BUDGETS`; a function (shapes, density) -> densities; or a mapping from names of layers
+            to densities, where a layer that it does not name gets ``density``.
+        who: the function that refuses, for messages.
+
+    Raises: UsageError for an unknown budget or layer, and for densities outside (0, 1].
+    """
     if isinstance(budget, str):
         if budget not in BUDGETS:
-            raise UsageError(
-                who, f"unknown budget {budget!r}{nearest(budget, BUDGETS)}", remedy=f"one of {', '.join(BUDGETS)}"
-            )
+            what = f"unknown budget {budget!r}{nearest(budget, BUDGETS)}"
+            raise UsageError(who, what, remedy=f"one of {', '.join(BUDGETS)}")
         budget = BUDGETS[budget]
+    if not callable(budget):
+        unknown = next((name for name in budget if name not in names), None)
+        if unknown is not None:
+            what = f"budget names a layer that is not among the sparse ones: {unknown!r}{nearest(unknown, names)}"
+            raise UsageError(who, what, reasons=names)
+        return [check_density(who, budget.get(name, density)) for name in names]
     if not shapes:
         return []
     densities = list(budget(shapes, density))
@@ -84,8 +89,16 @@ def resolve(
     return [check_density(who, d) for d in densities]
 
 
-def blocks(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
-    """Whole blocks per layer, at least 1 each, at most the layer's total, in sum the rounded total (largest remainder, lower index)."""
+def counts(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
+    """Blocks of each layer, as whole numbers, by the method of the largest remainder.
+
+    Of equal remainders the layer of lower index comes first. Each layer gets at least 1 block and at most its total.
+    The sum is the rounded sum of density * total, where these bounds allow it.
+
+    Args:
+        densities: of each layer, in (0, 1].
+        totals: blocks of each dense layer.
+    """
     exact = [d * n for d, n in zip(densities, totals, strict=True)]
     whole = [min(max(1, math.floor(e + 1e-9)), n) for e, n in zip(exact, totals, strict=True)]
     spare = round(sum(exact)) - sum(whole)
@@ -95,25 +108,33 @@ def blocks(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
         if whole[i] < totals[i]:
             whole[i] += 1
             spare -= 1
-    while (
-        spare < 0 and max(whole) > 1
-    ):  # layers that were lifted to 1 block took more than there was: the most generous give it back
+    # Layers that were raised to 1 block may have taken too many: the layer most above its exact number gives one back.
+    while spare < 0 and max(whole) > 1:
         i = max((i for i in range(len(whole)) if whole[i] > 1), key=lambda i: (whole[i] - exact[i], whole[i]))
         whole[i] -= 1
         spare += 1
     return whole
 
 
-Counts = Mapping[str, int]
+Counts = Mapping[str, int]  # name of a layer -> blocks
 
 
-def frozen_ends(asked: float, totals: Counts, start: Counts, final: Counts, frozen: Iterable[str]) -> str | None:
-    """Where the density ends if the frozen among these layers keep the blocks they have, in a sentence; None where nothing changes by it."""
+def frozen_warning(asked: float, totals: Counts, start: Counts, final: Counts, frozen: Iterable[str]) -> str | None:
+    """A warning that frozen layers keep their blocks, with the density at which the run ends.
+
+    Returns: None where that changes nothing.
+
+    Args:
+        asked: the density that was asked for.
+        totals, start, final: blocks of each layer if it were dense, at the start, and as asked for at the end.
+        frozen: names of the layers that do not change.
+    """
     kept = [name for name in frozen if start[name] != final[name]]
     if not kept:
         return None
-    ends = sum(start[name] if name in kept else final[name] for name in totals) / sum(totals.values())
+    end = sum(start[name] if name in kept else final[name] for name in totals) / sum(totals.values())
     held = ", ".join(
         f"{name} keeps {start[name]:,} of {totals[name]:,}, where {final[name]:,} are asked for" for name in kept
     )
-    return f"the sparse layers will end at density {ends:.4g}, not {asked:.4g}: frozen layers (requires_grad=False) do not change; {held}"
+    what = f"the sparse layers will end at density {end:.4g}, not {asked:.4g}"
+    return f"{what}: frozen layers (requires_grad=False) do not change; {held}"

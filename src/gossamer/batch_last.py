@@ -1,16 +1,18 @@
-"""The batch-last memory format through a whole network: counterparts of torch's modules that keep it, and would otherwise lose or waste it.
+"""The batch-last memory format through a whole network: counterparts of torch's modules that keep it.
 
-Sparse kernels want the batch innermost in memory, (C, H, W, N) behind an ordinary (N, C, H, W) tensor. A sparse layer converts its input
-if need be and returns this format; ReLU and all that works element by element, dropout, sums of branches and ``Flatten`` keep it by
-themselves. Batch normalisation, pooling and dense convolutions do not, so :func:`keep_batch_last` gives them counterparts:
+Sparse kernels need the batch innermost in memory: (C, H, W, N) behind an ordinary (N, C, H, W) tensor. A sparse layer
+converts its input if necessary and returns this format. ReLU and every other element-by-element operation, dropout,
+sums of branches and ``Flatten`` keep it by themselves. Batch normalisation, pooling and dense convolutions do not, so
+:func:`keep_batch_last` gives them counterparts:
 
-    BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; if asked, with the ReLU that follows
+    BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; on request with the next ReLU
     Linear left dense            its product by that matrix
-    Conv2d left dense            1 x 1 as a matrix product over the same matrix; few incoming weights by the full sparse kernel
-    pooling                      over the channels-last image (C, N, H, W) that it is in memory: the batch takes the channels' place
+    Conv2d left dense            1 x 1: a product by the same matrix; few incoming weights: the full sparse kernel
+    pooling                      over the channels-last image (C, N, H, W) in memory: the batch in place of channels
 
-A counterpart is a subclass of torch's module with the same parameters, the same keys in ``state_dict``, the same results. Inputs in any other
-memory format, and models under ``torch.compile``, ``torch.func`` or a tracer, go torch's own way.
+A counterpart is a subclass of torch's module with the same parameters, the same keys in ``state_dict`` and the same
+results. It runs torch's own operations for inputs in any other memory format, and under ``torch.compile``,
+``torch.func`` or a tracer.
 """
 
 from collections import Counter
@@ -22,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._backend.dispatch import foreign
+from ._backend.dispatch import is_traced
 from ._backend.memory import batch_last as to_batch_last
 from ._backend.memory import from_rows, is_batch_last, rows
 from ._backend.native import BEST
+from ._backend.private_torch import BatchNorm as AnyBatchNorm
 from ._errors import UsageError
 from .products.conv2d.op import csr_conv2d
 from .products.conv2d.reference import Geometry
@@ -39,24 +41,27 @@ __all__ = ["fused", "is_batch_last", "keep_batch_last", "plain_modules", "to_bat
 
 
 def keep_batch_last(model: nn.Module, *, fuse: bool = False) -> nn.Module:
-    """Lets a model keep the batch-last format: its normalisation and pooling modules become their counterparts, in place.
+    """Makes a model keep the batch-last format: its normalisation and pooling modules become their counterparts, in
+    place.
 
-    A module stays the object it was, with its parameters, buffers, hooks and places in the model: only its class changes (as that of a
-    lazy module of torch's does). Modules of exactly torch's types only, never of subclasses, whose meaning is not known here.
+    A module stays the same object, with its parameters, buffers, hooks and places in the model. Only its class changes
+    (as that of a lazy module in torch does). Only modules of exactly torch's types are changed: the meaning of a
+    subclass is not known here.
 
-    Every module goes on to mean what it meant: its output is its own, and it can be hooked, sliced out, replaced, shared or copied.
+    Every module keeps its meaning: its output is its own, and it can be hooked, sliced out, replaced, shared or copied.
 
     Args:
-        fuse: let a batch normalisation directly before an ``nn.ReLU`` in an ``nn.Sequential`` do the ReLU's work in the same pass, and the
-            ReLU hand its input on; where neither has hooks and the normalisation stands nowhere else. The two are then right together
-            only: a hook set later on the normalisation sees what the ReLU would have made, a slice that ends between them includes the
-            ReLU, and replacing the ReLU does not take it away. ``print(model)`` shows the pairs; :func:`plain_modules` is the way back.
+        fuse: a batch normalisation directly before an ``nn.ReLU`` in an ``nn.Sequential`` also computes the ReLU, and
+            the ReLU returns its input. This is done where neither has hooks and the normalisation has no other place
+            in the model. The two are then right only together: a hook set later on the normalisation sees the output
+            of the ReLU, a slice that ends between them includes the ReLU, and to replace the ReLU does not remove it.
+            ``print(model)`` shows the pairs; :func:`plain_modules` undoes them.
 
-    Calling it twice does no more than once. Returns: the model.
+    A second call changes nothing more. Returns: the model.
     """
     for m in model.modules():
-        if type(m) in TWINS:
-            _become(m, TWINS[type(m)])
+        if type(m) in COUNTERPARTS:
+            _become(m, COUNTERPARTS[type(m)])
     if fuse:
         _fuse(model)
     return model
@@ -71,21 +76,21 @@ def _fuse(model: nn.Module) -> None:
                     isinstance(norm, _Normalisation)
                     and type(act) is nn.ReLU
                     and places[norm] == 1
-                    and not _hooked(norm, act)
+                    and not hooked(norm, act)
                 ):
                     norm.relu = True
-                    if places[act] > 1:  # elsewhere it is still wanted
+                    if places[act] > 1:  # at its other places it must stay a ReLU
                         act = parent._modules[name] = nn.ReLU(act.inplace).train(act.training)
                     _become(act, ReLU)
 
 
 def fused(model: nn.Module) -> list[str]:
-    """The names of the normalisations that do the work of the ReLU behind them."""
+    """The names of the normalisations that also compute the ReLU behind them."""
     return [name for name, m in model.named_modules() if isinstance(m, _Normalisation) and m.relu]
 
 
 def plain_modules(model: nn.Module) -> nn.Module:
-    """Undoes :func:`keep_batch_last`, in place: counterparts become torch's modules again. Returns the model."""
+    """Undoes :func:`keep_batch_last`, in place: counterparts become torch's modules again. Returns: the model."""
     for m in model.modules():
         if type(m) in PLAIN:
             vars(m).pop("relu", None)
@@ -97,18 +102,19 @@ def _become(m: nn.Module, kind: type[nn.Module]) -> None:
     m.__class__ = kind
 
 
-def _hooked(*modules: nn.Module) -> bool:
+def hooked(*modules: nn.Module) -> bool:
+    """Whether one of the modules has a hook of its own."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
 def _lies_batch_last(x: Tensor) -> bool:
-    """Whether there is something to gain; a compiler, a tracer or a transform meets torch's own operations."""
-    return not foreign(x) and is_batch_last(x) and x.numel() > 0
+    """Whether the counterpart is of use; a compiler, a tracer or a transform gets torch's own operations."""
+    return not is_traced(x) and is_batch_last(x) and x.numel() > 0
 
 
-class _Twin(nn.Module):
+class _Counterpart(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
-        """``torch.jit.script`` asks for this. (It would put what it gets into the model itself, so there is nothing right to give.)"""
+        """Refuses ``torch.jit.script``, which asks for this. (It would put a replacement into the model itself.)"""
         remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
         raise UsageError(
             "torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy
@@ -118,8 +124,8 @@ class _Twin(nn.Module):
 # -------------------------------------------------------------------- normalisation
 
 
-class _Normalisation(_Twin, _BatchNorm):
-    relu: bool = False  # whether it does the work of the ReLU that follows
+class _Normalisation(_Counterpart, AnyBatchNorm):
+    relu: bool = False  # whether it also computes the ReLU that follows
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, ...) -> the same shape, in the same memory format if that is batch-last."""
@@ -133,7 +139,7 @@ class _Normalisation(_Twin, _BatchNorm):
         return from_rows(self._activated(y)[0], input.shape)
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the input is one that torch takes, and batch-last, and all is of one full precision."""
+        """Whether torch accepts the input, it is batch-last, and all tensors have one full precision."""
         if x.dtype not in (torch.float32, torch.float64) or not _lies_batch_last(x):
             return False
         self._check_input_dim(x)
@@ -146,7 +152,7 @@ class _Normalisation(_Twin, _BatchNorm):
         return F.relu(y, inplace=True) if self.relu else y
 
     def _running(self) -> Running | None:
-        """What this step moves, and how far, by torch's rules."""
+        """The running statistics that this step updates, and by which factor, by torch's rules."""
         mean, var, batches, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
         if not self.training or not self.track_running_stats or mean is None or var is None:
             return None
@@ -169,22 +175,22 @@ class BatchNorm2d(_Normalisation, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that keeps the batch-last format: (N, C, H, W)."""
 
 
-class ReLU(_Twin, nn.ReLU):
-    """An ``nn.ReLU`` whose work the batch normalisation before it does: hands its input on."""
+class ReLU(_Counterpart, nn.ReLU):
+    """An ``nn.ReLU`` that the batch normalisation before it computes: returns its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The input."""
         return input
 
     def extra_repr(self) -> str:
-        """Where it is done."""
+        """Says where the ReLU is computed."""
         return "done by the normalisation before it"
 
 
 # -------------------------------------------------------------------- pooling
 
 
-class MaxPool2d(_Twin, nn.MaxPool2d):
+class MaxPool2d(_Counterpart, nn.MaxPool2d):
     """``nn.MaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -192,7 +198,7 @@ class MaxPool2d(_Twin, nn.MaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AvgPool2d(_Twin, nn.AvgPool2d):
+class AvgPool2d(_Counterpart, nn.AvgPool2d):
     """``nn.AvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -200,7 +206,7 @@ class AvgPool2d(_Twin, nn.AvgPool2d):
         return _pooled(super().forward, input)
 
 
-class AdaptiveMaxPool2d(_Twin, nn.AdaptiveMaxPool2d):
+class AdaptiveMaxPool2d(_Counterpart, nn.AdaptiveMaxPool2d):
     """``nn.AdaptiveMaxPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -208,29 +214,28 @@ class AdaptiveMaxPool2d(_Twin, nn.AdaptiveMaxPool2d):
         return super().forward(input) if self.return_indices else _pooled(super().forward, input)  # type: ignore[return-value]
 
 
-class AdaptiveAvgPool2d(_Twin, nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_Counterpart, nn.AdaptiveAvgPool2d):
     """``nn.AdaptiveAvgPool2d`` that keeps the batch-last format: (N, C, H, W) -> (N, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
         if self.output_size in (1, (1, 1)) and input.dim() == 4 and _lies_batch_last(input):
-            return _pooled(
-                lambda x: F.avg_pool2d(x, x.shape[2:]), input
-            )  # torch's takes a mean, whose gradient is in another format
+            # torch's own takes a mean, whose gradient has another memory format
+            return _pooled(lambda x: F.avg_pool2d(x, x.shape[2:]), input)
         return _pooled(super().forward, input)
 
 
 # -------------------------------------------------------------------- layers that stay dense
 
-FEW = (
-    1 << 15
-)  # weights up to which the full sparse kernel does a matrix product in less time than it takes to call a dense one well
+FEW = 1 << 15  # up to this many weights the sparse kernel with full support is faster than a dense product
 
 
-class Linear(_Twin, nn.Linear):
-    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), which torch's own product takes for an awkward transpose.
+class Linear(_Counterpart, nn.Linear):
+    """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), for which torch's own product is slow.
 
-    It is multiplied the other way round, or with few weights (the last layer's) by the sparse kernel with full support."""
+    The transposed product is computed; or, with few weights (as in the last layer), the sparse kernel with full
+    support.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -243,14 +248,13 @@ class Linear(_Twin, nn.Linear):
         return (self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)).t()
 
 
-SMALL = (
-    64  # incoming weights up to which a full sparse kernel makes a dense convolution faster than two conversions would
-)
+SMALL = 64  # up to this many incoming weights the sparse kernel with full support is faster than two conversions
 
 
-class Conv2d(_Twin, nn.Conv2d):
-    """``nn.Conv2d`` that makes the batch-last format where that is cheap: 1 x 1 kernels, by one matrix product over the format's own
-    matrix (C, H W N), and kernels of few incoming weights (the first layer's), by the sparse kernel with full support."""
+class Conv2d(_Counterpart, nn.Conv2d):
+    """``nn.Conv2d`` that returns the batch-last format where that is cheap: 1 x 1 kernels by one matrix product over
+    the matrix (C, H W N), and kernels of few incoming weights (as in the first layer) by the sparse kernel with full
+    support."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out, H', W')."""
@@ -262,7 +266,7 @@ class Conv2d(_Twin, nn.Conv2d):
         return csr_conv2d(input, self.weight.view(-1), _full(self.out_channels, self.weight[0].numel()), g, self.bias)
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the input is one that torch takes, all of one full precision, and a kernel for it is at hand."""
+        """Whether torch accepts the input, all tensors have one full precision, and there is a kernel for it."""
         if (
             x.dim() != 4
             or x.dtype not in (torch.float32, torch.float64)
@@ -270,7 +274,7 @@ class Conv2d(_Twin, nn.Conv2d):
             or x.numel() == 0
         ):
             return False
-        if foreign(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
+        if is_traced(x) or not x.is_cpu or self.groups != 1 or isinstance(self.padding, str):
             return False
         if self.weight.dtype != x.dtype or x.shape[1] != self.in_channels or self.padding_mode != "zeros":
             return False
@@ -300,7 +304,7 @@ def _pooled(pool: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     return pool(x.transpose(0, 1)).transpose(0, 1) if x.dim() == 4 and _lies_batch_last(x) else pool(x)
 
 
-TWINS: dict[type[nn.Module], type[nn.Module]] = {
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv2d: Conv2d,
     nn.BatchNorm1d: BatchNorm1d,
@@ -310,4 +314,7 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
     nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
 }
-PLAIN = {**{counterpart: plain for plain, counterpart in TWINS.items()}, ReLU: nn.ReLU}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    **{counterpart: plain for plain, counterpart in COUNTERPARTS.items()},
+    ReLU: nn.ReLU,
+}

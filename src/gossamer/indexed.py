@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ._backend.dispatch import unreadable
+from ._backend.dispatch import is_placeholder
 from ._backend.index.op import rows_of
 from ._errors import UsageError
 from ._grid import index_problems
@@ -187,7 +187,7 @@ class Indexed(Observed):
     @torch.no_grad()
     def _follow_values(self) -> None:
         """Shadow: looks the non-zeros up if the values were written since, and adopts another index if they moved."""
-        if unreadable(self.values):  # then the product does not need the index
+        if is_placeholder(self.values):  # then the product does not need the index
             return
         version = -1 if self.values.is_inference() else self.values._version  # torch does not count writes to these
         now = (self.values.data_ptr(), version)

@@ -18,6 +18,7 @@ from ._backend.dispatch import device_type, run
 from ._errors import UsageError, check_density
 from ._geometry import Sizes, geometry_of
 from ._grid import checked, grid_of
+from ._initial import kaiming
 from ._kernel_names import kernel_names
 from .indexed import Indexed
 from .layouts import DENSE_ABOVE, Layout, gather, layout_named, scatter, write_
@@ -93,12 +94,9 @@ class SparseLayer(Indexed):
     @torch.no_grad()
     def reset_parameters(self, rng: torch.Generator | None = None) -> None:
         """Kaiming normal values with the fan-in scaled by the density; bias uniform in +-1/sqrt(fan_in), as torch."""
-        s, fan_in = self.support, math.prod(self.dense_shape[1:])
-        compact = torch.empty(s.n, *(() if s.block == (1, 1) else s.block), dtype=self.values.dtype)
-        compact.normal_(0.0, math.sqrt(2 / (max(self.density, 1 / self.dense_shape.numel()) * fan_in)), generator=rng)
-        self.set_values_(compact.to(self.values.device))
+        self.set_values_(kaiming(self.support, self.values.dtype, rng).to(self.values.device))
         if self.bias is not None:
-            bound = 1 / math.sqrt(fan_in)
+            bound = 1 / math.sqrt(math.prod(self.dense_shape[1:]))
             self.bias.copy_(torch.empty(self.bias.shape, dtype=self.bias.dtype).uniform_(-bound, bound, generator=rng))
 
     @torch.no_grad()

@@ -1,31 +1,50 @@
-"""The ledger: FLOPs and bytes of a training run, counted by formula from what each layer holds, step by step.
+# pyright: strict
+"""The ledger: FLOPs and bytes of a training run, counted by formula from the weights of each layer, step by step.
 
-For one layer with n of N weights kept, P output positions per example (H' W' of a convolution, 1 of a linear layer), batch B:
+For one layer with n of N weights kept, P output positions per example (H' W' of a convolution, 1 of a linear layer)
+and batch B:
 
     forward, backward_input, backward_weight      2 B P n each     (one multiply-add = 2 FLOPs)
     sensing m weights off the support             2 B P m
     dense                                         n = N, no sensing
-    shadow                                        n of the first two, N of the third (all N while dense kernels are the faster ones)
+    shadow                                        n of the first two, N of the third (N of all, above a density)
 
-The input gradient of a layer whose input needs none (the first) is not computed and not counted. Linear and Conv2d layers, sparse or
-dense, are counted one by one; what else torch's FlopCounterMode finds in a forward pass (attention, functional and transposed products)
-is one entry more, the same for the sparse and the dense model, its backward pass twice its forward pass; it has multiply-adds and no
-weights. Normalisation, losses,
-activations and the bookkeeping of events are not counted (as in Evci et al. 2020, appendix H).
-Under the masked layout the arithmetic that runs is dense: the count is then what a sparse kernel would do, "simulated".
+The first layer's input needs no gradient: that product is not computed and not counted. Linear and Conv2d layers,
+sparse or dense, are counted one by one. What else torch's FlopCounterMode finds in a forward pass (attention,
+functional and transposed products) is one more entry. It is the same for the sparse and the dense model, its backward
+pass counts twice its forward pass, and it has multiply-adds but no weights. Normalisation, losses, activations and the
+bookkeeping of events are not counted (as in Evci et al. 2020, appendix H). Under the masked layout the arithmetic that
+runs is dense: the count is then what a sparse kernel would do, "simulated".
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ._errors import UsageError, nearest
+from ._modules import eval_mode, named_modules
 from .layers import SparseLayer
 
 OTHER = "(other arithmetic)"
 PARTS = ("forward", "backward_input", "backward_weight", "sensing")
+
+
+class SensingOptimizer(Protocol):
+    """What a :class:`~gossamer.Rewirer` or a :class:`~gossamer.Multilevel` tells of its measurements off the
+    support."""
+
+    @property
+    def sensing(self) -> Mapping[str, int]:
+        """Blocks that the next step measures, by layer."""
+        ...
+
+    @property
+    def sensing_bytes(self) -> int:
+        """Bytes held for it."""
+        ...
 
 
 class Cost(NamedTuple):
@@ -75,13 +94,13 @@ class Entry(NamedTuple):
     @property
     def follows(self) -> bool:
         """True where the support is that of the values, whose gradient is dense."""
-        return isinstance(self.module, SparseLayer) and self.module.layout.follows
+        return _follows(self.module)
 
     def cost(self, batch: int, n: int, sensed: int = 0) -> Cost:
         """FLOPs of one step in which n weights are kept and ``sensed`` weights off the support are measured."""
         of_weight = n
-        if self.follows:
-            n, of_weight = (self.weights if n > self.module.dense_above * self.weights else n), self.weights  # type: ignore[operator]
+        if _follows(self.module):
+            n, of_weight = (self.weights if n > self.module.dense_above * self.weights else n), self.weights
         one, last = round(2 * batch * self.positions * n), round(2 * batch * self.positions * of_weight)
         return Cost(
             one, one * self.input_gradient, last * self.weight_gradient, round(2 * batch * self.positions * sensed)
@@ -96,8 +115,8 @@ class Ledger:
         example: an input batch (or a tuple of inputs); one pass in eval mode finds how often each weight is used.
         optimizer: its state counts among the bytes.
 
-    ``flops``: cumulative :class:`Cost`; ``dense_flops``: the same steps by the dense model; ``ratio``; ``peak_bytes``: the most bytes of
-    values, indices, gradients, optimizer state and sensing at any step (activations not included).
+    ``flops``: cumulative :class:`Cost`; ``dense_flops``: the same steps by the dense model; ``ratio``; ``peak_bytes``:
+    the most bytes of values, indices, gradients, optimizer state and sensing at any step (activations not included).
     """
 
     def __init__(
@@ -108,14 +127,15 @@ class Ledger:
         self.flops, self.dense = Cost(), 0
         self.steps, self.examples, self.peak_bytes = 0, 0, 0
         self.by_layer = {entry.name: Cost() for entry in self.entries}
-        self._peak_key: Any = None
+        self._peak_key: object = None  # what determined the bytes when they were last counted
 
-    def step(self, batch: int, rewirer: Any = None) -> None:
-        """Records one training step over ``batch`` examples: call it after the backward pass, before the step changes anything.
+    def step(self, batch: int, rewirer: SensingOptimizer | None = None) -> None:
+        """Records one training step over ``batch`` examples: call it after the backward pass, before the step changes
+        anything.
 
-        ``rewirer`` (a :class:`~gossamer.train.Rewirer`) says what this step senses.
+        ``rewirer`` (a :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel`) says what this step senses.
         """
-        sensed = rewirer.sensing if rewirer is not None else {}
+        sensed = _sensed(rewirer)
         for entry in self.entries:
             cost = entry.cost(batch, entry.n, sensed.get(entry.name, 0) * _tile(entry.module))
             self.by_layer[entry.name] = self.by_layer[entry.name].plus(cost)
@@ -124,7 +144,8 @@ class Ledger:
         self.steps += 1
         self.examples += batch
         held = rewirer.sensing_bytes if rewirer is not None else 0
-        key = (tuple(entry.n for entry in self.entries), held, min(self.steps, 3))  # nothing else changes what is held
+        # the bytes depend on nothing else; after three steps the optimizer has made its state
+        key = (tuple(entry.n for entry in self.entries), held, min(self.steps, 3))
         if key != self._peak_key:
             self._peak_key = key
             self.peak_bytes = max(self.peak_bytes, self.bytes(rewirer)["total"])
@@ -154,36 +175,36 @@ class Ledger:
         """All weights of linear and convolutional layers."""
         return sum(entry.weights for entry in self.entries if entry.holds)
 
-    def step_cost(self, batch: int, rewirer: Any = None) -> dict[str, Cost]:
+    def step_cost(self, batch: int, rewirer: SensingOptimizer | None = None) -> dict[str, Cost]:
         """FLOPs of one step as things stand, per layer name."""
-        sensed = rewirer.sensing if rewirer is not None else {}
+        sensed = _sensed(rewirer)
         return {e.name: e.cost(batch, e.n, sensed.get(e.name, 0) * _tile(e.module)) for e in self.entries}
 
-    def bytes(self, rewirer: Any = None) -> dict[str, int]:
-        """Bytes held now: values, indices, gradients, optimizer, sensing, total (all parameters of the model, dense ones too)."""
+    def bytes(self, rewirer: SensingOptimizer | None = None) -> dict[str, int]:
+        """Bytes held now: values, indices, gradients, optimizer, sensing, total (all parameters of the model, dense
+        ones too)."""
         layers = [m for m in self.model.modules() if isinstance(m, SparseLayer)]
         parts = {
             "values": sum(_size(p) for p in self.model.parameters()),
             "indices": sum(layer.index_bytes for layer in layers),
             "gradients": sum(_size(p) for p in self.model.parameters() if p.requires_grad),
-            "optimizer": sum(
-                _size(t)
-                for state in (self.optimizer.state.values() if self.optimizer else ())
-                for t in state.values()
-                if torch.is_tensor(t)
-            ),
+            "optimizer": sum(_size(t) for state in self._states().values() for t in state.values()),
             "sensing": rewirer.sensing_bytes if rewirer is not None else 0,
         }
         return {**parts, "total": sum(parts.values())}
 
+    def _states(self) -> dict[Tensor, dict[str, Tensor]]:
+        """The tensors of the optimizer's state, by parameter and name."""
+        given: Mapping[Tensor, Mapping[str, object]] = {} if self.optimizer is None else self.optimizer.state
+        return {p: {k: t for k, t in state.items() if isinstance(t, Tensor)} for p, state in given.items()}
+
     def dense_bytes(self) -> int:
         """Values, gradients and optimizer state of the dense model with the same optimizer."""
-        total = 0
+        total, states = 0, self._states()
         dense_sizes = {id(m.values): m.dense_shape.numel() for m in self.model.modules() if isinstance(m, SparseLayer)}
         for p in self.model.parameters():
             numel = dense_sizes.get(id(p), p.numel())
-            state = self.optimizer.state.get(p, {}) if self.optimizer else {}
-            slots = sum(1 for t in state.values() if torch.is_tensor(t) and t.shape == p.shape)
+            slots = sum(t.shape == p.shape for t in states.get(p, {}).values())
             total += numel * p.element_size() * (1 + int(p.requires_grad) + slots)
         return total
 
@@ -206,7 +227,8 @@ class Ledger:
         self._peak_key = None
 
     def table(self) -> str:
-        """Per layer: weights kept, density, multiply-adds of a forward pass over one example, FLOPs spent by part, share of dense."""
+        """Per layer: weights kept, density, multiply-adds of a forward pass over one example, FLOPs spent by part,
+        share of dense."""
         lines: list[tuple[str, ...]] = [("layer", "kept", "of", "density", "multiply-adds", *PARTS, "of dense")]
         for e in self.entries:
             cost, dense = self.by_layer[e.name], e.cost(self.examples, e.weights).total
@@ -229,6 +251,10 @@ class Ledger:
         return "\n".join(rows + note)
 
 
+def _sensed(rewirer: SensingOptimizer | None) -> Mapping[str, int]:
+    return {} if rewirer is None else rewirer.sensing
+
+
 def _counts(kept: int, weights: int) -> tuple[str, str, str]:
     return f"{kept:,}", f"{weights:,}", f"{kept / weights:.4f}" if weights else "-"
 
@@ -240,12 +266,14 @@ def _flops(cost: Cost) -> list[str]:
 def cost_model(
     method: str, f_sparse: float, f_dense: float, *, every: float = 100, window: int = 10, fraction: float = 0.1
 ) -> float:
-    """FLOPs of a training step by the published formulas (Evci et al. 2020, appendix H: backward = 2 forward), mean over steps.
+    """FLOPs of a training step by the published formulas (Evci et al. 2020, appendix H: backward = 2 forward), mean
+    over steps.
 
     Args:
         method: ``dense``, ``static``, ``set``, ``snfs``, ``rigl`` or ``csst``.
         f_sparse, f_dense: forward FLOPs of the sparse and the dense network.
-        every: plain steps between events (RigL counts the event's iteration apart); for ``csst`` steps per event, on average.
+        every: plain steps between events (RigL counts the event's iteration apart); for ``csst`` steps per event, on
+            average.
         window, fraction: of ``csst``.
     """
     formulas = {
@@ -266,45 +294,48 @@ def cost_model(
 
 
 def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
-    """One pass over the example finds each layer's positions and whether its input needs a gradient. The model is left as it was."""
-    names = {m: name for name, m in model.named_modules() if isinstance(m, (SparseLayer, nn.Linear, nn.Conv2d))}
+    """One pass over the example finds each layer's positions and whether its input needs a gradient. The model is left
+    as it was."""
+    names = {m: name for name, m in named_modules(model).items() if isinstance(m, SparseLayer | nn.Linear | nn.Conv2d)}
     used: dict[nn.Module, tuple[float, bool]] = {}
     counter, inside = (
         FlopCounterMode(display=False),
-        [0],
-    )  # what the counter sees inside these layers, whichever kernels run
+        0,
+    )  # inside: what the counter finds in these layers, whichever kernels run
 
-    def enter(*_: Any) -> None:
-        inside[0] -= counter.get_total_flops()
+    def enter(*_: object) -> None:
+        nonlocal inside
+        inside -= counter.get_total_flops()
 
-    def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal inside
         features = output.shape[1] if _is_conv(module) else output.shape[-1]
         positions, needed = used.get(module, (0.0, False))
         used[module] = (positions + output.numel() / features / example[0].shape[0], needed or inputs[0].requires_grad)
-        inside[0] += counter.get_total_flops()
+        inside += counter.get_total_flops()
 
     handles = [m.register_forward_pre_hook(enter) for m in names] + [m.register_forward_hook(look) for m in names]
-    modes = {m: m.training for m in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        model.eval()
-        with torch.enable_grad(), counter:
+        with eval_mode(model), torch.enable_grad(), counter:
             model(*(t.to(device) for t in example))
     finally:
         for handle in handles:
             handle.remove()
-        for m, mode in modes.items():
-            m.training = mode
-    entries = []
+    entries: list[Entry] = []
     for m, name in names.items():
         if m in used:
             weight = m.values if isinstance(m, SparseLayer) else m.weight
-            numel = m.dense_shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()  # type: ignore[operator,union-attr]
-            entries.append(Entry(name, m, used[m][0], numel, used[m][1], weight.requires_grad))  # type: ignore[arg-type,union-attr]
-    other = (counter.get_total_flops() - inside[0]) / example[0].shape[0]
+            numel = m.dense_shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()
+            entries.append(Entry(name, m, used[m][0], numel, used[m][1], weight.requires_grad))
+    other = (counter.get_total_flops() - inside) / example[0].shape[0]
     if other >= 1:
         entries.append(Entry(OTHER, nn.Identity(), 1.0, round(other / 2), True, True, holds=False))
     return entries
+
+
+def _follows(m: nn.Module) -> TypeGuard[SparseLayer]:
+    return isinstance(m, SparseLayer) and m.layout.follows
 
 
 def _is_conv(m: nn.Module) -> bool:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.utils.hooks import RemovableHandle
 
+from ._backend.private_torch import backward_pass, is_batch_of_gradients, is_wrapped
 from ._errors import UsageError
 
 
@@ -127,7 +127,7 @@ class Observation:
 
     def report(self, x: Tensor, version: int, dy: Tensor) -> None:
         """Hook of the output: its gradient ``dy`` is known. ``version``: that of ``x`` in the forward pass."""
-        if self.is_open and not is_legacy_batchedtensor(dy):  # is_grads_batched: it cannot be read, nor accumulates
+        if self.is_open and not is_batch_of_gradients(dy):  # is_grads_batched: it cannot be read, nor accumulates
             _check_version(self.who, x, version)
             self.tell(dy.detach(), x)
 
@@ -209,7 +209,7 @@ class Observer:
 
     def _tell(self, dy: Tensor, x: Tensor) -> None:
         """The gradient of an output is known."""
-        if is_functorch_wrapped_tensor(dy):
+        if is_wrapped(dy):
             return  # the gradient of a transform never accumulates
         with torch.no_grad():
             seen = self.measure(dy, x)
@@ -328,4 +328,4 @@ def _check_version(who: str, x: Tensor, version: int) -> None:
 
 def _pass_number() -> int:
     """The number of the backward pass that runs in this thread."""
-    return torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]
+    return backward_pass()

@@ -1,6 +1,8 @@
-"""Selection: which layers of a model are made sparse, and how many blocks each may keep. What stays dense stays so for a reason.
+# pyright: strict
+"""Selection: which layers of a model are made sparse, how many blocks each may keep, and why the others stay dense.
 
-``sparsify`` converts what is allotted here, and ``plan`` measures it: they agree because they ask the same question.
+``sparsify`` converts the layers that are selected here, and ``plan`` measures them. Both ask the same function, so
+they agree.
 """
 
 import math
@@ -11,25 +13,34 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from . import _budgets as budgets
+from ._budgets import Budget, counts, resolve
 from ._errors import UsageError, check_density, nearest
-from .batch_last import PLAIN
+from ._modules import named_modules
+from .batch_last import PLAIN, hooked
 from .layers import SparseLayer
+from .products.conv2d.reference import Geometry
 from .support import checked, grid_of
 
-Pick = str | re.Pattern | type
+Pick = str | re.Pattern[str] | type[nn.Module]
+Convertible = nn.Linear | nn.Conv2d  # what can be made sparse
 
 
 class Selection(NamedTuple):
-    """All modules that own parameters, by name in order of definition, and what each is given."""
+    """All modules that own parameters, by name in order of definition, and the blocks that each of the selected layers
+    keeps."""
 
     owners: dict[str, nn.Module]
     reasons: dict[str, str]  # why a module stays as it is; "" = it is made sparse
     blocks: dict[str, int]  # kept blocks of those that are made sparse
     totals: dict[str, int]  # all blocks of the same
 
+    @property
+    def layers(self) -> dict[str, Convertible]:
+        """The layers that are made sparse."""
+        return {name: m for name in self.blocks if isinstance(m := self.owners[name], Convertible)}
+
     def density(self, name: str) -> float:
-        """Share of its blocks that a layer keeps."""
+        """Fraction of its blocks that a layer keeps."""
         return self.blocks[name] / self.totals[name]
 
 
@@ -37,14 +48,17 @@ def select(
     who: str,
     model: nn.Module,
     density: float,
-    budget: str | budgets.Budget | Mapping[str, float],
+    budget: str | Budget | Mapping[str, float],
     block: tuple[int, int],
     include: Pick | Iterable[Pick] | None,
     exclude: Pick | Iterable[Pick] | None,
 ) -> Selection:
-    """What the arguments of :func:`~gossamer.sparsify` mean for this model. Changes nothing; raises UsageError in the name of ``who``."""
+    """The layers that the arguments of :func:`~gossamer.sparsify` select in this model. Changes nothing.
+
+    Raises: UsageError, in the name of ``who``.
+    """
     check_density(who, density)
-    owners = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    owners = {name: m for name, m in named_modules(model).items() if any(True for _ in m.parameters(recurse=False))}
     chosen = None if include is None else _picked(who, include, model, "include")
     excluded = _picked(who, () if exclude is None else exclude, model, "exclude")
     shared = _shared(owners)
@@ -53,45 +67,62 @@ def select(
     if not names:
         detail = [f"{name or '(root)'}: {why}" for name, why in reasons.items()] or ["the model has no parameters"]
         raise UsageError(who, "no layer of this model can be made sparse", reasons=detail)
-    shapes = [tuple(owners[name].weight.shape) for name in names]  # type: ignore[union-attr]
-    densities = budgets.resolve(budget, names, shapes, density, who)
+    shapes = [tuple(m.weight.shape) for name in names if isinstance(m := owners[name], Convertible)]
+    densities = resolve(budget, names, shapes, density, who)
     totals = [math.prod(grid_of(*checked(who, (s[0], math.prod(s[1:])), block))) for s in shapes]
-    counts = budgets.blocks(densities, totals)
-    for name, count, total in zip(names, counts, totals, strict=True):
+    n_blocks = counts(densities, totals)
+    for name, count, total in zip(names, n_blocks, totals, strict=True):
         if count == total and density < 1.0:
             reasons[name] = "its budget is density 1"
     kept = [i for i, name in enumerate(names) if not reasons[name]]
-    return Selection(owners, reasons, {names[i]: counts[i] for i in kept}, {names[i]: totals[i] for i in kept})
+    return Selection(owners, reasons, {names[i]: n_blocks[i] for i in kept}, {names[i]: totals[i] for i in kept})
+
+
+def geometry_of(m: nn.Conv2d) -> Geometry:
+    """The geometry of a convolution that can be made sparse: ``padding="same"`` is then symmetric."""
+    (kh, kw), (sh, sw), (dh, dw) = _pair(m.kernel_size), _pair(m.stride), _pair(m.dilation)
+    same = (dh * (kh - 1) // 2, dw * (kw - 1) // 2)
+    padding = same if m.padding == "same" else (0, 0) if isinstance(m.padding, str) else _pair(m.padding)
+    return Geometry((kh, kw), (sh, sw), padding, (dh, dw))
 
 
 # -------------------------------------------------------------------- details
 
 
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Torch declares the sizes of a 2-D convolution as tuples of any length."""
+    return sizes[0], sizes[1]
+
+
 def _picked(who: str, picks: Pick | Iterable[Pick], model: nn.Module, argument: str) -> set[str]:
-    """Names of the modules that an ``include`` or ``exclude`` argument stands for; a pick that matches nothing is refused."""
-    modules = dict(model.named_modules())
+    """Names of the modules that an ``include`` or ``exclude`` argument selects. Raises UsageError if a pick matches
+    nothing."""
+    modules = named_modules(model)
     found: set[str] = set()
-    for pick in [picks] if isinstance(picks, (str, re.Pattern, type)) else list(picks):
-        if isinstance(pick, type):
-            hits = {name for name, m in modules.items() if isinstance(m, pick)}
-        elif isinstance(pick, re.Pattern) or pick.startswith("re:"):
-            try:
-                pattern = re.compile(pick[3:]) if isinstance(pick, str) else pick
-            except re.error as error:
-                raise UsageError(who, f"{argument}={pick!r} is not a regular expression: {error}") from error
-            hits = {name for name in modules if pattern.search(name)}
-        else:
-            hits = {name for name in modules if name == pick or name.startswith(pick + ".")}
+    for pick in [picks] if isinstance(picks, str | re.Pattern | type) else list(picks):
+        hits = _hits(who, pick, modules, argument)
         if not hits:
             label = pick.__name__ if isinstance(pick, type) else pick
             names = [name for name in modules if name]
-            raise UsageError(
-                who,
-                f"{argument}={label!r} matches no module of the model{nearest(label, names) if isinstance(label, str) else ''}",
-                remedy=f"names: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}; or 're:PATTERN'; or a module type",
-            )
+            near = nearest(label, names) if isinstance(label, str) else ""
+            some = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+            what, remedy = f"{argument}={label!r} matches no module of the model{near}", f"names: {some}"
+            raise UsageError(who, what, remedy=f"{remedy}; or 're:PATTERN'; or a module type")
         found |= hits
     return found
+
+
+def _hits(who: str, pick: Pick, modules: Mapping[str, nn.Module], argument: str) -> set[str]:
+    """Names of the modules that one pick matches."""
+    if isinstance(pick, type):
+        return {name for name, m in modules.items() if isinstance(m, pick)}
+    if isinstance(pick, str) and not pick.startswith("re:"):
+        return {name for name in modules if name == pick or name.startswith(pick + ".")}
+    try:
+        pattern = re.compile(pick[3:]) if isinstance(pick, str) else pick
+    except re.error as error:
+        raise UsageError(who, f"{argument}={pick!r} is not a regular expression: {error}") from error
+    return {name for name in modules if pattern.search(name)}
 
 
 def _shared(owners: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -115,7 +146,7 @@ def _dense_reason(
     if PLAIN.get(type(m), type(m)) not in (nn.Linear, nn.Conv2d):
         if isinstance(m, LazyModuleMixin):
             return "it is lazy: run one batch through the model first"
-        if isinstance(m, (nn.Linear, nn.Conv2d)):
+        if isinstance(m, Convertible):
             return f"{type(m).__name__} is a subclass or a parametrisation of a layer, whose meaning is not known here"
         return f"{type(m).__name__} is neither Linear nor Conv2d"
     if name in excluded:
@@ -124,7 +155,7 @@ def _dense_reason(
         return "not included"
     if name in shared:
         return f"its weight is shared with {shared[name]}"
-    if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+    if hooked(m):
         return "it has hooks, which would be lost"
     if isinstance(m, nn.Conv2d):
         if m.groups > 1:

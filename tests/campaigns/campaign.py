@@ -1,7 +1,8 @@
-"""Everything hostile at once: damaged checkpoints, kills, power cuts, command lines. Prints a table; exit code 1 if anything went wrong.
+"""Everything hostile at once: damaged checkpoints, kills, power cuts, command lines. Prints a table; exit code 1 if
+anything went wrong.
 
-    export PYTHONPATH=src
-    python tests/campaigns/campaign.py --flips 5000 --mutations 5000 --saves 500 --kills 200 --power-cuts 100 --lines 500 --seed 0
+    export PYTHONPATH=src python tests/campaigns/campaign.py --flips 5000 --mutations 5000 --saves 500 --kills 200
+    --power-cuts 100 --lines 500 --seed 0
 
 Small numbers of cases are run by tests/test_campaigns.py. Linux only: it forks, and asks /proc.
 """

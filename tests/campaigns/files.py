@@ -1,6 +1,8 @@
-"""Damaged checkpoints: single flipped bits, and structures that are not what they should be. None may load, none may change anything.
+"""Damaged checkpoints: single flipped bits, and structures that are not what they should be. None may load, none may
+change anything.
 
-Structures are damaged in three ways: in the file as it is; in the file, whose digest is then made to fit; in a state before it is saved, so
+Structures are damaged in three ways: in the file as it is; in the file, whose digest is then made to fit; in a state
+    before it is saved, so
 that the file itself is faultless and the state is not.
 """
 

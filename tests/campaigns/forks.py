@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from gossamer.cli import job, sweep
 from gossamer.cli import main as cli
+from gossamer.cli.config import parse
 
-job.configuration(job.split(["--task=planted"]), {})  # parsers, and what they import, are warm in every child
-assert sweep
+parse({"task": "planted"}, "")  # parsers, and what they import, are warm in every child
+assert job and sweep
 
 
 def forked(work: Callable[[], int], kill_after: float | None = None) -> tuple[int, str]:
-    """(exit code or minus the signal, standard error) of ``work`` in a child, which is killed after some seconds if that is asked for."""
+    """(exit code or minus the signal, standard error) of ``work`` in a child; it may be killed after some seconds."""
     with tempfile.TemporaryFile() as said:
         pid = os.fork()
         if pid == 0:
@@ -60,7 +61,7 @@ def command(*argv: str) -> Callable[[], int]:
 
 
 def left(folder: Path) -> dict[str, object]:
-    """All files below a folder by name, with what of their content must be the same in every run: no times, no machine."""
+    """All files below a folder by name, with the content that must be the same in every run: no times, no machine."""
     return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if not path.is_dir()}
 
 

@@ -1,7 +1,9 @@
-"""kill -9 at random points of `gossamer run` and `gossamer sweep`, and power cuts: the run that goes on ends as one that was never stopped.
+"""kill -9 at random points of `gossamer run` and `gossamer sweep`, and power cuts: the run that goes on ends as one
+that was never stopped.
 
-A kill comes at a random time, or just before a random call that changes a folder. A power cut keeps what was synchronised: of everything
-else each file, and each change of a name, is lost or kept at random (or all is lost); a file that was not synchronised keeps a part.
+A kill comes at a random time, or just before a random call that changes a folder. A power cut keeps what was
+synchronised: of everything else each file, and each change of a name, is lost or kept at random (or all is lost); a
+file that was not synchronised keeps a part.
 """
 
 import builtins
@@ -29,10 +31,24 @@ from gossamer import checkpoint
 TINY = ["--task=planted", "--task.features=12", "--task.relevant=6", "--task.examples=60", "--model.widths=[16,16]"]
 TINY += ["--density=0.3", "--batch=16", "--epochs=3", "--threads=1"]
 CSST = ["--method.every=4", "--method.last_every=5", "--method.window=3"]
-SHADOW = ["--method=proximal", "--optimizer=linbreg", "--layout=shadow", "--method.target=true", "--optimizer.lam=0.02"]
+SHADOW = [
+    "--method=proximal",
+    "--optimizer=linbreg",
+    "--layout=shadow",
+    "--target=targetdensity",
+    "--target.every=1",
+    "--optimizer.lr=0.5",
+]
+L1 = ["--optimizer.penalty=l1", "--optimizer.penalty.lam=0.02"]
+SHADOW += [*L1, "--optimizer.momentum=0.9"]
 SWEEP = """
 base:
-  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [16, 16], density: 0.3, batch: 16, epochs: 2, threads: 1}
+  task: {name: planted, features: 12, relevant: 6, examples: 60}
+  model.widths: [16, 16]
+  density: 0.3
+  batch: 16
+  epochs: 2
+  threads: 1
 grid:
   - {method: [dense, {name: csst, every: 4, last_every: 5, window: 3}], seed: [0, 1]}
 """
@@ -54,7 +70,7 @@ COMMANDS = {
     "run": ["run", *ALONE, *CSST],
     "run, adamw, rigl": ["run", *ALONE, "--method=rigl", "--method.every=4", "--optimizer=adamw"],
     "run, a rule": ["run", *ALONE, *SHADOW],
-    "run, multilevel": ["run", *ALONE, "--method=multilevel", "--optimizer=adabreg", "--method.coarse=2"],
+    "run, multilevel": ["run", *ALONE, "--method=multilevel", "--optimizer=adabreg", *L1, "--method.coarse=2"],
     "run beside null models": ["run", *TINY, *CSST, "--null_models=true"],
     "sweep": ["sweep", "sweep.yaml"],
 }
@@ -79,7 +95,7 @@ class Jobs(dict[str, Job]):
 
 
 def saves(cases: int, rng: random.Random) -> list[Tally]:
-    """kill -9 at a random call of one save: under the name is the old checkpoint or the new one, and the next save tidies up."""
+    """kill -9 at a random call of one save: the file is the old checkpoint or the new one; the next save tidies up."""
     tally = Tally("kill -9 while saving")
     with tempfile.TemporaryDirectory() as folder:
         path, counter = Path(folder) / "x" / "run.safetensors", Path(folder) / "count"

@@ -1,5 +1,6 @@
-"""Hostile input: command lines, configuration files, damaged run folders. Each ends in a sentence: no traceback, no crash, no other exit
-code than 0 (done), 1 (diverged), 2 (refused) and 130 (stopped: what runs longer than some seconds is sent Ctrl-C)."""
+"""Hostile input: command lines, configuration files, damaged run folders. Each ends in a sentence: no traceback, no
+crash, no other exit code than 0 (done), 1 (diverged), 2 (refused) and 130 (stopped: what runs longer than some seconds
+is sent Ctrl-C)."""
 
 import os
 import random
@@ -7,14 +8,15 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from campaigns.forks import command, forked
 from campaigns.kills import CSST, TINY
 from campaigns.tally import Tally
-from gossamer.cli.config import KINDS, PLAIN
+from gossamer.cli.catalog import CATALOG
+from gossamer.cli.config import KEYS as SETTINGS
+from gossamer.cli.parts import settings_of
 
 SECONDS = 5  # until Ctrl-C
 LONGEST = 2000  # letters on standard error
@@ -110,6 +112,9 @@ NASTY = [
         "pooled",
         "halving",
         "iht",
+        "os.system",
+        "gossamer.nothing",
+        "a.b.c",
     ),
 ]
 METHODS = [
@@ -122,6 +127,8 @@ METHODS = [
     ("dense", "adamw"),
 ]
 METHODS += [("proximal", name) for name in ("proxsgd", "iht", "rda", "xrda", "linbreg", "adabreg")]
+
+PENALTIES = {"proxsgd": "l1", "rda": "nonnegativel1", "xrda": "logl1", "linbreg": "l1", "adabreg": "l1"}
 
 
 def lines(cases: int, rng: random.Random) -> list[Tally]:
@@ -182,9 +189,14 @@ def command_line(place: Path, rng: random.Random) -> tuple[list[str], str]:
     method, optimizer = rng.choice(METHODS)
     argv = ["run", *TINY, "--null_models=false", f"--method={method}", f"--optimizer={optimizer}"]
     argv += ["--layout=shadow"] if method == "proximal" else []
-    chosen = {"method": method, "optimizer": optimizer, "task": "planted", "model": "mlp"}
-    keys = [*PLAIN, *KINDS, "out", "resume", "change", "help", "nonsense", ""]
-    keys += [f"{kind}.{field.name}" for kind, name in chosen.items() for field in fields(KINDS[kind][name])] * 2
+    argv += (
+        [f"--optimizer.penalty={PENALTIES[optimizer]}", "--optimizer.penalty.lam=0.02"]
+        if optimizer in PENALTIES
+        else []
+    )
+    chosen = {"method": method, "optimizer": optimizer, "task": "planted", "model": "mlp", "target": "targetdensity"}
+    keys = [*SETTINGS, "optimizer.penalty", "optimizer.penalty.lam", "out", "resume", "change", "help", "nonsense", ""]
+    keys += [f"{kind}.{key}" for kind, name in chosen.items() for key in settings_of(kind, CATALOG[kind][name])] * 2
     more = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         key, value = rng.choice(keys), rng.choice(NASTY)
@@ -205,7 +217,8 @@ seed: 0
 threads: 1
 """
 SWEEP = """base:
-  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [8], density: 0.3, batch: 16, epochs: 1, threads: 1}
+  {task: {name: planted, features: 12, relevant: 6, examples: 60}, model.widths: [8],
+  density: 0.3, batch: 16, epochs: 1, threads: 1}
 grid:
   - {method: dense, seed: [0]}
 """

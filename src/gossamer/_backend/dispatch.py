@@ -1,47 +1,44 @@
-"""Dispatch with reasons: a kernel says in sentences why it cannot run; the first that has nothing to say runs."""
+# pyright: strict
+"""Dispatch with reasons. A kernel lists in sentences why it cannot run; the first kernel with an empty list runs."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _is_tracing as is_tracing
-from torch._C import _len_torch_dispatch_stack as dispatch_modes
-from torch._C._functorch import (
-    TransformType,
-    get_interpreter_stack,
-    is_functorch_wrapped_tensor,
-    is_legacy_batchedtensor,
-    peek_interpreter_stack,
-)
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from .._errors import UsageError, nearest
+from .private_torch import (
+    environment_reader,
+    hides_numbers,
+    in_forward_mode,
+    in_func_transform,
+    is_batch_of_gradients,
+    is_wrapped,
+    needs_plain_functions,
+    watches_calls,
+)
 
 ENVIRONMENT = "GOSSAMER_BACKEND"
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Kernel(NamedTuple):
-    """One implementation of an operation: ``run(*args)`` if ``reasons_against(*args)`` is empty."""
+    """One implementation of an operation: ``run(*args)`` if ``reasons_against(*args)`` is empty.
+
+    ``run`` returns a tensor or a tuple of tensors, as its operation says.
+    """
 
     name: str
     run: Callable[..., Any]
     reasons_against: Callable[..., list[str]]  # sentences; [] = can run
 
 
-_environment: Any = getattr(
-    os.environ, "_data", os.environ
-)  # what os.environ wraps: a miss there costs 2 us, at every call of a layer
-_key: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
-
-
-def asked() -> str | None:
-    """The kernel that the environment asks for by name, as of now."""
-    return (os.environ.get(ENVIRONMENT) or None) if _key in _environment else None
+# () -> the name of the kernel that the environment variable forces now; None if it forces none
+forced_kernel = environment_reader(ENVIRONMENT)
 
 
 def device_type(x: Tensor) -> str:
@@ -50,12 +47,12 @@ def device_type(x: Tensor) -> str:
 
 
 def always(*_args: Any) -> list[str]:
-    """No objection."""
+    """No reason against any arguments."""
     return []
 
 
 def full_precision(*args: Any) -> list[str]:
-    """The objection of kernels that know float32 and float64 only, one of them at a time."""
+    """The reasons of kernels that compute in float32 or float64 only, all tensors in the same one."""
     dtypes = {a.dtype: None for a in args if isinstance(a, Tensor)}
     unknown = [str(d) for d in dtypes if d not in (torch.float32, torch.float64)]
     if unknown:
@@ -64,34 +61,34 @@ def full_precision(*args: Any) -> list[str]:
 
 
 def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
-    """The first kernel, fastest first, that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name."""
-    name = asked()
-    if peek_interpreter_stack() is not None or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
+    """The first kernel of a list that can run on these arguments; ``GOSSAMER_BACKEND`` forces one by name.
+
+    Raises: UsageError under ``torch.func`` and forward-mode differentiation, for an unknown name, and if no kernel can
+    run.
+    """
+    forced = forced_kernel()
+    if hides_numbers():
+        what = "a kernel reads memory, and sees neither the tensors of torch.func nor tangents"
         remedy = "call it outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
-        raise UsageError(
-            "kernels", "a kernel reads memory, and sees neither the tensors of torch.func nor tangents", remedy=remedy
-        )
-    if name is None and not kernels[0].reasons_against(*args):
+        raise UsageError("kernels", what, remedy=remedy)
+    if forced is None and not kernels[0].reasons_against(*args):
         return kernels[0]
     names = [k.name for k in kernels]
-    if name and name not in names:
-        raise UsageError(
-            ENVIRONMENT,
-            f"there is no kernel {name!r} for this operation{nearest(name, names)}",
-            remedy=f"one of {', '.join(names)}",
-        )
+    if forced and forced not in names:
+        what = f"there is no kernel {forced!r} for this operation{nearest(forced, names)}"
+        raise UsageError(ENVIRONMENT, what, remedy=f"one of {', '.join(names)}")
     for kernel in kernels:
-        if (not name or kernel.name == name) and not kernel.reasons_against(*args):
+        if (not forced or kernel.name == forced) and not kernel.reasons_against(*args):
             return kernel
-    raise UsageError(
-        "kernels",
-        "no kernel can run on these arguments",
-        reasons=[line for _, lines in why(kernels, *args) for line in lines],
-    )
+    reasons = [line for _, lines in why(kernels, *args) for line in lines]
+    raise UsageError("kernels", "no kernel can run on these arguments", reasons=reasons)
 
 
 def run(kernels: Sequence[Kernel], *args: Any) -> Any:
-    """What the chosen kernel makes of these arguments, the first of them a tensor; autocast is off inside, where it would change dtypes."""
+    """The result of the chosen kernel on these arguments.
+
+    The first of them is a tensor. Autocast is off inside: it would change dtypes.
+    """
     kind = device_type(args[0])
     if not torch.is_autocast_enabled(kind):
         return choose(kernels, *args).run(*args)
@@ -100,22 +97,30 @@ def run(kernels: Sequence[Kernel], *args: Any) -> Any:
 
 
 def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
-    """:func:`run`, where activations of another dtype than the values' are cast if no kernel takes them as they are."""
-    if args[0].dtype is not dtype and all(k.reasons_against(*args) for k in kernels if asked() in (None, k.name)):
-        args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    """:func:`run`; if no kernel takes activations of a dtype other than ``dtype``, all floating arguments are cast to
+    it first."""
+    if args[0].dtype is not dtype:
+        possible = (k for k in kernels if forced_kernel() in (None, k.name))
+        if all(k.reasons_against(*args) for k in possible):
+            args = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
     return run(kernels, *args)
 
 
-def foreign(*tensors: Tensor | None) -> bool:
-    """True where kernels must not be called at once, since somebody follows the call: ``torch.compile`` or export, a dispatch mode (FLOP
-    counting, ``make_fx``), ``torch.func``, forward-mode differentiation, ``torch.jit.trace``, or a tensor subclass."""
-    if (
-        is_compiling()
-        or dispatch_modes()
-        or peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or is_tracing()
-    ):
+def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
+    """For each kernel its name and the reasons against it, [] if it can run."""
+    return [(k.name, k.reasons_against(*args)) for k in kernels]
+
+
+# ---------------------------------------------------------------- what else acts on a call
+
+
+def is_traced(*tensors: Tensor | None) -> bool:
+    """Whether a kernel must not be called directly: torch follows the call, or an argument is of a subclass of Tensor.
+
+    Torch follows a call in ``torch.compile`` and export, in a dispatch mode such as FLOP counting or ``make_fx``, in
+    ``torch.func``, in forward-mode differentiation and in ``torch.jit.trace``.
+    """
+    if watches_calls():
         return True
     for t in tensors:
         if t is not None and type(t) not in PLAIN:
@@ -123,35 +128,34 @@ def foreign(*tensors: Tensor | None) -> bool:
     return False
 
 
-def followed(dy: Tensor) -> bool:
-    """The same question in a backward pass: whether somebody differentiates, maps or watches it."""
-    return (
-        torch.is_grad_enabled() or foreign(dy) or is_legacy_batchedtensor(dy)
-    )  # the last: torch.autograd.grad(is_grads_batched=True)
+def is_differentiated_again(dy: Tensor) -> bool:
+    """Whether a backward pass is itself differentiated, mapped or traced; ``dy`` is the gradient that it receives."""
+    return torch.is_grad_enabled() or is_traced(dy) or is_batch_of_gradients(dy)
 
 
-def transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work. To be asked where :func:`foreign` is true."""
-    return peek_interpreter_stack() is not None or (not is_compiling() and forward_ad._current_level >= 0)
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work.
+
+    Call it only where :func:`is_traced` is true.
+    """
+    return in_func_transform() or (not is_compiling() and in_forward_mode())
 
 
-def unreadable(t: Tensor) -> bool:
-    """Whether nobody may look at the numbers of a tensor, since they stand for others: under ``make_fx`` and ``torch.func``."""
-    return foreign(t) and (get_proxy_mode() is not None or is_functorch_wrapped_tensor(t))
+def is_placeholder(t: Tensor) -> bool:
+    """Whether a tensor's numbers must not be read, since they stand for others.
+
+    So it is under ``make_fx`` and ``torch.func``.
+    """
+    return is_traced(t) and (get_proxy_mode() is not None or is_wrapped(t))
 
 
-def written() -> bool:
-    """Whether only torch's own operations serve. To be asked where :func:`foreign` is true. ``torch.jit.trace``, ``torch.export`` and
-    ONNX export write down what is to run where there is no gossamer; within a compiled graph, and beside ``functionalize``, transforms know
-    nothing else; and a tangent's tangent gets lost in an ``autograd.Function`` (of torch 2.13, without a word)."""
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+def needs_torch_operations() -> bool:
+    """Whether only torch's own operations are allowed. Call it only where :func:`is_traced` is true.
+
+    ``torch.jit.trace``, ``torch.export`` and ONNX export record a program that runs where gossamer is not installed.
+    Transforms within a compiled graph know no other operations. Nor does ``functionalize``, nor the tangent of a
+    tangent.
+    """
+    if is_tracing() or is_exporting():
         return True
-    if is_compiling():
-        return transformed()
-    levels = [level.key() for level in get_interpreter_stack() or ()]
-    return TransformType.Functionalize in levels or levels.count(TransformType.Jvp) > 1
-
-
-def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
-    """For each kernel its name and the reasons against it, [] if it can run."""
-    return [(k.name, k.reasons_against(*args)) for k in kernels]
+    return is_transformed() if is_compiling() else needs_plain_functions()

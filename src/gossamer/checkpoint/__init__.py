@@ -1,12 +1,16 @@
-"""Checkpoints: one safetensors file, every tensor dense and named, the rest as JSON in its header. docs/checkpoint.md is the format.
+"""Checkpoints: one safetensors file, every tensor dense and named, the rest as JSON in its header. docs/checkpoint.md
+is the format.
 
     model.NAME                               the model's state_dict; sparse layers hold NAME.values, NAME.crow, NAME.col
     optimizer. scheduler. rewirer. ledger. target. rng.     tensors of their state_dicts, placed by the JSON
 
-Loading is verify, then commit. Verified: every byte (a digest of the file), that the file is ours and of this version, names, shapes, types
-and indices of the model, that every state fits the object it is for. Then the parts are loaded, the model and the optimizer first; if one
-of them refuses after all, those before it get back what they held.
+Loading verifies first, then commits. It verifies every byte (a digest of the file), that the file is ours and of this
+version, the names, shapes, types and indices of the model, and that every state fits its object. Then it loads the
+parts, the model and the optimizer first. If a part still refuses its state, the parts before it get back their former
+states.
 """
+
+# pyright: strict
 
 import json
 import os
@@ -14,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,59 +26,67 @@ from torch import Tensor, nn
 from .._errors import UsageError
 from ..layers import sparse_layers
 from ..support import index_digest as digest
-from .file import FORMAT as FORMAT
-from .file import OLDER, VERSION, packed, read_file, read_meta, unpacked, write_file
+from ..training.states import is_dict
+from .file import FORMAT, OLDER, VERSION, packed, read_file, read_meta, unpacked, write_file
 from .optimizer import optimizer_problems
-from .verify import COUNTS, FOREIGN, devices, judged, model_problems, name_problems, random_problems, unlike
+from .verify import COUNTS, FOREIGN, devices, model_problems, name_problems, own_problems, random_problems, unlike
 
-__all__ = ["FORMAT", "VERSION", "digest", "inspect", "load", "save"]
+__all__ = ["FORMAT", "Stateful", "VERSION", "digest", "inspect", "load", "save"]
 PARTS = ("optimizer", "scheduler", "rewirer", "ledger", "target")  # in the order in which they are loaded
+State = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """A part of a checkpoint. If it has ``problems(state)`` too, :func:`load` asks it before anything is changed."""
+
+    def state_dict(self) -> State:
+        """Its state: nested dicts, lists and tuples of tensors, numbers, strings and None."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Takes a state of :meth:`state_dict`."""
+        ...
 
 
 def save(
     path: str | os.PathLike[str],
     model: nn.Module,
     *,
-    optimizer: Any = None,
-    rewirer: Any = None,
-    scheduler: Any = None,
-    ledger: Any = None,
-    target: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    rewirer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    ledger: Stateful | None = None,
+    target: Stateful | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint, atomically and durably: a save that is interrupted, by whatever, leaves the old file.
+    """Writes a checkpoint, atomically and durably: if a save is interrupted, the old file stays.
 
     Args:
-        model, optimizer, rewirer, scheduler, ledger, target: whatever has a ``state_dict()``; torch's random state is saved too.
+        model, optimizer, rewirer, scheduler, ledger, target: anything with a ``state_dict()``. torch's random state is
+            saved too.
         extra: a dict of anything JSON can hold (the epoch, the position in it).
 
     Raises: UsageError if a state holds something that is neither tensor nor JSON, or the file cannot be written.
     """
-    path, states = (
-        Path(path),
-        _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target),
-    )
-    if extra is not None and not isinstance(extra, Mapping):
-        raise UsageError("checkpoint.save", "extra must be a dict", got=extra)
-    try:
-        extra = json.loads(json.dumps(extra or {}))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError("checkpoint.save", f"extra must be JSON: {error}") from error
+    states = _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target)
     tensors: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise UsageError(
-                "checkpoint.save", f"entry {key!r} of the model's state is a {type(value).__name__}, not a tensor"
-            )
+        if not torch.is_tensor(value):
+            what = f"entry {key!r} of the model's state is a {type(value).__name__}, not a tensor"
+            raise UsageError("checkpoint.save", what)
         tensors[f"model.{key}"] = value
-    meta: dict[str, Any] = {"supports": _describe(model), "extra": extra}
+    meta: State = {"supports": _described(model), "extra": _as_json(extra)}
     meta["states"] = {name: packed(part.state_dict(), name, tensors) for name, part in states.items()}
     meta["rng"] = packed(_rng_state(), "rng", tensors)
-    write_file(path, tensors, meta)
+    write_file(Path(path), tensors, meta)
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint says of itself: ``version``, ``supports`` (per layer shape, block, layout, n, digest), ``states``, ``extra``."""
+def inspect(path: str | os.PathLike[str]) -> State:
+    """The header of a checkpoint: ``version``, ``supports`` (per layer shape, block, layout, n, sha256), ``states``,
+    ``extra``.
+
+    Raises: UsageError on a missing, damaged or foreign file.
+    """
     return read_meta(Path(path))
 
 
@@ -82,41 +94,40 @@ def load(
     path: str | os.PathLike[str],
     model: nn.Module,
     *,
-    optimizer: Any = None,
-    rewirer: Any = None,
-    scheduler: Any = None,
-    ledger: Any = None,
-    target: Any = None,
-) -> dict[str, Any]:
-    """Reads a checkpoint into objects built as they were when it was saved; torch's random state too. Sparse layers take its supports.
+    optimizer: torch.optim.Optimizer | None = None,
+    rewirer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    ledger: Stateful | None = None,
+    target: Stateful | None = None,
+) -> State:
+    """Reads a checkpoint into objects that are built as they were when it was saved. Restores torch's random state too.
+
+    Sparse layers take the supports of the file.
 
     Returns: the ``extra`` it was saved with.
 
-    Raises: UsageError on a missing, damaged or foreign file, another model, an index that does not fit, a state that was not saved or is not of
-    these objects; all of them, and torch's generators, are then what they were.
+    Raises: UsageError on a missing, damaged or foreign file, another model, an index that does not fit, and a state
+    that is absent or does not belong to these objects. All objects, and torch's generators, then stay as they were.
     """
-    path, parts = (
-        Path(path),
-        _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target),
-    )
+    path = Path(path)
+    parts = _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target)
     meta, tensors = read_file(path)
     absent = [name for name in parts if name not in meta["states"]]
     if absent:
-        raise UsageError(
-            str(path), f"this checkpoint holds no {' and no '.join(absent)} state", remedy="load the model alone"
-        )
-    mine = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
-    states, random = _states(path, meta, tensors, len(mine))
-    _verify(path, model, mine, meta["supports"], parts, states, random)
-    _commit(path, model, mine, parts, states, random)
+        what = f"this checkpoint holds no {' and no '.join(absent)} state"
+        raise UsageError(str(path), what, remedy="load the model alone")
+    saved = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+    states, random = _states(path, meta, tensors, len(saved))
+    _verify(path, model, saved, meta["supports"], parts, states, random)
+    _commit(path, {"model": model, **parts}, {"model": saved, **states}, random)
     return meta["extra"]
 
 
 # -------------------------------------------------------------------- verify
 
 
-def _states(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor], of_model: int) -> tuple[dict[str, Any], Any]:
-    """All states of a file and the random state. Every tensor belongs to one place. Raises UsageError."""
+def _states(path: Path, meta: State, tensors: Mapping[str, Tensor], of_model: int) -> tuple[State, Any]:
+    """All states of a file and the random state. Raises UsageError unless every tensor belongs to exactly one place."""
     used: set[str] = set()
     try:
         states = {name: unpacked(state, tensors, used) for name, state in meta["states"].items()}
@@ -131,87 +142,86 @@ def _states(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor], of_mod
 def _verify(
     path: Path,
     model: nn.Module,
-    mine: dict[str, Tensor],
+    saved: Mapping[str, Tensor],
     supports: Any,
-    parts: dict[str, Any],
-    states: Any,
+    parts: Mapping[str, Stateful],
+    states: State,
     random: Any,
 ) -> None:
-    """Raises UsageError with all that keeps a file from being loaded."""
-    if reasons := name_problems(model, mine):
+    """Raises UsageError with all reasons that keep a file from being loaded."""
+    if reasons := name_problems(model, saved):
         raise UsageError(str(path), "this checkpoint is of another model", reasons=reasons[:10])
-    if reasons := model_problems(model, mine, supports):
+    if reasons := model_problems(model, saved, supports):
         remedy = "build the model as it was when saved"
         raise UsageError(str(path), "this checkpoint does not fit the model", reasons=reasons[:10], remedy=remedy)
     for name, part in parts.items():
-        if reasons := _part_problems(name, part, states[name], model, mine):
+        if reasons := _part_problems(name, part, states[name], model, saved):
             remedy = f"the {name} as it was when saved, or load the model alone"
-            what = (
-                "saved under other rules of the topology"
-                if name == "rewirer"
-                else f"the state of its {name} does not fit"
-            )
-            raise UsageError(str(path), what, reasons=reasons[:10], remedy=remedy)
+            raise UsageError(str(path), f"the state of its {name} does not fit", reasons=reasons[:10], remedy=remedy)
     if reasons := random_problems(random):
         raise UsageError(str(path), "it is damaged", reasons=reasons, remedy=OLDER)
 
 
-def _part_problems(name: str, part: Any, state: Any, model: nn.Module, mine: dict[str, Tensor]) -> list[str]:
-    if not isinstance(state, dict):
-        return ["it is no dict"]
-    if name == "rewirer" and state.get("topology") != part.topology.name:
-        return [f"saved with topology {state.get('topology')!r}, not {part.topology.name!r}"]
+def _part_problems(name: str, part: Any, state: Any, model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
+    if not is_dict(state):
+        return ["it is not a dict"]
     if name == "optimizer":
-        return [*optimizer_problems(part, state, model, mine), *judged(part, state)]
+        return [*optimizer_problems(part, state, model, saved), *own_problems(part, state)]
     if name == "scheduler":
         return unlike(part.state_dict(), state, f"its {name}", whole=COUNTS)
     if name == "ledger":
         return unlike(part.state_dict(), state, f"its {name}", least=0)
-    return judged(part, state)
+    return own_problems(part, state)
 
 
 # -------------------------------------------------------------------- commit
 
 
-def _commit(
-    path: Path, model: nn.Module, mine: dict[str, Tensor], parts: dict[str, Any], states: Any, random: Any
-) -> None:
-    """Loads everything, or nothing: whatever stops it, what was loaded before gets its former state back. Raises UsageError."""
-    order, given = {"model": model, **parts}, {"model": mine, **states}
-    before, generators, begun = (
-        {name: deepcopy(part.state_dict()) for name, part in order.items()},
-        deepcopy(_rng_state()),
-        [],
-    )
+def _commit(path: Path, parts: Mapping[str, Stateful], states: Mapping[str, Any], random: Any) -> None:
+    """Loads everything or nothing, in the order of ``parts``.
+
+    Whatever stops it, interrupts too, the parts that were loaded get back their former states. Raises UsageError.
+    """
+    before = {name: deepcopy(part.state_dict()) for name, part in parts.items()}
+    generators = deepcopy(_rng_state())
+    begun: list[str] = []
     try:
-        for name, part in order.items():
+        for name, part in parts.items():
             begun.append(name)
-            part.load_state_dict(given[name])
+            part.load_state_dict(states[name])
         _set_rng_state(random)
     except BaseException as error:
         try:
             for name in begun:
-                with suppress(*FOREIGN):  # who refuses even what it held has not let go of it
-                    order[name].load_state_dict(before[name])
+                with suppress(*FOREIGN):  # a part that refuses its own former state still has it
+                    parts[name].load_state_dict(before[name])
         finally:
             _set_rng_state(generators)
         if not isinstance(error, FOREIGN):
             raise
-        what, reasons = (
-            f"the {begun[-1]} does not take its state; nothing has changed",
-            [f"{type(error).__name__}: {error}"],
-        )
+        what = f"the {begun[-1]} does not take its state; nothing has changed"
+        reasons = [f"{type(error).__name__}: {error}"]
         raise UsageError(str(path), what, reasons=reasons, remedy=f"the {begun[-1]} as it was when saved") from error
 
 
 # -------------------------------------------------------------------- details
 
 
-def _given(**parts: Any) -> dict[str, Any]:
-    return {name: parts[name] for name in PARTS if parts[name] is not None}
+def _given(**parts: Stateful | None) -> dict[str, Stateful]:
+    return {name: part for name in PARTS if (part := parts[name]) is not None}
 
 
-def _describe(model: nn.Module) -> dict[str, dict[str, Any]]:
+def _as_json(extra: Any) -> State:
+    """A copy of ``extra`` as JSON gives it back. Raises UsageError."""
+    if extra is not None and not isinstance(extra, Mapping):
+        raise UsageError("checkpoint.save", "extra must be a dict", got=extra)
+    try:
+        return json.loads(json.dumps(extra or {}))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError("checkpoint.save", f"extra must be JSON: {error}") from error
+
+
+def _described(model: nn.Module) -> dict[str, State]:
     return {
         name: {
             "shape": list(layer.dense_shape),
@@ -224,12 +234,12 @@ def _describe(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def _rng_state() -> dict[str, Any]:
+def _rng_state() -> State:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
+def _set_rng_state(state: State) -> None:
     torch.set_rng_state(state["torch"])
     if devices(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,11 +1,17 @@
-"""Files that outlive a kill, a full disk and a power cut; locks that die with their process.
+"""Files that survive a kill, a full disk and a power cut; locks that end with their process.
 
-    write      temporary beside the file -> fsync -> rename -> fsync of the folder          the old file or the new one, never half of one
-    append     one line -> fsync                                                            at worst the last line is torn
-    lock       flock on a file that names its holder; the system lets go when the holder dies, however it dies
+    write      temporary beside the file -> fsync -> rename -> fsync of the folder
+               leaves the old file or the new one, never a part of one
+    append     one line -> fsync
+               leaves at worst a last line that is incomplete
+    lock       flock on a file that names its holder
+               the system releases it when the holder dies
 
-A temporary is locked while it is written, so that the next writer can tell what a dead one left behind, and removes it.
+A temporary file is locked while it is written. So the next writer finds the temporary files of dead writers, and
+removes them.
 """
+
+# pyright: strict
 
 import errno
 import os
@@ -13,7 +19,7 @@ import re
 import secrets
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,14 +31,16 @@ else:
     import fcntl
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
-BEYOND = 1 << 30  # the byte that is locked where a lock shuts readers out: none that anybody reads
+LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without locks
+BEYOND = 1 << 30  # the byte that Windows locks: beyond the content, because its locks keep readers out
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write into; at the end it is synchronised and takes the name ``path``. Raises UsageError where that fails: the old
-    file stays then, and no temporary."""
+def replacing(path: Path) -> Generator[Path, None, None]:
+    """A temporary file to write into. At the end it is synchronised and renamed to ``path``.
+
+    Raises: UsageError where that fails. The old file stays then, and the temporary file is removed.
+    """
     try:
         make(path.parent)
         if path.is_dir():
@@ -42,8 +50,9 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             sync(temporary)
-            if sys.platform == "win32":  # which renames no open file
-                handle = os.close(handle)
+            if sys.platform == "win32" and handle is not None:
+                os.close(handle)  # Windows does not rename open files
+                handle = None
             os.replace(temporary, path)
             sync(path.parent)
         finally:
@@ -76,7 +85,7 @@ def append(path: Path, line: str) -> None:
 
 def make(folder: Path) -> list[Path]:
     """Makes a folder and those above it; returns the new ones, innermost first. Raises OSError."""
-    new = []
+    new: list[Path] = []
     for one in (folder, *folder.parents):
         if one.exists():
             break
@@ -90,33 +99,35 @@ def make(folder: Path) -> list[Path]:
 def sync(path: Path) -> None:
     """Waits until a file, or the list of names in a folder, is on the disk."""
     if sys.platform == "win32" and path.is_dir():
-        return  # Windows has no such thing
+        return  # Windows cannot synchronise folders
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
         if not path.is_dir() or error.errno not in (errno.EINVAL, *LOCKLESS):
-            raise  # a file system that cannot synchronise folders keeps their order by itself
+            raise
+        # otherwise it is a folder on a file system that cannot synchronise folders
     finally:
         os.close(handle)
 
 
 def sweep(path: Path) -> None:
-    """Removes the temporaries of ``path`` whose writers are dead. Theirs are not locked any more."""
+    """Removes the temporary files of ``path`` whose writers are dead: those that are not locked."""
     if sys.platform == "win32":
         return
-    own = re.compile(
-        re.escape(path.name) + r"(\.[0-9a-f]{8}|[a-z0-9_]{8})?\.tmp"
-    )  # the second and the bare one are of gossamer 0.1.0
+    # gossamer 0.1.0 wrote the second form, and the one without eight characters
+    own = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8}|[a-z0-9_]{8})?\.tmp")
     for name in os.listdir(path.parent):
         if name.startswith(path.name) and own.fullmatch(name):
             _remove_unlocked(path.parent / name)
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock of the file ``path``, which exists only while it is held, or after its holder died. Raises UsageError, in the name of
-    ``what``, if another process holds it, or this one elsewhere."""
+def lock(path: Path, what: str) -> Generator[None, None, None]:
+    """Holds the lock of the file ``path``. The file exists only while the lock is held, or after its holder died.
+
+    Raises: UsageError, with ``what`` as the name, if another process holds the lock, or this one holds it elsewhere.
+    """
     try:
         handle = _locked(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
@@ -131,8 +142,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         if sys.platform != "win32":
-            path.unlink(missing_ok=True)  # before it is let go: who comes next makes a new one
-            with suppress(FileNotFoundError):  # somebody removed the folder
+            path.unlink(missing_ok=True)  # before the lock is released, so that the next holder makes a new file
+            with suppress(FileNotFoundError):  # the folder was removed
                 sync(path.parent)
         os.close(handle)
         if sys.platform == "win32":
@@ -140,11 +151,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
 
 def unwritten(path: Path, error: OSError) -> UsageError:
-    """The refusal that says why a file could not be written."""
+    """The error that says why a file could not be written."""
     if error.errno in FULL:
-        remedy = "free some space, and go on: what was there before is whole"
+        remedy = "free some space, and continue: the file that was there before is complete"
         return UsageError(str(path), f"the disk is full: {error.strerror}", remedy=remedy)
-    remedy = "a place that exists, can be written, and is no file where a folder is wanted"
+    remedy = "a place that exists and can be written, and a folder where a folder is needed"
     return UsageError(str(path), f"cannot be written: {error.strerror or error}", remedy=remedy)
 
 
@@ -164,7 +175,7 @@ def _temporary(path: Path) -> tuple[int | None, Path]:
 
 
 def _locked(path: Path, flags: int) -> int | None:
-    """A handle that holds the lock of a file, sure to be the one of that name still; None if somebody else holds it."""
+    """A handle that holds the lock of the file that has this name now; None if the lock is held elsewhere."""
     while True:
         try:
             handle = os.open(path, flags, 0o666)
@@ -178,7 +189,7 @@ def _locked(path: Path, flags: int) -> int | None:
                 return None
             there = os.stat(path)
         except FileNotFoundError:
-            os.close(handle)  # its last holder removed it in between
+            os.close(handle)  # its last holder has removed it since
             continue
         if os.path.samestat(there, os.fstat(handle)):
             return handle
@@ -196,9 +207,8 @@ def _try(handle: int) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in LOCKLESS:
-            warnings.warn(
-                "this file system knows no locks: nothing keeps two processes from writing the same files", stacklevel=2
-            )
+            said = "this file system has no locks: nothing keeps two processes from writing the same files"
+            warnings.warn(said, stacklevel=2)
             return True
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
             return False

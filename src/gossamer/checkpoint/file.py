@@ -2,9 +2,11 @@
 
     digest = SHA-256 of the whole file, the 64 characters of the digest itself read as zeros
 
-It is compared before anything in the file is believed; the header is read by Python's own JSON first, so a damaged one reaches no parser
-that trusts it.
+The digest is compared before anything else in the file is used. Python's own JSON module reads the header first,
+because the parser of safetensors trusts it.
 """
+
+# pyright: strict
 
 import hashlib
 import json
@@ -18,47 +20,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._errors import UsageError, nearest
+from ..training.states import is_dict, is_list, is_sequence
 from .disk import replacing
 
-FORMAT, VERSION = "gossamer-checkpoint", 2
+FORMAT, VERSION = "gossamer-checkpoint", 3
 LONGEST = 100_000_000  # bytes of a header, safetensors' own limit
 BLANK = "0" * 64
-SEAL = re.compile(
-    rb'"digest":"([0-9a-f]{64})"'
-)  # in the header: quotes inside a string are escaped, so nothing else looks like it
+SEAL = re.compile(rb'"digest":"([0-9a-f]{64})"')  # unique in a header: JSON escapes quotes inside strings
 DTYPES = {
-    **{
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.complex64: "C64",
-    },
     torch.bool: "BOOL",
-    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
-    **{
-        torch.uint64: "U64",
-        torch.uint32: "U32",
-        torch.uint16: "U16",
-        torch.float8_e4m3fn: "F8_E4M3",
-        torch.float8_e5m2: "F8_E5M2",
-    },
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8"},
+    **{torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
 }
 OLDER = "an older checkpoint"
-FOREIGN = (
-    SafetensorError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-)  # of a parser
+# what the parser of safetensors may raise
+PARSER = (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError)
+# what reading a damaged header may raise
+DAMAGED = (LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 class Contents(NamedTuple):
-    """What is in a file."""
+    """The JSON and the tensors of a file."""
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -67,11 +51,10 @@ class Contents(NamedTuple):
 def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Writes a sealed file, atomically and durably. Raises UsageError.
 
-    The bytes are written here: safetensors' own writer leaves a temporary of its own behind where it is killed.
+    The bytes are written here, because safetensors' own writer leaves a temporary file behind when it is killed.
     """
-    held = {
-        key: _plain(key, t) for key, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    }  # aligned
+    order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))  # so that every tensor is aligned
+    held = {key: _plain(key, tensors[key]) for key in order}
     said = {"format": FORMAT, "version": str(VERSION), "digest": BLANK, "json": json.dumps(meta)}
     header: dict[str, Any] = {"__metadata__": said}
     end = 0
@@ -81,7 +64,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
-        raise UsageError("checkpoint.save", f"the name of a tensor is no text: {error}") from error
+        raise UsageError("checkpoint.save", f"the name of a tensor is not valid text: {error}") from error
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
@@ -92,17 +75,17 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
 
 
 def seal(path: Path) -> None:
-    """Writes the digest of a file, as it is now, into it."""
+    """Computes the digest of a file and writes it into the file."""
     with open(path, "r+b") as file:
         header = _header(file)
         found = SEAL.search(header)
-        assert found is not None  # it has just been written so
+        assert found is not None  # write_file has put it there
         file.seek(8 + found.start(1))
         file.write(_digest(file, header, found).encode())
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON of a file, and its version, after the whole file was verified. Raises UsageError."""
+    """The JSON of a file, and its version. Verifies the whole file first. Raises UsageError."""
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
         what = "this is a folder" if path.is_dir() else f"there is no such file{nearest(path.name, siblings)}"
@@ -117,11 +100,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             if match is None or len(found) != 1 or said["digest"].encode() != found[0]:
                 raise ValueError("it holds no digest")
             if _digest(file, header, match).encode() != found[0]:
-                raise UsageError(
-                    str(path),
-                    "it is damaged: its bytes are not those that were written (SHA-256 differs)",
-                    remedy=OLDER,
-                )
+                what = "it is damaged: its bytes are not those that were written (SHA-256 differs)"
+                raise UsageError(str(path), what, remedy=OLDER)
         meta = json.loads(said["json"])
         wrong = [f"no {key}" for key in ("supports", "states", "rng", "extra") if not isinstance(meta.get(key), dict)]
     except UsageError:
@@ -131,7 +111,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UsageError(str(path), f"truncated, or not a safetensors file: {error}", remedy=remedy) from error
     except OSError as error:
         raise UsageError(str(path), f"cannot be read: {error.strerror or error}") from error
-    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+    except DAMAGED as error:
         raise UsageError(str(path), f"its header is damaged: {_brief(error)}", remedy=OLDER) from error
     if wrong:
         raise UsageError(str(path), "its header is damaged", reasons=wrong, remedy=OLDER)
@@ -139,13 +119,14 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> Contents:
-    """The JSON and the tensors of a file, after the whole of it was verified. Raises UsageError."""
+    """The JSON and the tensors of a file. Verifies the whole file first. Raises UsageError."""
     meta = read_meta(path)
     try:
-        with safe_open(str(path), "pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
-            # clones: what safetensors gives is a window on the file, which changes when somebody writes into the file
+        opened: Any = safe_open(str(path), "pt")  # safetensors gives it no types
+        with opened as file:
+            # clones, because the tensors of safetensors are mapped to the file and change when the file is written to
             return Contents(meta, {key: file.get_tensor(key).clone() for key in file.keys()})
-    except FOREIGN as error:
+    except PARSER as error:
         raise UsageError(str(path), f"its tensors cannot be read: {_brief(error)}", remedy=OLDER) from error
 
 
@@ -153,20 +134,21 @@ def read_file(path: Path) -> Contents:
 
 
 def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a nested state; its tensors go into ``tensors`` under names that start with ``name``. Raises UsageError."""
+    """A nested state as JSON.
+
+    Its tensors are added to ``tensors``, under names that start with ``name``. Raises UsageError.
+    """
     if isinstance(value, Tensor):
         while name in tensors:
-            name += "'"  # two paths with one spelling: {"a.b": x, "a": {"b": y}}
+            name += "'"  # two places with one name: {"a.b": x, "a": {"b": y}}
         tensors[name] = value
         return {"tensor": name}
-    if isinstance(value, dict):
-        strange = [key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))]
-        if strange:
-            raise UsageError(
-                "checkpoint.save", f"{name} has a key that is neither a string nor a number", got=strange[0]
-            )
+    if is_dict(value):
+        wrong = [key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))]
+        if wrong:
+            raise UsageError("checkpoint.save", f"{name} has a key that is neither a string nor a number", got=wrong[0])
         return {"items": [[key, packed(v, f"{name}.{key}", tensors)] for key, v in value.items()]}
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         kind = "tuple" if type(value) is tuple else "list"
         return {kind: [packed(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -175,26 +157,29 @@ def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpacked(value: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Any:
-    """The state again; the names of its tensors go into ``used``. Raises ValueError where the JSON is not what :func:`packed` makes."""
-    if not isinstance(value, (dict, list)):
+    """The state that :func:`packed` has made JSON. Adds the names of its tensors to ``used``.
+
+    Raises: ValueError where :func:`packed` does not make such JSON.
+    """
+    if not is_dict(value) and not is_list(value):
         return value
-    if not isinstance(value, dict) or len(value) != 1:
+    if not is_dict(value) or len(value) != 1:
         raise ValueError("a value is none that was packed")
-    ((kind, inner),) = value.items()
+    kind, inner = next(iter(value.items()))
     if kind == "tensor" and isinstance(inner, str):
         if inner not in tensors or inner in used:
             raise ValueError(f"it holds no tensor {inner!r} for this place, which its header names")
         used.add(inner)
         return tensors[inner]
-    if kind == "items" and isinstance(inner, list):
+    if kind == "items" and is_list(inner):
         return dict(_item(pair, tensors, used) for pair in inner)
-    if kind in ("list", "tuple") and isinstance(inner, list):
+    if kind in ("list", "tuple") and is_list(inner):
         return (tuple if kind == "tuple" else list)(unpacked(v, tensors, used) for v in inner)
     raise ValueError(f"a value is packed as {str(kind)[:40]!r}")
 
 
 def _item(pair: Any, tensors: Mapping[str, Tensor], used: set[str]) -> tuple[Any, Any]:
-    if not isinstance(pair, list) or len(pair) != 2 or isinstance(pair[0], (dict, list)):
+    if not is_list(pair) or len(pair) != 2 or isinstance(pair[0], (dict, list)):
         raise ValueError("an item of a dict is no pair of key and value")
     return pair[0], unpacked(pair[1], tensors, used)
 
@@ -223,7 +208,7 @@ def _outer(file: BinaryIO, header: bytes) -> dict[str, str]:
 
 
 def _digest(file: BinaryIO, header: bytes, found: re.Match[bytes]) -> str:
-    """SHA-256 of the file with its own digest read as zeros. Leaves the position as it is."""
+    """SHA-256 of the file with its own digest read as zeros. Leaves the position in the file unchanged."""
     at = file.tell()
     state = hashlib.sha256(len(header).to_bytes(8, "little"))
     state.update(header[: found.start(1)] + BLANK.encode() + header[found.end(1) :])
@@ -240,25 +225,22 @@ def _blocks(file: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
 
 
 def _check_kind(path: Path, said: dict[str, str]) -> None:
-    """Refuses a file of somebody else, or of another version."""
+    """Refuses a file of another program, or of another version."""
     if said.get("format") != FORMAT:
-        raise UsageError(
-            str(path),
-            "this is a safetensors file, but not a gossamer checkpoint",
-            remedy="a file written by checkpoint.save",
-        )
+        what = "this is a safetensors file, but not a gossamer checkpoint"
+        raise UsageError(str(path), what, remedy="a file written by checkpoint.save")
     version = int(said["version"])
     if version > VERSION:
-        raise UsageError(
-            str(path), f"format version {version}, newer than the {VERSION} known here", remedy="a newer gossamer"
-        )
+        what = f"format version {version}, newer than the {VERSION} known here"
+        raise UsageError(str(path), what, remedy="a newer gossamer")
     if version < VERSION:
-        remedy = "gossamer 0.1.0 reads all of it; its entries model.X, read by safetensors.torch.load_file, are the state_dict of the model"
-        raise UsageError(str(path), f"format version {version}, which has no digest to verify it by", remedy=remedy)
+        weights = "its entries model.X, read by safetensors.torch.load_file, are the state_dict of the model"
+        remedy = f"{weights}; gossamer 0.1.0 reads all of version 1"
+        raise UsageError(str(path), f"format version {version}, older than the {VERSION} known here", remedy=remedy)
 
 
 def _plain(key: str, t: Tensor) -> Tensor:
-    """A tensor as it is written: on the CPU, contiguous, of a type that the format knows."""
+    """A tensor on the CPU, contiguous. Raises UsageError where the format has no such type."""
     if t.layout is not torch.strided or t.dtype not in DTYPES:
         raise UsageError("checkpoint.save", f"the format has no tensors like {key}", got=(t.dtype, t.layout))
     return t.detach().cpu().contiguous()

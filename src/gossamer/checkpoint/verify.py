@@ -1,14 +1,17 @@
-"""What keeps a saved state from being loaded into these objects, in sentences; [] if nothing does. Nothing here changes anything.
+"""What keeps a saved state from being loaded into these objects, in sentences; [] if nothing does. Nothing here
+changes anything.
 
-model         names, shapes, types; every index valid and the one its values were saved with
-optimizer     groups and options as here; state of each parameter by shape, type and keys as that of its peers
+model               names, shapes, types; every index is valid, and is the one its values were saved with
+optimizer           groups and options as here; the state of each parameter has the shape, type and keys of its peers
 scheduler, ledger   built like the state they have now
-random state  what a generator takes
-the rest      its own ``problems(state)``
+random state        a generator takes it
+the others          their own ``problems(state)``
 """
 
+# pyright: strict
+
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,25 +20,26 @@ from torch import Tensor, nn
 from .._errors import nearest
 from ..layers import SparseLayer, sparse_layers
 from ..support import index_digest, index_problems
+from ..training.states import is_dict, is_list, is_sequence
 
-# what is raised by who reads a state that is not its own
+# what a part may raise that reads a state which is not its own
 FOREIGN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
 COUNTS = ("last_epoch", "_step_count")  # of a scheduler: whole numbers
 SIZES = ("lr", "weight_decay", "strength", "t")  # of a group of the optimizer: not negative
 
 
 @runtime_checkable
-class Judge(Protocol):
-    """A part that says itself what keeps it from taking over a state."""
+class Verifying(Protocol):
+    """A part that checks a state by itself."""
 
     def problems(self, state: Any) -> list[str]:
-        """Sentences; [] if it can take it over."""
+        """Sentences that say why it cannot load the state; [] if it can."""
         ...
 
 
-def judged(part: Any, state: Any) -> list[str]:
-    """What the part itself says, if it does; that it cannot read the state, if it fails over it."""
-    if not isinstance(part, Judge):
+def own_problems(part: object, state: Any) -> list[str]:
+    """The part's own ``problems(state)``, [] if it has none. A part that fails over the state cannot read it."""
+    if not isinstance(part, Verifying):
         return []
     try:
         return list(part.problems(state))
@@ -47,48 +51,44 @@ def judged(part: Any, state: Any) -> list[str]:
 
 
 def name_problems(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that only one of the two has."""
+    """Tensors that are only in the model, or only in the file."""
     mine = model.state_dict()
     reasons = [f"the model has {key!r}, the file has not{nearest(key, saved)}" for key in mine if key not in saved]
-    return reasons + [
-        f"the file has {key!r}, the model has not{nearest(key, mine)}" for key in saved if key not in mine
-    ]
+    more = [key for key in saved if key not in mine]
+    return reasons + [f"the file has {key!r}, the model has not{nearest(key, mine)}" for key in more]
 
 
 def model_problems(model: nn.Module, saved: Mapping[str, Tensor], supports: Mapping[str, Any]) -> list[str]:
     """Of a file that has the model's names: all that could go wrong in ``model.load_state_dict``."""
-    mine, layers, reasons = model.state_dict(), sparse_layers(model), []
+    mine, layers = model.state_dict(), sparse_layers(model)
+    reasons: list[str] = []
     indexed = {f"{name}.{part}" if name else part for name in layers for part in ("values", "crow", "col")}
     for name, layer in layers.items():
         found = _layer_problems(layer, saved, f"{name}." if name else "", supports.get(name))
         reasons += [f"{name}: {problem}" for problem in found]
-    reasons += [
-        f"{name}: no sparse layer of this model, but described in the file" for name in supports if name not in layers
-    ]
+    more = [name for name in supports if name not in layers]
+    reasons += [f"{name}: no sparse layer of this model, but described in the file" for name in more]
     for key, t in mine.items():
-        if key not in indexed and (t.shape != saved[key].shape or t.dtype != saved[key].dtype):
-            reasons.append(
-                f"{key}: {tuple(saved[key].shape)} of {saved[key].dtype} in the file, {tuple(t.shape)} of {t.dtype} here"
-            )
+        there = saved[key]
+        if key not in indexed and (t.shape != there.shape or t.dtype != there.dtype):
+            in_file = f"{tuple(there.shape)} of {there.dtype} in the file"
+            reasons.append(f"{key}: {in_file}, {tuple(t.shape)} of {t.dtype} here")
     return reasons
 
 
-def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], dot: str, said: Any) -> list[str]:
-    if not isinstance(said, dict):
+def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], prefix: str, described: Any) -> list[str]:
+    if not is_dict(described):
         return ["the file does not describe its support"]
-    s, (values, crow, col) = layer.support, (saved[dot + part] for part in ("values", "crow", "col"))
+    s, (values, crow, col) = layer.support, (saved[prefix + part] for part in ("values", "crow", "col"))
     here = {"shape": list(layer.dense_shape), "block": list(layer.block), "layout": layer.layout.name}
-    if wrong := [
-        f"{key} is {here[key]} here, {said.get(key)} in the file"
-        for key in here
-        if repr(here[key]) != repr(said.get(key))
-    ]:
-        return wrong  # by their words: True equals 1
+    other = [key for key in here if repr(here[key]) != repr(described.get(key))]  # as text: True equals 1
+    if other:
+        return [f"{key} is {here[key]} here, {described.get(key)} in the file" for key in other]
     if crow.dtype != torch.int32 or col.dtype != torch.int32:
         return [f"the index is of {crow.dtype} and {col.dtype}, not int32"]
     if wrong := index_problems(crow, col, s.shape, s.block):
         return wrong
-    if index_digest(crow, col) != said.get("sha256") or repr(said.get("n")) != repr(col.numel()):
+    if index_digest(crow, col) != described.get("sha256") or repr(described.get("n")) != repr(col.numel()):
         return ["the index is not the one its values were saved with (SHA-256 differs)"]
     expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
     if tuple(values.shape) != expected:
@@ -98,7 +98,7 @@ def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], dot: str, s
     return []
 
 
-# -------------------------------------------------------------------- states built like those there are
+# -------------------------------------------------------------------- states built like the present ones
 
 
 def unlike(
@@ -106,44 +106,55 @@ def unlike(
 ) -> list[str]:
     """Where a saved state is not built like the present one: keys, lengths, kinds of values.
 
-    Numbers of the names ``whole`` (all, if None) that are whole here must be so there; none may be below ``least``.
+    Args:
+        here, there: the present state and the saved one.
+        where: the name of the place, for the sentences.
+        whole: names of numbers that must be whole there if they are whole here; None means all.
+        least: no number may be below this.
     """
-    if isinstance(here, dict):
-        if not isinstance(there, dict):
+    if is_dict(here):
+        if not is_dict(there):
             return [f"{where} is {kind_of(there)}, not a dict"]
         if all(isinstance(key, str) for key in here) and here.keys() != there.keys():
             odd = sorted(map(str, here.keys() ^ there.keys()))
             return [f"{where} has other keys than here: {', '.join(odd[:5])}"]
         pairs = [(here.get(key, 0), there[key], f"{where}.{key}") for key in there]
-        return [problem for a, b, at in pairs for problem in unlike(a, b, at, whole=whole, least=least)]
-    if isinstance(here, (list, tuple)):
-        if not isinstance(there, (list, tuple)) or len(here) != len(there):
+    elif is_sequence(here):
+        if not is_sequence(there) or len(here) != len(there):
             return [f"{where} is {kind_of(there)}, not a list of {len(here)}"]
-        pairs = zip(here, there, range(len(here)), strict=True)
-        return [problem for a, b, i in pairs for problem in unlike(a, b, f"{where}.{i}", whole=whole, least=least)]
+        pairs = [(a, b, f"{where}.{i}") for i, (a, b) in enumerate(zip(here, there, strict=True))]
+    else:
+        return _value_problems(here, there, where, whole, least)
+    return [problem for a, b, at in pairs for problem in unlike(a, b, at, whole=whole, least=least)]
+
+
+def _value_problems(
+    here: object, there: Any, where: str, whole: tuple[str, ...] | None, least: float | None
+) -> list[str]:
     if isinstance(here, Tensor):
         fits = isinstance(there, Tensor) and (there.shape, there.dtype) == (here.shape, here.dtype)
-        return [] if fits else [f"{where} is {kind_of(there)}, not {kind_of(here)}"]
-    if isinstance(here, (int, float)) and not isinstance(here, bool):
-        strict = isinstance(here, int) and (whole is None or where.rpartition(".")[2] in whole)
-        return _number_problems(here, there, where, strict, least)
-    return [] if type(here) is type(there) else [f"{where} is {kind_of(there)}, not {kind_of(here)}"]
+    elif isinstance(here, (int, float)) and not isinstance(here, bool):
+        must_be_whole = isinstance(here, int) and (whole is None or where.rpartition(".")[2] in whole)
+        return _number_problems(here, there, where, must_be_whole, least)
+    else:
+        fits = type(here) is type(there)
+    return [] if fits else [f"{where} is {kind_of(there)}, not {kind_of(here)}"]
 
 
-def _number_problems(here: float, there: Any, where: str, strict: bool, least: float | None) -> list[str]:
-    if not isinstance(there, int if strict else (int, float)) or isinstance(there, bool):
-        return [f"{where} is {kind_of(there)}, not a {'whole ' if strict else ''}number"]
-    if there != there and here == here:
+def _number_problems(here: float, there: Any, where: str, whole: bool, least: float | None) -> list[str]:
+    if not isinstance(there, int if whole else (int, float)) or isinstance(there, bool):
+        return [f"{where} is {kind_of(there)}, not a {'whole ' if whole else ''}number"]
+    if there != there and here == here:  # not by math.isnan, which fails on very large ints
         return [f"{where} is not a number"]
-    low = least if least is not None else -1 if strict else -math.inf
+    low = least if least is not None else -1 if whole else -math.inf
     return [f"{where} is {there}, below {low}"] if there < low else []
 
 
-def kind_of(value: Any) -> str:
-    """A value in words, its content left out."""
+def kind_of(value: object) -> str:
+    """What kind of value it is, without its content."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return f"a list of {len(value)}"
     return "nothing" if value is None else f"a {type(value).__name__}"
 
@@ -152,28 +163,27 @@ def kind_of(value: Any) -> str:
 
 
 def random_problems(state: Any) -> list[str]:
-    """Whether generators take these states, tried on one that nobody uses."""
-    if not isinstance(state, dict) or state.keys() != {"torch", "cuda"} or not isinstance(state["cuda"], list):
+    """Why torch's generators do not take these states; [] if they do. A generator that is not in use tries them."""
+    if not is_dict(state) or state.keys() != {"torch", "cuda"} or not is_list(state["cuda"]):
         return ["the random state is no state of torch's generators"]
+    of_cpu: Any = state["torch"]
+    of_gpus: list[Any] = state["cuda"]
     mine = torch.get_rng_state()
-    if not isinstance(state["torch"], Tensor) or (state["torch"].shape, state["torch"].dtype) != (
-        mine.shape,
-        mine.dtype,
-    ):
-        return [f"the random state is {kind_of(state['torch'])}, not {kind_of(mine)}"]
-    bad = [t for t in state["cuda"] if not isinstance(t, Tensor) or t.dtype != torch.uint8 or t.dim() != 1]
+    if not isinstance(of_cpu, Tensor) or (of_cpu.shape, of_cpu.dtype) != (mine.shape, mine.dtype):
+        return [f"the random state is {kind_of(of_cpu)}, not {kind_of(mine)}"]
+    bad = [t for t in of_gpus if not isinstance(t, Tensor) or t.dtype != torch.uint8 or t.dim() != 1]
     if bad:
         return [f"a random state of a GPU is {kind_of(bad[0])}"]
     try:
-        torch.Generator().set_state(state["torch"])
-        if devices(state["cuda"]):
-            for i, t in enumerate(state["cuda"]):
+        torch.Generator().set_state(of_cpu)
+        if devices(of_gpus):
+            for i, t in enumerate(of_gpus):
                 torch.Generator(f"cuda:{i}").set_state(t)
     except RuntimeError as error:
         return [f"no generator takes the random state: {error}"]
     return []
 
 
-def devices(states: list[Any]) -> int:
-    """How many GPUs take these states: all there are, or none."""
+def devices(states: Sequence[Any]) -> int:
+    """How many GPUs take these states: all of them, or none if the number of GPUs is another."""
     return len(states) if states and torch.cuda.is_available() and len(states) == torch.cuda.device_count() else 0

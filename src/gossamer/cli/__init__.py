@@ -1,1 +1,1 @@
-"""Experiments: tasks, models, methods, one run, sweeps, reports and the command line. Nothing else in the package imports this."""
+"""The command line: tasks, models, methods, one run, sweeps, reports. It imports the library; nothing imports it."""

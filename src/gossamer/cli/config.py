@@ -1,260 +1,216 @@
-"""One run as a value, and the way from YAML and flags to it. The constructors' signatures are the schema; jsonargparse checks the types.
+# pyright: strict
+"""From YAML and flags to a configuration, in one pass: merge the layers -> find the constructors -> check the types ->
+construct.
 
-A part with settings is ``method: csst`` or ``method: {name: csst, every: 50}`` in YAML, ``--method csst --method.every 50`` on the command
-line.
+A part with settings is ``method: csst`` or ``method: {name: csst, every: 50}`` in YAML, ``--method csst --method.every
+50`` on the command line. A layer is a source and its settings. A later layer overrides an earlier one; another name of
+a part discards the part's settings.
 """
 
-import dataclasses
-import os
 import re
-from argparse import SUPPRESS, ArgumentError
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import torch
-
-from .._budgets import BUDGETS
-from .._errors import UsageError, check_at_least, check_density, nearest
-from ..convert.sparsify import AUTO
-from ..layouts import LAYOUTS
-from .methods import CSST, METHODS, Coarse, Method, Proximal
-from .models import MLP, MODELS, Model
-from .optimizers import OPTIMIZERS, SGD, Optimizer
+from .._errors import UsageError, nearest
+from .catalog import CATALOG
+from .parts import REQUIRED, Part, Setting, constructor_of, has_penalty, helps, settings_of
+from .record import KEYS as KEYS
+from .record import PARTS as PARTS
+from .record import Config as Config
+from .record import Tree as Tree
+from .record import check_range
+from .record import differences as differences
+from .record import flat as flat
+from .record import settings as settings
 from .strict_yaml import read_yaml as read_yaml
-from .tasks import TASKS, Digits, Task
+from .together import check_parts, check_together
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-SCHEDULES = ("cosine", "halving", "constant")
-SEEDS = 2**63  # torch's generators and NumPy's take these
-WHOLE, REAL = 2**31, 1e10  # every other number stays below, in size: float32 and int32 hold its products with weights
-THREADS = max(256, os.cpu_count() or 1)
+PENALTY = "optimizer.penalty"
+PATHS = {**{name: name for name in PARTS}, PENALTY: "penalty"}  # where a part stands -> its kind
+DEFAULTS: dict[str, str] = {name: cast(Part, getattr(Config, name)).name for name in PARTS}
+RENAMED = {  # last word of an old key -> words of the new one, or the new key
+    "drop": ("drop_fraction",),
+    "share": ("allocate", "fraction"),
+    "unit": ("block",),
+    "reborn": ("allow_regrow",),
+    "move": ("step_optimizer",),
+    "final": ("final_density", "density"),
+    "lam": ("penalty.lam",),
+    "beta": ("penalty.beta",),
+    "group": ("penalty.group",),
+    "shrinking": ("penalty.shrinking",),
+    "beta1": ("betas",),
+    "beta2": ("betas",),
+    "keep": ("density",),
+    "reach": ("target.reach",),
+}
+
+Layer = tuple[str, Mapping[str, Any]]  # (source, settings); the source is named where something is wrong
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a run.
+class Value(NamedTuple):
+    """A setting as it was given, and by whom."""
 
-    Args:
-        task: data set and metrics.
-        model: network.
-        method: how the support is chosen and changed.
-        optimizer: how the values move.
-        density: share of the weights of the sparse layers that may be non-zero, in (0, 1].
-        budget: how layers share it: erk, er, uniform or pooled.
-        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one, measured here;
-            shadow (dense storage, sparse products, dense weight gradient) for method proximal.
-        block: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
-        exclude: names or 're:PATTERN' of layers that stay dense.
-        min_fan_in: incoming weights that every output unit keeps.
-        epochs: passes over the training set.
-        batch: examples per batch.
-        accumulate: batches per optimizer step.
-        schedule: of the step size: cosine (to 0 at the end), halving (after each fifth of the run) or constant.
-        warm_up: optimizer steps over which the step size grows linearly from 0.
-        density_exponent: the step size of a layer is divided by its density to this power.
-        clip: largest norm of the gradient; no limit by default.
-        autocast: forward pass in bfloat16.
-        seed: of the initial values, the support, the topology's choices and the order of the data.
-        threads: threads of torch; all it would use by default.
-        null_models: also train dense, and static random at the same budget, with the same seed and steps.
-        tensorboard: also write TensorBoard events.
-        diagnose: at every event write to diagnosis.jsonl what the sensing of each layer is worth (gossamer.recover.diagnose).
-    """
-
-    task: Task = Digits()
-    model: Model = MLP()
-    method: Method = CSST()
-    optimizer: Optimizer = SGD()
-    density: float = 0.05
-    budget: str = "erk"
-    layout: str = "csr"
-    block: tuple[int, int] = (1, 1)
-    exclude: tuple[str, ...] = ()
-    min_fan_in: int = 0
-    epochs: int = 40
-    batch: int = 32
-    accumulate: int = 1
-    schedule: str = "cosine"
-    warm_up: int = 0
-    density_exponent: float = 0.0
-    clip: float | None = None
-    autocast: bool = False
-    seed: int = 0
-    threads: int | None = None
-    null_models: bool = False
-    tensorboard: bool = False
-    diagnose: bool = False
-
-    def __post_init__(self):
-        for key, value in flat(settings(self)).items():
-            _check_range(key, value)
-        check_density("density", self.density)
-        for name, choices in (("budget", BUDGETS), ("layout", (*LAYOUTS, AUTO)), ("schedule", SCHEDULES)):
-            _check_choice(name, getattr(self, name), choices)
-        least = {"min_fan_in": 0, "epochs": 1, "batch": 1, "accumulate": 1, "warm_up": 0, "seed": 0}
-        for name, value in least.items():
-            check_at_least(name, name, getattr(self, name), value)
-        if min(self.block) < 1:
-            raise UsageError("block", "rows and columns of a tile are at least 1", got=self.block)
-        if self.threads is not None:
-            check_at_least("threads", "threads", self.threads, 1)
-            if self.threads > THREADS:
-                raise UsageError(
-                    "threads",
-                    f"this machine has {os.cpu_count()} cores; at most {THREADS} threads are started",
-                    got=self.threads,
-                )
-        if self.clip is not None and not self.clip > 0.0:
-            raise UsageError("clip", "the largest norm of the gradient is a positive number", got=self.clip)
-        if not abs(self.density_exponent) <= 10.0:
-            raise UsageError(
-                "density_exponent", "a power of the density, a number in [-10, 10]", got=self.density_exponent
-            )
-        _check_together(self)
-
-    def resolved(self) -> "Config":
-        """The same with every default that depends on the machine written out."""
-        return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
+    value: Any  # whatever YAML holds
+    where: str
 
 
-KINDS: dict[str, dict[str, type]] = {"task": TASKS, "model": MODELS, "method": METHODS, "optimizer": OPTIMIZERS}  # type: ignore[dict-item]
-PLAIN = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in KINDS}
-ELSEWHERE = ("task.data", "null_models", "tensorboard", "diagnose")  # settings that do not decide a run's figures
+class Schema(NamedTuple):
+    """The parts that were chosen and the settings that they declare."""
 
-Tree = dict[str, Any]
+    names: dict[str, str]  # path of a part -> its name
+    settings: dict[str, Setting]  # by dotted key
 
-
-# -------------------------------------------------------------------- Config -> settings
-
-
-def name_of(part: Any) -> str:
-    """The name of a task, model, method or optimizer in its registry."""
-    return next(name for registry in KINDS.values() for name, kind in registry.items() if kind is type(part))
-
-
-def settings(config: Config) -> Tree:
-    """The nested dict that :func:`parse` turns into this configuration again; what YAML and JSON hold."""
-    tree: Tree = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        tree[field.name] = {"name": name_of(value), **dataclasses.asdict(value)} if field.name in KINDS else value
-    return _lists(tree)
-
-
-def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value})
-    return out
-
-
-def differences(old: Tree, new: Tree, apart: Collection[str] = ()) -> list[str]:
-    """Sentences on the settings in which two runs differ, apart from where data lie, what is reported, and the keys or parts ``apart``."""
-    a, b = flat(old), flat(new)
-    apart = (*ELSEWHERE, *apart)
-    keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and not {key, key.partition(".")[0]} & {*apart}]
-    return [f"{key} was {a.get(key)!r}, is {b.get(key)!r}" for key in keys]
-
-
-# -------------------------------------------------------------------- settings -> Config
+    def problem(self, key: str) -> tuple[str, str]:
+        """What is wrong with an unknown key, and the remedy."""
+        path = max((path for path in self.names if key.startswith(f"{path}.")), key=len, default="")
+        own = [known for known in self.settings if known.startswith(f"{path}.")] if path else []
+        names = [f"{path}.name", *own] if path else [*self.settings, *PARTS]
+        what = f"unknown key {key!r}" + (f" of {PATHS[path]} {self.names[path]}" if path else "")
+        words = key.rpartition(".")[2]
+        moved = [f"{path}.{new}" for new in RENAMED.get(words, ())] + [*RENAMED.get(words, ()), words]
+        found = [new for new in moved if new in self.settings or new in PATHS]
+        near = f"; did you mean {found[0]!r}?" if found else nearest(key, names)
+        has = ", ".join(["name", *(known.removeprefix(f"{path}.") for known in own)])
+        return what + near, f"it has {has}" if path else "gossamer run --help lists the keys"
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
-    """The configuration these settings describe; raises UsageError on an unknown key or name, with the nearest one, or a wrong type."""
-    tree = canonical(tree, where)
-    parser = schema(names(tree))
-    for key, value in flat(tree).items():
-        if value is None and not _may_be_none(key, tree):
-            raise UsageError(
-                where,
-                f"{key}: a value is missing",
-                remedy=f"leave the key out for its default, {parser.get_default(key)}",
-            )
-    try:
-        typed = parser.parse_object(tree)
-    except (ArgumentError, OverflowError) as error:
-        remedy = "gossamer run --help lists the keys and their types; a list is written '[64, 32]'"
-        raise UsageError(where, expected(str(error)), remedy=remedy) from error
-    for key, value in flat(typed.as_dict()).items():
-        _check_range(key, value)
-    parts = {kind: registry[tree[kind]["name"]](**_dict(typed.get(kind))) for kind, registry in KINDS.items()}
-    return Config(**parts, **{key: typed[key] for key in PLAIN})
+    """The configuration of one layer. Raises UsageError."""
+    return configure((where, tree))
 
 
-def canonical(tree: Mapping[str, Any], where: str) -> Tree:
-    """Settings with dotted keys nested and every part as ``{name: ..., settings}``; unknown keys and names are refused."""
-    out: Tree = {kind: {} for kind in KINDS}
-    for key, value in tree.items():
-        top, _, inner = str(key).partition(".")
-        if top in KINDS:
-            given = {inner: value} if inner else ({"name": value} if not isinstance(value, Mapping) else dict(value))
-            out[top] = {**out[top], **given}
-        elif key in PLAIN:
-            out[key] = value
-        else:
-            raise UsageError(
-                where,
-                f"unknown key {key!r}{nearest(str(key), [*PLAIN, *KINDS])}",
-                remedy="gossamer run --help lists the keys",
-            )
-    for kind, registry in KINDS.items():
-        part = out[kind] = {"name": name_of(getattr(Config, kind)), **out[kind]}
-        if not isinstance(part["name"], str) or part["name"] not in registry:
-            raise UsageError(
-                where,
-                f"unknown {kind} {part['name']!r}{nearest(part['name'], registry)}",
-                remedy=f"one of {', '.join(registry)}",
-            )
-        fields = ["name", *(f.name for f in dataclasses.fields(registry[part["name"]]))]
-        for inner in part:
-            if inner not in fields:
-                what = f"unknown key {f'{kind}.{inner}'!r} of {kind} {part['name']}"
-                raise UsageError(
-                    where,
-                    what + nearest(f"{kind}.{inner}", [f"{kind}.{f}" for f in fields]),
-                    remedy=f"it has {', '.join(fields)}",
-                )
+def configure(*layers: Layer) -> Config:
+    """The configuration of these layers. Raises UsageError on unknown keys and names, and on wrong types."""
+    given = merged(layers)
+    chosen = schema(given)
+    config = constructed(chosen, typed(chosen, given))
+    check_together(config)
+    check_parts(config)
+    return config
+
+
+def merged(layers: tuple[Layer, ...]) -> dict[str, Value]:
+    """Every setting that was given, by dotted key (``method.name`` is the name of the method), and where."""
+    out: dict[str, Value] = {}
+    for where, tree in layers:
+        layer = dict(spread(tree))
+        for path in PATHS:
+            name, before = layer.get(f"{path}.name"), out.get(f"{path}.name", Value(DEFAULTS.get(path), "")).value
+            if f"{path}.name" in layer and name != before:
+                out = {key: value for key, value in out.items() if not key.startswith(f"{path}.")}
+        out.update({key: Value(value, where) for key, value in layer.items()})
     return out
 
 
-def merged(below: Tree, above: Mapping[str, Any], where: str) -> Tree:
-    """Settings ``below`` overridden by ``above`` (dotted keys); another name of a part discards the settings of the former one."""
-    tree = canonical(below, where)
-    for kind in KINDS:
-        chosen = above.get(kind, above.get(f"{kind}.name"))
-        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
-        if name is not None and name != tree[kind]["name"]:
-            tree[kind] = {"name": name}
-    parts = {key: value for key, value in above.items() if key in KINDS}
-    for kind, value in parts.items():
-        tree[kind] = {**tree[kind], **(value if isinstance(value, Mapping) else {"name": value})}
-    return canonical({**tree, **{key: value for key, value in above.items() if key not in KINDS}}, where)
+def spread(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key; what is no mapping under the key of a part is its name."""
+    for key, value in tree.items():
+        if key in PATHS and isinstance(value, Mapping):
+            inner = cast(Mapping[str, Any], value)
+            yield from spread({f"{key}.{name}": one for name, one in inner.items()})
+        else:
+            yield (f"{key}.name" if key in PATHS else key), value
 
 
-def names(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The chosen name of every part of canonical settings."""
-    return {kind: tree[kind]["name"] for kind in KINDS}
+def schema(given: Mapping[str, Value]) -> Schema:
+    """The settings of the chosen parts and of the run. Raises UsageError on an unknown name or key."""
+    found = Schema({}, {key: one for key, one in settings_of("run", Config).items() if key not in PARTS})
+    for path, kind in PATHS.items():
+        name, where = given.get(
+            f"{path}.name", Value(DEFAULTS.get(path), given.get("optimizer.name", Value(None, "gossamer run")).where)
+        )
+        if path == PENALTY and not has_penalty(constructor_of("optimizer", found.names["optimizer"], where)):
+            continue
+        if path == PENALTY and name is None:
+            what = f"optimizer {found.names['optimizer']} needs a penalty"
+            raise UsageError(where, what, remedy="--optimizer.penalty l1 --optimizer.penalty.lam 0.1, for example")
+        constructor = constructor_of(kind, name, where)
+        found.names[path] = str(name)
+        found.settings.update({f"{path}.{key}": one for key, one in settings_of(kind, constructor).items()})
+    for key, value in given.items():
+        if key not in found.settings and key.removesuffix(".name") not in found.names:
+            what, remedy = found.problem(key)
+            raise UsageError(value.where, what, remedy=remedy)
+    return found
 
 
-def schema(chosen: Mapping[str, str], **more: Any) -> "ArgumentParser":
-    """The jsonargparse parser of a run with these parts: one option per constructor argument, helped by its docstring."""
+def typed(chosen: Schema, given: Mapping[str, Value]) -> Tree:
+    """All settings by dotted key, of the types that the constructors declare. Raises UsageError."""
+    for key, one in chosen.settings.items():
+        if one.default is REQUIRED and key not in given:
+            raise UsageError("gossamer run", f"{key} has no default, and no value was given", remedy=f"--{key} VALUE")
+    tree: Tree = {}
+    for key, value in given.items():
+        if key in chosen.settings:
+            place = tree
+            *outer, last = key.split(".")
+            for name in outer:
+                place = place.setdefault(name, {})
+            place[last] = value.value
+    parser: Any = parser_of(chosen)  # jsonargparse's types are partly unknown
+    try:
+        found = parser.parse_object(tree)
+    except (ArgumentError, OverflowError) as error:
+        key = re.search(r'key "([\w.]+)"', str(error))
+        where = given[key[1]].where if key is not None and key[1] in given else next(iter(given.values())).where
+        remedy = "gossamer run --help lists the keys and their types; a list is written '[64, 32]'"
+        raise UsageError(where, expected(str(error)), remedy=remedy) from error
+    values: Tree = {key: found[key] for key in chosen.settings}
+    for key, one in chosen.settings.items():
+        if values[key] is None and not one.may_be_none:
+            what, remedy = f"{key}: a value is missing", f"leave the key out for its default, {one.default}"
+            raise UsageError(given[key].where, what, remedy=remedy)
+        check_range(key, values[key])
+    return values
+
+
+def constructed(chosen: Schema, values: Tree) -> Config:
+    """The configuration of checked settings."""
+    parts: dict[str, Part] = {}
+    for path in reversed(chosen.names):  # the penalty before its optimizer
+        own = {key.removeprefix(f"{path}."): value for key, value in values.items() if key.startswith(f"{path}.")}
+        inner = {"penalty": parts[PENALTY]} if path == "optimizer" and PENALTY in parts else {}
+        own = {key: value for key, value in own.items() if "." not in key}
+        parts[path] = Part(PATHS[path], chosen.names[path], {**own, **inner})
+    run = {key: value for key, value in values.items() if "." not in key}
+    return Config(**{name: parts[name] for name in PARTS}, **run)
+
+
+# -------------------------------------------------------------------- the parser
+
+
+def parser_of(
+    chosen: Schema, names: Mapping[str, Any] | None = None, **more: Any
+) -> "ArgumentParser":  # more: arguments of jsonargparse's parser
+    """The jsonargparse parser of these parts: an option for every setting, and for ``names``, with these defaults."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)
-    for kind, registry in KINDS.items():
-        default = name_of(getattr(Config, kind))
-        parser.add_argument(f"--{kind}.name", type=str, default=default, metavar="NAME", help=", ".join(registry))
-    for kind, registry in KINDS.items():
-        if dataclasses.fields(registry[chosen[kind]]):
-            parser.add_class_arguments(registry[chosen[kind]], kind)
-    for action in parser._actions:
-        if action.option_strings and action.option_strings[0].removeprefix("--") in KINDS:
-            action.help = SUPPRESS  # jsonargparse's option that reads the group from a file
-    parser.add_class_arguments(Config, as_group=False, skip=set(KINDS))
+    parser: Any = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)
+    lines: dict[str, dict[str, str]] = dict.fromkeys([*chosen.names, ""], {})
+    if names is not None:
+        lines = {path: helps(PATHS[path], constructor_of(PATHS[path], name, "")) for path, name in chosen.names.items()}
+        lines[""] = helps("run", Config)
+    for path, name in chosen.names.items():
+        about = (constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n")[0]
+        group = parser.add_argument_group(f"{PATHS[path]} {name}", about)
+        if names is not None:
+            line = (
+                f"{lines[''].get(path, 'what makes the zeros.')} {', '.join(CATALOG[PATHS[path]])}; or an import path"
+            )
+            default = {"default": names[path]} if names[path] else {"required": True}
+            group.add_argument(f"--{path}.name", type=str, metavar="NAME", help=line, **default)
+        for key, one in chosen.settings.items():
+            if key.rpartition(".")[0] == path:
+                _add(group, key, one, lines[path].get(key.rpartition(".")[2], ""))
+    group = parser.add_argument_group("the run")
+    for key, one in chosen.settings.items():
+        if "." not in key:
+            _add(group, key, one, lines[""].get(key, ""))
     return parser
 
 
@@ -266,90 +222,7 @@ def expected(message: str) -> str:
     return message if len(message) <= 400 else f"{message[:400]}..."
 
 
-# -------------------------------------------------------------------- details
-
-
-def _check_range(key: str, value: Any) -> None:
-    """Refuses numbers that no part of a run could hold."""
-    if isinstance(value, (list, tuple)):
-        for one in value:
-            _check_range(key, one)
-    elif isinstance(value, int):
-        seed = key.rpartition(".")[2] == "seed"
-        if not abs(value) < (SEEDS if seed else WHOLE):
-            raise UsageError(key, f"a whole number below 2^{63 if seed else 31} in size", got=value)
-    elif isinstance(value, float) and not abs(value) <= REAL:
-        raise UsageError(key, f"a finite number of at most {REAL:.0e} in size", got=value)
-
-
-def _check_choice(key: str, value: str, choices: Mapping[str, Any] | tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(
-            key, f"unknown {key} {value!r}{nearest(value, choices)}", remedy=f"one of {', '.join(choices)}"
-        )
-
-
-def _check_together(config: Config) -> None:
-    """Refuses methods, optimizers and layouts that do not go together."""
-    method, optimizer = name_of(config.method), name_of(config.optimizer)
-    shrinks = optimizer + " makes zeros by itself"
-    if isinstance(config.method, Proximal) != (config.layout == "shadow"):
-        what = f"method {method} with layout {config.layout}"
-        reasons = [
-            "proximal brings any zero back, and wants layout shadow: dense storage and weight gradient",
-            "layout shadow wants proximal",
-        ]
-        raise UsageError("layout", what, reasons=reasons, remedy="--layout shadow --method proximal, or neither")
-    if isinstance(config.method, Coarse) and config.layout != "csr":
-        raise UsageError("layout", f"method multilevel with layout {config.layout}", remedy="--layout csr")
-    if config.method.shrinks and not config.optimizer.shrinks:
-        remedy = f"--optimizer {' or '.join(name for name, kind in OPTIMIZERS.items() if kind.shrinks)}"
-        raise UsageError(
-            "optimizer", f"method {method} leaves the zeros to the optimizer, and {optimizer} makes none", remedy=remedy
-        )
-    if isinstance(config.method, Coarse) and not config.optimizer.mirrors:
-        raise UsageError(
-            "optimizer",
-            f"method multilevel needs a mirror variable, and {optimizer} has none",
-            remedy="linbreg or adabreg",
-        )
-    if isinstance(config.method, Coarse) and config.clip is not None:
-        raise UsageError(
-            "clip", "fine steps of method multilevel measure a gradient that clipping does not see", remedy="no clip"
-        )
-    if config.optimizer.shrinks and method in ("dense", "static"):
-        raise UsageError(
-            "optimizer",
-            f"{shrinks}, and method {method} keeps the support as it is",
-            remedy="--method proximal --layout shadow",
-        )
-    if config.optimizer.shrinks and config.null_models:
-        raise UsageError(
-            "null_models",
-            f"{shrinks}: the null models need an optimizer without penalty",
-            remedy="--null_models false, and runs of their own in a sweep",
-        )
-    if unit_of_tiles(config) and config.method.shrinks:
-        raise UsageError("block", f"method {method} is of single weights", got=config.block)
-
-
-def unit_of_tiles(config: Config) -> bool:
-    """Whether tiles are kept instead of single weights."""
-    return tuple(config.block) != (1, 1)
-
-
-def _may_be_none(key: str, tree: Tree) -> bool:
-    """Whether the constructor's signature allows no value; jsonargparse takes None for anything."""
-    kind, _, name = key.rpartition(".")
-    owner = KINDS[kind][tree[kind]["name"]] if kind else Config
-    return type(None) in get_args(owner.__dataclass_fields__[name].type)
-
-
-def _dict(part: Any) -> Tree:
-    return {key: value for key, value in vars(part).items() if key != "name"}
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists(v) for key, v in value.items()}
-    return [_lists(v) for v in value] if isinstance(value, (tuple, list)) else value
+def _add(group: Any, key: str, one: Setting, line: str) -> None:  # an argument group of jsonargparse
+    """Adds one option; a setting without default is required."""
+    default = {"required": True} if one.default is REQUIRED else {"default": one.default}
+    group.add_argument(f"--{key}", type=one.type, help=line.replace("%", "%%") or None, **default)

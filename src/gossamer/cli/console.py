@@ -1,8 +1,20 @@
-"""Tables on the terminal: by rich where it is installed and the output is a terminal, as aligned plain text otherwise."""
+"""Tables on the terminal: by rich on a terminal where it is installed, else as aligned plain text."""
 
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
+
+
+def help_format() -> type:
+    """jsonargparse's format of a help text, which shows the defaults; the description keeps its lines."""
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import DefaultHelpFormatter
+
+    return type("Format", (RawDescriptionHelpFormatter, DefaultHelpFormatter), {})
 
 
 def live() -> bool:
@@ -10,19 +22,60 @@ def live() -> bool:
     return sys.stdout.isatty() and find_spec("rich") is not None
 
 
+def width() -> int | None:
+    """Characters of a line: COLUMNS, or the width of the terminal; None for other output."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], most: int | None, first: Sequence[str]) -> list[int]:
+    """The columns that fit into ``most`` characters. Columns are left out, those named in ``first`` first, then from
+    the right.
+
+    Cells are never cut. The two columns on the left always stay.
+    """
+    sizes = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
+    kept = list(range(len(columns)))
+    order = [columns.index(name) for name in first if name in columns]
+    order += [i for i in reversed(kept) if i not in order]
+    for i in order:
+        if most is None or sum(sizes[k] + 2 for k in kept) - 2 <= most:
+            break
+        if i > 1:
+            kept.remove(i)
+    return kept
+
+
 def show(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = (), left: int = 1
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    left: int = 1,
+    drop: Sequence[str] = (),
 ) -> None:
-    """Prints a table of strings, its first ``left`` columns aligned to the left, and the notes below it."""
+    """Prints a table of strings, its first ``left`` columns aligned to the left, and the notes below it.
+
+    Where the table is wider than the lines, columns are left out: those named in ``drop`` first, then from the right.
+    """
+    most = width()
+    kept = fitted(columns, rows, most, drop)
+    if len(kept) < len(columns):
+        lacking = ", ".join(name for i, name in enumerate(columns) if i not in kept)
+        notes = [*notes, f"Not shown in {most} characters: {lacking}."]
+    columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    notes = [line for note in notes for line in (textwrap.wrap(note, most) if most else [note])]
     if live():
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
-        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # eight columns fit into 80 characters
+        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
         table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left", **look)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i < left else "right")
+            table.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
         for row in rows:
             table.add_row(*row)
         Console(highlight=False).print(table, markup=False)

@@ -1,4 +1,4 @@
-"""What is available on this machine, what is not, and why."""
+"""What is available on this machine, and why the rest is not."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from .._errors import nearest
 from . import extras
 from .console import show
 
-BUILDS = ("avx512", "avx2", "plain")  # all that there can be
+BUILDS = ("avx512", "avx2", "plain")  # every build that exists
 
 
 def doctor() -> int:
@@ -31,6 +31,8 @@ def findings() -> list[tuple[str, str]]:
     """(subject, finding) pairs."""
     from .environment import processor
 
+    threads = torch.get_num_threads()
+
     rows = [
         ("gossamer", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -38,7 +40,7 @@ def findings() -> list[tuple[str, str]]:
         ("processor", f"{processor()}, {os.cpu_count()} cores"),
         (
             "threads",
-            f"{torch.get_num_threads()} (torch), {torch.get_num_interop_threads()} between operators; --threads sets the first",
+            f"{threads} (torch), {torch.get_num_interop_threads()} between operators; --threads sets the first",
         ),
         ("vector instructions", torch.backends.cpu.get_cpu_capability()),
         ("BLAS", blas()),
@@ -101,7 +103,7 @@ def openmp() -> str:
 
 
 def _omp_of(library: str | Path) -> int | None:
-    """Where in memory the OpenMP runtime of a loaded library lies."""
+    """The address of the OpenMP runtime of a loaded library."""
     try:
         return ctypes.cast(ctypes.CDLL(str(library)).omp_get_max_threads, ctypes.c_void_p).value
     except (OSError, AttributeError):
@@ -117,13 +119,12 @@ def remedies() -> list[str]:
         return []
     if os.environ.get(native.ENVIRONMENT):
         return [f"sparse kernels: unset {native.ENVIRONMENT}"]
-    return [
-        "sparse kernels: install g++ and Python's headers (python3-dev), then again: pip install -v --force-reinstall --no-deps ."
-    ]
+    install = "pip install -v --force-reinstall --no-deps ."
+    return [f"sparse kernels: install g++ and Python's headers (python3-dev), then again: {install}"]
 
 
 def blas() -> str:
-    """The linear algebra torch was built with."""
+    """The linear algebra that torch was built with."""
     found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     parts = [found.group(1) if found else "unknown"]
     parts += ["oneDNN"] * torch.backends.mkldnn.is_available() + ["OpenMP"] * torch.backends.openmp.is_available()

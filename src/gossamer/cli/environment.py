@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the project's checkout this package lies in, ``-modified`` if files differ from it; None outside a checkout."""
+    """Commit of the checkout with this package, ``-modified`` if files differ from it; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -49,9 +49,9 @@ def commit() -> str | None:
 
 
 def check_memory(who: str, what: str, numbers: int) -> None:
-    """Refuses (UsageError) so many float32 numbers, if this machine's memory does not hold them."""
+    """Refuses (UsageError) more float32 numbers than fit into this machine's memory."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return  # a system that does not say
+        return  # a system without this figure
     held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 4 * numbers > held:
         raise UsageError(

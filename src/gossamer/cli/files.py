@@ -1,4 +1,5 @@
-"""Readers of the official files of MNIST-like (IDX) and CIFAR data sets. What is truncated or foreign is refused, with the reason.
+"""Readers of the official files of MNIST-like (IDX) and CIFAR data sets. What is truncated or foreign is refused, with
+the reason.
 
 IDX      0x00 0x00 type rank | rank x uint32 big-endian sizes | data          type 0x08: unsigned byte; plain or gzip
 CIFAR    records of label_bytes + 3072 bytes: label(s), then 32 x 32 red, green, blue planes
@@ -62,7 +63,10 @@ def read_idx(path: Path, rank: int) -> Tensor:
 
 
 def read_cifar(path: Path, label_bytes: int, records: int) -> tuple[Tensor, Tensor]:
-    """Images (records, 3, 32, 32) uint8 and labels (records,) int64, the last label byte of each record. Raises UsageError."""
+    """Images (records, 3, 32, 32) uint8 and labels (records,) int64, the last label byte of each record.
+
+    Raises UsageError.
+    """
     raw = contents(path)
     size = label_bytes + PIXELS
     if len(raw) != records * size:

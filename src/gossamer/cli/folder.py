@@ -1,16 +1,16 @@
-"""The folder of one run: what is in it, what may be done with it, and what can be mended.
+"""The folder of one run: its files, what a run may do with it, and how damaged files are mended.
 
 config.yaml              the resolved configuration
-environment.json         where it began: versions, machine, commit
+environment.json         where the run began: versions, machine, commit
 plan.json                with layout auto: what was measured, and the layout of each layer
 metrics.jsonl            one line per epoch
-checkpoint.safetensors   the last good state: after every epoch, and where it was interrupted; with the configuration and the metrics so far
+checkpoint.safetensors   the last good state, of the last epoch or the interruption; with configuration and metrics
 diagnosis.jsonl          with ``diagnose``: one line per event and layer
 result.json              the figures, once the run has finished or diverged
 lock                     while a run writes here: the number of its process
 
-Every file is replaced at once and synchronised. The checkpoint is the truth: a damaged configuration and metrics are mended from it, and a
-damaged result is computed again from it.
+Every file is replaced at once and synchronised. Damaged metrics and a damaged configuration are restored from the
+checkpoint. A damaged result is computed again from it.
 """
 
 import hashlib
@@ -26,8 +26,9 @@ from .. import checkpoint
 from .._errors import UsageError
 from .._plan import Plan
 from ..checkpoint.disk import append, lock, make, sweep, unwritten, write
-from .config import ELSEWHERE, KINDS, PLAIN, Config, Tree, differences, flat, read_yaml, settings
 from .environment import environment
+from .record import ELSEWHERE, KEYS, Config, Tree, differences, flat, settings
+from .strict_yaml import read_yaml
 
 OVER = ("finished", "diverged")
 FIGURES = (
@@ -59,7 +60,10 @@ class Folder:
 
     @property
     def status(self) -> str:
-        """How far the run in this folder has come. A result that cannot be read is none: the run comes to the same from its checkpoint."""
+        """How far the run in this folder has come.
+
+        A result that cannot be read does not count: the checkpoint leads to the same one.
+        """
         result = read_json(self.result)
         if result is not None and result.get("status") in OVER and _complete(result):
             return result["status"]
@@ -72,7 +76,10 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from writing here. Makes the folder; where nothing was written into it, it goes again. Raises UsageError."""
+        """Keeps every other process from writing here.
+
+        Makes the folder, and removes it if nothing was written. Raises UsageError.
+        """
         try:
             made = make(self.path)
         except OSError as error:
@@ -88,19 +95,22 @@ class Folder:
                     folder.rmdir()
 
     def tidy(self) -> None:
-        """Removes the lock of a process that died when nothing was left to do; one that is held stays."""
+        """Removes the lock of a dead process from a run that is over. A lock that is held stays."""
         if self.lock.exists():
             with suppress(UsageError), self.locked():
                 pass
 
     def settings(self) -> Tree:
-        """The configuration of the run in this folder: the result's, that of config.yaml, or the checkpoint's where that is damaged. Raises
-        UsageError if none can be read."""
+        """The settings of the run in this folder, from the result, from config.yaml, or from the checkpoint where that
+        is damaged.
+
+        Raises: UsageError if none can be read.
+        """
         if self.over:
             return self.figures()["config"]
         try:
             tree = read_yaml(self.config)
-            lacking = [key for key in (*KINDS, *PLAIN) if key not in tree]
+            lacking = [key for key in KEYS if key not in tree]
             if not lacking:
                 return tree
             damage = f"it lacks {', '.join(lacking)}"
@@ -114,7 +124,7 @@ class Folder:
 
     @property
     def damage(self) -> str:
-        """What keeps the run in this folder from being read, in a sentence; "" if nothing does."""
+        """Why the run in this folder cannot be read, in a sentence; "" if it can."""
         try:
             if self.status != "new":
                 self.settings()
@@ -123,8 +133,11 @@ class Folder:
         return ""
 
     def check(self, config: Config, resume: bool, change: Collection[str] = ()) -> None:
-        """Refuses (UsageError) a folder that holds another run, or this one if ``resume`` is not asked for; settings named in ``change`` may be
-        others than those the run had so far."""
+        """Refuses a folder that holds another run, or this one without ``resume``. Settings named in ``change`` may
+        differ.
+
+        Raises: UsageError.
+        """
         begun = self.status != "new"
         if begun and not resume:
             remedy = "another --out" if self.over else "--resume to continue it, or another --out"
@@ -137,10 +150,11 @@ class Folder:
         befores = [
             *([self.settings()] if begun else []),
             *([said["settings"]] if said else []),
-        ]  # an edited config.yaml is another
+        ]  # an edited config.yaml is another configuration
         different = dict.fromkeys(sentence for before in befores for sentence in differences(before, now, change))
         if different:
-            remedy = "the same settings (none at all takes them from the folder), --change KEYS to go on with others, or another --out"
+            remedy = "the same settings (none at all takes them from the folder), --change KEYS to go on with others, "
+            remedy += "or another --out"
             raise UsageError(
                 str(self.path), "the run in this folder has another configuration", reasons=different, remedy=remedy
             )
@@ -153,12 +167,12 @@ class Folder:
             return Plan.from_json(self.planned.read_text(encoding="utf-8"))
         except (UsageError, ValueError, RecursionError) as error:
             if not self.checkpoint.is_file():
-                return None  # nothing followed it yet: it is measured again
+                return None  # no checkpoint depends on it yet: it is measured again
             what = "damaged: the layouts that the checkpoint was made with are not known"
             raise UsageError(str(self.planned), what, reasons=[str(error)[:200]], remedy="another --out") from error
 
     def begin(self, config: Config, plan: Plan | None = None) -> None:
-        """Writes what stands before the first step, where it is not there, or is not what it should be."""
+        """Writes the files that exist before the first step, where they are missing or damaged."""
         if read_json(self.environment) is None:
             write(self.environment, json.dumps(environment(), indent=2) + "\n")
         if plan is not None and (not self.planned.is_file() or not self.checkpoint.is_file()):
@@ -177,7 +191,7 @@ class Folder:
         return [row for row in read_lines(self.metrics) if "epoch" in row]
 
     def restore(self, rows: list[dict[str, Any]], step: int) -> None:
-        """Makes the metrics those of the checkpoint that is resumed from, and forgets diagnoses of later steps."""
+        """Sets the metrics to those of the checkpoint that is resumed, and removes diagnoses of later steps."""
         write(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         if self.diagnosis.is_file():
             write(
@@ -190,11 +204,11 @@ class Folder:
         write(self.result, json.dumps(result, indent=2) + "\n")
 
     def figures(self) -> dict[str, Any]:
-        """What :meth:`finish` wrote."""
+        """The figures that :meth:`finish` wrote."""
         return json.loads(self.result.read_text(encoding="utf-8"))
 
     def _said(self) -> dict[str, Any] | None:
-        """What the checkpoint says of its configuration; None if there is no checkpoint. Raises UsageError."""
+        """The configuration in the checkpoint; None if there is no checkpoint. Raises UsageError."""
         if not self.checkpoint.exists():
             return None
         remedy = f"delete {self.checkpoint.name}, and --resume begins the run anew; or another --out"
@@ -209,7 +223,7 @@ class Folder:
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """Settings, and the digest of those that decide a run's figures: what a checkpoint holds of its configuration."""
+    """Settings, and the digest of those that decide the figures: the configuration as a checkpoint holds it."""
     deciding = {key: value for key, value in flat(tree).items() if key not in ELSEWHERE}
     return {"sha256": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(), "settings": tree}
 
@@ -224,7 +238,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines, those that cannot be read left out: torn by a kill, or never written in full."""
+    """The objects in a file of JSON lines. A line that cannot be read, torn by a kill, is left out."""
     if not path.is_file():
         return
     for line in path.read_bytes().splitlines():
@@ -235,9 +249,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _complete(result: dict[str, Any]) -> bool:
-    """Whether a result has its figures; that of a folder that only holds others has none."""
+    """Whether a result has its figures; the result of a folder of null models has none."""
     config = result.get("config")
-    if not isinstance(config, dict) or any(key not in config for key in (*KINDS, *PLAIN)):
+    if not isinstance(config, dict) or any(key not in config for key in KEYS):
         return False
     return bool(config["null_models"]) or all(
         key in result for key in (*FIGURES, "metrics" if result["status"] == "finished" else "step")

@@ -1,4 +1,5 @@
-"""Grids of small computations: each cell is computed once, in one of several processes, and its row is written as soon as it is known.
+"""Grids of small computations: each cell is computed once, in one of several processes, and its row is written as soon
+as it is known.
 
 settings.json   what the grid was asked with; a folder of other settings is refused
 rows.jsonl      one line per finished cell: the cell's own keys, then what was computed
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 
 from .._errors import UsageError, check_count
-from .config import THREADS
 from .console import live
 from .folder import read_json, read_lines, write
+from .record import THREADS
 
 Row = dict[str, Any]
 
@@ -28,10 +29,9 @@ def compute(
 ) -> tuple[list[Row], Path]:
     """All rows of a grid, those that are missing computed, and the folder.
 
-    Args:
-        settings: of all cells; kept, and compared when the folder is there.
-        cells: what distinguishes each, plain numbers and strings; ``work`` (a function of a module) gets settings and cell together.
-        jobs: processes; each uses one thread.
+    Args: settings: of all cells; kept, and compared when the folder is there. cells: what distinguishes each, numbers
+        and strings; ``work`` (a function of a module) gets settings and cell together. jobs: processes; each uses one
+        thread.
     """
     if check_count(who, "jobs", jobs, 1) > THREADS:
         raise UsageError(who, f"at most {THREADS} processes are started", got=jobs)
@@ -41,7 +41,7 @@ def compute(
     if said.is_file() and (before := read_json(said)) is None:
         raise UsageError(
             str(said),
-            "damaged: nobody knows which settings the results here are of",
+            "damaged: the settings of the results in this folder are not known",
             remedy="another --out, or delete the folder",
         )
     if said.is_file() and before != there:

@@ -1,4 +1,5 @@
-"""The ``gossamer`` command. Importable with the core alone; what else a command needs is asked for when it is run.
+"""The ``gossamer`` command. It can be imported with the core alone: a command asks for its extra packages when it is
+run.
 
 Exit codes: 0 done, 1 a run diverged, 2 misuse or something missing, 130 interrupted (saved).
 """
@@ -16,15 +17,27 @@ USAGE = """usage: gossamer COMMAND ...
 
 Sparse training from the first step to the last.
 
-  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros by CSST, beside dense and static random
-  sweep FILE.yaml [--jobs N]            train several configurations and seeds, skipping what is finished, and print the table
+  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros
+                                        by CSST, beside dense and static random
+  sweep FILE.yaml [--key value ...]     train the configurations and seeds that are not finished,
+                                        and print the table
   report DIR                            print the table of a folder of runs again
-  recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks, images, MNIST; tables and pictures
-  doctor                                say what is available on this machine: kernels, threads, GPU, extras
+  recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks,
+                                        images, MNIST; tables and pictures
+  doctor                                show what is available here: kernels, threads, GPU, extras
 
-  gossamer COMMAND --help               the options of a command
+  gossamer COMMAND --help               the options of a command, with their defaults and an example
   gossamer --version
+
+example: gossamer run --density 0.02 --method rigl
 """
+EXAMPLES = {
+    "report": "gossamer report runs/fashion",
+    "recover phase": "gossamer recover phase --solver niht --d 200 --trials 10",
+    "recover planted": "gossamer recover planted --methods '[iht, imp]'",
+    "recover inr": "gossamer recover inr --image digit",
+    "recover mnist": "gossamer recover mnist --digits 01 --nonzeros '[200]'",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,14 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has had enough
+    except BrokenPipeError:  # the reader of the output has closed it
         sys.stderr.close()
         return 0
     except (OSError, UnicodeError) as error:
-        print(
-            f"gossamer: {error}\n  To fix it: check that the file or folder can be read and written, and is what it should be",
-            file=sys.stderr,
-        )
+        remedy = "check that the file or folder can be read and written, and is of the right kind"
+        said = str(error) if len(str(error)) <= 400 else f"{str(error)[:400]}..."
+        print(f"gossamer: {said}\n  To fix it: {remedy}", file=sys.stderr)
         return 2
     except (MemoryError, RecursionError) as error:
         what = (
@@ -60,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_word(word: str) -> None:
-    """Refuses (UsageError) an argument that is no text of one line, or nests more than a setting does."""
+    """Refuses (UsageError) an argument that is no text of one line, or that is nested deeper than any setting."""
     strange = next((c for c in word if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
     if strange is not None:
         raise UsageError("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
@@ -101,9 +113,10 @@ def _run(argv: list[str]) -> int:
 
 
 def _sweep(argv: list[str]) -> int:
-    from .sweep import sweep
+    from .sweep import command
 
-    return _call("sweep", sweep, argv)
+    command(argv)
+    return 0
 
 
 def _report(argv: list[str]) -> int:
@@ -119,6 +132,7 @@ def _recover(argv: list[str]) -> int:
         print(
             "usage: gossamer recover EXPERIMENT ...\n\n  "
             + "\n  ".join(f"{name:9} {_first_line(f)}" for name, f in experiments.items())
+            + f"\n\nexample: {EXAMPLES['recover phase']}"
         )
         return 0
     if argv[0] not in experiments:
@@ -138,9 +152,12 @@ def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from .config import expected
+    from .console import help_format
 
     who, description = f"gossamer {name}", (getdoc(command) or "").partition("Args:")[0]
-    parser = ArgumentParser(prog=who, description=description, exit_on_error=False, allow_abbrev=False)
+    description = f"{description.strip()}\n\nexample: {EXAMPLES[name]}"
+    form = {"description": description, "formatter_class": help_format()}
+    parser = ArgumentParser(prog=who, **form, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(command, as_group=False, as_positional=True)
     known = [option for action in parser._actions for option in action.option_strings]
     for word in argv:
@@ -163,7 +180,8 @@ def _doctor(argv: list[str]) -> int:
         raise UsageError("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
     if argv:
         print(
-            "usage: gossamer doctor\n\nSay what is available on this machine: kernels, threads, GPU, extras. No options."
+            "usage: gossamer doctor\n\nShow what is available here: kernels, threads, GPU, extras. No options.\n\n"
+            "example: gossamer doctor"
         )
         return 0
     return doctor()

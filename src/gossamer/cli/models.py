@@ -1,4 +1,4 @@
-"""Models: frozen records of their settings; ``build`` makes the dense network, which ``sparsify`` then turns into a sparse one.
+"""Models: frozen records of their settings. ``build`` makes the dense network; ``sparsify`` makes it sparse.
 
 Initial values: normal with variance 2 / fan_in (Kaiming), biases 0, from an explicit generator.
 """
@@ -61,7 +61,7 @@ class MLP(Model):
 
 @dataclass(frozen=True)
 class LeNet5(Model):
-    """LeNet-5 as in the pruning literature (20-50-500): two 5 x 5 convolutions, each with max-pooling, and two linear layers."""
+    """LeNet-5 of the pruning literature (20-50-500): two 5 x 5 convolutions with max-pooling, two linear layers."""
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         channels, *sides = _image("model lenet5", shape, least=16)
@@ -82,7 +82,7 @@ class LeNet5(Model):
 
 @dataclass(frozen=True)
 class ResNet20(Model):
-    """ResNet-20 for CIFAR (He et al. 2016): stages of 16, 32, 64 channels, three blocks each, shortcuts without parameters (A)."""
+    """ResNet-20 for CIFAR (He et al. 2016): three stages of 16, 32, 64 channels, shortcuts without parameters (A)."""
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         channels, *_ = _image("model resnet20", shape, least=4)
@@ -152,7 +152,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3 x 3 stem, stages of residual blocks (each stage but the first halves the image), mean pooling, one linear layer."""
+    """A 3 x 3 stem, stages of residual blocks, mean pooling, one linear layer. Later stages halve the image."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, classes: int, projection: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: nothing, lines of text, or a live bar."""
+"""What a run prints while it trains: nothing, lines of text, or a live bar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .console import live
 
 
 class Silent:
-    """Says nothing; what every watch of a run hears. A context manager around one or several runs."""
+    """Prints nothing; the calls that every watch of a run gets. A context manager around one or several runs."""
 
     def __enter__(self) -> Silent:
         return self
@@ -20,7 +20,7 @@ class Silent:
         """A run begins that has ``each`` optimizer steps in each of ``epochs``; ``done`` of them were made before."""
 
     def say(self, label: str, sentence: str) -> None:
-        """Something to know about a run before its first step."""
+        """A sentence on a run, before its first step."""
 
     def step(self, loss: float) -> None:
         """An optimizer step was made."""
@@ -104,7 +104,7 @@ def watch_for(runs: int) -> Silent:
 
 
 def headline(row: dict[str, Any]) -> str:
-    """The metric that counts, in words."""
+    """The main metric as text."""
     return f"accuracy {100 * row['accuracy']:.2f} %"
 
 
@@ -112,4 +112,5 @@ def outcome(result: dict[str, Any]) -> str:
     """One line on a run that is over."""
     if result["status"] == "diverged":
         return f"diverged: the loss is {result['loss']} at step {result['step']}"
-    return f"{headline(result['metrics'])}, {result['flops_ratio']:.4f} of the dense training FLOPs, {result['seconds']:.1f} s"
+    flops, seconds = f"{result['flops_ratio']:.4f} of the dense training FLOPs", f"{result['seconds']:.1f} s"
+    return f"{headline(result['metrics'])}, {flops}, {seconds}"

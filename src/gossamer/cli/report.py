@@ -1,8 +1,8 @@
-"""The table of a folder of runs, from what the runs left there alone: means and standard deviations over seeds.
+"""The table of a folder of runs, made from the folder alone: means and standard deviations over seeds.
 
-Runs that differ in nothing but the seed are one row. Repeats of a seed say nothing of the spread: they are averaged first, and counted
-apart. What diverged or is not finished is said in the row, never left out. Accuracy is that of the last epoch: no epoch is picked by its
-test figure.
+Runs that differ only in the seed are one row. Repeats of a seed add nothing to the spread: they are averaged first, and
+counted separately. The row counts runs that diverged or are not finished. Accuracy is that of the last epoch: no epoch
+is picked by its test figure.
 """
 
 import csv
@@ -16,10 +16,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from .._errors import UsageError
-from .config import ELSEWHERE, flat
+from .catalog import METHODS, dense
 from .console import markdown, show
 from .folder import Folder, write
-from .methods import METHODS
+from .record import ELSEWHERE, flat
 
 Row = dict[str, Any]
 IGNORED = ("seed", "threads", *ELSEWHERE)
@@ -31,14 +31,18 @@ SPARSE = (
     "exclude",
     "min_fan_in",
     "density_exponent",
-)  # settings that mean nothing to a dense model
+)  # settings without a meaning for a dense model
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
 GROWN = "grown of sensed"
+LEAST = ("kernel", "memory", "seconds", GROWN, "parameters", "loss")  # columns that a narrow terminal does not show
 PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
 
 
 def collect(path: Path) -> list[Row]:
-    """Every run below a folder: its result, or its settings and ``status: stopped``. Raises UsageError if there is none."""
+    """Every run below a folder: its result, or its settings and ``status: stopped``.
+
+    Raises UsageError if there is none.
+    """
     found = [Folder(config.parent) for config in sorted(path.rglob("config.yaml"))]
     for folder in found:
         if folder.damage:
@@ -55,8 +59,7 @@ def collect(path: Path) -> list[Row]:
 
 
 def aggregate(runs: Sequence[Row]) -> list[Row]:
-    """One row per configuration: ``method``, ``settings`` that vary, ``runs`` finished, of how many ``seeds``, means of ``metrics`` and
-    FIGURES, what failed."""
+    """One row per configuration: method, the settings that vary, finished runs, seeds, means, failures."""
     groups: dict[str, list[Row]] = {}
     for run in runs:
         same = {key: value for key, value in flat(run["config"]).items() if key not in IGNORED}
@@ -67,7 +70,7 @@ def aggregate(runs: Sequence[Row]) -> list[Row]:
 
 def _row(group: Sequence[Row], varied: Sequence[str]) -> Row:
     settings = flat(group[0]["config"])
-    if not METHODS[settings["method.name"]].sparse:
+    if METHODS.get(settings["method.name"]) is dense:
         settings = {key: value for key, value in settings.items() if key not in SPARSE}
     done = [run for run in group if run["status"] == "finished"]
     metrics = {name: _by_seed(done, lambda run, name=name: run["metrics"][name]) for name in _measured(done)}
@@ -121,7 +124,7 @@ def _sd(values: Sequence[float]) -> float | None:
 
 
 def _varied(all_settings: Sequence[Row]) -> list[str]:
-    """Settings, apart from the method's name, that distinguish the rows: those of a part among rows with the same part."""
+    """Settings that distinguish the rows. Those of a part are compared among the rows with the same part."""
     seen: dict[str, dict[Any, set[str]]] = {}
     for settings in all_settings:
         for key, value in settings.items():
@@ -138,14 +141,15 @@ def _varied(all_settings: Sequence[Row]) -> list[str]:
 def _order(group: Sequence[Row]) -> tuple:
     settings = group[0]["config"]
     name = settings["method"]["name"]
-    return name != "dense", -settings["density"], list(METHODS).index(name)
+    place = list(METHODS).index(name) if name in METHODS else len(METHODS)
+    return name != "dense", -settings["density"], place, name
 
 
-# -------------------------------------------------------------------- words
+# -------------------------------------------------------------------- cells
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(columns, cells, notes) of aggregated rows; a column of counts where rows have several runs or something went wrong."""
+    """(columns, cells, notes) of aggregated rows; runs are counted where rows have several, or where one failed."""
     labels = [key for key in {key: None for row in rows for key in row["settings"]} if key != "density"]
     more = [name for name in {name: None for row in rows for name in row["metrics"]} if name != "accuracy"]
     counted = any(row["runs"] != 1 or row["diverged"] or row["unfinished"] for row in rows)
@@ -189,20 +193,22 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + "."
     ]
     notes.append(
-        "Parameters: those that may be non-zero. FLOPs: of training, sensing included, over the dense model's on the same steps."
+        "Parameters: those that may be non-zero."
+        " FLOPs: of training, sensing included, over the dense model's on the same steps."
     )
     if any(row["sensed"] for row in rows):
         notes.append(
-            "Grown of sensed: growth is selective where it is small; in brackets the most of any layer at any event."
+            "Grown of sensed: growth is selective where it is small; in brackets the largest of any layer and event."
         )
     if any(row["simulated"] for row in rows):
         notes.append(
-            "Simulated: the masked layout runs dense kernels; sparse ones would need these FLOPs. Memory and seconds are the dense ones'."
+            "Simulated: the masked layout runs dense kernels; sparse kernels would need these FLOPs."
+            " Memory and seconds are those of dense kernels."
         )
     idle = sorted({row["method"] for row in rows if row["unchanged"] and row["method"] not in ("dense", "static")})
     if idle:
         notes.append(
-            f"No change of the support took place in a run of {', '.join(idle)}: too few steps for method.every, so it was static in fact."
+            f"No change of the support took place in a run of {', '.join(idle)}: it has too few steps for method.every."
         )
     for plan in dict.fromkeys(tuple(row.get("planned", ())) for row in rows):
         if plan:
@@ -261,7 +267,7 @@ def _runs(row: Row) -> str:
 
 
 def report(dir: str) -> None:
-    """Print the table of the runs in a folder, from the folder alone; a sweep's files table.md, .csv and .json are written again.
+    """Print the table of the runs in a folder, and write it there as table.md, table.csv and table.json.
 
     Args:
         dir: a folder written by gossamer run or gossamer sweep.
@@ -272,7 +278,7 @@ def report(dir: str) -> None:
     write(path / "table.md", markdown(columns, cells) + "\n" + "\n".join(notes) + "\n")
     write(path / "table.json", json.dumps(rows, indent=2) + "\n")
     write(path / "table.csv", _csv(rows))
-    show(str(path), columns, cells, notes)
+    show(str(path), columns, cells, notes, drop=LEAST)
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -1,5 +1,8 @@
-"""YAML as configurations need it: one mapping of strings to plain values. What YAML can do beyond that is refused with its line: a key
-given twice, anchors and aliases (ten lines can stand for a billion values), nesting without end, dates, binary data, tags.
+"""YAML as configurations need it: one mapping of strings to plain values.
+
+Everything else in YAML is refused with its line: a key given twice, anchors and aliases (ten lines can stand for a
+    billion values), deep
+nesting, dates, binary data, tags.
 """
 
 from pathlib import Path
@@ -15,12 +18,12 @@ PLAIN_VALUES = (str, bool, int, float, type(None), list, dict)
 
 
 class Strict(yaml.SafeLoader):
-    """Refuses what a configuration has no use for, in yaml's own exceptions, which know the line."""
+    """Refuses what no configuration needs, by yaml's own exceptions, which know the line."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One value of the file, of whatever depth."""
+        """One value of the file, at any depth."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.constructor.ConstructorError(

@@ -1,4 +1,4 @@
-"""Several configurations and seeds from one file: runs what is missing, resumes what was interrupted, prints the table.
+"""Several configurations and seeds from one file: starts missing runs, resumes interrupted ones, prints the table.
 
 out: runs/fashion                       where the folders of the runs go
 base: {task: fashion-mnist, epochs: 15}     settings of all runs
@@ -7,25 +7,45 @@ grid:                                       blocks; a run for every combination 
   - {method: [static, csst], density: [0.1, 0.02], seed: [0, 1, 2]}
 """
 
-import dataclasses
 import itertools
 import math
 import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._errors import UsageError, nearest
-from .config import THREADS, Config, Tree, differences, merged, parse, read_yaml, settings
+from .arguments import split
+from .config import configure
 from .folder import Folder
 from .progress import watch_for
+from .record import KEYS as SETTINGS
+from .record import THREADS, Config, Tree, differences, settings
 from .report import report
 from .run import Interrupt, run
+from .strict_yaml import read_yaml
 
+WHO = "gossamer sweep"
+OPTIONS = ("out", "jobs", "threads", "help")
+HELP = """usage: gossamer sweep FILE.yaml [--jobs N] [--threads N] [--out DIR] [--key value ...]
+
+Run every configuration of a sweep file that is not finished yet, then print the table.
+
+  FILE.yaml      base (settings of all runs), grid (blocks of lists of values) and out
+  --jobs N       runs at a time, each in a process of its own (default: 1)
+  --threads N    threads of each run (default: the file's; with several jobs an equal
+                 part of this machine's cores)
+  --out DIR      folder of the runs (default: the file's out, else runs/FILE)
+  --key value    any setting, for all runs; where the grid varies this key, the one
+                 value replaces those of the grid
+
+example: gossamer sweep experiments/fashion.yaml --epochs 1 --seed 0 --out runs/short
+"""
 KEYS = ("out", "base", "grid")
 MOST = 10_000  # runs of a sweep
 LONGEST = 200  # letters of a folder's name
@@ -39,87 +59,137 @@ class Job(NamedTuple):
     folder: Folder
 
 
-def sweep(file: str, out: str | None = None, jobs: int = 1, threads: int | None = None) -> None:
+def command(argv: Sequence[str]) -> None:
+    """The command ``gossamer sweep``: its options, and overrides of any setting. Raises UsageError."""
+    given = split(WHO, argv, OPTIONS, ("help",))
+    if given.says("help"):
+        print(HELP, end="")
+        return
+    if given.file is None:
+        raise UsageError(WHO, "which sweep? A FILE.yaml is missing", remedy="gossamer sweep experiments/fashion.yaml")
+    known = [*SETTINGS, *OPTIONS]
+    for key in given.settings:
+        if "." not in key and key not in known:
+            near = nearest(f"--{key}", [f"--{name}" for name in known])
+            raise UsageError(WHO, f"unknown option --{key}{near}", remedy=f"{WHO} --help lists the options")
+    numbers = {key: _count(key, given.options.get(key)) for key in ("jobs", "threads")}
+    sweep(str(given.file), given.options.get("out"), numbers["jobs"] or 1, numbers["threads"], given.settings)
+
+
+def sweep(
+    file: str,
+    out: str | None = None,
+    jobs: int = 1,
+    threads: int | None = None,
+    overrides: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Run every configuration of a sweep file that is not finished yet, then print the table over all seeds.
 
     Args:
         file: YAML file with the keys base (settings of all runs), grid (blocks of lists of values) and out.
         out: folder for the runs; by default the file's ``out``, else runs/ and the file's name.
         jobs: runs at a time, each in a process of its own.
-        threads: threads of each run; by default an equal share of this machine's cores when there are several jobs.
+        threads: threads of each run; by default an equal part of this machine's cores when there are several jobs.
+        overrides: settings of all runs, by dotted key. A key that the grid varies takes this one value instead.
     """
     if not 1 <= jobs <= THREADS:
-        raise UsageError("gossamer sweep", f"--jobs must be at least 1, and at most {THREADS}", got=jobs)
+        raise UsageError(WHO, f"--jobs must be at least 1, and at most {THREADS}", got=jobs)
     if threads is None and jobs > 1:
         threads = max(1, (os.cpu_count() or 1) // jobs)
-    todo, folder = plan(Path(file), out, threads)
+    todo, folder = plan(Path(file), out, threads, overrides)
     damaged = {job.label: job.folder.damage for job in todo if job.folder.damage}
     for job in todo:
         job.folder.tidy()
     remaining = [job for job in todo if not job.folder.over and job.label not in damaged]
     for task in {job.config.task for job in remaining}:
-        task.check()
+        task.make().check()
     print(f"{len(todo)} runs in {folder}: {len(todo) - len(remaining)} finished, {len(remaining)} to do", flush=True)
     try:
         failed = _side_by_side(remaining, jobs) if jobs > 1 else _one_by_one(remaining)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(
-            f"{str(stop) or 'stopped'}; everything is saved, and the same command continues"
-        ) from stop
+        said = str(stop) or "stopped"
+        raise KeyboardInterrupt(f"{said}; everything is saved, and the same command continues") from stop
     failed = {**damaged, **failed}
     if len(failed) < len(todo):
         report(str(folder))
     if failed:
-        raise UsageError(
-            "gossamer sweep",
-            f"{len(failed)} of {len(todo)} runs failed",
-            reasons=[f"{name}: {why}" for name, why in failed.items()],
-        )
+        reasons = [f"{name}: {why}" for name, why in failed.items()]
+        raise UsageError(WHO, f"{len(failed)} of {len(todo)} runs failed", reasons=reasons)
 
 
-def plan(file: Path, out: str | None, threads: int | None) -> tuple[list[Job], Path]:
+# -------------------------------------------------------------------- what is to be done
+
+
+def plan(
+    file: Path, out: str | None, threads: int | None, overrides: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[Job], Path]:
     """All runs of a sweep file, every configuration checked, and the folder they go to. Raises UsageError."""
-    tree = read_yaml(file)
-    for key in tree:
-        if key not in KEYS:
-            raise UsageError(
-                str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=f"a sweep has {', '.join(KEYS)}"
-            )
-    said = tree.get("out", "")
-    if not isinstance(said, str):
-        raise UsageError(str(file), "out is the path of a folder", got=said)
+    said, base, blocks = contents(file)
     folder = Path(out or said or Path("runs") / file.stem)
-    base, blocks = tree.get("base") or {}, tree.get("grid") or [{}]
-    blocks = [blocks] if isinstance(blocks, Mapping) else blocks
-    if (
-        not isinstance(base, Mapping)
-        or not isinstance(blocks, list)
-        or not all(isinstance(block, Mapping) for block in blocks)
-    ):
-        raise UsageError(
-            str(file), "base is a mapping of settings, grid a list of mappings from keys to lists of values"
-        )
-    if (
-        runs := sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
-    ) > MOST:
-        raise UsageError(str(file), f"the grid asks for {runs:,} runs, more than {MOST:,}")
+    blocks = [overridden(block, overrides) for block in blocks]
+    own = {"null_models": False, **({"threads": threads} if threads else {})}
     jobs: dict[str, Job] = {}
     for choice in itertools.chain.from_iterable(combinations(block) for block in blocks):
         label = slug(choice) or "run"
         if len(label) > LONGEST or label.strip(".") == "":
-            raise UsageError(
-                str(file),
-                f"no folder can be called {label[:40]!r}...: a choice of the grid is too long",
-                remedy="put it into base",
-            )
-        config = parse(merged(dict(base), choice, str(file)), str(file))
-        config = dataclasses.replace(config, threads=threads or config.threads, null_models=False)
+            what = f"no folder can be called {label[:40]!r}...: a choice of the grid is too long"
+            raise UsageError(str(file), what, remedy="put it into base")
+        if label in jobs and overrides:
+            continue  # blocks that differ in overridden keys alone
         if label in jobs:
             raise UsageError(str(file), f"the grid asks for {label} twice")
+        config = configure((str(file), base), (str(file), choice), (WHO, overrides), (WHO, own))
         jobs[label] = Job(label, config, Folder(folder / label))
     for job in jobs.values():
         _check_same(job)
     return list(jobs.values()), folder
+
+
+def contents(file: Path) -> tuple[str, Tree, list[Tree]]:
+    """The folder, the settings of all runs and the blocks of the grid that a sweep file holds. Raises UsageError."""
+    tree = read_yaml(file)
+    for key in tree:
+        if key not in KEYS:
+            remedy = f"a sweep has {', '.join(KEYS)}; gossamer run {file} trains one configuration"
+            raise UsageError(str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=remedy)
+    said, base, grid = tree.get("out", ""), tree.get("base") or {}, tree.get("grid") or [{}]
+    if not isinstance(said, str):
+        raise UsageError(str(file), "out is the path of a folder", got=said)
+    blocks: Any = [grid] if isinstance(grid, Mapping) else grid
+    mappings = isinstance(blocks, list) and all(isinstance(block, Mapping) for block in blocks)
+    if not isinstance(base, Mapping) or not mappings:
+        what = "base is a mapping of settings, grid a list of mappings from keys to lists of values"
+        raise UsageError(str(file), what)
+    runs = sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
+    if runs > MOST:
+        raise UsageError(str(file), f"the grid asks for {runs:,} runs, more than {MOST:,}")
+    return said, dict(base), blocks
+
+
+def overridden(block: Tree, overrides: Mapping[str, str]) -> Tree:
+    """A block of the grid in which every key that is overridden has one value: the one of ``overrides``."""
+    out: Tree = {}
+    for key, values in block.items():
+        name = key.removesuffix(".name")
+        if name in overrides or f"{name}.name" in overrides:
+            values = [overrides.get(name, overrides.get(f"{name}.name"))]
+        inner = {word.removeprefix(f"{key}."): v for word, v in overrides.items() if word.startswith(f"{key}.")}
+        choices = values if isinstance(values, list) else [values]
+        shown = [_within(value, inner) if isinstance(value, Mapping) else value for value in choices]
+        out[key] = [value for i, value in enumerate(shown) if value not in shown[:i] or value == choices[i]]
+    return out
+
+
+def _within(part: Mapping[str, Any], inner: Mapping[str, str]) -> Tree:
+    """The settings of a part, those that are overridden replaced."""
+    return {key: inner.get(key, value) for key, value in part.items()}
+
+
+def _count(name: str, given: str | None) -> int | None:
+    """The whole number of an option."""
+    if given is not None and not given.isdecimal():
+        raise UsageError(WHO, f"{name}: Expected a int. Got value: {given}", remedy=f"--{name} 2")
+    return None if given is None else int(given)
 
 
 def combinations(block: Mapping[str, Any]) -> Iterator[Tree]:
@@ -145,7 +215,7 @@ def slug(choice: Mapping[str, Any]) -> str:
 
 
 def _check_same(job: Job) -> None:
-    """A folder that is there already must hold this run, its number of threads apart if it is over."""
+    """A folder that exists must hold this run; if the run is over, the number of threads may differ."""
     if job.folder.status == "new" or job.folder.damage:
         return
     old, new = job.folder.settings(), settings(job.config.resolved())
@@ -153,11 +223,9 @@ def _check_same(job: Job) -> None:
         old["threads"] = new["threads"]
     different = differences(old, new)
     if different:
+        remedy = "another --out, or move that folder away"
         raise UsageError(
-            str(job.folder.path),
-            "holds a run with another configuration",
-            reasons=different,
-            remedy="another --out, or move that folder away",
+            str(job.folder.path), "holds a run with another configuration", reasons=different, remedy=remedy
         )
 
 
@@ -176,7 +244,7 @@ def _one_by_one(jobs: list[Job]) -> dict[str, str]:
 
 
 def _side_by_side(jobs: list[Job], at_once: int) -> dict[str, str]:
-    """Each run in its own process, ``at_once`` at a time. Ctrl-C lets all of them save. Returns those that failed, and how."""
+    """Each run in its own process, ``at_once`` at a time. On Ctrl-C all of them save. Returns what failed, and why."""
     context = multiprocessing.get_context("spawn")
     waiting, busy, failed = list(jobs), {}, {}
     with watch_for(len(jobs)) as watch, Interrupt() as interrupt:
@@ -192,7 +260,7 @@ def _side_by_side(jobs: list[Job], at_once: int) -> dict[str, str]:
                 if job.folder.over:
                     watch.end(job.label, job.folder.figures())
                 elif not interrupt.wanted:
-                    failed[job.label] = f"exit code {process.exitcode}; what it said is above"
+                    failed[job.label] = f"exit code {process.exitcode}; its message is above"
             if interrupt.wanted:
                 for process, _ in busy.values():
                     process.terminate()  # SIGTERM: the run saves and stops

@@ -1,8 +1,9 @@
-"""Tasks: data, and the metrics computed from a trained model. A task judges; no method grades itself.
+"""Tasks: data, and the metrics of a trained model. The task measures every method in the same way.
 
-A task is a frozen record of its settings. ``check()`` refuses missing files before any work, ``load()`` gives :class:`Data`, ``metrics()``
-measures a model on the test set. Images stay uint8 in memory and are normalised a batch at a time. Batches depend on the seed, the epoch
-and the position alone, so a run stopped in the middle of an epoch goes on exactly.
+A task is a frozen record of its settings. ``check()`` refuses missing files before any work. ``load()`` gives
+:class:`Data`. ``metrics()`` measures a model on the test set. Images stay uint8 in memory and are normalised batch by
+batch. Batches depend only on the seed, the epoch and the position, so a run that was stopped in the middle of an epoch
+resumes exactly.
 """
 
 import math
@@ -26,7 +27,7 @@ STREAMS = ("init", "support", "topology", "order", "augment", "data", "torch")
 
 
 def stream(seed: int, name: str, *at: int) -> torch.Generator:
-    """The generator of one purpose (a name of ``STREAMS``), epoch and position: independent of all others, the same in every process."""
+    """The generator of one purpose (of ``STREAMS``), epoch and position; the same in every process."""
     state = np.random.SeedSequence([seed, STREAMS.index(name), *at]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
 
@@ -53,7 +54,7 @@ class Data(NamedTuple):
         return (raw.float() - self.mean) / self.std
 
     def batches(self, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (x, y) of one epoch in its own random order, from the ``start``-th on; the last one may be smaller."""
+        """Batches (x, y) of one epoch in its own random order, from batch ``start`` on; the last one may be smaller."""
         order = torch.randperm(len(self.train_y), generator=stream(seed, "order", epoch))
         for i in range(start, math.ceil(len(order) / batch)):
             where = order[i * batch : (i + 1) * batch]
@@ -64,7 +65,7 @@ class Data(NamedTuple):
 
 
 def crop_and_flip(x: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
-    """Each image of (b, c, h, w) shifted by up to ``pad`` pixels (zeros come in) and mirrored with probability 1/2."""
+    """Each image of (b, c, h, w) shifted by up to ``pad`` pixels (zeros at the edge), mirrored with probability 1/2."""
     b, c, h, w = x.shape
     down = torch.randint(2 * pad + 1, (b, 1), generator=rng) + torch.arange(h)  # (b, h)
     right = torch.randint(2 * pad + 1, (b, 1), generator=rng) + torch.arange(w)  # (b, w)
@@ -99,7 +100,7 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, model: nn.Module, data: Data) -> dict[str, float]:
-        """``accuracy`` and ``loss`` (cross-entropy) of the model on the test set, in evaluation mode; the model's mode is restored."""
+        """``accuracy`` and ``loss`` (cross-entropy) on the test set, in evaluation mode; the mode is restored."""
         mode, right, loss = model.training, 0, 0.0
         model.eval()
         with torch.no_grad():
@@ -114,7 +115,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Digits(Task):
-    """Handwritten digits, 1,797 images of 8 x 8 pixels, embedded in scikit-learn: no files, no download. The last 500 are the test set."""
+    """Handwritten digits, 1,797 images of 8 x 8 pixels, part of scikit-learn: no files to get.
+
+    The last 500 are the test set.
+    """
 
     def check(self) -> None:
         extras.require("run", "task digits")
@@ -132,8 +136,8 @@ class Digits(Task):
 class Files(Task):
     """A task read from official files.
 
-    Args:
-        data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA, else ``data``.
+    Args: data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
+        else ``data``.
     """
 
     data: str | None = None
@@ -144,7 +148,10 @@ class Files(Task):
     names: ClassVar[tuple[str, ...]]
 
     def paths(self) -> list[Path]:
-        """The files, in the order of ``names``; UsageError says which are missing, where they were looked for, where they come from."""
+        """The files, in the order of ``names``.
+
+        Raises UsageError with the missing ones, the folders searched, and the source.
+        """
         root = Path(self.data or os.environ.get("GOSSAMER_DATA") or "data")
         folders = [root / folder for folder in self.folders] + [root]
         found, lacking = files.find(folders, self.names)
@@ -153,7 +160,8 @@ class Files(Task):
                 f"task {self.title}",
                 f"{len(lacking)} of {len(self.names)} data files are missing",
                 reasons=[*lacking, "looked in " + ", ".join(str(folder) for folder in folders)],
-                remedy=f"get them from {self.home} and put them in {folders[0]}, or name their folder by --task.data or GOSSAMER_DATA",
+                remedy=f"get them from {self.home} and put them in {folders[0]}, "
+                "or name their folder by --task.data or GOSSAMER_DATA",
             )
         return found
 
@@ -198,9 +206,8 @@ class FashionMNIST(Idx):
 class Cifar(Files):
     """What the two CIFAR sets share: 60,000 colour images of 32 x 32 pixels, binary version.
 
-    Args:
-        data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA, else ``data``.
-        augment: random crops (padding 4) and mirror images while training.
+    Args: data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
+        else ``data``. augment: random crops (padding 4) and mirror images while training.
     """
 
     augment: bool = True
@@ -237,9 +244,10 @@ class CIFAR100(Cifar):
 
 @dataclass(frozen=True)
 class Planted(Task):
-    """Gaussian inputs labelled by a sparse two-layer ReLU network that looks at few of them: is the structure found?
+    """Gaussian inputs labelled by a sparse two-layer ReLU network, the teacher, that reads few of them.
 
-    Adds the metric ``found``: the share of the squared weights of the model's first layer that lies on the inputs the teacher uses.
+    Adds the metric ``found``: the fraction of the squared weights of the model's first layer on the inputs that the
+    teacher reads.
 
     Args:
         features: inputs.
@@ -248,8 +256,8 @@ class Planted(Task):
         fan_in: inputs each hidden unit reads.
         classes: labels; all are equally frequent up to chance.
         examples: training examples; a quarter as many are the test set.
-        noise: share of the training labels that is replaced by a random one.
-        seed: of the teacher and the data, apart from the run's own seed.
+        noise: fraction of the training labels that are replaced by random ones.
+        seed: of the teacher and the data; the run has its own.
     """
 
     features: int = 64
@@ -281,7 +289,7 @@ class Planted(Task):
             "task planted", "its examples", inputs + hidden + self.examples * 5 // 4 * (self.hidden + self.classes)
         )
         if not 0.0 <= self.noise <= 1.0:
-            raise UsageError("task planted", "noise is a share, a number in [0, 1]", got=self.noise)
+            raise UsageError("task planted", "noise is a fraction, a number in [0, 1]", got=self.noise)
 
     def teacher(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(inputs it uses (relevant,), first weight (hidden, features), second weight (classes, hidden))."""
@@ -338,5 +346,5 @@ def _check_labels(path: Path, y: Tensor, classes: int) -> None:
         raise UsageError(str(path), "holds no example")
     if int(y.max()) >= classes:
         raise UsageError(
-            str(path), f"labels must be below {classes}: another data set, or a damaged file", got=int(y.max())
+            str(path), f"labels must be below {classes}: this is another data set, or a damaged file", got=int(y.max())
         )

@@ -1,20 +1,27 @@
-"""Laws: what supports, kernels, layouts, surgery, penalties, rules, topologies, checkpoints, operators and solvers obey, as functions.
+"""Laws: what supports, kernels, layouts, topologies, rules, penalties, checkpoints and solvers obey, as functions.
 
     from gossamer import laws
     laws.check_layout(MY_LAYOUT)
     laws.check_kernel("csr_linear.forward", MY_KERNEL, some_support)
     laws.check_topology(my_topology(stop=40), gs.Rewirer)
 
-Each raises AssertionError with one sentence: which law is broken, and where. Each is itself tested against mutants, objects broken on
-purpose that it must reject. Everything is tiny, in float64, and draws from its own generators; new memory is filled with NaN.
+Each raises AssertionError with one sentence that says which law is broken, and where. Each is itself tested against
+mutants: objects broken on purpose, which it must reject. The laws compute small cases in float64, draw from generators
+of their own, and fill new memory with NaN.
 """
 
+from .average import check_average
 from .checkpoints import check_checkpoint
+from .compaction import check_compact
 from .details import nesterov
 from .events import check_event
-from .kernels import check_index, check_kernel, check_layout, poisoned_memory
+from .indices import check_index
+from .kernels import check_kernel
+from .layouts import check_layout
 from .meaning import check_meaning
-from .ownership import check_average, check_copies, check_newborn, check_passes, check_reload
+from .newborn import check_newborn
+from .operands import poisoned_memory
+from .passes import check_copies, check_passes, check_reload
 from .penalties import check_penalty
 from .recovery import check_operator, check_solver, check_units
 from .rules import check_rule
@@ -26,6 +33,7 @@ from .transforms import check_transforms
 __all__ = (
     "check_average",
     "check_checkpoint",
+    "check_compact",
     "check_copies",
     "check_event",
     "check_index",

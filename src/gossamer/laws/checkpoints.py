@@ -1,4 +1,8 @@
-"""Laws of checkpoints."""
+"""The law of checkpoints."""
+
+# torch and safetensors leave tolist, manual_seed, safe_open without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 
 import json
 import tempfile
@@ -15,74 +19,100 @@ from .. import checkpoint
 from .._errors import UsageError
 from ..checkpoint.file import seal
 from ..layouts import Layout
-from ..topology import Topology
+from ..topology import TopologyLike
 from .details import Optimizers, demand, nesterov, same
-from .topologies import Run
+from .runs import Rewirers, Run, resolved
+
+Save = Callable[..., None]  # gossamer.checkpoint.save, or a function with its signature
+Load = Callable[..., dict[str, Any]]  # gossamer.checkpoint.load, or a function with its signature
+Edit = Callable[[dict[str, Tensor], dict[str, str]], object]  # changes a file's tensors and header
 
 
 def check_checkpoint(
-    topology: Topology,
-    rewirer: Callable[..., Any],
+    topology: TopologyLike,
+    rewirer: Rewirers,
     *,
-    save: Callable[..., None] = checkpoint.save,
-    load: Callable[..., dict[str, Any]] = checkpoint.load,
+    save: Save = checkpoint.save,
+    load: Load = checkpoint.load,
     steps: int = 7,
     layout: str | Layout = "csr",
     block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """A saved run comes back bit for bit, torch's random state too; a file that is damaged, by one bit or in its structure, or does not fit
-    is refused, and nothing has changed then; a save that fails leaves the old file.
+    """A saved run comes back bit for bit, with torch's random state; a file that does not fit is refused.
+
+    Files are damaged by one bit, or in their structure. A refusal changes nothing, and is a UsageError. A save that
+    fails leaves the old file.
+
+    Args:
+        topology: any topology; ``stop`` counts steps, or is a fraction of ``steps``.
+        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
+        save, load: the functions that are tested.
+        steps: steps before the checkpoint.
+
+    Raises: AssertionError.
     """
+    topology = resolved(topology, steps)
+
+    def run_of(seed: int) -> Run:
+        return Run(topology, rewirer, layout, block, optimizer, seed=seed)
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
-        run = Run(topology, rewirer, layout, block, optimizer, seed=0)
-        for t in range(1, steps + 1):
-            run.backward(t)
-            run.rewirer.step()
-        parts = {"optimizer": run.optimizer, "rewirer": run.rewirer}
+        run = run_of(seed=0)
+        run.train(1, steps)
         before = torch.get_rng_state()
-        save(path, run.model, **parts, extra={"epoch": 3})
-        saved = run.snapshot()
-
-        other = Run(topology, rewirer, layout, block, optimizer, seed=1)
-        torch.manual_seed(12345)
-        extra = load(path, other.model, optimizer=other.optimizer, rewirer=other.rewirer)
-        demand(extra == {"epoch": 3}, "checkpoint: load must return the extra that was saved")
-        for what, mine, theirs in zip(("model", "optimizer", "rewirer"), other.snapshot(), saved, strict=True):
-            demand(same(mine, theirs), f"checkpoint: the {what} must come back bit for bit")
-        demand(torch.equal(torch.get_rng_state(), before), "checkpoint: torch's random state must come back")
-
+        save(path, run.model, optimizer=run.optimizer, rewirer=run.rewirer, extra={"epoch": 3})
+        _check_comes_back(load, path, run, run_of(seed=1), before)
+        _check_failed_save(save, path, run)
         content = path.read_bytes()
-        try:
-            save(path, run.model, **parts, extra={"not JSON": object()})
-        except (UsageError, TypeError):
-            demand(path.read_bytes() == content, "checkpoint: a save that fails must leave the old file")
-        else:
-            raise AssertionError("checkpoint: a state that is neither tensor nor JSON must be refused")
-        demand(
-            [p.name for p in path.parent.iterdir()] == [path.name],
-            "checkpoint: a save must leave nothing behind but its file",
-        )
-
         for what, spoil in _SPOILERS.items():
             bad = Path(folder) / "bad.safetensors"
             bad.write_bytes(content)
             spoil(bad)
-            victim = Run(topology, rewirer, layout, block, optimizer, seed=1)
-            untouched, random = victim.snapshot(), torch.get_rng_state()
-            try:
-                load(bad, victim.model, optimizer=victim.optimizer, rewirer=victim.rewirer)
-            except UsageError:
-                pass
-            except Exception as error:
-                raise AssertionError(
-                    f"checkpoint: {what} must be refused with UsageError, not with {type(error).__name__}"
-                ) from error
-            else:
-                raise AssertionError(f"checkpoint: {what} must be refused")
-            unchanged = same(victim.snapshot(), untouched) and torch.equal(torch.get_rng_state(), random)
-            demand(unchanged, f"checkpoint: after {what} was refused, nothing may have changed")
+            _check_refused(load, bad, run_of(seed=1), what)
+
+
+def _check_comes_back(load: Load, path: Path, run: Run, other: Run, random: Tensor) -> None:
+    """Another run takes the states of the file."""
+    torch.manual_seed(12345)
+    extra = load(path, other.model, optimizer=other.optimizer, rewirer=other.rewirer)
+    demand(extra == {"epoch": 3}, "checkpoint: load must return the extra that was saved")
+    for what, mine, theirs in zip(("model", "optimizer", "rewirer"), other.snapshot(), run.snapshot(), strict=True):
+        demand(same(mine, theirs), f"checkpoint: the {what} must come back bit for bit")
+    demand(torch.equal(torch.get_rng_state(), random), "checkpoint: torch's random state must come back")
+
+
+def _check_failed_save(save: Save, path: Path, run: Run) -> None:
+    """A state that cannot be written is refused; the old file stays, and it alone."""
+    content = path.read_bytes()
+    try:
+        save(path, run.model, optimizer=run.optimizer, rewirer=run.rewirer, extra={"not JSON": object()})
+    except (UsageError, TypeError):
+        demand(path.read_bytes() == content, "checkpoint: a save that fails must leave the old file")
+    else:
+        raise AssertionError("checkpoint: a state that is neither tensor nor JSON must be refused")
+    alone = [p.name for p in path.parent.iterdir()] == [path.name]
+    demand(alone, "checkpoint: a save must leave no other file than its own")
+
+
+def _check_refused(load: Load, bad: Path, victim: Run, what: str) -> None:
+    """Loading a bad file raises UsageError and changes nothing."""
+    untouched, random = victim.snapshot(), torch.get_rng_state()
+    try:
+        load(bad, victim.model, optimizer=victim.optimizer, rewirer=victim.rewirer)
+    except UsageError:
+        pass
+    except Exception as error:  # any other exception breaks the law
+        name = type(error).__name__
+        raise AssertionError(f"checkpoint: {what} must be refused with UsageError, not with {name}") from error
+    else:
+        raise AssertionError(f"checkpoint: {what} must be refused")
+    unchanged = same(victim.snapshot(), untouched) and torch.equal(torch.get_rng_state(), random)
+    demand(unchanged, f"checkpoint: after {what} was refused, nothing may have changed")
+
+
+# -------------------------------------------------------------------- bad files
 
 
 def _cut(path: Path) -> None:
@@ -90,31 +120,31 @@ def _cut(path: Path) -> None:
     path.write_bytes(content[: len(content) * 2 // 3])
 
 
-def _edited(edit: "Edit") -> Callable[[Path], None]:
+def _edited(edit: Edit) -> Callable[[Path], None]:
     def spoil(path: Path) -> None:
         with safe_open(str(path), "pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
             header, tensors = dict(file.metadata()), {key: file.get_tensor(key) for key in file.keys()}
         edit(tensors, header)
         save_file(tensors, str(path), metadata=header)
         if "digest" in header:
-            seal(path)  # as if it had been written so: the structure itself must be looked at
+            seal(path)  # the digest fits, so the structure itself must be verified
 
     return spoil
 
 
-def _flipped(share: float, bit: int) -> Callable[[Path], None]:
-    """One bit of the file is another, ``share`` of the way through it."""
+def _flipped(place: float, bit: int) -> Callable[[Path], None]:
+    """Flips one bit of the file, at a fraction of its length."""
 
     def spoil(path: Path) -> None:
         content = bytearray(path.read_bytes())
-        content[int(share * len(content))] ^= 1 << bit
+        content[int(place * len(content))] ^= 1 << bit
         path.write_bytes(content)
 
     return spoil
 
 
-def _restated(edit: Callable[[list[Any]], None]) -> Callable[[Path], None]:
-    """The packed state of the optimizer, a list of [key, value], is another."""
+def _restated(edit: Callable[[list[Any]], object]) -> Callable[[Path], None]:
+    """Edits the packed state of the optimizer, a list of [key, value]."""
 
     def change(_tensors: dict[str, Tensor], header: dict[str, str]) -> None:
         meta = json.loads(header["json"])
@@ -128,8 +158,8 @@ def _index(tensors: dict[str, Tensor]) -> str:
     return next(key for key in tensors if key.endswith(".col"))
 
 
-def _moved_unit(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
-    """Another valid index of the same size: one block moves to a free column of its row."""
+def _moved_block(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
+    """Makes another valid index of the same size: moves one block to a free column of its row."""
     key = _index(tensors)
     crow, col = tensors[key.removesuffix("col") + "crow"].long(), tensors[key]
     width = int(col.max()) + 1
@@ -140,9 +170,6 @@ def _moved_unit(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
             return
 
 
-Edit = Callable[[dict[str, Tensor], dict[str, str]], None]  # of a file's tensors and header
-
-
 def _set(key: Callable[[dict[str, Tensor]], str], change: Callable[[Tensor], Tensor]) -> Edit:
     def edit(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
         tensors[key(tensors)] = change(tensors[key(tensors)]).contiguous()
@@ -151,26 +178,25 @@ def _set(key: Callable[[dict[str, Tensor]], str], change: Callable[[Tensor], Ten
 
 
 def _moment(tensors: dict[str, Tensor]) -> str:
-    return next(
-        (key for key, t in tensors.items() if key.startswith("optimizer.") and t.dim()), _values(tensors)
-    )  # plain SGD has none
+    moments = (key for key, t in tensors.items() if key.startswith("optimizer.") and t.dim())
+    return next(moments, _values(tensors))  # plain SGD has no state
 
 
 def _values(tensors: dict[str, Tensor]) -> str:
     return next(key for key in tensors if key.startswith("model.") and key.endswith(".values"))
 
 
-_SPOILERS: dict[str, Callable[[Path], None]] = {
+_SPOILERS: dict[str, Callable[[Path], object]] = {
     "a file that was cut off": _cut,
-    "a file of noise": lambda path: None if path.write_bytes(bytes(range(256)) * 8) else None,
-    "a safetensors file of somebody else": _edited(lambda _tensors, header: header.clear()),
+    "a file of noise": lambda path: path.write_bytes(bytes(range(256)) * 8),
+    "a safetensors file that is no checkpoint": _edited(lambda _tensors, header: header.clear()),
     "a file of a newer version": _edited(lambda _tensors, header: header.update(version="999")),
     "a file without values": _edited(lambda tensors, _header: tensors.__delitem__(_values(tensors))),
     "a file without an index": _edited(lambda tensors, _header: tensors.__delitem__(_index(tensors))),
     "an index that is not sorted": _edited(_set(_index, lambda t: t.flip(0))),
     "an index out of range": _edited(_set(_index, lambda t: t + 1000)),
     "a floating index": _edited(_set(_index, lambda t: t.double())),
-    "an index that its values were not saved with": _edited(_moved_unit),
+    "an index that its values were not saved with": _edited(_moved_block),
     "values of another length": _edited(_set(_values, lambda t: t[:-1])),
     "values of another dtype": _edited(_set(_values, lambda t: t.float())),
     "a state of the optimizer of another length": _edited(_set(_moment, lambda t: t[:-1])),

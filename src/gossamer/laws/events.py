@@ -1,8 +1,10 @@
-"""Laws of one event: what is grown, what is exchanged where there is little to grow, and who is left alone."""
+"""The law of one event over all layers."""
+
+# torch leaves Tensor.tolist without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +21,18 @@ NAN = float("nan")
 
 
 def check_event(event: Event = real_event, *, trials: int = 28, draws: int = 120) -> None:
-    """One event over all layers: exchanges hold the sizes; a candidate for which nothing speaks (0, -0.0, NaN) is never exchanged for a
-    block, and grows only where the size must rise; equal scores are decided at random, by the given generator; layers without gradient,
-    and layers that cannot serve, are left alone and not asked about; nothing hangs on which object a slot is.
+    """One event over all layers: what is exchanged, what grows, and which layers are left unchanged.
+
+    Exchanges keep the sizes. A candidate without a gradient (0, -0.0, NaN) is never exchanged for a block, and grows
+    only where the size must rise. The given generator decides between equal scores. Layers that got no gradient, and
+    layers that are full, stay unchanged, and no slot is called for them. Nothing depends on which object a slot is.
 
     Args:
+        event: ``gossamer.event``, or a function with its signature.
+        trials: random cases of each kind.
         draws: events of each test for uniformity.
+
+    Raises: AssertionError.
     """
     rng = torch.Generator().manual_seed(0)
     try:
@@ -32,133 +40,132 @@ def check_event(event: Event = real_event, *, trials: int = 28, draws: int = 120
             _check_exchange(event, rng, trial)
             _check_growth(event, rng, trial)
             _check_shared(event, rng, trial)
-        _check_left_alone(event, rng)
+        _check_unchanged(event, rng)
         _check_anywhere(event, rng)
         _check_ties(event, rng, draws)
     except UsageError as refusal:
         raise AssertionError(f"event: must not fail: {refusal}") from refusal
 
 
-def _site(rng: torch.Generator, speaking: int, n: int = 20, m: int = 15, blank: float = 0.0) -> LayerState:
-    """A layer of 6 x 8 blocks, n of them kept; of m candidates so many have a gradient, the others are ``blank``."""
+def _layer(rng: torch.Generator, active: int, n: int = 20, m: int = 15, blank: float = 0.0) -> LayerState:
+    """A layer of 6 x 8 blocks, n of them kept. Of m candidates, ``active`` have a gradient, the others ``blank``."""
     s = Support.random((6, 8), n, rng=rng)
     ids, h = s.sample_outside(m, rng), torch.full((m,), blank, dtype=torch.float64)
-    h[torch.randperm(m, generator=rng)[:speaking]] = (
-        torch.randn(speaking, generator=rng, dtype=torch.float64).abs() + 0.1
-    )
+    gradients = torch.randn(active, generator=rng, dtype=torch.float64).abs() + 0.1
+    h[torch.randperm(m, generator=rng)[:active]] = gradients
     w, g = (torch.randn(n, generator=rng, dtype=torch.float64) for _ in range(2))
     return LayerState(s, w, g, ids, h, n, n, 1.0)
 
 
 def _changed(layer: LayerState, outcome: Outcome) -> tuple[set[int], set[int]]:
-    """Units that went and blocks that came."""
+    """Ids of the blocks that were dropped, and of those that grew."""
     before, after = (set(s.ids().tolist()) for s in (layer.s, outcome.support))
     return before - after, after - before
 
 
 def _check_exchange(event: Event, rng: torch.Generator, trial: int) -> None:
-    blank, speaking, k = (0.0, -0.0, NAN)[trial % 3], trial % 9, 6
-    layer = _site(rng, speaking, blank=blank)
+    """A layer that keeps its size."""
+    blank, active, k = (0.0, -0.0, NAN)[trial % 3], trial % 9, 6
+    layer = _layer(rng, active, blank=blank)
     (outcome,) = event(Topology("a"), Update(drop_fraction=k / 20), [layer], rng)
-    goes, comes = _changed(layer, outcome)
-    where = f"event: {k} blocks to exchange, {speaking} candidates with a gradient, the others {blank}"
-    due = min(k, speaking)
+    dropped, grown = _changed(layer, outcome)
+    where = f"event: {k} blocks to exchange, {active} candidates with a gradient, the others {blank}"
+    due = min(k, active)
     record = outcome.dropped, outcome.grown
     demand(record == (due, due), f"{where}: {due} must be exchanged, not {record}")
     best = layer.ids[layer.h.nan_to_num().sort(descending=True)[1][:due]].tolist()
-    demand(comes == set(best), f"{where}: the strongest must come")
+    demand(grown == set(best), f"{where}: the strongest must grow")
     lowest = layer.s.ids()[layer.w.abs().sort()[1][:due]].tolist()
-    demand(goes == set(lowest), f"{where}: the smallest must go, and no more than come")
+    demand(dropped == set(lowest), f"{where}: the smallest must be dropped, and no more than grow")
     demand(outcome.sensed == 15, f"{where}: 15 were sensed, not {outcome.sensed}")
 
 
 def _check_growth(event: Event, rng: torch.Generator, trial: int) -> None:
-    blank, speaking, more, k = (0.0, NAN)[trial % 2], trial % 9, 4, 5
-    layer = _site(rng, speaking, blank=blank)._replace(size=24)
+    """A layer whose size rises."""
+    blank, active, more, k = (0.0, NAN)[trial % 2], trial % 9, 4, 5
+    layer = _layer(rng, active, blank=blank)._replace(size=24)
     (outcome,) = event(Topology("a"), Update(drop_fraction=k / 20), [layer], rng)
-    where = f"event: {k} blocks to exchange and {more} more to grow, {speaking} candidates with a gradient, the others {blank}"
+    where = f"event: {k} blocks to exchange and {more} more to grow, {active} candidates with a gradient"
+    where = f"{where}, the others {blank}"
     demand(outcome.support.n == 24, f"{where}: 24 must be kept, not {outcome.support.n}")
-    due = max(0, min(k, speaking - more))
+    due = max(0, min(k, active - more))
     demand(outcome.dropped == due, f"{where}: {due} must be exchanged, not {outcome.dropped}")
-    speaks = set(layer.ids[layer.h > 0].tolist())
-    _, comes = _changed(layer, outcome)
-    demand(len(comes & speaks) == min(speaking, more + due), f"{where}: what has a gradient must come first")
+    with_gradient = set(layer.ids[layer.h > 0].tolist())
+    _, grown = _changed(layer, outcome)
+    first = len(grown & with_gradient) == min(active, more + due)
+    demand(first, f"{where}: candidates with a gradient must grow before the others")
 
 
 def _check_shared(event: Event, rng: torch.Generator, trial: int) -> None:
-    speaking = trial % 4, 0, trial % 7
-    layers = [_site(rng, p) for p in speaking]
+    """Layers that share their growth."""
+    active = trial % 4, 0, trial % 7
+    layers = [_layer(rng, count) for count in active]
     topology = Topology("a", allocate=allocate_pooled, keeps_layer_sizes=False)
     outcomes = event(topology, Update(drop_fraction=0.3), layers, rng)
-    where = f"event: layers with {speaking} candidates with a gradient share their growth"
-    due = min(sum(speaking), sum(min(6, s.s.n - least_size(s)) for s in layers))
-    grown = sum(o.grown for o in outcomes)
-    demand(
-        sum(o.support.n for o in outcomes) == sum(s.s.n for s in layers),
-        f"{where}: together they must keep their blocks",
-    )
-    demand(grown == due == sum(o.dropped for o in outcomes), f"{where}: {due} must be exchanged, not {grown}")
+    where = f"event: layers with {active} candidates with a gradient share their growth"
+    due = min(sum(active), sum(min(6, layer.s.n - least_size(layer)) for layer in layers))
+    kept = sum(o.support.n for o in outcomes) == sum(layer.s.n for layer in layers)
+    demand(kept, f"{where}: together they must keep their blocks")
+    dropped, grown = sum(o.dropped for o in outcomes), sum(o.grown for o in outcomes)
+    demand(grown == due == dropped, f"{where}: {due} must be exchanged, not {grown}")
     for layer, outcome in zip(layers, outcomes, strict=True):
-        _, comes = _changed(layer, outcome)
-        demand(comes <= set(layer.ids[layer.h > 0].tolist()), f"{where}: a candidate without a gradient must not come")
+        _, born = _changed(layer, outcome)
+        with_gradient = set(layer.ids[layer.h > 0].tolist())
+        demand(born <= with_gradient, f"{where}: a candidate without a gradient must not grow")
 
 
-def _check_left_alone(event: Event, rng: torch.Generator) -> None:
-    fine = _site(rng, 9)
+def _check_unchanged(event: Event, rng: torch.Generator) -> None:
+    """Layers that got no gradient, or are full, beside one that can exchange blocks."""
+    fine = _layer(rng, 9)
     s = Support.full((6, 8))
     full = LayerState(s, torch.ones(48), None, s.ids()[:0], torch.ones(0), 48, 48, 1.0)
-    untouched = _site(rng, 9)._replace(g=None, has_gradient=False, size=10)
+    without = _layer(rng, 9)._replace(g=None, has_gradient=False, size=10)
     seen: list[LayerState] = []
 
     def drop(layer: LayerState) -> Tensor:
         seen.append(layer)
         return layer.w.abs()
 
-    def amount(layers: Sequence[LayerState], update: Update) -> list[int]:
+    def amount(layers: Sequence[LayerState], _update: Update) -> list[int]:
         seen.extend(layers)
         return [4] * len(layers)
 
     topology = Topology("a", n_exchange=amount, drop_score=drop)
-    for kind in (
-        topology,
-        replace(topology, allocate=allocate_pooled, keeps_layer_sizes=False),
-        replace(topology, grow_score=grow_random, candidates="anywhere"),
-    ):
-        first, second, third = event(kind, Update(drop_fraction=0.3), [untouched, fine, full], rng)
-        where = "event: a layer "
-        demand(
-            first.support.same(untouched.s) and first[1:3] == (0, 0), where + "that got no gradient must be left alone"
-        )
-        demand(third.support.same(full.s) and third[1:3] == (0, 0), where + "that is full must be left alone")
-        demand((second.dropped, second.grown) == (4, 4), where + "beside such layers must exchange its blocks")
+    pooled = replace(topology, allocate=allocate_pooled, keeps_layer_sizes=False)
+    anywhere = replace(topology, grow_score=grow_random, candidates="anywhere")
+    for kind in (topology, pooled, anywhere):
+        first, second, third = event(kind, Update(drop_fraction=0.3), [without, fine, full], rng)
+        for layer, outcome, which in ((without, first, "got no gradient"), (full, third, "is full")):
+            unchanged = outcome.support.same(layer.s) and (outcome.dropped, outcome.grown) == (0, 0)
+            demand(unchanged, f"event: a layer that {which} must stay unchanged")
+        exchanged = (second.dropped, second.grown) == (4, 4)
+        demand(exchanged, "event: a layer beside these must exchange its blocks")
     named = all(layer.has_gradient and layer.s.n < 48 for layer in seen)
-    demand(named, "event: no slot may be asked about a layer without gradient, or about one that cannot serve")
+    demand(named, "event: no slot may be called for a layer without gradient, or for one that is full")
 
 
 def _check_anywhere(event: Event, rng: torch.Generator) -> None:
-    """Growth that needs no measurement, by a function and by the same in a wrapper."""
-    layer = _site(rng, 0, m=0)._replace(g=None)
+    """Growth that needs no measurement, by a function and by the same function in a wrapper."""
+    layer = _layer(rng, 0, m=0)._replace(g=None)
 
-    def wrapped(*args: Any) -> tuple[Tensor, Tensor]:
-        return grow_random(*args)
+    def wrapped(
+        layer: LayerState, dropped: Tensor, update: Update, limit: int, rng: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        return grow_random(layer, dropped, update, limit, rng)
 
-    results = []
+    results: list[Support] = []
     for grow in (grow_random, wrapped):
-        own = torch.Generator().manual_seed(3)
-        (outcome,) = event(
-            Topology("a", grow_score=grow, candidates="anywhere"), Update(drop_fraction=0.3), [layer], own
-        )
-        demand(
-            (outcome.dropped, outcome.grown) == (6, 6),
-            "event: what may come from anywhere needs no gradient: 6 must be exchanged",
-        )
+        own, topology = torch.Generator().manual_seed(3), Topology("a", grow_score=grow, candidates="anywhere")
+        (outcome,) = event(topology, Update(drop_fraction=0.3), [layer], own)
+        exchanged = (outcome.dropped, outcome.grown) == (6, 6)
+        demand(exchanged, "event: candidates from anywhere need no gradient: 6 must be exchanged")
         results.append(outcome.support)
     demand(results[0].same(results[1]), "event: a slot in a wrapper must give the same support")
 
 
 def _check_ties(event: Event, rng: torch.Generator, draws: int) -> None:
-    """Equal weights go, equal gradients come, and where the size must rise zeros come: all alike, and as the generator says."""
-    cases = {"equal gradients": (_site(rng, 0, blank=1.0), 20), "no gradient": (_site(rng, 0), 25)}
+    """Equal weights are dropped, equal gradients grow, and zeros grow where the size must rise: equally often."""
+    cases = {"equal gradients": (_layer(rng, 0, blank=1.0), 20), "no gradient": (_layer(rng, 0), 25)}
     for name, (layer, size) in cases.items():
         layer, where = layer._replace(w=torch.ones(20, dtype=torch.float64), size=size), f"event: {name}, equal weights"
         kept = torch.zeros(48)
@@ -170,7 +177,7 @@ def _check_ties(event: Event, rng: torch.Generator, draws: int) -> None:
             )
             demand(one.support.same(two.support), f"{where}: the generator must decide")
             kept[one.support.ids()] += 1
-        demand(torch.equal(state, torch.get_rng_state()), f"{where}: torch's own generator must be left alone")
-        uniform(kept[layer.ids], draws, 5 / 15, f"{where}: all candidates must come alike")
+        demand(torch.equal(state, torch.get_rng_state()), f"{where}: torch's own generator must not be advanced")
+        uniform(kept[layer.ids], draws, 5 / 15, f"{where}: all candidates must grow equally often")
         if name == "equal gradients":
-            uniform(kept[layer.s.ids()], draws, 15 / 20, f"{where}: all blocks must go alike")
+            uniform(kept[layer.s.ids()], draws, 15 / 20, f"{where}: all blocks must be dropped equally often")

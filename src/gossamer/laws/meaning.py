@@ -1,4 +1,8 @@
-"""The law of networks whose modules are exchanged: each module goes on to mean what it meant."""
+"""The law of a conversion: it changes no module that it does not make sparse."""
+
+# torch leaves the state of modules without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 
 import copy
 import pickle
@@ -12,9 +16,16 @@ from .details import close, demand
 
 
 def check_meaning(change: Callable[[nn.Module], nn.Module]) -> None:
-    """A change of a network (:func:`~gossamer.sparsify`, a memory format) leaves every module that it does not make sparse what it was:
-    of its type, in its mode, under its name and keys, with its hooks, and with its own output. So whatever is done to a module afterwards
-    (looking at it, cutting the network behind it, putting another in its place) does what it did before, also in a copy."""
+    """A conversion of a network (``sparsify``, a memory format) keeps every module that it does not make sparse.
+
+    The module keeps its type, its mode, its name and keys, its hooks and its own output. So a user may still look at
+    it, cut the network behind it, or replace it, also in a copy.
+
+    Args:
+        change: takes the network and returns the converted one.
+
+    Raises: AssertionError.
+    """
     for training in (True, False):
         plain = _network().train(training)
         model = copy.deepcopy(plain)
@@ -23,18 +34,15 @@ def check_meaning(change: Callable[[nn.Module], nn.Module]) -> None:
         for m in hooked:
             m.register_forward_hook(_noting(seen))
         model = change(model)
-        demand(
-            isinstance(model, nn.Sequential) and len(model) == len(plain),
-            "a Sequential must stay one, of the same length",
-        )
-        assert isinstance(model, nn.Sequential)
-        _as_named(model, plain)
+        if not isinstance(model, nn.Sequential) or len(model) != len(plain):
+            raise AssertionError("a Sequential must stay one, of the same length")
+        _check_names(model, plain)
         meant = nn.Sequential(*(a if isinstance(a, SparseLayer) else b for a, b in zip(model, plain, strict=True)))
         for way in (lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(_bare(m)))):
-            _same_all_along(way(model), copy.deepcopy(meant))
+            _check_outputs(way(model), copy.deepcopy(meant))
         seen.clear()
         model(_images())
-        demand(seen == hooked, "the hooks of every module that stays must go on to be called, once each")
+        demand(seen == hooked, "the hooks of every module that stays must still be called, once each")
 
 
 def _noting(seen: list[nn.Module]) -> Callable[..., None]:
@@ -46,7 +54,7 @@ def _copying(found: list[Tensor]) -> Callable[..., None]:
 
 
 def _network() -> nn.Sequential:
-    """Some of everything, at full precision, its normalisations away from where they start."""
+    """A network with every kind of module, in float64, its normalisations away from their initial values."""
     first = (nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     head = (nn.Flatten(), nn.Linear(7, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Linear(11, 3))
@@ -62,14 +70,14 @@ def _images() -> Tensor:
 
 
 def _bare(model: nn.Sequential) -> nn.Sequential:
-    """A copy without hooks, which are no part of a file."""
+    """A copy without hooks, which cannot be pickled."""
     model = copy.deepcopy(model)
     for m in model.modules():
-        m._forward_hooks.clear()
+        m._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]  # torch has no other way to remove all hooks
     return model
 
 
-def _as_named(model: nn.Sequential, plain: nn.Sequential) -> None:
+def _check_names(model: nn.Sequential, plain: nn.Sequential) -> None:
     for (name, m), (before, p) in zip(model.named_children(), plain.named_children(), strict=True):
         demand(name == before and m.training == p.training, f"module {before}: name and mode must stay")
         if not isinstance(m, SparseLayer):
@@ -77,23 +85,17 @@ def _as_named(model: nn.Sequential, plain: nn.Sequential) -> None:
             demand(m.state_dict().keys() == p.state_dict().keys(), f"module {name}: the keys of its state must stay")
 
 
-def _same_all_along(model: nn.Sequential, meant: nn.Sequential) -> None:
+def _check_outputs(model: nn.Sequential, meant: nn.Sequential) -> None:
     x = _images()
     for k in range(1, len(meant) + 1):
         mine, theirs = copy.deepcopy(model), copy.deepcopy(meant)
-        what = (
-            f"cut behind module {k - 1} ({type(meant[k - 1]).__name__}), the network must give what that module gives"
-        )
-        close(nn.Sequential(*list(mine)[:k])(x), nn.Sequential(*list(theirs)[:k])(x), what)
+        kind = type(meant[k - 1])
+        cut = nn.Sequential(*list(mine)[:k])(x), nn.Sequential(*list(theirs)[:k])(x)
+        close(*cut, f"cut behind module {k - 1} ({kind.__name__}), the network must give what that module gives")
         mine[k - 1], theirs[k - 1] = nn.GELU(), nn.GELU()
-        if isinstance(
-            meant[k - 1], (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)
-        ):  # what can be replaced by something of the same shape
-            close(
-                mine(x),
-                theirs(x),
-                f"with another module for {k - 1} ({type(meant[k - 1]).__name__}), nothing of it must be left",
-            )
+        if issubclass(kind, (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)):  # a GELU keeps the shape, as these do
+            what = f"with another module for {k - 1} ({kind.__name__}), none of its effect must be left"
+            close(mine(x), theirs(x), what)
     outputs: list[list[Tensor]] = [[], []]
     for found, network in zip(outputs, (model, meant), strict=True):
         for m in network:

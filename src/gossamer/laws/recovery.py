@@ -1,4 +1,7 @@
-"""Laws of recovery."""
+"""The laws of recovery: operators, solvers, and the units of a problem."""
+
+# torch leaves Tensor.norm and Tensor.tolist without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import itertools
 import math
@@ -10,13 +13,21 @@ from torch import Tensor
 
 from .._errors import UsageError
 from ..recover.operators import Dense, Operator
-from ..recover.recovery import Recovery
+from ..recover.solvers.result import Recovery
 from .details import TOLERANCE, close, demand
 
 
 def check_operator(A: Operator, *, tolerance: float | None = None) -> None:
-    """Products agree with the columns, blocks of the adjoint come in order and cover everything, norms are norms, and every call of a
-    seeded operator sees the same matrix."""
+    """An operator is one matrix: its products, its adjoint and its norms agree with its columns, at every call.
+
+    The blocks of the adjoint follow each other and cover all columns.
+
+    Args:
+        A: the operator.
+        tolerance: of all comparisons; None depends on the dtype.
+
+    Raises: AssertionError.
+    """
     who, (m, d), rng = f"{A}", A.shape, torch.Generator().manual_seed(3)
     tolerance = TOLERANCE[A.dtype] if tolerance is None else tolerance
     before = torch.get_rng_state()
@@ -39,22 +50,32 @@ def check_operator(A: Operator, *, tolerance: float | None = None) -> None:
         close(
             block,
             M[:, first : first + block.numel()].T @ r,
-            f"{who}: a block of the adjoint must be A^T r there",
+            f"{who}: a block of the adjoint must be that of A^T r",
             tolerance,
         )
         end += block.numel()
     demand(end == d, f"{who}: blocks of the adjoint must cover all columns")
     close(A.rmatvec(r), M.T @ r, f"{who}: rmatvec must be A^T r", tolerance)
     some = torch.tensor([d - 1, 0, d // 2, 0], device=A.device)
-    close(A.columns(some), M[:, some], f"{who}: columns must come as asked, in any order and repeated", tolerance)
+    close(A.columns(some), M[:, some], f"{who}: columns must be those asked for, in any order and repeated", tolerance)
     demand(A.columns(some[:0]).shape == (m, 0), f"{who}: no ids must give no columns")
     close(A.norms(), M.norm(dim=0), f"{who}: norms must be the columns' norms", tolerance)
-    demand(torch.equal(A.columns(some), A.columns(some)), f"{who}: two looks must see the same matrix")
-    demand(torch.equal(torch.get_rng_state(), before), f"{who}: must leave torch's random state alone")
+    demand(torch.equal(A.columns(some), A.columns(some)), f"{who}: two calls must see the same matrix")
+    demand(torch.equal(torch.get_rng_state(), before), f"{who}: must not advance torch's random state")
 
 
 def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, name: str = "solver") -> None:
-    """Finds easy signals exactly; counts, orders and reports honestly; breaks ties to the lowest index; never takes a zero column."""
+    """A solver finds easy signals exactly, and its result describes itself correctly.
+
+    At most ``s`` entries are non-zero, in order of their index. Of equal columns it takes the lower index; it never
+    takes a zero column. The same problem gives the same bits. Problems that are none are refused with UsageError.
+
+    Args:
+        solve: (A, y, s) -> Recovery.
+        name: for messages.
+
+    Raises: AssertionError.
+    """
     rng = torch.Generator().manual_seed(5)
     m, d = 60, 80
     A = torch.randn(m, d, generator=rng, dtype=torch.float64) / m**0.5
@@ -106,8 +127,17 @@ POWERS = (-100, -77, -26, 0, 40, 100)  # of two: about 1e-30, 1e-23, 1e-8, 1, 1e
 def check_units(
     solve: Callable[[Any, Tensor], Recovery], *, dtype: torch.dtype = torch.float64, name: str = "solver"
 ) -> None:
-    """The same problem in other units has the same answer: from 2^a A and 2^b y comes 2^(b - a) x, with the same verdict and the residual
-    of that x; where the precision cannot hold it, the result is finite and not called converged."""
+    """The same problem in other units has the same solution: 2^a A and 2^b y give 2^(b - a) x.
+
+    The verdict is the same, and the residual is that of this x. Where the precision cannot hold x, the result is finite
+    and is not called converged.
+
+    Args:
+        solve: (A, y) -> Recovery.
+        name: for messages.
+
+    Raises: AssertionError.
+    """
     rng = torch.Generator().manual_seed(5)
     A = torch.randn(30, 40, generator=rng, dtype=torch.float64).to(dtype) / 8
     x = torch.zeros(40, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Laws of topologies."""
+"""The law of topologies."""
 
 import copy
 from collections.abc import Callable
@@ -6,130 +6,95 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from .._errors import UsageError
-from ..convert.sparsify import sparsify
-from ..layers import sparse_layers
+from ..layers import SparseLayer, sparse_layers
 from ..layouts import Layout
-from ..topology import Topology
+from ..support import Support
+from ..topology import Sensing, Topology, TopologyLike, Update
 from ..topology.topology import SLOTS
 from .details import Optimizers, demand, nesterov, same
+from .runs import Rewirers, Run, Snapshot, resolved
 from .supports import check_support
 
 
-class Run:
-    """A tiny training run that a law can drive, copy and compare."""
-
-    def __init__(
-        self,
-        topology: Topology,
-        rewirer: Callable[..., Any],
-        layout: str | Layout,
-        block: tuple[int, int],
-        optimizer: Optimizers,
-        seed: int,
-    ):
-        rng = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            model = nn.Sequential(nn.Linear(9, 11), nn.Tanh(), nn.Linear(11, 6)).double()
-        for p in model.parameters():  # biases too must differ between seeds, and not depend on torch's own generator
-            nn.init.normal_(p, 0.0, 0.3, generator=rng)
-        fan_in = max(1, topology.min_fan_in)
-        self.model = sparsify(model, 0.4, budget="pooled", layout=layout, block=block, min_fan_in=fan_in, rng=rng)
-        self.optimizer = optimizer(self.model.parameters())
-        self.rewirer = rewirer(self.model, self.optimizer, topology, rng=torch.Generator().manual_seed(seed))
-        self.layers = sparse_layers(self.model)
-        self.at = 0
-
-    def with_parts(self, model: Any, optimizer: Any, rewirer: Any, at: int) -> "Run":
-        """The same run, in its state after step ``at``, with other parts."""
-        run = copy.copy(self)
-        run.model, run.optimizer, run.rewirer, run.layers, run.at = model, optimizer, rewirer, sparse_layers(model), at
-        return run
-
-    def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        rng = torch.Generator().manual_seed(1000 + t)
-        return torch.randn(4, 9, generator=rng, dtype=torch.float64), torch.randn(
-            4, 6, generator=rng, dtype=torch.float64
-        )
-
-    def backward(self, t: int, set_to_none: bool = True, passes: int = 1) -> None:
-        x, y = self.batch(t)
-        self.optimizer.zero_grad(set_to_none=set_to_none)
-        for a, b in zip(x.chunk(passes), y.chunk(passes), strict=True):
-            (F.mse_loss(self.model(a), b) / passes).backward()
-
-    def snapshot(self) -> tuple[Any, Any, Any]:
-        return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.rewirer.state_dict()))
-
-    def restore(self, snapshot: tuple[Any, Any, Any]) -> None:
-        for part, state in zip((self.model, self.optimizer, self.rewirer), snapshot, strict=True):
-            part.load_state_dict(copy.deepcopy(state))
-
-
 def check_topology(
-    topology: Topology,
-    rewirer: Callable[..., Any],
+    topology: TopologyLike,
+    rewirer: Rewirers,
     *,
     steps: int | None = None,
     layout: str | Layout = "csr",
     block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """One topology on a tiny run: sizes, survivors, births, sensing, places in memory, hidden randomness, the end, and resuming; that blocks
-    are exchanged where the events ask for it; and that its slots in wrappers give the same run.
+    """A topology on a tiny run: sizes, values that stay, births, sensing, places in memory, randomness, the last event.
+
+    Blocks are exchanged where the events ask for it. A run that was interrupted ends with the same bits. The same slots
+    in wrappers give the same run.
 
     Args:
+        topology: any topology; ``stop`` counts steps, or is a fraction of ``steps``.
         rewirer: what trains by the topology: ``gossamer.Rewirer``, or anything with its signature and methods.
-        steps: how many (default: a few more than ``topology.stop``).
+        steps: steps of the run; None is a few more than ``stop``.
+
+    Raises: AssertionError; UsageError if ``stop`` is a fraction and ``steps`` is None.
     """
+    topology = resolved(topology, steps)
     steps = topology.stop + 3 if steps is None else steps
-    run = Run(topology, rewirer, layout, block, optimizer, seed=0)
+    run, who = Run(topology, rewirer, layout, block, optimizer, seed=0), f"topology {topology.name!r}"
     start = {name: layer.support.n for name, layer in run.layers.items()}
-    cuts: dict[str, tuple[int, tuple[Any, Any, Any]]] = {}
+    cuts: dict[str, tuple[int, Snapshot]] = {}
     asked_for = born = 0
     try:
         for t in range(1, steps + 1):
-            asked_for += _asks(run, topology, t)
-            changed, newborn = _checked_step(run, topology, t, start)
+            asked_for += _asks_for_exchange(run, topology, t)
+            event, newborn = _checked_step(run, topology, t, start)
             born += newborn
-            label = (
-                "just after an event"
-                if changed
-                else "in the middle of a window"
-                if _in_window(topology, t)
-                else "on a plain step"
-            )
+            label = _kind_of_step(topology, t, event)
             if label not in cuts and t < steps:
                 cuts[label] = (t, run.snapshot())
     except UsageError as refusal:
-        raise AssertionError(
-            f"topology {topology.name!r}: must not fail in the middle of training: {refusal}"
-        ) from refusal
+        raise AssertionError(f"{who}: must not fail in the middle of training: {refusal}") from refusal
     late = [t for t in range(topology.stop + 1, steps + 1) if topology.when(t) is not None]
-    demand(not late, f"topology {topology.name!r}: no event after step {topology.stop}, but at {late}")
-    demand(
-        born > 0 or not asked_for,
-        f"topology {topology.name!r}: {asked_for} events ask for blocks to be exchanged, and none ever grew",
-    )
+    demand(not late, f"{who}: no event after step {topology.stop}, but at {late}")
+    what = f"{asked_for} events ask for blocks to be exchanged, and none ever grew"
+    demand(born > 0 or not asked_for, f"{who}: {what}")
     end = run.snapshot()
     _check_wrapped(topology, rewirer, steps, end, (layout, block, optimizer))
     for label, (t, snapshot) in cuts.items():
         other = Run(topology, rewirer, layout, block, optimizer, seed=1)
         other.restore(snapshot)
-        for later in range(t + 1, steps + 1):
-            other.backward(later)
-            other.rewirer.step()
-        where = f"topology {topology.name!r}: a run resumed {label} (step {t})"
+        other.train(t + 1, steps)
+        where = f"{who}: a run resumed {label} (step {t})"
         demand(same(other.snapshot(), end), f"{where} must end with the same bits as one that was not interrupted")
+
+
+def _kind_of_step(topology: Topology, t: int, event: bool) -> str:
+    """Where in the schedule a run is after step t."""
+    if event:
+        return "just after an event"
+    asked = topology.sense(t + 1)
+    return "in the middle of a window" if asked is not None and not asked.fresh else "on a plain step"
+
+
+def _asks_for_exchange(run: Run, topology: Topology, t: int) -> bool:
+    """Whether step t must exchange at least one block, in some layer that has room for one."""
+    update = topology.when(t)
+    if update is None:
+        return False
+    for name, layer in run.layers.items():
+        n, total = layer.support.n, layer.support.total
+        most = update.selectivity * (run.rewirer.sensing.get(name, 0) or total)
+        if n < total and min(update.drop_fraction * n, most) >= 1:
+            return True
+    return False
 
 
 class _Wrapped:
     """A function inside another: it does the same, and is not the same object."""
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
     def __call__(self, *args: Any) -> Any:
@@ -137,125 +102,137 @@ class _Wrapped:
 
 
 def _check_wrapped(
-    topology: Topology, rewirer: Callable[..., Any], steps: int, end: tuple[Any, Any, Any], how: Any
+    topology: Topology,
+    rewirer: Rewirers,
+    steps: int,
+    end: Snapshot,
+    how: tuple[str | Layout, tuple[int, int], Optimizers],
 ) -> None:
-    """Every slot in a wrapper: the run must end with the same weights, supports and optimizer state."""
-    counterpart = replace(copy.deepcopy(topology), **{name: _Wrapped(getattr(topology, name)) for name in SLOTS})
-    run = Run(counterpart, rewirer, *how, seed=0)
+    """With every slot in a wrapper the run ends with the same weights, supports and optimizer state."""
+    slots: dict[str, Any] = {name: _Wrapped(getattr(topology, name)) for name in SLOTS}
+    run = Run(replace(copy.deepcopy(topology), **slots), rewirer, *how, seed=0)
+    who = f"topology {topology.name!r}: its slots in wrappers"
     try:
-        for t in range(1, steps + 1):
-            run.backward(t)
-            run.rewirer.step()
+        run.train(1, steps)
     except UsageError as refusal:
-        raise AssertionError(
-            f"topology {topology.name!r}: its slots in wrappers fail where it does not: {refusal}"
-        ) from refusal
-    sentence = "its slots in wrappers must give the same run: what happens hangs on what they do, not on which objects they are"
-    demand(same(run.snapshot()[:2], end[:2]), f"topology {topology.name!r}: {sentence}")
+        raise AssertionError(f"{who} fail where it does not: {refusal}") from refusal
+    equal = same(run.snapshot()[:2], end[:2])
+    demand(equal, f"{who} must give the same run: only what they do may matter, not which objects they are")
 
 
-def _asks(run: Run, topology: Topology, t: int) -> bool:
-    """Whether step t is to exchange a block at least in some layer that has room for one."""
-    update = topology.when(t)
-    if update is None:
-        return False
-    sizes = {name: (layer.support.n, layer.support.total) for name, layer in run.layers.items()}
-    wanted = {
-        name: min(update.drop_fraction * n, update.selectivity * (run.rewirer.sensing.get(name, 0) or total))
-        for name, (n, total) in sizes.items()
-    }
-    return any(wanted[name] >= 1 and n < total for name, (n, total) in sizes.items())
+# -------------------------------------------------------------------- one step
 
 
 def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -> tuple[bool, int]:
-    """One step, all laws of one step checked; whether it had an event, and how many blocks were born."""
+    """Takes one step and checks it. Returns whether it had an event, and how many blocks were born."""
     where = f"topology {topology.name!r}, step {t}"
-    update, asked = topology.when(t), topology.sense(t)
-    _check_sensing(run, asked, where)
-    before = {name: layer.support for name, layer in run.layers.items()}
-    places = {name: layer.values.data_ptr() for name, layer in run.layers.items()}
+    update = topology.when(t)
+    _check_sensing(run, topology.sense(t), where)
+    before = {name: (layer.support, layer.values.data_ptr()) for name, layer in run.layers.items()}
     young = _young(run)
     run.backward(t)
-    moved, moved_optimizer = copy.deepcopy((run.model, run.optimizer))  # the same step without the event
-    for mine, counterpart in zip(run.model.parameters(), moved.parameters(), strict=True):
-        counterpart.grad = mine.grad  # deepcopy leaves gradients behind
+    plain, plain_optimizer = copy.deepcopy((run.model, run.optimizer))  # takes the same step without the event
+    for mine, other in zip(run.model.parameters(), plain.parameters(), strict=True):
+        other.grad = mine.grad  # deepcopy does not copy gradients
     if update is None or update.step_optimizer:
-        moved_optimizer.step()
+        plain_optimizer.step()
     state = torch.get_rng_state()
     run.rewirer.step()
-    demand(
-        torch.equal(state, torch.get_rng_state()),
-        f"{where}: random choices must come from the rewirer's generator, not torch's own",
-    )
+    untouched = torch.equal(state, torch.get_rng_state())
+    demand(untouched, f"{where}: random choices must come from the rewirer's generator, not torch's own")
+    event = run.rewirer.last is not None
+    demand(event == (update is not None), f"{where}: an event must take place exactly where `when` says so")
 
-    last, newborn = run.rewirer.last, 0
-    demand((last is None) == (update is None), f"{where}: an event must take place exactly where `when` says so")
-    for (name, layer), counterpart in zip(run.layers.items(), sparse_layers(moved).values(), strict=True):
-        old, new, here = before[name], layer.support, f"{where}, layer {name}"
-        if update is None:
-            demand(new.same(old), f"{here}: the support must not update without an event")
-        else:
-            check_support(new, draws=0)
-        both, ids = new.find(old.ids()) >= 0, new.ids()
-        born = old.find(ids) < 0
+    newborn = 0
+    for (name, layer), other in zip(run.layers.items(), sparse_layers(plain).values(), strict=True):
+        here = f"{where}, layer {name}"
+        old, place = before[name]
+        _check_support_of(layer, old, place, update, topology, here)
+        states = {"values": (layer.values.detach(), other.values.detach())}
+        states |= _pairs(run.optimizer, layer.values, plain_optimizer, other.values)
+        born = old.find(layer.support.ids()) < 0
+        _check_states(layer, old, states, born, young.get(name), here)
+        if event:
+            _check_record(run.rewirer.last, name, old, layer.support, here)
         newborn += int(born.sum())
-        states = {
-            "values": (layer.values, counterpart.values),
-            **_pairs(run.optimizer, layer.values, moved_optimizer, counterpart.values),
-        }
-        for key, (mine, shadow) in states.items():
-            mine, shadow = layer.layout.compact(mine.detach(), new), layer.layout.compact(shadow.detach(), old)
-            demand(bool((mine[born] == 0).all()), f"{here}: {key} of a born block must be 0")
-            grown = old.find(young[name]) if name in young else old.find(ids[:0])
-            by_the_optimizer = torch.ones(old.n, dtype=torch.bool)  # the young ones step by themselves
-            by_the_optimizer[grown[grown >= 0]] = False
-            stays = by_the_optimizer[old.find(ids[~born])]
-            fine = torch.equal(mine[~born][stays], shadow[both][stays])
-            demand(fine, f"{here}: {key} of a block that stays must be what the optimizer made it")
-        if new.n == old.n:
-            demand(
-                layer.values.data_ptr() == places[name],
-                f"{here}: where n stays the same, the values must stay in place",
-            )
-        if last is not None:
-            dropped, grown = last.dropped[name], last.grown[name]
-            demand(
-                new.n == old.n - dropped + grown == last.n[name],
-                f"{here}: n must become {old.n} - {dropped} + {grown}, not {new.n}",
-            )
-            demand(
-                int(born.sum()) <= grown and int((~both).sum()) <= dropped,
-                f"{here}: the event's record must count its changes",
-            )
-        least = topology.min_fan_in
-        demand(bool((new.crow.diff() >= least).all()), f"{here}: every output unit must keep {least} incoming blocks")
-    if update is not None:
+    if event:
         _check_sizes(run, topology, t, start, where)
-    return update is not None, newborn
+    return event, newborn
+
+
+def _check_support_of(
+    layer: SparseLayer, old: Support, place: int, update: Update | None, topology: Topology, where: str
+) -> None:
+    """The support after a step: valid, unchanged without an event; values that keep their number keep their memory."""
+    new, least = layer.support, topology.min_fan_in
+    if update is None:
+        demand(new.same(old), f"{where}: the support must not change without an event")
+    else:
+        check_support(new, draws=0)
+    if new.n == old.n:
+        stays = layer.values.data_ptr() == place
+        demand(stays, f"{where}: where n stays the same, the values must stay in place")
+    demand(bool((new.crow.diff() >= least).all()), f"{where}: every output unit must keep {least} incoming blocks")
+
+
+def _check_states(
+    layer: SparseLayer,
+    old: Support,
+    states: dict[str, tuple[Tensor, Tensor]],
+    born: Tensor,
+    young: Tensor | None,
+    where: str,
+) -> None:
+    """Values and optimizer state: 0 where a block was born, elsewhere what the optimizer made them.
+
+    Args:
+        states: name -> what the layer has now, and what the same step without the event gives.
+        young: ids of the blocks that have a step count of their own; the optimizer does not step these.
+    """
+    new = layer.support
+    ids = new.ids()
+    by_the_optimizer = torch.ones(old.n, dtype=torch.bool)
+    if young is not None:
+        grown = old.find(young)
+        by_the_optimizer[grown[grown >= 0]] = False
+    stays, both = by_the_optimizer[old.find(ids[~born])], new.find(old.ids()) >= 0
+    for key, (mine, expected) in states.items():
+        mine, expected = layer.layout.compact(mine, new), layer.layout.compact(expected, old)
+        demand(bool((mine[born] == 0).all()), f"{where}: {key} of a born block must be 0")
+        equal = torch.equal(mine[~born][stays], expected[both][stays])
+        demand(equal, f"{where}: {key} of a block that stays must be what the optimizer made it")
+
+
+def _check_record(last: Any, name: str, old: Support, new: Support, where: str) -> None:
+    """The event's record counts what changed."""
+    dropped, grown = last.dropped[name], last.grown[name]
+    size = old.n - dropped + grown
+    demand(new.n == size == last.n[name], f"{where}: n must become {old.n} - {dropped} + {grown}, not {new.n}")
+    born, gone = (int((a.find(b.ids()) < 0).sum()) for a, b in ((old, new), (new, old)))
+    demand(born <= grown and gone <= dropped, f"{where}: the event's record must count its changes")
 
 
 def _young(run: Run) -> dict[str, Tensor]:
-    """Ids of the blocks, per layer, that have a step count of their own."""
+    """Ids of the blocks of each layer that have a step count of their own."""
     young: dict[str, list[Tensor]] = {}
     for cohort in run.rewirer.state_dict().get("newborn", {}).get("cohorts", []):
         young.setdefault(cohort["layer"], []).append(cohort["ids"])
     return {name: torch.cat(ids) for name, ids in young.items()}
 
 
-def _check_sensing(run: Run, asked: Any, where: str) -> None:
+def _check_sensing(run: Run, asked: Sensing | None, where: str) -> None:
+    """As many distinct zeros are sensed as the topology asks for."""
     sensing, probes = run.rewirer.sensing, run.rewirer.state_dict()["probes"]
     for name, layer in run.layers.items():
         s, zeros = layer.support, layer.support.total - layer.support.n
-        m = 0
-        if asked is not None:
-            m = (
-                zeros
-                if asked.stream
-                else round(asked.fraction * zeros)
-                if asked.count is None
-                else min(asked.count, zeros)
-            )
-        demand(sensing.get(name, 0) == m, f"{where}, layer {name}: must sense {m} blocks, not {sensing.get(name, 0)}")
+        if asked is None:
+            m = 0
+        elif asked.stream:
+            m = zeros
+        else:
+            m = round(asked.fraction * zeros) if asked.count is None else min(asked.count, zeros)
+        found = sensing.get(name, 0)
+        demand(found == m, f"{where}, layer {name}: must sense {m} blocks, not {found}")
         if name in probes:
             ids = probes[name]["ids"]
             fine = bool((s.find(ids) == -1).all()) and bool((ids.diff() > 0).all())
@@ -263,7 +240,8 @@ def _check_sensing(run: Run, asked: Any, where: str) -> None:
 
 
 def _check_sizes(run: Run, topology: Topology, t: int, start: dict[str, int], where: str) -> None:
-    final = run.rewirer.final
+    """The sizes of the supports after an event."""
+    final: dict[str, int] = run.rewirer.final
     due = {name: _due(t, start[name], final[name], topology.stop) for name in start}
     now = {name: layer.support.n for name, layer in run.layers.items()}
     if topology.keeps_layer_sizes:
@@ -278,19 +256,15 @@ def _check_sizes(run: Run, topology: Topology, t: int, start: dict[str, int], wh
 
 
 def _due(t: int, start: int, final: int, stop: int) -> int:
-    """Zhu & Gupta's cubic, written out."""
+    """The cubic of Zhu & Gupta (2017), written out."""
     if start == final:
         return start
     return final if t >= stop else round(final + (start - final) * (1 - t / stop) ** 3)
 
 
-def _in_window(topology: Topology, t: int) -> bool:
-    asked = topology.sense(t + 1)
-    return asked is not None and not asked.fresh
-
-
 def _pairs(
     a: torch.optim.Optimizer, p: Tensor, b: torch.optim.Optimizer, q: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
+    """The entries of two optimizers' states that have a dimension."""
     mine, theirs = a.state.get(p, {}), b.state.get(q, {})
     return {key: (t, theirs[key]) for key, t in mine.items() if torch.is_tensor(t) and t.dim() > 0}

@@ -1,4 +1,8 @@
-"""Laws of products under foreign transforms, and of modules that must go on to mean what they meant."""
+"""The law of products under the transforms of torch: torch.func, forward mode, double backward, tracing."""
+
+# torch leaves torch.func, forward_ad and torch.jit without types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,31 +19,33 @@ from ..layouts import Layout, scatter
 from ..products.conv2d.reference import Geometry
 from ..support import Support
 from .details import close, demand
-from .kernels import _bias, _hard_supports, _operands, poisoned_memory
+from .operands import bias_of, hard_supports, operands, poisoned_memory
 
 Function = Callable[..., Tensor]  # (x, stored, bias) -> y
 
 
 def check_transforms(layout: Layout, s: Support | None = None, g: Geometry | None = None) -> list[str]:
-    """Under each of :data:`TRANSFORMS` a layout gives the numbers of the dense product, or refuses with :class:`UsageError`; it never gives
-    others. Returns: the names of the transforms that were refused. ``s``: None is a few hard ones."""
+    """Under each of :data:`TRANSFORMS` a layout gives the numbers of the dense product, or refuses with UsageError.
+
+    Args:
+        s: the support; None tests a few that are easy to get wrong.
+        g: the convolution's geometry; None is a linear layer.
+
+    Returns: the names of the transforms that were refused.
+    Raises: AssertionError.
+    """
     if s is None:
-        return sorted(
-            {name for case, geometry in _hard_supports() for name in check_transforms(layout, case, geometry)}
-        )
-    x, _, values = _operands(s, g, 3, (5, 6))
+        return sorted({name for case in hard_supports() for name in check_transforms(layout, *case)})
+    x, _, values = operands(s, g, 3, (5, 6))
     stored = layout.stored(values, s, torch.Size(s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel)))
-    bias, refused = _bias(s, x.dtype), []
+    bias, refused = bias_of(s, x.dtype), []
     for name, transform in TRANSFORMS.items():
         where = f"layout {layout.name!r} on {s.shape} in blocks of {s.block}, n={s.n}, under {name}"
         try:
             with warnings.catch_warnings(), poisoned_memory():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # newer torch advises against torch.jit, older programs use it
-                warnings.simplefilter(
-                    "ignore", torch.jit.TracerWarning
-                )  # a check of shapes is taken down as a constant: it is one
+                warnings.simplefilter("ignore", DeprecationWarning)  # newer versions of torch advise against torch.jit
+                # A tracer warns that a check of shapes becomes a constant, as it must.
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
                 expected = _flat(transform(_dense(layout, s, g), x, stored, bias))
                 got = _flat(transform(_own(layout, s, g), x, stored, bias))
         except UsageError:
@@ -61,7 +67,7 @@ def _own(layout: Layout, s: Support, g: Geometry | None) -> Function:
 
 
 def _dense(layout: Layout, s: Support, g: Geometry | None) -> Function:
-    """The same by torch's own operations."""
+    """The same product by torch's own operations."""
 
     def product(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         dense = w.reshape(s.shape) if layout.follows else scatter(layout.compact(w, s), s)
@@ -73,7 +79,7 @@ def _dense(layout: Layout, s: Support, g: Geometry | None) -> Function:
 
 
 def _flat(results: Any) -> list[Tensor]:
-    """All tensors; None, by which torch says that there is no tangent, is one number."""
+    """All tensors of a nested result. None, torch's sign that there is no tangent, counts as one number."""
     if results is None:
         return [torch.zeros(())]
     return [results] if isinstance(results, Tensor) else [t for r in results for t in _flat(r)]

@@ -1,20 +1,22 @@
-"""Products under foreign hands: ``torch.func``, forward-mode differentiation, second derivatives, tracers. Right numbers, not quick ones.
+# pyright: strict
+"""Derivatives of products: ``torch.func``, forward-mode differentiation, second derivatives, tracers. Not for speed.
 
-A product is one trilinear form of the output's gradient, the input and the values, and the three kernels are its slopes:
+A product is one trilinear form of the output's gradient, the input and the values. The three kernels are its slopes:
 
     t(dy, x, v) = sum_b dy_b . (W(v) x_b)
     slot 0      y  = dt/d(dy)  of (x, v)       forward
     slot 1      dx = dt/dx     of (dy, v)      input gradient
     slot 2      dv = dt/dv     of (dy, x)      weight gradient
 
-A slope is linear in both of its arguments, and its derivatives are slopes again, so any derivative of any order is made of the kernels:
+A slope is linear in both of its arguments. Its derivatives are slopes again, so the kernels give every derivative of
+any order:
 
     backward    for g in the space of slot k:  d<g, slope_k(a_i, a_j)> / d(a_i) = slope_i(a_j, g)
     forward     slope_k(a_i, a_j)' = slope_k(a_i', a_j) + slope_k(a_i, a_j')
     vmap        values shared: one product of a larger batch; otherwise one product after the other
 
-Who writes down a program that is to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) gets torch's own operations instead: values
-and index, from which the program makes the dense weight whenever it runs.
+A program that is recorded to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) consists of torch's own
+operations instead. It holds values and index, and makes the dense weight whenever it runs (:func:`as_dense`).
 """
 
 from collections.abc import Callable
@@ -23,44 +25,52 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from .._backend.private_torch import is_wrapped
 from .._errors import UsageError
 from ..support import Support
 
 
 def as_dense(values: Tensor, s: Support) -> Tensor:
-    """The dense matrix (rows, cols), by operations that every tracer and exporter knows: no counting, no size that data decide."""
-    (rows, cols), (h, w), grid = s.shape, s.block, s.grid
-    tiles = values.new_zeros(*grid, h, w).index_put(
-        (s.row.long(), s.col[s.perm.long()].long()), values.view(-1, h, w)[s.perm.long()]
-    )
+    """The dense matrix (rows, cols), by operations that every tracer and exporter knows.
+
+    No size depends on the data.
+    """
+    (rows, cols), (h, w), grid, perm = s.shape, s.block, s.grid, s.perm.long()
+    places = (s.row.long(), s.col[perm].long())
+    tiles = values.new_zeros(*grid, h, w).index_put(places, values.view(-1, h, w)[perm])
     return tiles.transpose(1, 2).reshape(grid[0] * h, grid[1] * w)[:rows, :cols]
 
 
 def check_index(who: str, crow: Tensor, col: Tensor) -> None:
-    """Refuses an index that is itself followed by a transform: it decides how long loops are, and each model has its own."""
-    if is_functorch_wrapped_tensor(col) or is_functorch_wrapped_tensor(crow):
-        remedy = "transform the parameters alone; call models of different supports one after the other, or densify(copy.deepcopy(model))"
-        raise UsageError(
-            who, "torch.func cannot follow the index of a support (crow, col), which is no number", remedy=remedy
-        )
+    """Refuses an index that a transform has wrapped.
+
+    An index decides the length of loops, and each model has its own.
+    """
+    if is_wrapped(col) or is_wrapped(crow):
+        what = "torch.func cannot follow the index of a support (crow, col)"
+        one_by_one = "call models of different supports one after the other"
+        remedy = f"transform the parameters alone; {one_by_one}, or densify(copy.deepcopy(model))"
+        raise UsageError(who, what, remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False)
 class Trilinear:
-    """One form, by its slopes: functions of two plain tensors each, (x, v) -> y, (dy, v) -> dx, (dy, x) -> dv."""
+    """One form, given by its slopes, functions of two plain tensors: (x, v) -> y, (dy, v) -> dx, (dy, x) -> dv."""
 
     slopes: tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]
 
     def slope(self, slot: int, first: Tensor, second: Tensor) -> Tensor:
-        """The slope by one slot at the arguments of the other two, in order; differentiable any number of times, in both modes."""
-        return _Slope.apply(first, second, self, slot)  # type: ignore[return-value]
+        """The slope of one slot at the arguments of the other two, in order.
+
+        Differentiable any number of times, in both modes.
+        """
+        return _apply(first, second, self, slot)
 
     def gradients(
         self, slot: int, first: Tensor, second: Tensor, g: Tensor, wanted: tuple[bool, bool]
     ) -> list[Tensor | None]:
-        """Of <g, slope>, by both arguments, as far as wanted."""
+        """The gradients of <g, slope> by its two arguments; None where not wanted."""
         i, j = (k for k in range(3) if k != slot)
         at = {slot: g, i: first, j: second}
         return [
@@ -73,7 +83,7 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def forward(first: Tensor, second: Tensor, form: Trilinear, slot: int) -> Tensor:
         y = form.slopes[slot](first, second)
-        return y.clone() if y._is_view() else y  # a tangent need not lie as a view does
+        return y if y._base is None else y.clone()  # a tangent may have other strides than a view
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -82,31 +92,30 @@ class _Slope(torch.autograd.Function):
         ctx.save_for_forward(first, second)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         first, second = ctx.saved_tensors
-        return *ctx.form.gradients(ctx.slot, first, second, g, tuple(ctx.needs_input_grad[:2])), None, None
+        return *ctx.form.gradients(ctx.slot, first, second, grads[0], tuple(ctx.needs_input_grad[:2])), None, None
 
     @staticmethod
-    def jvp(ctx: Any, first_t: Tensor | None, second_t: Tensor | None, *_: None) -> Tensor | None:
-        (first, second), form, slot = ctx.saved_tensors, ctx.form, ctx.slot
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        (first_t, second_t, *_), (first, second), form, slot = tangents, ctx.saved_tensors, ctx.form, ctx.slot
         of_first = None if first_t is None else form.slope(slot, first_t, second)
         of_second = None if second_t is None else form.slope(slot, first, second_t)
-        return (
-            of_first + of_second
-            if of_first is not None and of_second is not None
-            else of_second
-            if of_first is None
-            else of_first
-        )
+        if of_first is None or of_second is None:
+            return of_second if of_first is None else of_first
+        return of_first + of_second
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, first: Tensor, second: Tensor, form: Trilinear, slot: int) -> tuple[Tensor, int]:
-        of_first, of_second = in_dims[:2]
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        (first, second, form, slot), (of_first, of_second, *_) = args, in_dims
         if of_second is None and slot != 2:
             y = form.slope(slot, first.movedim(of_first, 0).flatten(0, 1), second)
-            return y.unflatten(0, (info.batch_size, -1)), 0
+            return y.view(info.batch_size, -1, *y.shape[1:]), 0
         pairs = ((_at(first, of_first, k), _at(second, of_second, k)) for k in range(info.batch_size))
         return torch.stack([form.slope(slot, a, b) for a, b in pairs]), 0
+
+
+_apply: Callable[..., Tensor] = _Slope.apply  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _at(t: Tensor, dim: int | None, k: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""What the public functions take for a tensor: tensors, NumPy arrays, and sparse matrices of SciPy, which are written out."""
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""What the public functions accept as a tensor: tensors, arrays of NumPy, sparse matrices of SciPy (made dense)."""
 
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -9,49 +10,64 @@ from torch import Tensor
 from .._errors import UsageError
 
 
-def tensor(who: str, name: str, a: Any) -> Tensor:
-    """``a`` as a tensor of its own precision. Arrays that torch can share are not copied. Raises UsageError for anything else."""
+class SparseArray(Protocol):
+    """A sparse matrix or array of SciPy, as far as it is used here."""
+
+    def toarray(self) -> Any:  # an array of NumPy, of any dtype
+        """The same matrix as an array of NumPy."""
+        ...
+
+
+Array: TypeAlias = Tensor | np.ndarray[Any, Any] | SparseArray
+
+
+def tensor(who: str, name: str, a: object) -> Tensor:
+    """``a`` as a tensor of its own precision. Arrays that torch can share are not copied.
+
+    Raises: UsageError for anything else, in the name of ``who``; ``name`` is what the caller calls ``a``.
+    """
     if isinstance(a, Tensor):
         if a.layout != torch.strided:
-            raise UsageError(
-                who,
-                f"{name} is a sparse tensor",
-                got=a.layout,
-                remedy=f"{name}.to_dense(), or a sparse matrix of SciPy",
-            )
+            remedy = f"{name}.to_dense(), or a sparse matrix of SciPy"
+            raise UsageError(who, f"{name} is a sparse tensor", got=a.layout, remedy=remedy)
         return a
-    if is_sparse(a):
-        a = a.toarray()
-    if isinstance(a, np.ma.MaskedArray):
-        raise UsageError(
-            who,
-            f"{name} is a masked array, and what is masked would count",
-            remedy=f"drop or impute those entries of {name}",
-        )
-    if not isinstance(a, np.ndarray):
+    array = a.toarray() if is_sparse(a) else a
+    if isinstance(array, np.ma.MaskedArray):
+        what = f"{name} is a masked array, and masked entries would count"
+        raise UsageError(who, what, remedy=f"drop or impute those entries of {name}")
+    if not isinstance(array, np.ndarray):
+        what = f"{name} must be a tensor, a NumPy array or a sparse matrix of SciPy"
         remedy = "torch.as_tensor or numpy.asarray makes one; a data frame has to_numpy()"
-        raise UsageError(
-            who,
-            f"{name} must be a tensor, a NumPy array or a sparse matrix of SciPy",
-            got=type(a).__name__,
-            remedy=remedy,
-        )
-    array = np.asarray(a)
+        raise UsageError(who, what, got=type(a).__name__, remedy=remedy)
+    return _shared(who, name, np.asarray(array))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _shared(who: str, name: str, array: np.ndarray[Any, Any]) -> Tensor:
+    """The array as a tensor on the same memory, if torch can use that."""
     if array.dtype.kind not in "fiubc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
-        raise UsageError(
-            who, f"{name} must hold numbers that torch knows", got=array.dtype, remedy="astype(numpy.float64)"
-        )
+        what = f"{name} must hold numbers that torch knows"
+        raise UsageError(who, what, got=array.dtype, remedy="astype(numpy.float64)")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     fit = array.flags.writeable and all(step >= 0 for step in array.strides)
     return torch.from_numpy(array if fit else array.copy())
 
 
-def vector(who: str, name: str, a: Any) -> Tensor:
-    """As :func:`tensor`; a sparse matrix of one row or one column is a vector."""
+def vector(who: str, name: str, a: object) -> Tensor:
+    """As :func:`tensor`. A sparse matrix of one row or one column is a vector."""
     t = tensor(who, name, a)
     return t.flatten() if is_sparse(a) and t.dim() == 2 and 1 in t.shape else t
 
 
-def is_sparse(a: Any) -> bool:
-    """Whether it is a sparse matrix or array of SciPy, without importing SciPy."""
+def norm(t: Tensor) -> float:
+    """Euclidean norm of all entries."""
+    return float(torch.linalg.vector_norm(t))
+
+
+def unique(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The different ids, sorted, and for every id its position among them; both int64."""
+    return torch.unique(ids, return_inverse=True)
+
+
+def is_sparse(a: object) -> TypeGuard[SparseArray]:
+    """Whether it is a sparse matrix or array of SciPy. SciPy is not imported for it."""
     return type(a).__module__.startswith("scipy.sparse") and callable(getattr(a, "toarray", None))

@@ -1,4 +1,5 @@
-"""Gates of ReLU networks: random generators that come from a seed, whoever asks for them, and gates as bits."""
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+"""Gates of ReLU networks: random generators that follow from a seed alone, and gates stored as bits."""
 
 from collections.abc import Iterable
 
@@ -10,7 +11,10 @@ DRAWN = 64  # columns, or generators, that one random state makes
 
 
 def random_generators(seed: int, neurons: range, features: int) -> Tensor:
-    """Gate generators h_j ~ N(0, I) of some neurons, (k, features) float64: the same whoever asks, in whatever order."""
+    """Gate generators h_j ~ N(0, I) of some neurons, (k, features) float64.
+
+    The generator of a neuron depends on the seed and on the neuron's number only.
+    """
     blocks = range(neurons.start // DRAWN, -(-neurons.stop // DRAWN))
     drawn = [torch.randn(DRAWN, features, generator=generator(seed, k), dtype=torch.float64) for k in blocks]
     first = neurons.start - blocks.start * DRAWN
@@ -18,15 +22,18 @@ def random_generators(seed: int, neurons: range, features: int) -> Tensor:
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
-    """A random state of one seed and place."""
+    """The random state that belongs to a seed and a path of numbers below it."""
     state = np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
 
 
 def packed(gates: Iterable[Tensor]) -> Tensor:
-    """Gates (n, k) bool, block after block along the neurons, as bits: (all neurons, ceil(n / 8)) uint8, lowest bit first. Blocks that are
-    made as they are asked for are never there all at once."""
-    parts = []
+    """Gates (n, k) bool, block after block along the neurons, as bits: (all neurons, ceil(n / 8)) uint8, lowest bit
+    first.
+
+    ``gates`` may be a generator: only one block of bools is then in memory at a time.
+    """
+    parts: list[Tensor] = []
     for part in gates:
         bits = torch.nn.functional.pad(part.T.to(torch.uint8), (0, -part.shape[0] % 8)).view(
             part.shape[1], -(-part.shape[0] // 8), 8

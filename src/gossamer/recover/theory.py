@@ -1,33 +1,46 @@
-"""Closed forms of compressed sensing: phase transition, sample sizes, spectra, and the Gram matrix of gated ReLUs on Gaussian inputs.
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Closed forms of compressed sensing: phase transition, sample sizes, spectra, and the Gram matrix of gated ReLUs on
+Gaussian inputs.
 
-With z(delta) and rho(delta) the minimax threshold and the weak l1 transition of Donoho & Tanner (Donoho, Maleki & Montanari 2009):
+With z(delta) and rho(delta) the minimax threshold and the weak l1 transition of Donoho & Tanner (Donoho, Maleki &
+Montanari 2009):
 
-    rho(delta) = max_z [1 - (kappa / delta) t(z)] / [1 + z^2 - kappa t(z)],   t(z) = (1 + z^2) Phi(-z) - z phi(z)             (1)
+    rho(delta) = max_z [1 - (kappa / delta) t(z)] / [1 + z^2 - kappa t(z)],   t(z) = (1 + z^2) Phi(-z) - z phi(z)  (1)
 
 kappa = 2 for signed x, 1 for non-negative x; rho = s / m, delta = m / d.
 
-For x ~ N(0, I) and gates of generators h, k at angle theta (derived here; M swaps the unit vectors of h and k, 0 off their plane):
+For x ~ N(0, I) and gates of generators h, k at angle theta (derived here; M swaps the unit vectors of h and k, 0 off
+their plane):
 
-    E[1(h.x > 0) 1(k.x > 0) x x^T] = (pi - theta) / (2 pi) I + sin(theta) / (2 pi) M                                          (2)
+    E[1(h.x > 0) 1(k.x > 0) x x^T] = (pi - theta) / (2 pi) I + sin(theta) / (2 pi) M                               (2)
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._errors import UsageError
-from .arrays import tensor
+from .arrays import Array, tensor, unique
 
 
 def donoho_tanner(delta: float, signed: bool = True) -> float:
-    """rho(delta), the largest s / m at which l1 recovers most signals of i.i.d. Gaussian matrices, by (1); delta in (0, 1)."""
+    """rho(delta) by (1): the largest s / m at which l1 recovers most signals from i.i.d. Gaussian measurements.
+
+    Args:
+        delta: m / d, in (0, 1).
+        signed: False is for non-negative signals.
+
+    Raises: UsageError for delta outside (0, 1).
+    """
     return _transition(delta, signed)[1]
 
 
 def minimax_threshold(delta: float, signed: bool = True) -> float:
-    """z(delta), where the maximum of (1) is attained: the threshold of AMP in units of the noise."""
+    """z(delta), at which the maximum of (1) is attained: the threshold of AMP in units of the noise.
+
+    Arguments as above.
+    """
     return _transition(delta, signed)[0]
 
 
@@ -52,12 +65,18 @@ def _transition(delta: float, signed: bool) -> tuple[float, float]:
 
 
 def measurements(s: int, d: int) -> float:
-    """2 s ln(d / s) + 5/4 s + 1 Gaussian measurements: enough for l1 (Chandrasekaran, Recht, Parrilo & Willsky 2012, from memory)."""
+    """2 s ln(d / s) + 5/4 s + 1: this many Gaussian measurements are enough for l1.
+
+    Chandrasekaran, Recht, Parrilo & Willsky 2012, cited from memory.
+    """
     return 2 * s * math.log(d / s) + 1.25 * s + 1 if s else 1.0
 
 
 def edges(s: int, m: int) -> tuple[float, float]:
-    """(1 -+ sqrt(s / m))^2, where the extreme eigenvalues of A_S^T A_S of one Gaussian support gather (Marchenko & Pastur 1967)."""
+    """(1 -+ sqrt(s / m))^2: the limits of the extreme eigenvalues of A_S^T A_S of one Gaussian support.
+
+    Marchenko & Pastur 1967.
+    """
     root = math.sqrt(s / m)
     return max(0.0, 1 - root) ** 2, (1 + root) ** 2
 
@@ -72,7 +91,7 @@ def welch(m: int, d: int) -> float:
     return math.sqrt(max(0.0, (d - m) / (m * (d - 1)))) if d > 1 else 0.0
 
 
-def gated_gram(generators: Any, neuron: Any, feature: Any) -> Tensor:
+def gated_gram(generators: Array, neuron: Array, feature: Array) -> Tensor:
     """E[A_S^T A_S] / n of a gated-ReLU operator on inputs N(0, I), by (2).
 
     Args:
@@ -82,18 +101,18 @@ def gated_gram(generators: Any, neuron: Any, feature: Any) -> Tensor:
     Returns: (s, s).
     """
     who = "theory.gated_gram"
-    neuron, feature = tensor(who, "neuron", neuron), tensor(who, "feature", feature)
+    j, i = tensor(who, "neuron", neuron), tensor(who, "feature", feature)
     h = tensor(who, "generators", generators).double()
     h = h / h.abs().amax(1, keepdim=True)  # no square overflows or vanishes
     unit = h / h.norm(dim=1, keepdim=True)
-    which, at = torch.unique(neuron, return_inverse=True)
+    which, at = unique(j)
     u = unit[which]
     cos = (u @ u.T).clamp(-1, 1)
     theta = cos.acos().fill_diagonal_(0.0)
-    on = u[at][:, feature]  # [a, b] = unit generator of a's neuron at b's feature
-    same = (feature[:, None] == feature[None, :]).double()
+    on = u[at][:, i]  # [a, b] = unit generator of a's neuron at b's feature
+    same = (i[:, None] == i[None, :]).double()
     angle, c = theta[at][:, at], cos[at][:, at]
-    # M = (P - c-part): swaps h and k on their plane. With e = k - c h, |e| = sin: h -> k, k -> h is linear on span(h, k):
+    # M swaps h and k on their plane and is linear there. With e = k - c h, |e| = sin:
     # M = [h k^T + k h^T - c (h h^T + k k^T)] / sin^2 (check: M h = (c h + k - c h - c^2 k) / sin^2 = k)
     own = on.diagonal()  # h_a at its own feature
     hk = own[:, None] * own[None, :] + on.T * on  # entry (i_a, i_b) of h k^T + k h^T, where h is a's and k is b's

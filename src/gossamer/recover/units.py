@@ -1,11 +1,12 @@
-"""Any unit of measurement: powers of two are taken out of what comes in and put back into what goes out. Both are exact.
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+"""Any unit of measurement: powers of two are taken out of the inputs and put back into the results. Both are exact.
 
     exponent(t)         e with 2^e <= max |t| < 2^(e + 1)
-    shifted(t, e)       t 2^e, also where 2^e alone is beyond the precision of t
-    times(v, e)         the same of a Python number
-    put_back(t, e)      t 2^e, or None where the precision of t cannot hold it
+    shifted(t, e)       t 2^e, also where 2^e alone is out of range for the dtype of t
+    times(v, e)         v 2^e for a Python number
+    put_back(t, e)      t 2^e, or None where the dtype of t cannot hold it
 
-Squares of 1e-23 vanish in single precision, and those of 1e23 are infinite. Numbers near one have neither trouble.
+In single precision the square of 1e-23 is 0, and that of 1e23 is infinite. Squares of numbers near one are safe.
 """
 
 import math
@@ -13,16 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-REACH = {
-    torch.float64: 1000,
-    torch.float32: 120,
-    torch.bfloat16: 120,
-    torch.float16: 14,
-}  # 2^-REACH and 2^REACH are such numbers
+REACH = {torch.float64: 1000, torch.float32: 120, torch.bfloat16: 120, torch.float16: 14}  # both 2^-e and 2^e exist
 
 
 def exponent(t: Tensor) -> int:
-    """The power of two below the largest |t|; 0 where t is empty, zero, or not finite."""
+    """The exponent of the power of two below the largest |t|. 0 where t is empty, zero or not finite."""
     if not t.numel():
         return 0
     low, high = torch.aminmax(t)
@@ -30,12 +26,12 @@ def exponent(t: Tensor) -> int:
 
 
 def exponent_of(v: float) -> int:
-    """The power of two below v > 0; 0 where v is 0, infinite or NaN."""
+    """The exponent of the power of two below v > 0. 0 where v is 0, infinite or NaN."""
     return math.frexp(v)[1] - 1 if 0.0 < v < math.inf else 0
 
 
 def shifted(t: Tensor, e: int) -> Tensor:
-    """t 2^e; t itself where e = 0."""
+    """t 2^e. The same tensor where e = 0."""
     while e:
         step = max(-REACH[t.dtype], min(REACH[t.dtype], e))
         t, e = t * 2.0**step, e - step
@@ -43,7 +39,7 @@ def shifted(t: Tensor, e: int) -> Tensor:
 
 
 def times(v: float, e: int) -> float:
-    """v 2^e; infinite where no number is as large."""
+    """v 2^e. Infinite where it overflows."""
     try:
         return math.ldexp(v, e)
     except OverflowError:
@@ -51,7 +47,10 @@ def times(v: float, e: int) -> float:
 
 
 def put_back(t: Tensor, e: int) -> Tensor | None:
-    """t 2^e if that is t 2^e to rounding, relative to the largest entry; None where it overflows or vanishes."""
+    """t 2^e if the dtype of t holds it to rounding, relative to the largest entry.
+
+    None where it overflows or underflows.
+    """
     moved = shifted(t, e)
     if not t.numel():
         return moved
@@ -61,7 +60,7 @@ def put_back(t: Tensor, e: int) -> Tensor | None:
 
 
 def beyond(name: str, t: Tensor, e: int) -> str:
-    """The sentence on a t 2^e that its precision cannot hold."""
+    """The sentence about a t 2^e that its dtype cannot hold."""
     size = round((exponent(t) + e) * math.log10(2))
     wider = "solve in float64, or " if t.dtype == torch.float32 else ""
     kept = str(t.dtype).removeprefix("torch.")

@@ -1,12 +1,17 @@
-"""AdaBreg: linearised Bregman iterations with Adam's step in the mirror variable (Bungert, Roith, Tenbrinck, Burger 2022):
+"""AdaBreg: linearised Bregman iterations with Adam's step in the mirror variable (Bungert, Roith, Tenbrinck, Burger
+2022, "A Bregman learning framework for sparse neural networks"):
 
     v_0 = w_0 / delta + p_0, p_0 in dJ(w_0), which is 0 where w_0 = 0
     m <- b1 m + (1 - b1) g,    q <- b2 q + (1 - b2) g^2
     v <- v - s / (1 - b1^t)  m / (sqrt(q) / sqrt(1 - b2^t) + eps)
     w <- prox_{delta J}(delta v)
 
-Without penalty and with delta = 1 this is Adam (Kingma & Ba 2015). State: v, m, q. Cost per step: O(N) beside the gradient.
+Without penalty and with delta = 1 this is Adam (Kingma & Ba 2015).
+
+State: v, m, q. Cost per step: O(N) besides the gradient.
 """
+
+# pyright: strict
 
 import math
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._backend import foreach
 from .._errors import UsageError
 from ..penalties import Penalty
 from .checks import check_momentum, check_penalty, check_positive
@@ -28,8 +34,8 @@ class AdaBreg(Mirror):
     Args:
         penalty: J, convex.
         delta: weight of the quadratic part of the mirror map, positive.
-        betas: decay of the mean gradient and of the mean squared gradient, both in [0, 1).
-        eps: added to the root of the latter.
+        betas: b1, decay of the mean gradient m, and b2, decay of the mean squared gradient q; both in [0, 1).
+        eps: positive, added to the square root of q.
     """
 
     penalty: Penalty
@@ -37,9 +43,10 @@ class AdaBreg(Mirror):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_penalty("AdaBreg", self.penalty, convex=True)
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+        # pyright trusts the annotation, a caller may give anything
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:  # pyright: ignore
             raise UsageError("AdaBreg", "betas are two numbers", got=self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))
         for beta in self.betas:
@@ -51,12 +58,12 @@ class AdaBreg(Mirror):
         v = self.mirrored(w, strength)
         return {"v": v, "m": torch.zeros_like(w), "q": torch.zeros_like(w)}
 
-    def descend_(self, g: list[Tensor], state: State, now: StepInfo) -> None:
+    def descend_(self, g: list[Tensor], state: State, step: StepInfo) -> None:
         (b1, b2), (v, m, q) = self.betas, (state[key] for key in ("v", "m", "q"))
-        torch._foreach_lerp_(m, g, 1 - b1)  # m <- b1 m + (1 - b1) g
-        torch._foreach_mul_(q, b2)
-        torch._foreach_addcmul_(q, g, g, 1 - b2)  # q <- b2 q + (1 - b2) g^2
-        scale = torch._foreach_sqrt(q)
-        torch._foreach_div_(scale, math.sqrt(1 - b2**now.own))
-        torch._foreach_add_(scale, self.eps)
-        torch._foreach_addcdiv_(v, m, scale, -now.lr / (1 - b1**now.own))  # v <- v - s / (1 - b1^t) m / (...)
+        foreach.lerp_(m, g, 1 - b1)  # m <- b1 m + (1 - b1) g
+        foreach.mul_(q, b2)
+        foreach.addcmul_(q, g, g, 1 - b2)  # q <- b2 q + (1 - b2) g^2
+        scale = foreach.sqrt(q)
+        foreach.div_(scale, math.sqrt(1 - b2**step.t_group))
+        foreach.add_(scale, self.eps)
+        foreach.addcdiv_(v, m, scale, -step.lr / (1 - b1**step.t_group))  # v <- v - s / (1 - b1^t) m / (...)

@@ -1,43 +1,43 @@
-"""What rules refuse, and the values of their schedules."""
+"""What rules and their optimizer refuse, and the values of their schedules."""
+
+# pyright: strict
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-from .._errors import UsageError, is_real, misfits
-from .._schedules import Schedule
-from ..penalties import Penalty
+from .._errors import UsageError, check_at_least, is_real, misfits
+from .._schedules import Schedule, end_of
+from ..penalties import AdaptivePenalty, Penalty
+from .rule import Rule
+
+LOOKS = 2000  # steps at which a schedule is evaluated before the first one
+Group = dict[str, Any]  # a parameter group: torch mixes parameters and options in it
+OPTIMIZER = "SparseOptimizer"
+
+
+# -------------------------------------------------------------------- settings of rules
 
 
 def check_penalty(who: str, penalty: object, *, convex: bool = False, plain: bool = False) -> None:
-    """Refuses what is no penalty, one that is not convex where a mirror map needs it, and one with weights where there are none."""
-    if reasons := misfits(penalty, Penalty):
-        remedy = (
-            "gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...); docs/extend.md shows how to write one"
-        )
+    """Refuses what is not a penalty.
+
+    ``convex``: refuses one that is not convex, as a mirror map needs it. ``plain``: refuses an adaptive one.
+    """
+    reasons = misfits(penalty, Penalty)
+    if not reasons and isinstance(penalty, Penalty) and penalty.adaptive:
+        reasons = misfits(penalty, AdaptivePenalty)
+    if reasons:
+        known = "gs.L1(lam), gs.LogL1(lam), gs.GroupL1(lam), gs.TopK(density=...)"
+        remedy = f"{known}; docs/guides/extend.md shows how to write one"
         raise UsageError(who, "penalty must be a penalty", got=penalty, reasons=reasons, remedy=remedy)
     assert isinstance(penalty, Penalty)
     if plain and penalty.adaptive:
-        raise UsageError(
-            who,
-            "an adaptive penalty needs running magnitudes, which only XRDA keeps",
-            got=penalty,
-            remedy="gs.XRDA(penalty, averaging=0.0)",
-        )
+        what = "an adaptive penalty needs running magnitudes, which only XRDA keeps"
+        raise UsageError(who, what, got=penalty, remedy="gs.XRDA(penalty, averaging=0.0)")
     if convex and not penalty.convex:
-        raise UsageError(
-            who,
-            "a mirror map is built on a convex penalty",
-            got=penalty,
-            remedy="gs.L1, gs.NonNegativeL1 or gs.GroupL1",
-        )
-
-
-def check_rule_members(what: str, rule: object, protocol: type) -> None:
-    """Refuses what is no rule, or has a penalty that is none, and names every member that it lacks."""
-    reasons = misfits(rule, protocol)
-    reasons = reasons or [f"its penalty: {reason}" for reason in misfits(rule.penalty, Penalty)]  # type: ignore[attr-defined]
-    if reasons:
-        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/extend.md shows how to write one"
-        raise UsageError("SparseOptimizer", f"{what} must be a rule", got=rule, reasons=reasons, remedy=remedy)
+        remedy = "gs.L1, gs.NonNegativeL1 or gs.GroupL1"
+        raise UsageError(who, "a mirror map is built on a convex penalty", got=penalty, remedy=remedy)
 
 
 def check_momentum(who: str, name: str, value: float) -> None:
@@ -47,28 +47,98 @@ def check_momentum(who: str, name: str, value: float) -> None:
 
 
 def check_positive(who: str, name: str, value: float) -> None:
-    """Refuses what is no positive, finite number."""
+    """Refuses what is not a positive, finite number."""
     if not is_real(value) or not 0.0 < value < math.inf:
         raise UsageError(who, f"{name} is a positive number", got=value)
 
 
+# -------------------------------------------------------------------- rules and groups of the optimizer
+
+
+def check_rule_members(what: str, rule: object) -> None:
+    """Refuses what is not a rule, or has a penalty that is not one. The reasons name every member that is missing."""
+    reasons = misfits(rule, Rule)
+    if not reasons and isinstance(rule, Rule):
+        reasons = [f"its penalty: {reason}" for reason in misfits(rule.penalty, Penalty)]
+    if reasons:
+        remedy = "gs.ProxSGD, RDA, XRDA, LinBreg or AdaBreg; docs/guides/extend.md shows how to write one"
+        raise UsageError(OPTIMIZER, f"{what} must be a rule", got=rule, reasons=reasons, remedy=remedy)
+
+
+def check_group(group: Group, rule: Rule, defaults: Group, allow_compact: bool) -> None:
+    """Refuses a parameter group with impossible options, or with parameters that its rule or penalty cannot take."""
+    check_rule_members("a group's rule", rule)
+    for key in ("lr", "weight_decay", "strength"):
+        check_at_least(OPTIMIZER, key, group.get(key, defaults[key]), 0.0)
+        if group.get(key, defaults[key]) == math.inf:
+            raise UsageError(OPTIMIZER, f"{key} is a finite number", got=group.get(key, defaults[key]))
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise UsageError(OPTIMIZER, "parameters are real numbers", got=p.dtype)
+    if not group["penalised"]:
+        return
+    shapes = [tuple(p.shape) for p in group["params"]]
+    reasons = [f"{shape}: {problem}" for shape in shapes for problem in rule.penalty.problems(shape)]
+    if reasons:
+        what = f"{rule.penalty} does not fit all parameters it would penalise"
+        remedy = "a group of parameters with a 'rule' of its own, whose penalty fits"
+        raise UsageError(OPTIMIZER, what, reasons=dict.fromkeys(reasons), remedy=remedy)
+    if group["compact"] and rule.needs_dense and not allow_compact:
+        what = f"{type(rule).__name__} brings weights back from zero, and compact storage holds none off its support"
+        name = group.get("name", "a group")
+        reasons = [f"{name}: the values are stored compactly, and nothing would let the support grow"]
+        other = "allow_compact=True where a topology or gs.Multilevel changes the support"
+        raise UsageError(OPTIMIZER, what, reasons=reasons, remedy=f'sparsify(layout="shadow"); or {other}')
+
+
+def check_same_rules(here: Sequence[Group], there: Sequence[Group]) -> None:
+    """Refuses saved parameter groups that had other rules than the groups here."""
+    rules = [[group.get("rule") for group in groups] for groups in (here, there)]
+    changed = [(i, a, b) for i, (a, b) in enumerate(zip(*rules, strict=False)) if a != b]
+    if changed:
+        reasons = [f"group {i} was {there}, is {here}" for i, here, there in changed]
+        what = "this state was saved under another rule"
+        raise UsageError(OPTIMIZER, what, reasons=reasons, remedy="the rule it was saved with")
+
+
+# -------------------------------------------------------------------- schedules
+
+
 def value_of(name: str, schedule: Schedule, t: int) -> float:
-    """What a schedule says at a step. Raises UsageError where that is no step size, no averaging, or nothing."""
+    """The value of a schedule at step t.
+
+    Raises: UsageError where it has no value there, or one that cannot be a step size or an averaging.
+    """
     top = math.inf if name == "lr" else 1.0
     try:
         value = schedule(t)
     except (LookupError, StopIteration, ValueError, ArithmeticError) as error:
         what = f"the schedule of {name} has no value at step {t}: {type(error).__name__}, {error}"
-        raise UsageError(
-            "SparseOptimizer", what, got=schedule, remedy="a schedule as long as the run, and steps= to have it checked"
-        ) from error
+        remedy = "a schedule as long as the run, and steps= to have it checked"
+        raise UsageError(OPTIMIZER, what, got=schedule, remedy=remedy) from error
     if not 0.0 <= value <= top or value == math.inf:
         bounds = "at least 0 and finite" if name == "lr" else "in [0, 1]"
+        what = f"{name} must be {bounds} at every step, and is {value} at step {t}"
         remedy = "another schedule; or steps=, if the run is shorter than that"
-        raise UsageError(
-            "SparseOptimizer",
-            f"{name} must be {bounds} at every step, and is {value} at step {t}",
-            got=schedule,
-            remedy=remedy,
-        )
+        raise UsageError(OPTIMIZER, what, got=schedule, remedy=remedy)
     return value
+
+
+def check_schedules(schedules: dict[str, Schedule], steps: int | None) -> None:
+    """Refuses schedules with a wrong value at some step of a run of this length, and schedules that end before it.
+
+    Of a run of unknown length, step sizes are checked at each step, and the other schedules as far as they have values.
+    """
+    for name, schedule in schedules.items():
+        end = end_of(schedule)
+        if steps is not None and end is not None and end < steps:
+            what = f"the schedule of {name} ends at step {end}, the run at step {steps}"
+            raise UsageError(OPTIMIZER, what, got=schedule, remedy="a schedule as long as the run")
+        last = steps or (1 if name == "lr" else LOOKS)
+        for t in range(1, last + 1, max(1, last // LOOKS)):
+            try:
+                value_of(name, schedule, t)
+            except UsageError as error:
+                if steps is not None or t == 1 or error.__cause__ is None:
+                    raise
+                break

@@ -1,26 +1,35 @@
-"""What the rules of mirror descent share: the mirror map J_delta(w) = J(w) + |w|^2 / (2 delta), J the penalty, and its variable v.
+"""What the rules of mirror descent share: the mirror map J_delta(w) = J(w) + |w|^2 / (2 delta) and its variable v.
+
+J is the penalty.
 
     v_0 = w_0 / delta + p_0, p_0 in dJ(w_0), which is 0 where w_0 = 0
-    a step of v                                  the rule's own: ``descend_``
+    a step of v                                  each rule has its own: ``descend_``
     w <- prox_{delta J}(delta v)                 l1: delta soft(v, lam)
 
-A weight that is zero stays so until |v| has grown beyond lam. w = prox_{delta J}(delta v) holds after every step, so |v| <= lam where w = 0
-and v = w / delta + lam sign(w) elsewhere: which weights are zero follows from v and the strength alone.
+A weight that is zero stays zero until |v| has grown beyond lam. w = prox_{delta J}(delta v) holds after every step,
+so |v| <= lam where w = 0 and v = w / delta + lam sign(w) elsewhere. So v and the strength alone decide which weights
+are zero.
 """
+
+# pyright: strict
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .._backend import foreach
 from .._schedules import Schedule
 from ..penalties import Penalty
-from .latent import drawn_back
+from .latent import reduced_to_zero
 from .rule import State, StepInfo
 
 
 class Mirror:
-    """A rule whose weights are the image of a mirror variable; made into one by ``descend_`` and the state that it needs beside v."""
+    """The part of a :class:`~gossamer.rules.rule.MirrorRule` that does not depend on the step of v.
+
+    A rule adds ``init``, with a state ``"v"``, and ``descend_``.
+    """
 
     penalty: Penalty
     delta: float
@@ -31,26 +40,26 @@ class Mirror:
         """v_0."""
         return w.detach() / self.delta + strength * self.penalty.subgradient(w.detach())
 
-    def update_(self, w: list[Tensor], g: list[Tensor], state: State, now: StepInfo) -> None:
-        self.descend_(g, state, now)
-        self.show_(w, state, now)
+    def update_(self, w: list[Tensor], g: list[Tensor], state: State, step: StepInfo) -> None:
+        self.descend_(g, state, step)
+        self.show_(w, state, step)
 
-    def descend_(self, g: list[Tensor], state: State, now: StepInfo) -> None:
+    def descend_(self, g: list[Tensor], state: State, step: StepInfo) -> None:
         """The step of the mirror variable."""
         raise NotImplementedError
 
-    def show_(self, w: list[Tensor], state: State, now: StepInfo) -> None:
+    def show_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
         """The weights that belong to the mirror variable."""
-        u = state["v"] if self.delta == 1.0 else torch._foreach_mul(state["v"], self.delta)
-        torch._foreach_copy_(w, self.penalty.proxes(u, self.delta * now.strength))  # w <- prox_{delta J}(delta v)
+        u = state["v"] if self.delta == 1.0 else foreach.mul(state["v"], self.delta)
+        foreach.copy_(w, self.penalty.proxes(u, self.delta * step.strength))  # w <- prox_{delta J}(delta v)
 
-    def restart_(self, w: list[Tensor], state: State, now: StepInfo) -> None:
-        """The weights were written by somebody else: v becomes theirs."""
+    def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
+        """Other code has written the weights: v is restarted from them."""
         for p, v in zip(w, state["v"], strict=True):
-            back = drawn_back(v, self.penalty.zero_threshold(v, 1.0), now.strength)
-            v.copy_(torch.where(p != 0, self.mirrored(p, now.strength), back))
+            off = reduced_to_zero(v, self.penalty.zero_threshold(v, 1.0), step.strength)
+            v.copy_(torch.where(p != 0, self.mirrored(p, step.strength), off))
 
-    def zero_thresholds(self, w: list[Tensor], state: State, now: StepInfo) -> list[Tensor]:
+    def zero_thresholds(self, w: list[Tensor], state: State, step: StepInfo) -> list[Tensor]:
         return [self.penalty.zero_threshold(v, 1.0) for v in state["v"]]
 
     def schedules(self) -> dict[str, Schedule]:

@@ -12,6 +12,8 @@ sensed, one without merit is never exchanged for a kept block. It grows, drawn a
 rise and no better one is left. Equal scores are decided at random, by one number for each layer from the Rewirer's
 generator. An event leaves a layer alone that got no gradient or has no candidate: no slot is called for it.
 
+A topology with ``project`` names the new supports itself, of all layers at once: sizes are its own then.
+
 Cost O(n + m) for n kept and m sensed blocks. Nothing here knows a module or an optimizer.
 """
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from .._errors import UsageError
 from ..products.sense.op import tie_key
+from ..support import Support
 from .records import LayerState, Outcome, Update
 from .rewiring import dropped, joined, ranking
 from .slots import least_size
@@ -36,12 +39,21 @@ def event(
     """One event over all layers: the new supports, in the order of ``layers``."""
     ties = [int(number) for number in torch.randint(1 << 62, (len(layers),), generator=rng)]
     layers = [layer._replace(ties=number) for layer, number in zip(layers, ties, strict=True)]
+    if topology.project is not None:
+        supports = topology.project(layers, update, rng)
+        return [_projected(layer, s) for layer, s in zip(layers, supports, strict=True)]
     able = [i for i, layer in enumerate(layers) if layer.has_gradient and _can_serve(topology, layer)]
     outcomes = [Outcome(layer.s, 0, 0, layer.sensed if layer.has_gradient else 0) for layer in layers]
     if able:
         for i, done in zip(able, _exchanged(topology, update, [layers[i] for i in able], rng), strict=True):
             outcomes[i] = done
     return outcomes
+
+
+def _projected(layer: LayerState, s: Support) -> Outcome:
+    """What a topology with a projection of its own did to one layer."""
+    kept = int((layer.s.find(s.ids()) >= 0).sum())
+    return Outcome(s, layer.s.n - kept, s.n - kept, layer.sensed)
 
 
 def _can_serve(topology: Topology, layer: LayerState) -> bool:

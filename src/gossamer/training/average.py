@@ -1,15 +1,17 @@
-"""Averages of the weights of a model whose supports change: of connections, not of positions.
+"""Averages of the weights of a model whose supports change. They average connections, not positions.
 
-    every update   a <- a + (w - a) / (updates + 1)     equal weighting, as stochastic weight averaging (Izmailov et al. 2018) takes it
+    every update   a <- a + (w - a) / (updates + 1)     equal weights: stochastic weight averaging (Izmailov 2018)
                    a <- decay a + (1 - decay) w         exponential, with ``decay``; the first update copies
 
-a and w stand for the dense weights, zero off the support. The average holds a on the model's present support. Before each update it moves
-there: connections that left are forgotten, connections that were born begin at 0. So it equals the average of the dense weights on the
-present support for every connection that has not left and come back. Nothing has the dense size.
+a and w stand for the dense weights, zero off the support. The average holds a on the model's present support. Before
+each update it moves there: dropped connections are forgotten, grown connections begin at 0. So for every connection
+that has not been dropped and grown again, it equals the average of the dense weights on the present support. Nothing
+has the dense size.
 """
 
+# pyright: strict
+
 import copy
-import math
 from typing import Any
 
 import torch
@@ -21,19 +23,21 @@ from ..layouts import carry, write_
 
 
 class AveragedModel(nn.Module):
-    """A copy of a model that holds the average of its weights: the interface of ``torch.optim.swa_utils.AveragedModel``.
+    """A copy of a model that holds the average of its weights. Its interface is that of
+    ``torch.optim.swa_utils.AveragedModel``.
 
     Args:
-        model: any model; its sparse layers are averaged connection by connection, whatever changes their supports, all else as torch does.
-        device: where the average lives (None: where the model is).
-        decay: in [0, 1), of the exponential average; None weighs all updates equally.
-        use_buffers: average floating-point buffers (batch normalisation's statistics) instead of copying them; or leave them to
-            ``torch.optim.swa_utils.update_bn``.
+        model: any model. Sparse layers are averaged connection by connection, everything else as torch does.
+        device: the device of the average; None is that of the model.
+        decay: of the exponential average, in [0, 1); None weighs all updates equally.
+        use_buffers: average floating-point buffers (statistics of batch normalisation) too. Otherwise they are
+            copied, or ``torch.optim.swa_utils.update_bn`` makes them.
 
-    ``module`` is the averaged model, with supports of its own: evaluate, save or :func:`~gossamer.densify` it like any other.
+    ``module`` is the averaged model, with supports of its own: evaluate, save or :func:`~gossamer.densify` it like
+        any other.
     ``state_dict`` holds the number of updates too.
 
-    Raises: UsageError where the model is not the one that it was made of.
+    Raises: UsageError where ``update_parameters`` gets another model than the one given here.
     """
 
     n_averaged: Tensor
@@ -47,10 +51,9 @@ class AveragedModel(nn.Module):
         use_buffers: bool = False,
     ):
         super().__init__()
-        if decay is not None and (not is_real(decay) or not 0.0 <= decay < 1.0 or math.isnan(decay)):
-            raise UsageError(
-                "AveragedModel", "decay lies in [0, 1)", got=decay, remedy="None weighs all updates equally"
-            )
+        if decay is not None and (not is_real(decay) or not 0.0 <= decay < 1.0):
+            remedy = "None weighs all updates equally"
+            raise UsageError("AveragedModel", "decay lies in [0, 1)", got=decay, remedy=remedy)
         self.module = copy.deepcopy(model)
         if device is not None:
             self.module = self.module.to(device)
@@ -65,66 +68,57 @@ class AveragedModel(nn.Module):
     def update_parameters(self, model: nn.Module) -> None:
         """Takes the model's present weights into the average."""
         pairs = self._pairs(model)
-        for mine, theirs in pairs:
-            if isinstance(mine, SparseLayer):
-                _follow(mine, theirs)
+        for own, other in pairs:
+            if isinstance(own, SparseLayer) and isinstance(other, SparseLayer):
+                _follow(own, other)
         n = int(self.n_averaged)
-        share = 1.0 if n == 0 else 1.0 / (n + 1) if self.decay is None else 1.0 - self.decay
+        weight = 1.0 if n == 0 else 1.0 / (n + 1) if self.decay is None else 1.0 - self.decay
         done: set[int] = set()  # a tensor that stands in several places is averaged once
-        for mine, theirs in pairs:
-            for name, a in mine._parameters.items():
-                if a is not None and id(a) not in done:
+        for own, other in pairs:
+            parameters, buffers = dict(other.named_parameters(recurse=False)), dict(other.named_buffers(recurse=False))
+            for name, a in own.named_parameters(recurse=False):
+                if id(a) not in done:
                     done.add(id(a))
-                    a.lerp_(theirs._parameters[name].to(a.device, a.dtype), share)  # type: ignore[union-attr]
-            for name, b in mine._buffers.items():
-                if (
-                    b is not None
-                    and id(b) not in done
-                    and not (isinstance(mine, SparseLayer) and name in ("crow", "col"))
-                ):
+                    a.lerp_(parameters[name].to(a.device, a.dtype), weight)
+            for name, b in own.named_buffers(recurse=False):
+                if id(b) not in done and not (isinstance(own, SparseLayer) and name in ("crow", "col")):
                     done.add(id(b))
-                    w = theirs._buffers[name].to(b.device)  # type: ignore[union-attr]
-                    b.lerp_(w, share) if self.use_buffers and b.is_floating_point() else b.copy_(w)
+                    w = buffers[name].to(b.device)
+                    b.lerp_(w, weight) if self.use_buffers and b.is_floating_point() else b.copy_(w)
         self.n_averaged += 1
 
     def _pairs(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         """The modules of the average beside those of the model."""
-        mine, theirs = dict(self.module.named_modules()), dict(model.named_modules())
-        reasons = [f"the average has no {name!r}" for name in theirs if name not in mine]
-        reasons += [f"the model has no {name!r}" for name in mine if name not in theirs]
-        for name in mine.keys() & theirs.keys():
-            a, b = mine[name], theirs[name]
-            if isinstance(a, SparseLayer) and isinstance(b, SparseLayer):
-                same = (a.dense_shape, a.block, a.layout.name) == (b.dense_shape, b.block, b.layout.name)
-            else:
-                same = not isinstance(a, SparseLayer) and not isinstance(b, SparseLayer) and _shapes(a) == _shapes(b)
-            if not same:
-                reasons.append(f"{name!r} has another shape, block or layout, or other parameters")
+        own, others = _modules(self.module), _modules(model)
+        reasons = [f"the average has no {name!r}" for name in others if name not in own]
+        reasons += [f"the model has no {name!r}" for name in own if name not in others]
+        different = [name for name in own.keys() & others.keys() if _form(own[name]) != _form(others[name])]
+        reasons += [f"{name!r} has another shape, block or layout, or other parameters" for name in different]
         if reasons:
             what = "the model is not the one that this average was made of"
-            raise UsageError(
-                "AveragedModel",
-                what,
-                reasons=reasons[:5],
-                remedy="update_parameters(model) with the model given at construction",
-            )
-        return [(mine[name], theirs[name]) for name in mine]
+            remedy = "update_parameters(model) with the model given at construction"
+            raise UsageError("AveragedModel", what, reasons=reasons[:5], remedy=remedy)
+        return [(own[name], others[name]) for name in own]
 
 
-def _shapes(m: nn.Module) -> dict[str, torch.Size | None]:
-    return {name: None if t is None else t.shape for name, t in {**m._parameters, **m._buffers}.items()}
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]  # torch types it in part
 
 
-def _follow(average: SparseLayer, layer: nn.Module) -> None:
+def _form(m: nn.Module) -> object:
+    """What a module of the average and one of the model must have in common."""
+    if isinstance(m, SparseLayer):
+        return m.dense_shape, m.block, m.layout.name
+    tensors = [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]
+    return {name: t.shape for name, t in tensors}
+
+
+def _follow(average: SparseLayer, layer: SparseLayer) -> None:
     """Moves an average to the support that its layer has now."""
-    assert isinstance(layer, SparseLayer)
     if average.layout.follows:
-        return  # dense values: the average's own non-zeros are its support
+        return  # dense values: the support of the average is where its own values are not zero
     old, new = average.support, layer.support.to(average.values.device)
     if new.same(old):
         return
     write_(average.values, carry(average.values, average.layout, new, old.find(new.ids())))
     average.adopt_(new)
-
-
-__all__ = ["AveragedModel"]

@@ -1,54 +1,69 @@
 """``fit``, the plain loop."""
 
+# pyright: strict
+
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .events import Diverged, Event
+from .stepper import Stepper
+from .target import TargetDensity
+
+Batch = tuple[Tensor, Tensor]  # (input, target)
 
 
 class Step(NamedTuple):
     """What :func:`fit` reports after each optimizer step."""
 
     t: int
-    loss: float
+    loss: float  # mean over the batches of the step
     seconds: float
     event: Event | None
 
 
+class Accounts(Protocol):
+    """What :func:`fit` asks of a :class:`~gossamer.Ledger`."""
+
+    def step(self, batch: int, rewirer: Stepper | None = None) -> None:
+        """Records one training step over ``batch`` examples, after its backward pass."""
+        ...
+
+
 def fit(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     *,
-    rewirer: Any = None,
-    scheduler: "torch.optim.lr_scheduler.LRScheduler | None" = None,
-    target: Any = None,
+    rewirer: Stepper | None = None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    target: TargetDensity | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     clip: float | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
-    ledger: Any = None,
-    on_step: Callable[[Step], None] | None = None,
+    ledger: Accounts | None = None,
+    on_step: Callable[[Step], object] | None = None,
 ) -> None:
     """The plain loop, once over ``batches`` of (input, target).
 
     Args:
-        rewirer: takes the place of ``optimizer.step()``: a :class:`Rewirer`, or a :class:`~gossamer.Multilevel`.
+        rewirer: takes the place of ``optimizer.step()``: a :class:`~gossamer.Rewirer` or a
+            :class:`~gossamer.Multilevel`.
         scheduler: stepped after every optimizer step.
         target: a :class:`~gossamer.TargetDensity`, stepped after both.
         clip: largest norm of all gradients together.
         accumulate: batches per optimizer step, averaged; a last incomplete group counts as one step.
         autocast: dtype of the forward pass, e.g. ``torch.bfloat16``.
-        ledger: a :class:`~gossamer.ledger.Ledger` that records every step.
+        ledger: a :class:`~gossamer.Ledger` that records every step.
         on_step: called with a :class:`Step` after every optimizer step.
 
-    Raises: Diverged on a loss that is NaN or infinite, before the optimizer moves.
+    Raises: Diverged on a loss that is NaN or infinite, before the optimizer steps.
     """
     model.train()
     device = next(model.parameters()).device
@@ -67,15 +82,12 @@ def fit(
                 if rewirer is not None:
                     rewirer.discard()
                 raise Diverged(t + 1, total)
-            value.backward()
+            value.backward()  # pyright: ignore[reportUnknownMemberType]  # torch gives it no types
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         if ledger is not None:
             ledger.step(examples, rewirer)
-        if rewirer is not None:
-            rewirer.step()
-        else:
-            optimizer.step()
+        (optimizer if rewirer is None else rewirer).step()
         if scheduler is not None:
             scheduler.step()
         if target is not None:
@@ -85,8 +97,8 @@ def fit(
             on_step(Step(t, total, time.perf_counter() - begin, rewirer.last if rewirer is not None else None))
 
 
-def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    group: list[Batch] = []
     for batch in batches:
         group.append(batch)
         if len(group) == size:

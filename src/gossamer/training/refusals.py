@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._budgets import blocks, frozen_ends, resolve
+from .._budgets import counts, frozen_warning, resolve
 from .._errors import UsageError
 from ..keeper import nested
 from ..layers import SparseLayer
@@ -75,7 +75,7 @@ def final_sizes(layers: Layers, topology: Topology) -> dict[str, int]:
     names, shapes = list(layers), [tuple(layer.dense_shape) for layer in layers.values()]
     densities = resolve(topology.budget, names, shapes, topology.final_density, topology.name)
     totals = [layer.support.total for layer in layers.values()]
-    return dict(zip(names, blocks(densities, totals), strict=True))
+    return dict(zip(names, counts(densities, totals), strict=True))
 
 
 def check_sizes(layers: Layers, topology: Topology, final: Mapping[str, int]) -> None:
@@ -99,5 +99,5 @@ def check_sizes(layers: Layers, topology: Topology, final: Mapping[str, int]) ->
     if topology.final_density is not None:
         frozen = [name for name, layer in layers.items() if not layer.values.requires_grad]
         totals = {name: layer.support.total for name, layer in layers.items()}
-        if said := frozen_ends(topology.final_density, totals, start, dict(final), frozen):
+        if said := frozen_warning(topology.final_density, totals, start, dict(final), frozen):
             warnings.warn(f"{topology.name}: {said}", stacklevel=3)

@@ -1,23 +1,33 @@
-"""TargetDensity: steers the strength of the penalty while training, so that a run ends at the density asked for. No sweep over lam.
+"""TargetDensity: steers the strength of the penalty during training, so that a run ends at a given density.
 
-Every `every` steps the density of the penalised weights is compared with a target that glides from where the run starts to where it ends,
+No sweep over lam is needed.
 
-    d*(t) = d_0 (d / d_0)^min(1, t / (reach steps))          d_0: the density at the first measurement
+Every `every` steps it measures the density of the penalised weights. The target moves from the density at the first
+measurement, d_0, to the given density d:
 
-and the logarithm of the strength moves, by at most `limit`. How far depends on the rule.
+    d*(t) = d_0 (d / d_0)^min(1, t / (reach steps))
 
-    LinBreg, AdaBreg, RDA    each weight has a level, the strength from which it is zero given the mirror or dual variable. The level q that
-                             d*(t) of all weights exceed is the strength that would give d*(t) at once; a share of the way is gone:
-                             log strength += pull log(q / strength)
-    ProxSGD, XRDA            weights take steps to shrink: an integral law with damping, of the error e = log(d_measured / d*(t)),
-                             log strength += gain e + damping (e - e_before); where a quarter too many are gone, at every step
+The logarithm of the strength then changes, by at most `limit`. The law depends on the rule:
 
-In the last steps, `landing` of them, the strength is set to q itself, after every step: what is over or short is by then a few of the
-weights nearest to zero. Logarithms make the laws the same for any scale of lam and any density. The strength lives in the optimizer's
-groups and is saved with them; if somebody else sets it, or an older state is loaded, the controller goes on from what it finds.
+    LinBreg, AdaBreg, RDA    log strength += pull log(q / strength)
+    ProxSGD, XRDA            log strength += gain e + damping (e - e_before),    e = log(d_measured / d*(t))
+
+q: under the first three rules each weight has a threshold, the smallest strength at which it would be zero given the
+mirror or dual variable. q is the threshold that the fraction d*(t) of all weights exceeds: the strength that would
+give d*(t) at once. Under the other rules weights take several steps to shrink, so the law is integral with damping.
+If the density is more than a quarter too low, it acts at every step.
+
+In the last `landing` steps the strength is set to q after every step. What is too much or too little is by then a few
+of the weights nearest to zero. The laws use logarithms, so they are the same for any scale of lam and any density.
+
+The strength is in the optimizer's groups and is saved with them. If other code sets it, or an older state is loaded,
+the controller continues from the strength that it finds.
 """
 
+# pyright: strict
+
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +35,15 @@ import torch
 from torch import Tensor
 
 from .._errors import UsageError, check_count, check_density, is_real
-from ..penalties import TopK, Zero
-from ..rules.rule import Rule, SparseOptimizer
+from ..penalties import ScaledPenalty
+from ..rules import Rule, SparseOptimizer
+from .multilevel import Multilevel
+from .states import is_count, is_dict, is_sequence
 
+WHO = "TargetDensity"
+STATE = ("t", "start", "last_error", "log")  # keys of a saved state
 SMALLEST, LARGEST = 1e-12, 1e12  # of the strength
-ALARM = -0.3  # of the logarithm of density over target, from which on it is about survival
+ALARM = -0.3  # of the logarithm of density over target: below this the controller acts at every step
 
 
 class Measured(NamedTuple):
@@ -42,16 +56,22 @@ class Measured(NamedTuple):
 
 
 class TargetDensity:
-    """A controller of the penalty's strength: call :meth:`step` after every ``optimizer.step()``.
+    """A controller of the penalty's strength. Call :meth:`step` after every ``optimizer.step()``.
 
     Args:
         optimizer: a ``SparseOptimizer`` whose penalty has a strength (``TopK`` has none).
-        density: share of the penalised weights that shall be non-zero at the end, in (0, 1].
+        density: fraction of the penalised weights that are non-zero at the end, in (0, 1].
         steps: length of the run.
-        multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if one does: it knows the weights off the support.
-        every: steps between measurements; each reads numbers from the device. With ``multilevel`` best m + 1.
-        reach: share of the run after which the target is the density asked for.
-        pull, gain, damping, limit, landing: of the laws above.
+        multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if there is one: it has the weights
+            off the support.
+        every: steps between measurements; each measurement reads numbers from the device. With ``multilevel``, m + 1
+            is best.
+        reach: fraction of the run after which the target is ``density``, in (0, 1].
+        pull: part of the way to q that one change takes, in (0, 1].
+        gain: factor on the error, positive.
+        damping: factor on the change of the error, at least 0.
+        limit: largest change of the logarithm of the strength, positive.
+        landing: steps at the end in which the strength is set to q.
 
     ``log`` holds what was measured.
     """
@@ -62,7 +82,7 @@ class TargetDensity:
         density: float,
         steps: int,
         *,
-        multilevel: Any = None,
+        multilevel: Multilevel | None = None,
         every: int = 10,
         reach: float = 0.5,
         pull: float = 0.3,
@@ -71,46 +91,31 @@ class TargetDensity:
         limit: float = 0.2,
         landing: int = 10,
     ):
-        who = "TargetDensity"
-        if not isinstance(optimizer, SparseOptimizer):
-            raise UsageError(who, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
-        self.optimizer, self.density, self.steps = optimizer, check_density(who, density), steps
+        self.optimizer, self.density, self.steps = _checked_optimizer(optimizer), check_density(WHO, density), steps
         for name, value, least in (("steps", steps, 1), ("every", every, 1), ("landing", landing, 0)):
-            check_count(who, name, value, least)
+            check_count(WHO, name, value, least)
         if every > steps / 10:
-            raise UsageError(
-                who,
-                f"a run of {steps} steps measured every {every} leaves too little to steer by",
-                remedy="every=1, or a longer run",
-            )
+            what = f"a run of {steps} steps measured every {every} leaves too little to steer by"
+            raise UsageError(WHO, what, remedy="every=1, or a longer run")
         if not 0.0 < reach <= 1.0 or not 0.0 < pull <= 1.0:
-            raise UsageError(who, "reach and pull lie in (0, 1]", got=(reach, pull))
+            raise UsageError(WHO, "reach and pull lie in (0, 1]", got=(reach, pull))
         if not gain > 0.0 or not damping >= 0.0 or not limit > 0.0:
-            raise UsageError(who, "gain and limit are positive, damping at least 0", got=(gain, damping, limit))
+            raise UsageError(WHO, "gain and limit are positive, damping at least 0", got=(gain, damping, limit))
         self.every, self.reach, self.landing = every, reach, landing
         self.pull, self.gain, self.damping, self.limit = pull, gain, damping, limit
         self.t = 0
         self.start: float | None = None  # d_0
-        self.before: float | None = None  # e of the last measurement
+        self.last_error: float | None = None  # e of the last measurement
         self.log: list[Measured] = []
         self.multilevel = multilevel
-        _check(self, who)
+        self._check_groups()
         optimizer.check_run(steps)
-        steered = [
-            rule for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True) if group["penalised"]
-        ]
-        self.zeros_follow_state = all(rule.zeros_follow_state for rule in steered)
-
-    @property
-    def _dense(self) -> dict[int, int]:
-        """Weights, zero or not, of the layers whose values are stored compactly."""
-        layers = {} if self.multilevel is None else self.multilevel.layers
-        return {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
+        self.zeros_follow_state = all(rule.zeros_follow_state for rule in self._rules())
 
     @property
     def total(self) -> int:
         """Weights that are steered, zero or not."""
-        dense = self._dense
+        dense = self._dense_sizes()
         return sum(dense.get(id(p), p.numel()) for p in self._parameters())
 
     @property
@@ -119,7 +124,7 @@ class TargetDensity:
         return [group for group in self.optimizer.param_groups if group["penalised"]]
 
     def measure(self) -> float:
-        """Share of the penalised weights that are not zero now."""
+        """The fraction of the penalised weights that are not zero now."""
         alive = [p.detach().count_nonzero() for p in self._parameters()]
         return float(sum(alive[1:], alive[0])) / self.total
 
@@ -129,12 +134,12 @@ class TargetDensity:
         return start * (self.density / start) ** min(1.0, t / (self.reach * self.steps))
 
     def step(self) -> None:
-        """After each step of the optimizer: measures and steers, if it is time."""
+        """Call it after each step of the optimizer. On some steps it measures, and changes the strength."""
         self.t += 1
         landing = self.steps - self.landing <= self.t < self.steps
-        if self.t % self.every and not landing and not self._alarmed():
+        if self.t % self.every and not landing and not self._is_alarmed():
             return
-        measured = max(self.measure(), 0.5 / self.total)  # half a weight: none has no logarithm
+        measured = max(self.measure(), 0.5 / self.total)  # zero weights count as half a weight: log 0 is infinite
         if self.start is None:
             self.start = measured
         wanted = self.target(self.t)
@@ -142,78 +147,108 @@ class TargetDensity:
         if landing or self.zeros_follow_state:
             change = self._pulled(wanted, landing)
         else:
-            change = self.gain * error + self.damping * (error - (error if self.before is None else self.before))
+            before = error if self.last_error is None else self.last_error
+            change = self.gain * error + self.damping * (error - before)
             change = min(self.limit, max(-10 * self.limit if error < ALARM else -self.limit, change))
-        self.before = error
+        self.last_error = error
         for group in self.groups:
             group["strength"] = min(LARGEST, max(SMALLEST, group["strength"] * math.exp(change)))
         self.log.append(Measured(self.t, measured, wanted, self.groups[0]["strength"]))
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that is needed to resume bit for bit, beside the optimizer's state, which holds the strength."""
-        return {"t": self.t, "start": self.start, "before": self.before, "log": [list(line) for line in self.log]}
-
-    def problems(self, state: Any) -> list[str]:
-        """Why a saved state cannot be taken over, in sentences; [] if it may go on."""
-        keys = ("t", "start", "before", "log")
-        if not isinstance(state, dict) or set(state) != set(keys) or not isinstance(state["log"], (list, tuple)):
-            return [f"a state of TargetDensity has {', '.join(keys)}"]
-        t, start, before = state["t"], state["start"], state["before"]
-        if not isinstance(t, int) or isinstance(t, bool) or t < 0:
-            return [f"t is a count of steps, not {t!r}"]
-        problems = []
-        if (start is None) != (before is None) or (start is None) != (not state["log"]):
-            problems.append("start, before and log begin together, at the first measurement")
-        if start is not None and not (_is_finite(start) and 0.0 < start <= 1.0):
-            problems.append(f"start is a density, not {start!r}")
-        if before is not None and not _is_finite(before):
-            problems.append(f"before is a number, not {before!r}")
-        for line in state["log"]:
-            if (
-                not isinstance(line, (list, tuple))
-                or len(line) != len(Measured._fields)
-                or not all(map(_is_finite, line))
-            ):
-                return [*problems, f"a line of the log has {', '.join(Measured._fields)}"]
-            if not isinstance(line[0], int) or not 0 <= line[0] <= t:
-                return [*problems, f"the log tells of a step {line[0]!r} of {t}"]
-        return problems
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state; refuses one that is none."""
-        if problems := self.problems(state):
-            raise UsageError(
-                "TargetDensity",
-                "this state cannot be taken over",
-                reasons=problems,
-                remedy="what state_dict() returned",
-            )
-        self.t, self.start, self.before = int(state["t"]), state["start"], state["before"]
-        self.log = [Measured(*line) for line in state["log"]]
-
-    # ---------------------------------------------------------------- details
-
     def _pulled(self, wanted: float, landing: bool) -> float:
-        """Update of the logarithm of the strength towards the level that the wanted share of all weights exceeds."""
+        """Change of the logarithm of the strength towards q, which leaves the fraction ``wanted`` of all weights."""
         source = self.optimizer if self.multilevel is None else self.multilevel
-        levels = torch.cat([level.flatten() for level in source.zero_thresholds()] or [torch.zeros(1)])
-        stay = min(levels.numel() - 1, max(1, round(wanted * self.total)))
-        level = smallest(levels, levels.numel() - stay)
-        if not 0.0 < level < math.inf:
-            return 0.0 if level > 0.0 else -self.limit  # more weights are wanted, and none is known that would enter
-        way = math.log(level / self.groups[0]["strength"])
+        thresholds = torch.cat([part.flatten() for part in source.zero_thresholds()] or [torch.zeros(1)])
+        stay = min(thresholds.numel() - 1, max(1, round(wanted * self.total)))
+        q = smallest(thresholds, thresholds.numel() - stay)
+        if not 0.0 < q < math.inf:
+            return 0.0 if q > 0.0 else -self.limit  # more weights are wanted, and no weight is known that would enter
+        way = math.log(q / self.groups[0]["strength"])
         return way if landing else min(self.limit, max(-self.limit, self.pull * way))
+
+    def _is_alarmed(self) -> bool:
+        """Whether too few weights are left, so that it acts at every step: no weights would mean no gradients."""
+        return not self.zeros_follow_state and self.last_error is not None and self.last_error < ALARM
+
+    # ---------------------------------------------------------------- what is steered
+
+    def _rules(self) -> list[Rule]:
+        pairs = zip(self.optimizer.rules, self.optimizer.param_groups, strict=True)
+        return [rule for rule, group in pairs if group["penalised"]]
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.groups for p in group["params"] if p.requires_grad]
 
-    def _alarmed(self) -> bool:
-        """Whether so many weights have died that every step counts: a network without weights has no gradients to bring them back."""
-        return not self.zeros_follow_state and self.before is not None and self.before < ALARM
+    def _dense_sizes(self) -> dict[int, int]:
+        """By the id of their values: weights, zero or not, of the layers that store compactly."""
+        layers = {} if self.multilevel is None else self.multilevel.layers
+        return {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
+
+    def _check_groups(self) -> None:
+        fixed = [rule for rule in self._rules() if not is_steerable(rule)]
+        if fixed:
+            what = f"{fixed[0].penalty} has no strength to steer"
+            raise UsageError(WHO, what, remedy="a penalty with a positive lam; TopK fixes the number by itself")
+        strengths = [group["strength"] for group in self.groups]
+        if any(strength <= 0.0 for strength in strengths):
+            remedy = "a positive strength, or 'penalised': False"
+            raise UsageError(WHO, "a strength of 0 cannot be scaled", remedy=remedy)
+        if len(set(strengths)) > 1:
+            raise UsageError(WHO, "all penalised groups must begin at one strength", got=strengths)
+        dense = self._dense_sizes()
+        if any(group["compact"] and id(p) not in dense for group in self.groups for p in group["params"]):
+            what = "values are compact, and nothing has the weights off the support"
+            raise UsageError(WHO, what, remedy="multilevel=..., or layout shadow")
+
+    # ---------------------------------------------------------------- saved states
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to resume bit for bit, besides the optimizer's state, which holds the strength."""
+        log = [list(line) for line in self.log]
+        return {"t": self.t, "start": self.start, "last_error": self.last_error, "log": log}
+
+    def problems(self, state: Any) -> list[str]:
+        """Sentences that say why a saved state cannot be loaded; [] if it can."""
+        if not is_dict(state) or set(state) != set(STATE) or not is_sequence(state["log"]):
+            return [f"a state of TargetDensity has {', '.join(STATE)}"]
+        t, start, last_error = state["t"], state["start"], state["last_error"]
+        if not is_count(t):
+            return [f"t is a count of steps, not {t!r}"]
+        problems: list[str] = []
+        if len({start is None, last_error is None, not state["log"]}) > 1:
+            problems.append("start, last_error and log begin together, at the first measurement")
+        if start is not None and not (_is_finite(start) and 0.0 < start <= 1.0):
+            problems.append(f"start is a density, not {start!r}")
+        if last_error is not None and not _is_finite(last_error):
+            problems.append(f"last_error is a number, not {last_error!r}")
+        return problems + _log_problems(state["log"], t)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads a state. Raises UsageError where it is not one of a TargetDensity."""
+        if problems := self.problems(state):
+            what = "this state cannot be loaded"
+            raise UsageError(WHO, what, reasons=problems, remedy="what state_dict() returned")
+        self.t, self.start, self.last_error = int(state["t"]), state["start"], state["last_error"]
+        self.log = [Measured(*line) for line in state["log"]]
 
 
-def _is_finite(value: object) -> bool:
-    return is_real(value) and math.isfinite(value)  # type: ignore[arg-type]
+def _log_problems(log: Iterable[Any], t: int) -> list[str]:
+    for line in log:
+        if not is_sequence(line) or len(line) != len(Measured._fields) or not all(map(_is_finite, line)):
+            return [f"a line of the log has {', '.join(Measured._fields)}"]
+        if not isinstance(line[0], int) or not 0 <= line[0] <= t:
+            return [f"the log has a step {line[0]!r} of {t}"]
+    return []
+
+
+def _is_finite(value: Any) -> bool:
+    return is_real(value) and math.isfinite(value)
+
+
+def _checked_optimizer(optimizer: object) -> SparseOptimizer:
+    if not isinstance(optimizer, SparseOptimizer):
+        raise UsageError(WHO, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
+    return optimizer
 
 
 def smallest(x: Tensor, k: int) -> float:
@@ -223,34 +258,7 @@ def smallest(x: Tensor, k: int) -> float:
     return float(x.kthvalue(k)[0])
 
 
-def steerable(rule: Rule) -> bool:
+def is_steerable(rule: Rule) -> bool:
     """Whether a rule's penalty grows with its strength."""
-    penalty: Any = rule.penalty
-    return not isinstance(penalty, (TopK, Zero)) and penalty.lam > 0.0
-
-
-def _check(controller: TargetDensity, who: str) -> None:
-    optimizer, groups = controller.optimizer, controller.groups
-    mute = [
-        rule
-        for rule, group in zip(optimizer.rules, optimizer.param_groups, strict=True)
-        if group["penalised"] and not steerable(rule)
-    ]
-    if mute:
-        raise UsageError(
-            who,
-            f"{mute[0].penalty} has no strength to steer",
-            remedy="a penalty with a positive lam; TopK fixes the number by itself",
-        )
-    if any(group["strength"] <= 0.0 for group in groups):
-        raise UsageError(who, "a strength of 0 cannot be scaled", remedy="a positive strength, or 'penalised': False")
-    if len({group["strength"] for group in groups}) > 1:
-        raise UsageError(
-            who, "all penalised groups must begin at one strength", got=[group["strength"] for group in groups]
-        )
-    if any(group["compact"] and id(p) not in controller._dense for group in groups for p in group["params"]):
-        raise UsageError(
-            who,
-            "values are compact, and nothing knows the weights off the support",
-            remedy="multilevel=..., or layout shadow",
-        )
+    penalty = rule.penalty
+    return isinstance(penalty, ScaledPenalty) and penalty.lam > 0.0

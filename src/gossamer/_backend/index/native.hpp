@@ -7,6 +7,12 @@
 
 namespace gs {
 
+// A sparse matrix without its values: of rows, row by row, or of columns, column by column.
+struct Index {
+    const int32_t *ptr, *idx, *perm;  // (outer + 1,), (n,), (n,) or null: the place of entry k among the values
+    int64_t outer, inner;
+};
+
 // crow (rows + 1,): where the non-zeros of each row of w (rows, cols) begin. Their number.
 template <class T>
 int64_t row_pointers(const T* w, int64_t rows, int64_t cols, int32_t* crow, Machine machine) {
@@ -22,7 +28,7 @@ int64_t row_pointers(const T* w, int64_t rows, int64_t cols, int32_t* crow, Mach
     return n;
 }
 
-// col (n,): their columns. Every entry is written down; the next one overwrites it unless it was not zero.
+// col (n,): their columns. Every entry is written; the next one overwrites it unless its weight is not zero.
 template <class T>
 void row_columns(const T* w, int64_t rows, int64_t cols, const int32_t* crow, int32_t* col, Machine machine) {
     parallel(machine.threads, [&](int t, int threads) {
@@ -34,7 +40,8 @@ void row_columns(const T* w, int64_t rows, int64_t cols, const int32_t* crow, in
 }
 
 // ccol (cols + 1,), row (n,), perm (n,): the same entries in column order, by counting.
-inline void column_order(const int32_t* crow, const int32_t* col, int64_t rows, int64_t cols, int32_t* ccol, int32_t* row, int32_t* perm) {
+inline void column_order(const int32_t* crow, const int32_t* col, int64_t rows, int64_t cols, int32_t* ccol,
+                         int32_t* row, int32_t* perm) {
     std::memset(ccol, 0, (cols + 1) * sizeof(int32_t));
     for (int64_t k = 0; k < crow[rows]; k++) ccol[col[k] + 1]++;
     for (int64_t j = 0; j < cols; j++) ccol[j + 1] += ccol[j];
@@ -49,7 +56,8 @@ inline void column_order(const int32_t* crow, const int32_t* col, int64_t rows, 
 
 // values (n,): the entries of w (rows, cols) there.
 template <class T>
-void values_at(const T* w, int64_t rows, int64_t cols, const int32_t* crow, const int32_t* col, T* values, Machine machine) {
+void values_at(const T* w, int64_t rows, int64_t cols, const int32_t* crow, const int32_t* col, T* values,
+               Machine machine) {
     parallel(machine.threads, [&](int t, int threads) {
         for (int64_t i = share(crow, rows, t, threads); i < share(crow, rows, t + 1, threads); i++)
             for (int32_t k = crow[i]; k < crow[i + 1]; k++) values[k] = w[i * cols + col[k]];

@@ -1,18 +1,21 @@
-"""Indices, the kernel chosen here. No autograd: positions have no gradient. Of ``GOSSAMER_BACKEND``, which speaks of products, they obey
-``reference`` only: an index is made long before a product is asked for. Where somebody follows the call, the reference runs."""
+# pyright: strict
+"""Indices; the kernel is chosen here. No autograd, since positions have no gradient.
+
+``GOSSAMER_BACKEND`` names a kernel of the products. Only ``reference`` is obeyed here: an index is made long before a
+product is wanted. The reference runs too where torch follows the call.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..dispatch import Kernel, always, asked, foreign
+from ..dispatch import Kernel, always, forced_kernel, is_traced
 from . import native, reference
 
-ROWS_OF, COLUMNS_OF, VALUES_AT = (
-    [native.KERNELS[name], Kernel("reference", getattr(reference, name), always)]
-    for name in ("rows_of", "columns_of", "values_at")
-)
+ROWS_OF = [native.KERNELS["rows_of"], Kernel("reference", reference.rows_of, always)]
+COLUMNS_OF = [native.KERNELS["columns_of"], Kernel("reference", reference.columns_of, always)]
+VALUES_AT = [native.KERNELS["values_at"], Kernel("reference", reference.values_at, always)]
 
 
 def rows_of(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +24,7 @@ def rows_of(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def columns_of(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ccol (cols + 1,), row (n,), perm (n,)), int32: the entries of an index in column order, and their places in row order."""
+    """(ccol (cols + 1,), row (n,), perm (n,)), int32: an index in column order, and the places in row order."""
     return _run(COLUMNS_OF, crow, col, cols)
 
 
@@ -31,5 +34,6 @@ def values_at(w: Tensor, crow: Tensor, col: Tensor) -> Tensor:
 
 
 def _run(kernels: Sequence[Kernel], *args: Any) -> Any:
-    plain = asked() == "reference" or foreign(args[0])
-    return next(k for k in kernels if not (plain and k.name != "reference") and not k.reasons_against(*args)).run(*args)
+    if forced_kernel() == "reference" or is_traced(args[0]):
+        kernels = kernels[-1:]
+    return next(k for k in kernels if not k.reasons_against(*args)).run(*args)

@@ -1,4 +1,8 @@
-"""Indices by torch's own operations. Shapes: w (rows, cols); crow (rows + 1,), col (n,); ccol (cols + 1,), row and perm (n,), all int32."""
+# pyright: strict
+"""Indices by torch's own operations.
+
+Shapes: w (rows, cols); crow (rows + 1,), col (n,); ccol (cols + 1,), row and perm (n,), all int32.
+"""
 
 import torch
 from torch import Tensor

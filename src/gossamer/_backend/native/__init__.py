@@ -1,91 +1,144 @@
+# pyright: strict
 """The native kernels: which build of them runs on this machine, and why none does if none does.
 
-They are written once (``*/native.hpp`` beside each reference) and built for several instruction sets, each a module of its own here:
-``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best that the processor knows is taken; ``GOSSAMER_ISA`` asks for another.
-They run on the threads of torch (one OpenMP runtime in the process, ``torch.set_num_threads`` is honoured); a forked child, which has
-none of its parent's threads, runs them on one. For a given number of threads the same inputs give the same bits.
+The kernels are written once, in ``native.hpp`` beside each reference, and compiled for several instruction sets. Each
+build is an extension module in this folder: ``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best that the
+processor runs is taken; ``GOSSAMER_ISA`` names another. Kernels run on the threads of torch: there is one OpenMP
+runtime in the process, and ``torch.set_num_threads`` holds. A forked child has none of its parent's threads and runs
+them on one. For a given number of threads, the same inputs give the same bits.
 """
 
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from importlib.resources import files
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from .. import memory
-from ..dispatch import asked
-from ..memory import is_batch_last
-
 ENVIRONMENT = "GOSSAMER_ISA"
-ONE = (1, 1)
+ONE = (1, 1)  # the block of one weight
 COMPUTED = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
     torch.bfloat16: torch.float32,
-}  # stored -> computed in
+}  # dtype of activations -> dtype that is computed in
+
+# A function of tensors, then sizes, then the number of threads. It checks shapes, dtypes and strides itself and writes
+# into its last tensors.
+Function = Callable[..., None]
 
 
-def _module(isa: str) -> ModuleType | str:
-    """The build for an instruction set, or why it cannot be had."""
+class Build(Protocol):
+    """The extension module of one instruction set (``module.cpp``, and ``bind.hpp`` beside each ``native.hpp``)."""
+
+    isa: str
+    lanes: int  # float32 numbers in a vector
+    openmp: bool
+    __file__: str
+
+    def supported(self) -> list[str]:
+        """The instruction sets that this machine runs, best first."""
+        ...
+
+    def use_tensors_of(self, tensor: type[Tensor]) -> None:
+        """Must come first: how to read the class's tensors."""
+        ...
+
+    def cache_bytes(self) -> int:
+        """The size of the second cache."""
+        ...
+
+    def peak_flops(self, threads: int, seconds: float) -> float:
+        """Multiply-adds at most, in FLOP per second."""
+        ...
+
+    def keep_freed_memory(self) -> bool:
+        """See :func:`keep_freed_memory`."""
+        ...
+
+    def row_pointers(self, w: Tensor, crow: Tensor, threads: int) -> int:
+        """Fills ``crow``; the number of non-zeros."""
+        ...
+
+    linear_forward: Function
+    linear_backward: Function
+    conv_forward: Function
+    conv_backward: Function
+    conv_weight: Function
+    block_forward: Function
+    block_backward: Function
+    batch_norm_forward: Function
+    batch_norm_backward: Function
+    row_sums: Function
+    row_columns: Function
+    column_order: Function
+    values_at: Function
+    turn: Function
+
+
+def _load(isa: str) -> Build | str:
+    """The build for an instruction set, or a sentence why there is none."""
     try:
-        m: Any = importlib.import_module(f"{__name__}._{isa}")
-        m.use_tensors_of(Tensor)
+        build = cast(Build, importlib.import_module(f"{__name__}._{isa}"))
+        build.use_tensors_of(Tensor)
     except (ImportError, AttributeError, RuntimeError) as error:
         missing = files(__name__) / "missing.txt"
         if missing.is_file():
             return missing.read_text(encoding="utf-8").strip()
         if isinstance(error, ModuleNotFoundError):
-            return "the extension modules were not built when gossamer was installed (pip install -v shows the compiler's messages)"
+            shows = "pip install -v shows the compiler's messages"
+            return f"the extension modules were not built when gossamer was installed ({shows})"
         return f"the extension module {isa} cannot be used: {error}"
-    return m
+    return build
 
 
-def _builds() -> tuple[list[ModuleType], str, dict[str, str]]:
-    """The usable builds, why there is none, and of the others that the processor could run (by instruction set) why not."""
-    plain: Any = _module("plain")
+def _builds() -> tuple[list[Build], str, dict[str, str]]:
+    """The values of ``BUILDS``, ``MISSING`` and ``UNUSABLE``."""
+    plain = _load("plain")
     if isinstance(plain, str):
         return [], plain, {}
-    names = plain.supported()
-    asked = os.environ.get(ENVIRONMENT)
-    if asked and asked not in names:
-        return [], f"{ENVIRONMENT}={asked}, and this machine runs {', '.join(names)}", {}
-    found = {name: plain if name == "plain" else _module(name) for name in names if not asked or name == asked}
+    names, wanted = plain.supported(), os.environ.get(ENVIRONMENT)
+    if wanted and wanted not in names:
+        return [], f"{ENVIRONMENT}={wanted}, and this machine runs {', '.join(names)}", {}
+    found = {name: plain if name == "plain" else _load(name) for name in names if not wanted or name == wanted}
     unusable = {name: m for name, m in found.items() if isinstance(m, str)}
     builds = [m for m in found.values() if not isinstance(m, str)]
     return builds, "" if builds else next(iter(unusable.values())), unusable
 
 
-BUILDS, MISSING, UNUSABLE = (
-    _builds()
-)  # modules that can run here, best first; why there is none; what else there could be: why not
-BEST: Any = BUILDS[0] if BUILDS else None
+# The builds that run here, best first; why there is none, or ""; the reason for each other one that the processor could
+# run.
+BUILDS, MISSING, UNUSABLE = _builds()
+BEST: Build | None = BUILDS[0] if BUILDS else None
 _warned = False
 
 
 def why_not(*tensors: Tensor | None) -> list[str]:
-    """The objections of every native kernel to these tensors, of which the first holds activations."""
+    """The reasons against every native kernel on these tensors, of which the first holds activations."""
     first, *rest = (t for t in tensors if t is not None)
     if BEST is None:
         if first.is_cpu:
             warn_once()
         return [f"the native kernels are missing: {MISSING}"]
-    reasons = []
+    reasons: list[str] = []
     if first.dtype not in COMPUTED:
         reasons.append(f"activations must be float32, float64 or bfloat16, not {first.dtype}")
     elif any(COMPUTED.get(t.dtype) != COMPUTED[first.dtype] for t in rest):
-        reasons.append(f"activations of {first.dtype} do not go with {' and '.join(str(t.dtype) for t in rest)}")
+        dtypes = " and ".join(str(t.dtype) for t in rest)
+        reasons.append(f"activations of {first.dtype} cannot be multiplied by values of {dtypes}")
     if not first.is_cpu:
         reasons.append(f"they run on the CPU; the tensors are on {first.device}")
     return reasons
 
 
 def reasons_against(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
-    """:func:`why_not` of a product's operands, (x or dy, values, s, ...) or (dy, x, s, ...) or (dy, x, values, s, ...). The usual case is
-    told by a glance: a layer asks at every call."""
+    """:func:`why_not` of a product's operands: (x or dy, values, s, ...), (dy, x, s, ...) or (dy, x, values, s, ...).
+
+    The usual case needs four comparisons, since every call of a layer comes here.
+    """
     last = third if isinstance(third, Tensor) else first
     dtype = first.dtype
     if BEST is not None and dtype is second.dtype is last.dtype and dtype in COMPUTED and first.is_cpu:
@@ -94,7 +147,7 @@ def reasons_against(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[
 
 
 def warn_once() -> None:
-    """Says once per process that there is nothing faster than the reference kernels, and why."""
+    """Warns, once per process, that only the reference kernels run, and why."""
     global _warned
     if not _warned:
         _warned = True
@@ -103,80 +156,19 @@ def warn_once() -> None:
         )
 
 
-def like(x: Tensor, *shape: int) -> Tensor:
-    """An uninitialised batch-last tensor (N, C) or (N, C, H, W), with the dtype and device of ``x``."""
-    if len(shape) == 2:
-        return x.new_empty_strided(shape, (1, shape[0]))
-    n, _, h, w = shape
-    return x.new_empty_strided(shape, (1, h * w * n, w * n, n))
-
-
-def batch_last(x: Tensor) -> Tensor:
-    """:func:`gossamer._backend.memory.batch_last` for use below autograd: a kernel turns what it can."""
-    if is_batch_last(x):
-        return x
-    if BEST is None or x.dim() not in (2, 4) or not x.is_cpu or x.dtype not in COMPUTED:
-        return memory.batch_last(x)
-    if not x.is_contiguous():
-        if not x.is_contiguous(memory_format=torch.channels_last):
-            return memory.batch_last(x)
-        x = x.contiguous()  # two quick turns, where one between these two formats is slow
-    y = like(x, *x.shape)
-    BEST.turn(x, y, torch.get_num_threads())
-    return y
-
-
-def turned(x: Tensor) -> Tensor:
-    """:func:`batch_last` above autograd, any number of times; a gradient keeps the format it comes in."""
-    if is_batch_last(x):
-        return x
-    return _Turned.apply(x) if x.requires_grad else batch_last(x)  # type: ignore[return-value]
-
-
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return batch_last(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        return dy
-
-
-def plain(x: Tensor) -> Tensor:
-    """The way back, to torch's contiguous memory; for use below autograd."""
-    if not is_batch_last(x):
-        return x.contiguous()
-    return batch_last(x.movedim(0, -1).flatten(0, -2)).t().view(x.shape)
-
-
 def computed(values: Tensor) -> Tensor:
-    """Values in the dtype that is computed in, contiguous."""
+    """Values in the dtype that is computed in, contiguous; without autograd."""
     dtype = COMPUTED[values.dtype]
     return values if values.dtype is dtype and values.is_contiguous() else values.detach().to(dtype).contiguous()
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that tensors give back, for the next step's: for training on the CPU, sparse or dense.
+    """Lets this process keep the memory of freed tensors for the next step. For training on the CPU, sparse or dense.
 
-    glibc otherwise returns blocks above 32 MiB to the system at once, and every page of the next step's activations is cleared and mapped
-    anew: a third of a whole step of a ResNet-18. It concerns the whole process (``mallopt``); the peak of memory does not grow.
+    By default glibc returns blocks above 32 MiB to the system at once. Then the system clears and maps every page of
+    the next step's activations again: a third of a whole step of a ResNet-18. The setting holds for the whole process
+    (``mallopt``); the peak of memory does not grow.
 
-    Returns: whether the allocator took the advice (False without the native kernels, or on another C library).
+    Returns: whether the allocator accepted it; False without the native kernels, or on another C library.
     """
     return BEST is not None and BEST.keep_freed_memory()
-
-
-def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over all dimensions but the second, (N, C, ...) -> (C,)."""
-    if BEST is None or asked() == "reference" or not dy.is_cpu or dy.dtype not in COMPUTED:
-        return dy.sum([0, *range(2, dy.dim())]).to(dtype)
-    sums = dy.new_empty(dy.shape[1], dtype=COMPUTED[dy.dtype])
-    BEST.row_sums(batch_last(dy), sums, torch.get_num_threads())
-    return sums if sums.dtype is dtype else sums.to(dtype)
-
-
-__all__ = [
-    "BEST", "BUILDS", "MISSING", "batch_last", "bias_gradient", "computed", "keep_freed_memory", "like", "plain", "turned", "reasons_against",
-    "warn_once", "why_not",
-]  # fmt: skip

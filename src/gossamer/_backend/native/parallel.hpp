@@ -49,7 +49,8 @@ struct Grid {
     }
 };
 
-// Where share t of T begins: rows split so that every share holds about as many entries (a row counts two entries more).
+// Where share t of T begins: rows split so that every share holds about as many entries (a row counts two entries
+// more).
 inline int64_t share(const int32_t* ptr, int64_t rows, int t, int T) {
     if (t == 0) return 0;
     if (t == T) return rows;

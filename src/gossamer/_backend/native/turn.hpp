@@ -1,4 +1,5 @@
-// From the order that torch gives its tensors to batch-last: y[m N + n] = x[n M + m], in tiles of a cache line each way.
+// From the order that torch gives its tensors to batch-last: y[m N + n] = x[n M + m], in tiles of a cache line each
+// way.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -24,7 +25,8 @@ void turn(const T* x, T* y, int64_t N, int64_t M, Machine machine) {
                     for (int64_t j = 0; j < height; j++)
                         for (int64_t i = 0; i < width; i++) held[i][j] = x[(n + j) * M + m + i];
                 }
-                for (int64_t i = 0; i < width; i++) std::memcpy(static_cast<void*>(y + (m + i) * N + n), held[i], height * sizeof(T));
+                for (int64_t i = 0; i < width; i++)
+                    std::memcpy(static_cast<void*>(y + (m + i) * N + n), held[i], height * sizeof(T));
             }
         }
     });

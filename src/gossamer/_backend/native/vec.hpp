@@ -1,10 +1,11 @@
-// Vectors of L lanes, written once in the compiler's vector extension (GCC, Clang) and compiled for each instruction set.
+// Vectors of L lanes, written once in the compiler's vector extension (GCC, Clang) and compiled for each instruction
+// set.
 //
 //     V<A, L>                      L numbers of type A (float, double) in a register; A itself when L = 1
 //     load<A, L>(const T*)         unaligned; T = A, or bf16 widened to float
 //     store<A, L>(T*, v)           unaligned; to bf16 by rounding to nearest even
 //     lane_sums<A, L>(v)           L vectors -> one vector of their L sums, by log2(L) butterflies
-//     each_chunk<A>(batch, f)      cuts a batch into pieces of R vectors of L lanes and calls f(lanes, regs, start, skip)
+//     each_chunk<A>(batch, f)      cuts a batch into pieces of R vectors of L lanes; calls f(lanes, regs, start, skip)
 //
 // LANES<A> is the widest vector of the instruction set that this translation unit is compiled for.
 #pragma once
@@ -53,10 +54,8 @@ using V = typename Vector<A, L>::type;
 
 template <class A, int L>
 GS_INLINE V<A, L> splat(A a) {
-    if constexpr (L == 1)
-        return a;
-    else
-        return a - V<A, L>{};
+    if constexpr (L == 1) return a;
+    else return a - V<A, L>{};
 }
 
 template <class A, int L, class T>
@@ -131,7 +130,8 @@ GS_INLINE A sum(V<A, L> v) {
     }
 }
 
-// One butterfly: lane i of the result is a[i] + a[i ^ H] where bit H of i is clear, and b[i] + b[i ^ H] where it is set.
+// One butterfly: lane i of the result is a[i] + a[i ^ H] where bit H of i is clear, and b[i] + b[i ^ H] where it is
+// set.
 template <class A, int L, int H, int... I>
 GS_INLINE V<A, L> butterfly(V<A, L> a, V<A, L> b, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -154,7 +154,8 @@ GS_INLINE V<A, L> lane_sums(V<A, L>* v) {
         return butterfly<A, L, H>(v[0], v[H], std::make_integer_sequence<int, L>{});
     } else {
         GS_UNROLL
-        for (int i = 0; i < L; i += 2 * H) v[i] = butterfly<A, L, H>(v[i], v[i + H], std::make_integer_sequence<int, L>{});
+        for (int i = 0; i < L; i += 2 * H)
+            v[i] = butterfly<A, L, H>(v[i], v[i + H], std::make_integer_sequence<int, L>{});
         return lane_sums<A, L, 2 * H>(v);
     }
 }
@@ -162,9 +163,9 @@ GS_INLINE V<A, L> lane_sums(V<A, L>* v) {
 template <int N>
 using Const = std::integral_constant<int, N>;
 
-// Pieces of at most 8 vectors of L lanes. The last piece is as narrow as will do and may start before the one before it ends: its first
-// `skip` lanes have been done already (harmless for what is stored, to be left out of sums). A batch narrower than a vector is done in
-// narrower vectors.
+// Pieces of at most 8 vectors of L lanes. The last piece is as narrow as possible and may overlap the one before it:
+// its first `skip` lanes are done already. Storing them again does no harm; sums must leave them out. A batch narrower
+// than a vector is done in narrower vectors.
 template <class A, int L = LANES<A>, class F>
 void each_chunk(int64_t batch, F&& f) {
     if (batch < L) {

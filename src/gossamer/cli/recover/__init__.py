@@ -1,4 +1,7 @@
-"""``gossamer recover phase | planted | inr | mnist``: what compressed sensing recovers, as tables and pictures. Resumable, in processes."""
+"""``gossamer recover phase | planted | inr | mnist``: what compressed sensing recovers, as tables and pictures.
+
+Each is a grid of cells that are computed in processes and kept in a folder, so that a run can be resumed.
+"""
 
 from .digits import mnist
 from .images import inr

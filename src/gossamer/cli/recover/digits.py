@@ -1,7 +1,11 @@
 """``gossamer recover mnist``: digits by sparse networks."""
 
+import itertools
 import math
 import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +16,7 @@ from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 from .planted_networks import imp
 
+WHO = "gossamer recover mnist"
 PIXELS = 28 * 28
 
 
@@ -30,7 +35,8 @@ def mnist(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """MNIST by sparse two-layer networks: accuracy over width and non-zeros, beside iterative magnitude pruning; no biases.
+    """MNIST by sparse two-layer networks without biases: accuracy over width and non-zeros, beside iterative magnitude
+    pruning.
 
     Args:
         digits: "all" ten, or "01".
@@ -45,71 +51,68 @@ def mnist(
         jobs: processes.
         picture: write heat.png (needs matplotlib).
     """
-    who = "gossamer recover mnist"
     methods = methods or ["iht", "imp"]
+    widths = numbers(WHO, "widths", widths or [100], 1)
+    nonzeros = numbers(WHO, "nonzeros", nonzeros or ([200] if digits == "01" else [1000]), 2)
+    for name, value in (("seeds", seeds), ("steps", steps), ("batch", batch), ("imp_steps", imp_steps), ("jobs", jobs)):
+        check_count(WHO, name, value, 1)
+    if not is_real(lr) or not 0 < lr < math.inf:
+        raise UsageError(WHO, "lr must be a positive number", got=lr)
+    _check(digits, methods, widths, nonzeros)
+    plt = pyplot(WHO) if picture else None
+    _mnist(data, digits)  # refuses missing files before the processes begin
+    settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
+    grid = itertools.product(methods, widths, nonzeros, range(seeds))
+    cells = [{"method": m, "width": p, "s": s, "seed": seed} for m, p, s, seed in grid]
+    rows, folder = compute(WHO, out or f"runs/recover/mnist-{digits}", settings, cells, mnist_cell, jobs)
+    table, means = [], {}
+    for m, p, s in itertools.product(methods, widths, nonzeros):
+        mine = [r["accuracy"] for r in rows if (r["method"], r["width"], r["s"]) == (m, p, s)]
+        sd = stdev(mine) if len(mine) > 1 else math.nan
+        means[m, p, s] = mean(mine)
+        table.append([m, str(p), str(s), f"{100 * means[m, p, s]:.2f}", f"{100 * sd:.2f}", f"{100 * min(mine):.2f}"])
+    columns = ["method", "width", "non-zeros", "mean %", "sd", "least"]
+    show(f"MNIST, digits {digits}: test accuracy over {seeds} seeds", columns, table)
+    if plt is not None:
+        _draw(plt, means, methods, widths, nonzeros, folder / "heat.png")
+
+
+def _check(digits: str, methods: list[str], widths: list[int], nonzeros: list[int]) -> None:
+    """Refuses methods, digits and sizes that there are not."""
     for method in methods:
         if method not in ("iht", "imp"):
-            raise UsageError(who, f"unknown method {method!r}", remedy="iht or imp")
+            raise UsageError(WHO, f"unknown method {method!r}", remedy="iht or imp")
     if digits not in ("all", "01"):
-        raise UsageError(who, f"unknown digits {digits!r}", remedy='"all" or "01"')
-    widths = numbers(who, "widths", widths or [100], 1)
-    nonzeros = numbers(who, "nonzeros", nonzeros or ([200] if digits == "01" else [1000]), 2)
-    for name, value in (("seeds", seeds), ("steps", steps), ("batch", batch), ("imp_steps", imp_steps), ("jobs", jobs)):
-        check_count(who, name, value, 1)
-    if not is_real(lr) or not 0 < lr < math.inf:
-        raise UsageError(who, "lr must be a positive number", got=lr)
+        raise UsageError(WHO, f"unknown digits {digits!r}", remedy='"all" or "01"')
     if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
-        what = f"a network of {min(widths)} neurons has {weights} weights, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(who, what, remedy="larger widths, or fewer nonzeros")
-    plt = pyplot(who) if picture else None
-    _mnist(data, digits)  # before the processes begin: are the files there?
-    settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
-    cells = [
-        {"method": m, "width": p, "s": s, "seed": seed}
-        for m in methods
-        for p in widths
-        for s in nonzeros
-        for seed in range(seeds)
-    ]
-    rows, folder = compute(who, out or f"runs/recover/mnist-{digits}", settings, cells, mnist_cell, jobs)
-    table, means = [], {}
-    for m in methods:
-        for p in widths:
-            for s in nonzeros:
-                mine = torch.tensor(
-                    [r["accuracy"] for r in rows if (r["method"], r["width"], r["s"]) == (m, p, s)], dtype=torch.float64
-                )
-                sd = float(mine.std()) if len(mine) > 1 else math.nan
-                means[m, p, s] = float(mine.mean())
-                least = f"{100 * float(mine.min()):.2f}"
-                table.append([m, str(p), str(s), f"{100 * means[m, p, s]:.2f}", f"{100 * sd:.2f}", least])
-    show(
-        f"MNIST, digits {digits}: test accuracy over {seeds} seeds",
-        ["method", "width", "non-zeros", "mean %", "sd", "least"],
-        table,
-    )
-    if plt is not None:
-        figure, axes = plt.subplots(1, len(methods), figsize=(5 * len(methods), 4), squeeze=False)
-        low = min(means.values())
-        for ax, m in zip(axes[0], methods, strict=True):
-            grid = [[means[m, p, s] for s in nonzeros] for p in widths]
-            shown = ax.imshow(grid, cmap="viridis", vmin=low, vmax=1, aspect="auto", origin="lower")
-            ax.set_xticks(range(len(nonzeros)), [str(s) for s in nonzeros])
-            ax.set_yticks(range(len(widths)), [str(p) for p in widths])
-            for i, line in enumerate(grid):
-                for j, value in enumerate(line):
-                    ax.text(
-                        j,
-                        i,
-                        f"{100 * value:.1f}",
-                        ha="center",
-                        va="center",
-                        color="white" if value < (low + 1) / 2 else "black",
-                        fontsize=8,
-                    )
-            ax.set(xlabel="non-zeros", ylabel="hidden neurons", title=m)
-            figure.colorbar(shown)
-        save(plt, figure, folder / "heat.png")
+        has = f"a network of {min(widths)} neurons has {weights} weights"
+        what = f"{has}, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise UsageError(WHO, what, remedy="larger widths, or fewer nonzeros")
+
+
+def _draw(
+    plt: Any,
+    means: dict[tuple[str, int, int], float],
+    methods: list[str],
+    widths: list[int],
+    nonzeros: list[int],
+    path: Path,
+) -> None:
+    """A heat map for each method: accuracy over non-zeros and width."""
+    figure, axes = plt.subplots(1, len(methods), figsize=(5 * len(methods), 4), squeeze=False)
+    low = min(means.values())
+    for ax, m in zip(axes[0], methods, strict=True):
+        grid = [[means[m, p, s] for s in nonzeros] for p in widths]
+        shown = ax.imshow(grid, cmap="viridis", vmin=low, vmax=1, aspect="auto", origin="lower")
+        ax.set_xticks(range(len(nonzeros)), [str(s) for s in nonzeros])
+        ax.set_yticks(range(len(widths)), [str(p) for p in widths])
+        for i, line in enumerate(grid):
+            for j, value in enumerate(line):
+                look = {"color": "white" if value < (low + 1) / 2 else "black", "fontsize": 8}
+                ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", **look)
+        ax.set(xlabel="non-zeros", ylabel="hidden neurons", title=m)
+        figure.colorbar(shown)
+    save(plt, figure, path)
 
 
 def mnist_cell(cell: Row) -> Row:

@@ -2,6 +2,8 @@
 
 import math
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +11,8 @@ from torch import Tensor
 from ... import recover as solvers
 from ..._errors import UsageError, check_at_least, check_count, nearest
 from ...recover import theory
-from ...recover.operators import generator
-from ...recover.recovery import least_squares
+from ...recover.gates import generator
+from ...recover.solvers.thresholding import least_squares
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 
@@ -32,12 +34,13 @@ def phase(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Phase diagram of a solver: how often it recovers s-sparse vectors from m measurements, beside the Donoho-Tanner curve.
+    """Phase diagram of a solver: how often it recovers s-sparse vectors from m measurements, beside the Donoho-Tanner
+    curve.
 
     Gaussian measurements of d numbers, over delta = m / d and rho = s / m; the curve is that of l1.
 
-    Args:
-        solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a thousandth of the
+    Args: solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a
+        thousandth of the
             strength at which all is zero, values fitted once more to its support).
         d: length of the vectors.
         deltas, rhos: of the grid, as in --deltas '[0.2, 0.5]'; by default 0.1 to 0.9 and 0.05 to 0.95.
@@ -67,32 +70,40 @@ def phase(
     rows, folder = compute(who, out or f"runs/recover/phase-{solver}", settings, cells, phase_cell, jobs)
     table = []
     for delta in deltas:
-        mine = [(row["rho"], row["success"]) for row in rows if row["delta"] == delta]
+        half = crossing([(row["rho"], row["success"]) for row in rows if row["delta"] == delta])
         curve = f"{theory.donoho_tanner(delta):.4f}" if delta < 1 else ""
-        half = crossing(mine)
         table.append([f"{delta:.2f}", "outside the grid" if half is None else f"{half:.3f}", curve])
-    show(
-        f"{solver}, d = {d}, {amplitudes} amplitudes: s / m recovered half of the time",
-        ["m / d", solver, "Donoho-Tanner (l1)"],
-        table,
-    )
+    title = f"{solver}, d = {d}, {amplitudes} amplitudes"
+    show(f"{title}: s / m recovered half of the time", ["m / d", solver, "Donoho-Tanner (l1)"], table)
     if plt is not None:
-        figure, axes = plt.subplots(figsize=(6, 4.5))
-        ordered = [[next(r["success"] for r in rows if (r["delta"], r["rho"]) == (x, y)) for x in deltas] for y in rhos]
-        mesh = axes.pcolormesh(deltas, rhos, ordered, shading="nearest", cmap="gray", vmin=0, vmax=1)
-        xs = [i / 200 for i in range(2, 199)]
-        axes.plot(xs, [theory.donoho_tanner(x) for x in xs], color="tab:red", label="Donoho-Tanner, l1")
-        axes.set(
-            xlabel="m / d", ylabel="s / m", title=f"{solver}, d = {d}, {amplitudes} amplitudes", ylim=(0, max(rhos))
-        )
-        axes.set_xlim(min(min(deltas), 0.05), max(max(deltas), 0.95))
-        axes.legend(loc="upper left")
-        figure.colorbar(mesh, label=f"recovered (of {trials})")
-        save(plt, figure, folder / "phase.png")
+        success = {(row["delta"], row["rho"]): row["success"] for row in rows}
+        _draw(plt, success, deltas, rhos, title, trials, folder / "phase.png")
+
+
+def _draw(
+    plt: Any,
+    success: dict[tuple[float, float], float],
+    deltas: list[float],
+    rhos: list[float],
+    title: str,
+    trials: int,
+    path: Path,
+) -> None:
+    """The diagram, with the Donoho-Tanner curve."""
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    ordered = [[success[x, y] for x in deltas] for y in rhos]
+    mesh = axes.pcolormesh(deltas, rhos, ordered, shading="nearest", cmap="gray", vmin=0, vmax=1)
+    xs = [i / 200 for i in range(2, 199)]
+    axes.plot(xs, [theory.donoho_tanner(x) for x in xs], color="tab:red", label="Donoho-Tanner, l1")
+    axes.set(xlabel="m / d", ylabel="s / m", title=title, ylim=(0, max(rhos)))
+    axes.set_xlim(min(min(deltas), 0.05), max(max(deltas), 0.95))
+    axes.legend(loc="upper left")
+    figure.colorbar(mesh, label=f"recovered (of {trials})")
+    save(plt, figure, path)
 
 
 def phase_cell(cell: Row) -> Row:
-    """One cell of the diagram: the share of problems recovered."""
+    """One cell of the diagram: the fraction of problems that is recovered."""
     torch.set_num_threads(1)
     d, (m, s) = cell["d"], sizes(cell["d"], cell["delta"], cell["rho"])
     begin, hits = time.perf_counter(), 0
@@ -134,7 +145,7 @@ def _check_grid(who: str, solver: str, d: int, deltas: list[float], rhos: list[f
 
 
 def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
-    """What a solver, by name, makes of a problem, (d,)."""
+    """The vector that a solver, by name, finds for a problem, (d,)."""
     if solver in solvers.GREEDY:
         return solvers.GREEDY[solver](A, y, s).dense()
     if solver in LASSO:
@@ -144,7 +155,7 @@ def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
 
 
 def _debiased(A: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The values of x fitted to its support by least squares, to the m largest of it where it has more."""
+    """x with its values fitted by least squares on its support, or on the m largest entries of a larger one."""
     S = x.abs().topk(min(int(x.count_nonzero()), len(y))).indices
     return torch.zeros_like(x).index_put_((S,), least_squares(A[:, S], y))
 
@@ -161,8 +172,11 @@ def gaussian_problem(d: int, m: int, s: int, amplitudes: str, seed: tuple[int, .
 
 
 def crossing(points: list[tuple[float, float]]) -> float | None:
-    """Where success falls below one half, by a logistic fit in rho to all points, the mean of all best ones; None if it does not inside
-    the grid. Widths go from far below the least step of the grid to all of it."""
+    """The rho at which success falls below one half, by a logistic fit to all points; None if that is outside the grid.
+
+    The mean of all best fits is taken. Their widths range from far below the smallest step of the grid to the whole
+    grid.
+    """
     if not points or max(p for _, p in points) < 0.5 or min(p for _, p in points) > 0.5:
         return None
     rho, p = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))

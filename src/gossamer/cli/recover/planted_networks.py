@@ -1,6 +1,9 @@
 """``gossamer recover planted``: planted ReLU networks, and iterative magnitude pruning."""
 
+import itertools
 import time
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -8,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import recover as solvers
-from ..._errors import UsageError, check_count, nearest
-from ...recover.operators import generator
+from ..._errors import UsageError, check_choice, check_count
+from ...recover.gates import generator
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 
@@ -32,12 +35,9 @@ def planted(
 ) -> None:
     """Planted sparse two-layer ReLU networks: how well are they recovered, from how many samples?
 
-    Args:
-        d: inputs, N(0, 1).
-        samples: training samples.
-        neurons: hidden neurons of the planted networks.
-        nonzeros: weights of the first layer, uniformly placed, N(0, 1).
-        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht with the true gates
+    Args: d: inputs, N(0, 1). samples: training samples. neurons: hidden neurons of the planted networks. nonzeros:
+        weights of the first layer, uniformly placed, N(0, 1). methods: iht (fit_scalar), authors (fit_scalar without
+        signs, revival, inflation and Newton steps), gated (niht with the true gates
             among random distractors), imp (iterative magnitude pruning).
         mixed: output weights of both signs; false: all +1.
         distractors: neurons with random gates beside the true ones, for gated.
@@ -50,71 +50,61 @@ def planted(
     who = "gossamer recover planted"
     methods = methods or ["iht", "authors", "imp"]
     for method in methods:
-        if method not in METHODS:
-            raise UsageError(
-                who, f"unknown method {method!r}{nearest(method, METHODS)}", remedy=f"one of {', '.join(METHODS)}"
-            )
+        check_choice(who, "method", method, METHODS)
     samples = numbers(who, "samples", samples or [100, 200, 400, 1000, 2000], 2)
     neurons, nonzeros = numbers(who, "neurons", neurons or [5], 1), numbers(who, "nonzeros", nonzeros or [10], 1)
-    for name, value, least in (
-        ("d", d, 1),
-        ("distractors", distractors, 0),
-        ("rounds", rounds, 1),
-        ("seeds", seeds, 1),
-        ("jobs", jobs, 1),
-    ):
+    counts = {
+        "d": (d, 1),
+        "distractors": (distractors, 0),
+        "rounds": (rounds, 1),
+        "seeds": (seeds, 1),
+        "jobs": (jobs, 1),
+    }
+    for name, (value, least) in counts.items():
         check_count(who, name, value, least)
     if max(nonzeros) > (places := min(neurons) * d):
-        what = f"{min(neurons)} neurons on {d} inputs have {places} weights, fewer than the {max(nonzeros)} non-zeros asked for"
+        has = f"{min(neurons)} neurons on {d} inputs have {places} weights"
+        what = f"{has}, fewer than the {max(nonzeros)} non-zeros asked for"
         raise UsageError(who, what, remedy="more neurons, a larger d, or fewer nonzeros")
     plt = pyplot(who) if picture else None
     settings = {"d": d, "mixed": mixed, "distractors": distractors, "rounds": rounds}
+    grid = list(itertools.product(methods, neurons, nonzeros, samples))
     cells = [
         {"method": method, "n": n, "neurons": p, "s": s, "seed": seed}
-        for method in methods
-        for p in neurons
-        for s in nonzeros
-        for n in samples
+        for method, p, s, n in grid
         for seed in range(seeds)
     ]
     rows, folder = compute(who, out, settings, cells, planted_cell, jobs)
     table = []
-    for method in methods:
-        for p in neurons:
-            for s in nonzeros:
-                for n in samples:
-                    mine = [r for r in rows if (r["method"], r["neurons"], r["s"], r["n"]) == (method, p, s, n)]
-                    dbs = sorted(r["psnr"] for r in mine)
-                    exact = sum(r["exact"] for r in mine)
-                    median = (dbs[(len(dbs) - 1) // 2] + dbs[len(dbs) // 2]) / 2
-                    table.append(
-                        [method, str(p), str(s), str(n), f"{median:.1f}", f"{dbs[0]:.1f}", f"{exact}/{len(mine)}"]
-                    )
+    for method, p, s, n in grid:
+        mine = [r for r in rows if (r["method"], r["neurons"], r["s"], r["n"]) == (method, p, s, n)]
+        dbs, exact = [r["psnr"] for r in mine], sum(r["exact"] for r in mine)
+        figures = [f"{median(dbs):.1f}", f"{min(dbs):.1f}", f"{exact}/{len(mine)}"]
+        table.append([method, str(p), str(s), str(n), *figures])
     columns = ["method", "neurons", "non-zeros", "samples", "median dB", "least dB", "exact"]
     show(f"planted ReLU networks, d = {d}: PSNR on fresh samples over {seeds} seeds", columns, table)
     if plt is not None:
-        figure, axes = plt.subplots(figsize=(6, 4.5))
-        for method in methods:
-            mine = [
-                (int(r[3]), float(r[4]))
-                for r in table
-                if (r[0], r[1], r[2]) == (method, str(neurons[0]), str(nonzeros[0]))
-            ]
-            axes.semilogx(*zip(*mine, strict=True), marker="o", label=method)
         signs = "mixed output signs" if mixed else "output signs +1"
-        axes.set(
-            xlabel="samples",
-            ylabel="median PSNR (dB)",
-            title=f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}",
-        )
-        axes.legend()
-        save(plt, figure, folder / "planted.png")
+        title = f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}"
+        first = [row for row in table if row[1:3] == [str(neurons[0]), str(nonzeros[0])]]
+        _draw(plt, first, methods, title, folder / "planted.png")
+
+
+def _draw(plt: Any, table: list[list[str]], methods: list[str], title: str, path: Path) -> None:
+    """Median PSNR over samples, a line for each method."""
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    for method in methods:
+        mine = [(int(row[3]), float(row[4])) for row in table if row[0] == method]
+        axes.semilogx(*zip(*mine, strict=True), marker="o", label=method)
+    axes.set(xlabel="samples", ylabel="median PSNR (dB)", title=title)
+    axes.legend()
+    save(plt, figure, path)
 
 
 def planted_network(
     d: int, neurons: int, s: int, n: int, mixed: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """X (n, d), first layer (neurons, d) with s non-zeros placed uniformly, output signs (neurons,), y (n,); float64."""
+    """X (n, d), first layer (neurons, d) with s non-zeros, output signs (neurons,), y (n,); float64."""
     rng = generator(seed, d, neurons, s, 1 << 10)
     W = torch.zeros(neurons * d, dtype=torch.float64)
     W[torch.randperm(neurons * d, generator=rng)[:s]] = torch.randn(
@@ -131,7 +121,7 @@ def planted_network(
 
 
 def planted_cell(cell: Row) -> Row:
-    """One network recovered by one method: PSNR on fresh samples, and whether it is exact (relative error below 1e-3)."""
+    """One network by one method: PSNR on fresh samples, and whether the relative error is below 1e-3."""
     torch.set_num_threads(1)
     n, s, p, begin = cell["n"], cell["s"], cell["neurons"], time.perf_counter()
     X, W, signs, y = planted_network(cell["d"], p, s, n + 2000, cell["mixed"], cell["seed"])
@@ -167,9 +157,13 @@ def imp(
     lr: float = 1e-3,
     prune: float = 0.1,
 ) -> nn.Sequential:
-    """Iterative magnitude pruning, the baseline: train (Adam, no biases), prune a tenth of what is left by magnitude over all layers,
-    rewind to the initial values, again, until s weights are left; evaluated right after the last pruning, as in arXiv 2509.20323's code.
-    Where there are no more than s weights it is trained once, and nothing is pruned."""
+    """Iterative magnitude pruning, the baseline, as in the code of arXiv 2509.20323.
+
+    Repeated until s weights are left: train (Adam, no biases), prune the smallest tenth of the weights of all layers
+        together, rewind the
+    others to their initial values. The network is evaluated right after the last pruning. Where there are no more than
+    s weights it is trained once, and nothing is pruned.
+    """
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]
     rng = generator(seed, 4)

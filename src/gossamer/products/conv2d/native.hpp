@@ -1,201 +1,22 @@
-// The products of a sparse convolution on batch-last images: channel c, row i, column j of sample b lie at ((c * H + i) * W + j) * N + b.
+// The products of a sparse convolution on batch-last images: channel c, row i, column j of sample b lie at
+// ((c * H + i) * W + j) * N + b.
 //
 //     forward     y[o, p]  = bias[o] + sum_{(c, k) in S_o} W[o, c, k] x[c, stride p + dilation k - padding]
-//     backward    dx[c, p] = sum_{(o, k)} W[o, c, k] dy[o, (p + padding - dilation k) / stride]      where that is whole
+//     backward    dx[c, p] = sum_{(o, k)} W[o, c, k] dy[o, (p + padding - dilation k) / stride]   where it is whole
 //                 dW[o, c, k] = sum_p dy[o, (p + padding - dilation k) / stride] . x[c, p]
 //
-// Both take a tile of the image for a few lanes of the batch, pack what it needs of all channels (or a block of them) into scratch
-// memory that fits the second cache, zeros for the padding, and there every non-zero is one fixed offset: the inner loops are those of
-// the linear kernels, over R contiguous vectors of pixels and lanes. Columns of x are packed by their remainder modulo the stride, so
-// that neighbouring outputs read neighbours. In the backward pass the pixels of dx are taken by their remainders modulo the stride (a
-// kernel tap serves just one of them), and each load of dy serves dx and dW.
+// Both take a tile of the image (tile.hpp) for a few lanes of the batch. In the packed tile every non-zero is one fixed
+// offset. So the inner loops are those of the linear kernels, over R contiguous vectors of pixels and lanes. The
+// backward pass takes the pixels of dx by their remainders modulo the stride, since a kernel tap serves just one of
+// them. It uses each load of dy for dx and for dW.
 #pragma once
-#include "../linear/native.hpp"
+#include "tile.hpp"
 
 namespace gs {
 
-struct Conv {
-    int64_t C, H, W, O, OH, OW, KH, KW, SY, SX, PY, PX, DY, DX;
-};
-
-inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// What is packed at a time: `high` x `wide` pixels of the result, `channels` channels, and the rows and slots in scratch that this takes.
-struct Tile {
-    int64_t high, wide, channels, blocks, rows, slots;
-};
-
-// The tile with the least work besides the products: copies made for packing, results taken up again for each block of channels.
-// rows(h) and slots(w) tell how much of the source h rows and w columns of the result need; a slot holds `bytes`.
-template <class Rows, class Slots>
-Tile best_tile(int64_t high, int64_t wide, int64_t channels, int64_t results, int64_t bytes, int64_t budget, int64_t least_wide, Rows rows,
-               Slots slots) {
-    Tile best{};
-    double least = 0;
-    for (int64_t parts_w = 1; parts_w <= wide; parts_w *= 2) {
-        const int64_t w = ceil_div(wide, parts_w);
-        for (int64_t parts_h = 1; parts_h < 2 * high; parts_h *= 2) {
-            const int64_t h = ceil_div(high, parts_h), one = rows(h) * slots(w) * bytes;
-            const int64_t fit = std::clamp<int64_t>(budget / one, 1, channels), blocks = ceil_div(channels, fit);
-            double work = double(channels) * rows(h) * slots(w) / (h * w) * 2 + 12.0 * results * blocks + (one > budget ? 1e12 : 0);
-            if (!best.high || work < least) best = {h, w, ceil_div(channels, blocks), blocks, rows(h), slots(w)}, least = work;
-            if (h == 1) break;
-        }
-        if (w <= least_wide) break;
-    }
-    return best;
-}
-
-// split[b * (outer + 1) ...]: for each row of the index the place where its entries of block b begin, blocks being `size` inner indices.
-inline void split_blocks(const Index& s, int64_t blocks, int64_t size, int64_t first, int64_t last, int32_t* split) {
-    for (int64_t r = first; r < last; r++) {
-        int32_t k = s.ptr[r];
-        for (int64_t b = 0; b <= blocks; b++) {
-            if (b == blocks) k = s.ptr[r + 1];
-            else
-                while (k < s.ptr[r + 1] && s.idx[k] < b * size) k++;
-            split[b * s.outer + r] = k;
-        }
-    }
-}
-
-template <class T, int LC>
-GS_INLINE void copy_lanes(T* out, const T* in, int64_t count) {
-    if (count == LC) {
-        std::memcpy(out, in, LC * sizeof(T));
-    } else {
-        std::memcpy(out, in, count * sizeof(T));
-        std::memset(static_cast<void*>(out + count), 0, (LC - count) * sizeof(T));
-    }
-}
-
-// Rows of one channel: source rows top + i for i < rows (step 1), columns left + j; slot j lies at (j % step) * slots / step + j / step.
-// The same pixels of the next channel are fetched meanwhile.
-template <class T, int LC>
-void pack_plane(T* out, const T* plane, int64_t H, int64_t W, int64_t N, int64_t top, int64_t left, int64_t rows, int64_t slots, int64_t step,
-                int64_t start, int64_t count) {
-    const int64_t each = slots / step;
-    for (int64_t i = 0; i < rows; i++, out += slots * LC) {
-        const int64_t r = top + i;
-        if (r < 0 || r >= H) {
-            std::memset(static_cast<void*>(out), 0, slots * LC * sizeof(T));
-            continue;
-        }
-        const T* row = plane + r * W * N + start;
-        for (int64_t f = 0; f < step; f++)
-            for (int64_t q = 0; q < each; q++) {
-                const int64_t c = left + q * step + f;
-                T* to = out + (f * each + q) * LC;
-                if (c < 0 || c >= W) {
-                    std::memset(static_cast<void*>(to), 0, LC * sizeof(T));
-                } else {
-                    soon<LC, false, 2>(row + c * N + H * W * N);
-                    copy_lanes<T, LC>(to, row + c * N, count);
-                }
-            }
-    }
-}
-
-// R vectors, LC lanes for each of R L / LC pixels, between registers and an image whose pixels are `step` numbers apart; `count` of the
-// LC lanes exist.
-template <class A, int L, int R, int LC, class T>
-GS_INLINE void store_pixels(T* to, int64_t step, const V<A, L> (&acc)[R], int64_t count) {
-    if (__builtin_expect(count == LC, 1)) {
-        GS_UNROLL
-        for (int i = 0; i < R; i++) store<A, L>(to + i * L / LC * step + i * L % LC, acc[i]);
-    } else {
-        T lanes[R * L];
-        GS_UNROLL
-        for (int i = 0; i < R; i++) store<A, L>(lanes + i * L, acc[i]);
-        for (int i = 0; i < R * L / LC; i++) std::memcpy(to + i * step, lanes + i * LC, count * sizeof(T));
-    }
-}
-
-template <class A, int L, int R, int LC, class T>
-GS_INLINE void load_pixels(const T* from, int64_t step, V<A, L> (&out)[R], int64_t count) {
-    if (__builtin_expect(count == LC, 1)) {
-        GS_UNROLL
-        for (int i = 0; i < R; i++) out[i] = load<A, L>(from + i * L / LC * step + i * L % LC);
-    } else {
-        T lanes[R * L] = {};
-        for (int i = 0; i < R * L / LC; i++) std::memcpy(static_cast<void*>(lanes + i * LC), from + i * step, count * sizeof(T));
-        GS_UNROLL
-        for (int i = 0; i < R; i++) out[i] = load<A, L>(lanes + i * L);
-    }
-}
-
-// The same pixels will be loaded, or stored, soon.
-template <int L, int R, int LC, bool WRITE, class T>
-GS_INLINE void soon_pixels(const T* p, int64_t step) {
-    GS_UNROLL
-    for (int i = 0; i < R * L / LC; i++) soon<LC, WRITE, WRITE ? 3 : 2>(p + i * step);
-}
-
-// f(regs, pixel): the pixels of a row in pieces that fill 8 registers, then 4, 2, 1, as long as that is whole pixels.
-template <int PER, class F>
-GS_INLINE void each_piece(int64_t pixels, F&& f) {
-    int64_t p = 0;
-    for (; p + 8 / PER <= pixels; p += 8 / PER) f(Const<8>{}, p);
-    if constexpr (PER <= 4)
-        if (p + 4 / PER <= pixels) f(Const<4>{}, p), p += 4 / PER;
-    if constexpr (PER <= 2)
-        if (p + 2 / PER <= pixels) f(Const<2>{}, p), p += 2 / PER;
-    if constexpr (PER == 1)
-        if (p < pixels) f(Const<1>{}, p);
-}
-
-// f(lanes for each pixel): as many vectors as fill eight registers with a row of the image, at least a cache line.
-template <class A, class F>
-void with_lanes(int64_t wide, int64_t batch, F&& f) {
-    constexpr int L = LANES<A>;
-    const int64_t useful = std::min<int64_t>(ceil_div(8, wide), ceil_div(batch, L));
-    if (useful > 4) f(Const<8 * L>{});
-    else if (useful > 2) f(Const<4 * L>{});
-    else if ((useful > 1 || BYTES < 64) && batch > L) f(Const<2 * L>{});
-    else f(Const<L>{});
-}
-
-inline constexpr int64_t FIRST_CACHE = 18 << 10;  // bytes of the first cache to fill with x, of 32 K or more
-
-inline int64_t budget_of(const Machine& m) { return m.cache * 5 / 8; }
-
-// How a tile of outputs sees x: the tile, and the offset of every entry of an index in row order.
-struct Source {
-    const Conv& g;
-    Tile tile;
-    int64_t K, plane, each;
-    int lanes;
-
-    Source(const Conv& g, const Index&, int lanes, int64_t bytes, const Machine& m) : g(g), K(g.KH * g.KW), lanes(lanes) {
-        auto rows = [&](int64_t h) { return (h - 1) * g.SY + (g.KH - 1) * g.DY + 1; };
-        auto slots = [&](int64_t w) { return ceil_div((w - 1) * g.SX + (g.KW - 1) * g.DX + 1, g.SX) * g.SX; };
-        const int64_t least = std::max<int64_t>(1, 8 * BYTES / (lanes * bytes));
-        tile = best_tile(g.OH, g.OW, g.C, g.O, lanes * bytes, budget_of(m), least, rows, slots);
-        plane = tile.rows * tile.slots * lanes, each = tile.slots / g.SX;
-    }
-
-    int32_t offset(int64_t column) const {
-        const int64_t c = column / K % tile.channels, tap = column % K, ky = tap / g.KW * g.DY, kx = tap % g.KW * g.DX;
-        return int32_t(c * plane + (ky * tile.slots + kx % g.SX * each + kx / g.SX) * lanes);
-    }
-
-    void prepare(const Index& s, int64_t first, int64_t last, int32_t* off, int32_t* split) const {
-        split_blocks(s, tile.blocks, tile.channels * K, first, last, split);
-        for (int64_t k = s.ptr[first]; k < s.ptr[last]; k++) off[k] = offset(s.idx[k]);
-    }
-
-    template <class T, int LC>
-    void pack(T* scratch, const T* x, int64_t b, int64_t oy, int64_t ox, int64_t N, int64_t start, int64_t count) const {
-        const int64_t c0 = b * tile.channels, c1 = std::min(g.C, c0 + tile.channels);
-        for (int64_t c = c0; c < c1; c++)
-            pack_plane<T, LC>(scratch + (c - c0) * plane, x + c * g.H * g.W * N, g.H, g.W, N, oy * g.SY - g.PY, ox * g.SX - g.PX, tile.rows,
-                              tile.slots, g.SX, start, count);
-    }
-};
-
-// The forward pass goes one step further down: where rows hold entries enough, the channels are cut once more, into blocks whose share of
-// a piece of pixels fits the first cache, and all rows run over one such block before the next. Entries then lie block by block.
+// The forward pass has one level more. Where rows hold enough entries, the channels are cut once more, into slabs whose
+// part of a piece of pixels fits the first cache, and all rows run over one such slab before the next. Entries then lie
+// slab by slab.
 template <class A, class T>
 void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Conv g, int64_t N, Machine m) {
     constexpr int L = LANES<A>;
@@ -203,22 +24,25 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
         constexpr int LC = decltype(lanes_each)::value;
         Source source(g, s, LC, sizeof(T), m);
         Tile& tile = source.tile;
-        const int64_t n = s.ptr[s.outer], near = g.KH * (8 * L / LC + g.KW - 1) * LC * int64_t(sizeof(T));  // bytes of a channel for a piece
+        const int64_t n = s.ptr[s.outer], near = g.KH * (8 * L / LC + g.KW - 1) * LC *
+                                                 int64_t(sizeof(T));  // bytes of a channel for a piece
         int64_t parts = ceil_div(tile.channels * near, FIRST_CACHE);
-        if (n < 5 * g.O * parts * tile.blocks) parts = 1;
+        if (n < 5 * g.O * parts * tile.slabs) parts = 1;
         const int64_t each = ceil_div(tile.channels, parts);
-        tile.channels = each * parts, tile.blocks = ceil_div(g.C, tile.channels);
-        const int64_t across = ceil_div(g.OW, tile.wide), pieces = ceil_div(N, LC), tasks = ceil_div(g.OH, tile.high) * across * pieces;
-        const int64_t all = tile.blocks * parts;
+        tile.channels = each * parts, tile.slabs = ceil_div(g.C, tile.channels);
+        const int64_t across = ceil_div(g.OW, tile.wide), pieces = ceil_div(N, LC),
+                      tasks = ceil_div(g.OH, tile.high) * across * pieces;
+        const int64_t all = tile.slabs * parts;
         static thread_local Scratch offsets, splits, begins, ordered;
-        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((all + 1) * s.outer), *begin = begins.get<int32_t>(all * s.outer + 1);
+        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((all + 1) * s.outer),
+                *begin = begins.get<int32_t>(all * s.outer + 1);
         A* vals = ordered.get<A>(n);
         parallel(m.threads, [&](int t, int threads) {
             static thread_local Scratch packed, sums;
             T* scratch = packed.get<T>(tile.channels * source.plane);
             A* acc_of = sums.get<A>(g.O * 8 * L);
             const int64_t o0 = s.outer * t / threads, o1 = s.outer * (t + 1) / threads;
-            split_blocks(s, all, each * source.K, o0, o1, split);
+            split_slabs(s, all, each * source.K, o0, o1, split);
             barrier(threads);
             if (t == 0) {
                 begin[0] = 0;
@@ -227,18 +51,22 @@ void conv_forward(const T* x, const A* values, const A* bias, T* y, Index s, Con
             barrier(threads);
             for (int64_t b = 0; b < all; b++)
                 for (int64_t o = o0; o < o1; o++) {
-                    const int64_t from = split[b * s.outer + o], count = split[(b + 1) * s.outer + o] - from, to = begin[b * s.outer + o];
-                    for (int64_t k = 0; k < count; k++) off[to + k] = source.offset(s.idx[from + k]), vals[to + k] = values[from + k];
+                    const int64_t from = split[b * s.outer + o], count = split[(b + 1) * s.outer + o] - from,
+                                  to = begin[b * s.outer + o];
+                    for (int64_t k = 0; k < count; k++)
+                        off[to + k] = source.offset(s.idx[from + k]), vals[to + k] = values[from + k];
                 }
             barrier(threads);
             for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
                 const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
                 const int64_t oy = task / pieces / across * tile.high, ox = task / pieces % across * tile.wide;
                 const int64_t high = std::min(tile.high, g.OH - oy), wide = std::min(tile.wide, g.OW - ox);
-                for (int64_t b = 0; b < tile.blocks; b++) {
+                for (int64_t b = 0; b < tile.slabs; b++) {
                     source.pack<T, LC>(scratch, x, b, oy, ox, N, start, count);
                     const int32_t* from = begin + b * parts * s.outer;
-                    auto row_of = [=](int64_t o, int64_t i) { return y + (((o * g.OH + oy + i) * g.OW) + ox) * N + start; };
+                    auto row_of = [=](int64_t o, int64_t i) {
+                        return y + (((o * g.OH + oy + i) * g.OW) + ox) * N + start;
+                    };
                     auto level = [=](int64_t o) { return splat<A, L>(bias ? bias[o] : A(0)); };
                     if (parts == 1) {
                         for (int64_t o = 0; o < g.O; o++)
@@ -305,7 +133,7 @@ void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Mac
         const int64_t n = s.ptr[s.outer], across = ceil_div(g.OW, tile.wide), pieces = ceil_div(N, LC);
         const int64_t tasks = ceil_div(g.OH, tile.high) * across * pieces;
         static thread_local Scratch offsets, splits, partial;
-        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
+        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.slabs + 1) * s.outer);
         A* sums_of = partial.get<A>(n * m.threads);
         int64_t most = 0;
         for (int64_t o = 0; o < g.O; o++) most = std::max<int64_t>(most, s.ptr[o + 1] - s.ptr[o]);
@@ -320,7 +148,7 @@ void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Mac
                 const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
                 const int64_t oy = task / pieces / across * tile.high, ox = task / pieces % across * tile.wide;
                 const int64_t high = std::min(tile.high, g.OH - oy), wide = std::min(tile.wide, g.OW - ox);
-                for (int64_t b = 0; b < tile.blocks; b++) {
+                for (int64_t b = 0; b < tile.slabs; b++) {
                     source.pack<T, LC>(scratch, x, b, oy, ox, N, start, count);
                     const int32_t* from = split + b * s.outer;
                     for (int64_t o = 0; o < g.O; o++) {
@@ -333,7 +161,8 @@ void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Mac
                                 constexpr int R = decltype(regs)::value;
                                 V<A, L> none[R], in[R];
                                 load_pixels<A, L, R, LC>(row + p * N, N, in, count);
-                                axpy_dots<A, L, R, false, true>(none, in, base + p * LC, 1, off, (const A*)nullptr, k0, k1, dots, 0);
+                                axpy_dots<A, L, R, false, true>(none, in, base + p * LC, 1, off, (const A*)nullptr, k0,
+                                                                k1, dots, 0);
                             });
                         }
                         reduce_dots<A, L>(dots, k1 - k0, sums);
@@ -351,8 +180,8 @@ void conv_weight(const T* dy, const T* x, A* dw, Index s, Conv g, int64_t N, Mac
     });
 }
 
-// dx; dw may be null. s is in column order: outer = C KH KW, inner = O. Entries are taken block of output channels by block, in it channel
-// by channel, remainder by remainder.
+// dx; dw may be null. s is in column order: outer = C KH KW, inner = O. Entries are taken slab by slab of output
+// channels, in a slab channel by channel, remainder by remainder.
 template <class A, class T>
 void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index s, Conv g, int64_t N, Machine m) {
     constexpr int L = LANES<A>;
@@ -364,12 +193,15 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
         auto rows = [&](int64_t h) { return h + high_y - low_y; };
         auto slots = [&](int64_t w) { return w + high_x - low_x; };
         const int64_t K = g.KH * g.KW, phases = g.SY * g.SX, n = s.ptr[s.outer], step = g.SX * N;
-        const Tile tile = best_tile(GH, GW, g.O, g.C * phases, LC * sizeof(T), budget_of(m), std::max(1, 8 * L / LC), rows, slots);
-        const int64_t plane = tile.rows * tile.slots * LC, segments = tile.blocks * g.C * phases;
-        const int64_t across = ceil_div(GW, tile.wide), pieces = ceil_div(N, LC), tasks = ceil_div(GH, tile.high) * across * pieces;
+        const Tile tile =
+            best_tile(GH, GW, g.O, g.C * phases, LC * sizeof(T), budget_of(m), std::max(1, 8 * L / LC), rows, slots);
+        const int64_t plane = tile.rows * tile.slots * LC, segments = tile.slabs * g.C * phases;
+        const int64_t across = ceil_div(GW, tile.wide), pieces = ceil_div(N, LC),
+                      tasks = ceil_div(GH, tile.high) * across * pieces;
         static thread_local Scratch offsets, splits, begins, ordered, places, partial, taps;
-        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.blocks + 1) * s.outer);
-        int32_t *begin = begins.get<int32_t>(segments + 1), *place = places.get<int32_t>(n), *phase_of = taps.get<int32_t>(2 * K);
+        int32_t *off = offsets.get<int32_t>(n), *split = splits.get<int32_t>((tile.slabs + 1) * s.outer);
+        int32_t *begin = begins.get<int32_t>(segments + 1), *place = places.get<int32_t>(n),
+                *phase_of = taps.get<int32_t>(2 * K);
         A *vals = ordered.get<A>(n), *sums_of = dw ? partial.get<A>(n * m.threads) : nullptr;
         for (int64_t tap = 0; tap < K; tap++) {  // the remainder that a tap serves, and how far it sees dy moved there
             const int64_t ky = g.PY - tap / g.KW * g.DY, kx = g.PX - tap % g.KW * g.DX;
@@ -382,14 +214,16 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
         parallel(m.threads, [&](int t, int threads) {
             static thread_local Scratch packed, held, summed;
             T* scratch = packed.get<T>(tile.channels * plane);
-            A *dots = held.get<A>((most + L) * L), *sums = summed.get<A>(most + L), *mine = dw ? sums_of + n * t : nullptr;
+            A *dots = held.get<A>((most + L) * L), *sums = summed.get<A>(most + L),
+              *mine = dw ? sums_of + n * t : nullptr;
             const int64_t first = g.C * t / threads, last = g.C * (t + 1) / threads;
-            split_blocks(s, tile.blocks, tile.channels, first * K, last * K, split);
+            split_slabs(s, tile.slabs, tile.channels, first * K, last * K, split);
             auto each_run = [&](int64_t b, int64_t c, int64_t phase, auto&& f) {  // f(tap, first, last entry)
                 for (int64_t tap = 0; tap < K; tap++)
-                    if (phase_of[tap] == phase) f(tap, split[b * s.outer + c * K + tap], split[(b + 1) * s.outer + c * K + tap]);
+                    if (phase_of[tap] == phase)
+                        f(tap, split[b * s.outer + c * K + tap], split[(b + 1) * s.outer + c * K + tap]);
             };
-            for (int64_t b = 0; b < tile.blocks; b++)
+            for (int64_t b = 0; b < tile.slabs; b++)
                 for (int64_t c = first; c < last; c++)
                     for (int64_t phase = 0; phase < phases; phase++) {
                         int32_t count = 0;
@@ -402,7 +236,7 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
                 for (int64_t i = 0; i < segments; i++) begin[i + 1] += begin[i];
             }
             barrier(threads);
-            for (int64_t b = 0; b < tile.blocks; b++)
+            for (int64_t b = 0; b < tile.slabs; b++)
                 for (int64_t c = first; c < last; c++)
                     for (int64_t phase = 0; phase < phases; phase++) {
                         int64_t to = begin[(b * g.C + c) * phases + phase];
@@ -418,11 +252,11 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
             for (int64_t task = tasks * t / threads; task < tasks * (t + 1) / threads; task++) {
                 const int64_t start = task % pieces * LC, count = std::min<int64_t>(LC, N - start);
                 const int64_t iy = task / pieces / across * tile.high, ix = task / pieces % across * tile.wide;
-                for (int64_t b = 0; b < tile.blocks; b++) {
+                for (int64_t b = 0; b < tile.slabs; b++) {
                     const int64_t o0 = b * tile.channels, o1 = std::min(g.O, o0 + tile.channels);
                     for (int64_t o = o0; o < o1; o++)
-                        pack_plane<T, LC>(scratch + (o - o0) * plane, dy + o * g.OH * g.OW * N, g.OH, g.OW, N, iy + low_y, ix + low_x,
-                                          tile.rows, tile.slots, 1, start, count);
+                        pack_plane<T, LC>(scratch + (o - o0) * plane, dy + o * g.OH * g.OW * N, g.OH, g.OW, N,
+                                          iy + low_y, ix + low_x, tile.rows, tile.slots, 1, start, count);
                     for (int64_t segment = b * g.C * phases; segment < (b + 1) * g.C * phases; segment++) {
                         const int64_t c = segment / phases % g.C, fy = segment % phases / g.SX, fx = segment % g.SX;
                         const int64_t k0 = begin[segment], k1 = begin[segment + 1];
@@ -442,9 +276,11 @@ void conv_backward(const T* dy, const T* x, const A* values, T* dx, A* dw, Index
                                 else
                                     for (auto& a : acc) a = V<A, L>{};
                                 if (dw) {
-                                    soon_pixels<L, R, LC, false>(x + at + p * step + g.H * g.W * N, step);  // the next channel's
+                                    soon_pixels<L, R, LC, false>(x + at + p * step + g.H * g.W * N,
+                                                                 step);  // the next channel's
                                     load_pixels<A, L, R, LC>(x + at + p * step, step, in, count);
-                                    axpy_dots<A, L, R, true, true>(acc, in, base + p * LC, 1, off, vals, k0, k1, dots, 0);
+                                    axpy_dots<A, L, R, true, true>(acc, in, base + p * LC, 1, off, vals, k0, k1, dots,
+                                                                   0);
                                 } else {
                                     axpy<A, L, R>(acc, base + p * LC, 1, off, vals, k0, k1, 0);
                                 }

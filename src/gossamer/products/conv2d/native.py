@@ -1,81 +1,42 @@
-"""The fast counterparts of :mod:`.reference`: ``native.hpp`` by way of an extension module. Outputs and input gradients are batch-last."""
+# pyright: strict
+"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module.
+
+Outputs and input gradients are batch-last.
+"""
 
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
-import torch
-from torch import Tensor
+from torch import Tensor, empty_like, get_num_threads
 
 from ..._backend.dispatch import Kernel
-from ..._backend.native import BEST, COMPUTED, ONE, batch_last, computed, like, reasons_against
+from ..._backend.memory import fast_batch_last, new_batch_last
+from ..._backend.native import BEST, COMPUTED, ONE, Build, computed, reasons_against
 from ...support import Support
 from .reference import Geometry
 
 
-def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
+def kernels(m: Build, name: str = "native") -> dict[str, Kernel]:
     """The kernels of one build, by operation."""
 
     def forward(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor | None = None) -> Tensor:
-        y = like(x, x.shape[0], s.shape[0], *_out(g, *x.shape[2:]))
-        bias = None if bias is None else computed(bias)
+        y = new_batch_last(x, x.shape[0], s.shape[0], *_out(g, *x.shape[2:]))
+        operands = (fast_batch_last(x), computed(values), None if bias is None else computed(bias), y, s.crow, s.col)
         if s.block == ONE:
-            m.conv_forward(batch_last(x), computed(values), bias, y, s.crow, s.col, _flat(g), torch.get_num_threads())
+            m.conv_forward(*operands, _flat(g), get_num_threads())
         else:
-            m.block_forward(
-                batch_last(x), computed(values), bias, y, s.crow, s.col, s.block, _flat(g), torch.get_num_threads()
-            )
+            m.block_forward(*operands, s.block, _flat(g), get_num_threads())
         return y
 
     def backward(dy: Tensor, x: Tensor, values: Tensor, s: Support, g: Geometry) -> tuple[Tensor, Tensor]:
         weights = computed(values)
-        dx, dw = like(dy, *x.shape), torch.empty_like(weights)
-        if s.block == ONE:
-            m.conv_backward(
-                batch_last(dy), batch_last(x), weights, dx, dw, s.ccol, s.row, s.perm, _flat(g), torch.get_num_threads()
-            )
-        else:
-            m.block_backward(
-                batch_last(dy),
-                batch_last(x),
-                weights,
-                dx,
-                dw,
-                s.crow,
-                s.col,
-                s.block,
-                _flat(g),
-                torch.get_num_threads(),
-            )
+        dx, dw = new_batch_last(dy, *x.shape), empty_like(weights)
+        _backward(m, dy, fast_batch_last(x), weights, dx, dw, s, g)
         return dx, dw if dw.dtype is values.dtype else dw.to(values.dtype)
 
     def input_gradient(dy: Tensor, values: Tensor, s: Support, g: Geometry, size: tuple[int, int]) -> Tensor:
-        dx = like(dy, dy.shape[0], s.shape[1] // (g.kernel[0] * g.kernel[1]), *size)
-        if s.block == ONE:
-            m.conv_backward(
-                batch_last(dy),
-                None,
-                computed(values),
-                dx,
-                None,
-                s.ccol,
-                s.row,
-                s.perm,
-                _flat(g),
-                torch.get_num_threads(),
-            )
-        else:
-            m.block_backward(
-                batch_last(dy),
-                None,
-                computed(values),
-                dx,
-                None,
-                s.crow,
-                s.col,
-                s.block,
-                _flat(g),
-                torch.get_num_threads(),
-            )
+        dx = new_batch_last(dy, dy.shape[0], s.shape[1] // (g.kernel[0] * g.kernel[1]), *size)
+        _backward(m, dy, None, computed(values), dx, None, s, g)
         return dx
 
     def weight_gradient(dy: Tensor, x: Tensor, s: Support, g: Geometry) -> Tensor:
@@ -85,15 +46,24 @@ def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
     return {f.__name__: Kernel(name, f, reasons_against) for f in functions}
 
 
-def sampled(m: Any, dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: tuple[int, int], g: Geometry) -> Tensor:
+def _backward(
+    m: Build, dy: Tensor, x: Tensor | None, values: Tensor, dx: Tensor, dw: Tensor | None, s: Support, g: Geometry
+) -> None:
+    operands = (fast_batch_last(dy), x, values, dx, dw)
+    if s.block == ONE:
+        m.conv_backward(*operands, s.ccol, s.row, s.perm, _flat(g), get_num_threads())
+    else:
+        m.block_backward(*operands, s.crow, s.col, s.block, _flat(g), get_num_threads())
+
+
+def sampled(m: Build, dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: tuple[int, int], g: Geometry) -> Tensor:
     """The kernel's gradient at the blocks of a CSR index, kept or not: images -> (m,) or (m, h, w)."""
     dw = x.new_empty(col.shape if block == ONE else (*col.shape, *block), dtype=COMPUTED[x.dtype])
+    dy, x = fast_batch_last(dy), fast_batch_last(x)
     if block == ONE:
-        m.conv_weight(batch_last(dy), batch_last(x), dw, crow, col, _flat(g), torch.get_num_threads())
+        m.conv_weight(dy, x, dw, crow, col, _flat(g), get_num_threads())
     else:
-        m.block_backward(
-            batch_last(dy), batch_last(x), None, None, dw, crow, col, block, _flat(g), torch.get_num_threads()
-        )
+        m.block_backward(dy, x, None, None, dw, crow, col, block, _flat(g), get_num_threads())
     return dw
 
 
@@ -105,4 +75,4 @@ def _flat(g: Geometry) -> tuple[int, ...]:
 _out = lru_cache(Geometry.out)
 
 
-KERNELS = kernels(BEST)
+KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything

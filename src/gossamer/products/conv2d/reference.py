@@ -1,6 +1,10 @@
-"""Convolution by a sparse kernel and its gradients: unfold a part of the batch, then the linear reference. Any stride, padding, dilation.
+# pyright: strict
+"""Convolution by a sparse kernel and its gradients, by :func:`unfold` and the linear reference.
 
-The kernel (out, in, kh, kw) is the matrix (out, in kh kw) = (rows, cols) of the support. FLOPs 2 B H' W' n for each of the three products.
+Any stride, padding, dilation. A part of the batch is unfolded at a time, so memory is bounded.
+
+The kernel (out, in, kh, kw) is the matrix (out, in kh kw) = (rows, cols) of the support. FLOPs 2 B H' W' n for each of
+the three products.
 """
 
 from collections.abc import Iterator

@@ -1,13 +1,16 @@
-"""y = x W^T for a sparse W, its two gradients, and the gradient at any other coordinates: the reference, in torch's own sparse arithmetic.
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+"""y = x W^T for a sparse W, its two gradients, and the gradient at other coordinates: the reference, by torch.sparse.
 
     forward            y[b, i]  = sum_{j in S_i} W[i, j] x[b, j]                       2 B n flops
     input_gradient     dx[b, j] = sum_{i : j in S_i} W[i, j] dy[b, i]                  2 B n
     weight_gradient    dW[i, j] = sum_b dy[b, i] x[b, j]   for (i, j) in S  (SDDMM)    2 B n
 
-Memory O(n + activations). The weights may be cut into blocks of (h, w): values (n, h, w), and the same lines hold for tiles.
+Memory O(n + activations). The weights may be cut into blocks of (h, w): values (n, h, w), and the same lines hold for
+tiles.
 """
 
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -81,6 +84,6 @@ def _tiles(x: Tensor, values: Tensor, rows: Tensor, cols: Tensor, grid: tuple[in
     return y.view(grid[0] * h, batch).t()
 
 
-def _chunks(n: int, numbers_each: int):
+def _chunks(n: int, numbers_each: int) -> Iterator[slice]:
     step = max(1, TILE_NUMBERS // max(1, numbers_each))
     return (slice(start, start + step) for start in range(0, n, step))

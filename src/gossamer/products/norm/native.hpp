@@ -1,10 +1,12 @@
-// Batch normalisation with an optional ReLU on batch-last tensors: channel c is the row of M = H W N numbers at x + c M.
+// Batch normalisation with an optional ReLU on batch-last tensors: channel c is the row of M = H W N numbers at x + c
+// M.
 //
 //     forward     mean, var over the row;  y = (x - mean) / sqrt(var + eps) * weight + bias;   y = max(y, 0)
 //     backward    g = dy where y > 0;  db = sum g;  dw = sum g xhat;  dx = weight / std * (g - db / M - xhat dw / M)
 //
-// One pass over memory each: a block that fits the first caches is summed up twice (mean, then squares about it: Chan et al. 1983).
-// The row is read again for y (or dx) while it is still in the last cache.
+// Each takes one pass over memory for the sums. A part of SPAN numbers fits the first caches and is summed up twice:
+// the mean, then the squares about it (Chan et al. 1983). The row is read again for y (or dx) while it is still in the
+// last cache.
 #pragma once
 #include <cmath>
 
@@ -13,7 +15,7 @@
 
 namespace gs {
 
-inline constexpr int64_t BLOCK = 4096;
+inline constexpr int64_t SPAN = 4096;
 
 // f(lanes, i) over [0, count): vectors, then single numbers.
 template <class A, class F>
@@ -48,16 +50,18 @@ struct Affine {  // y = x * scale + shift
 };
 
 template <class A>
-void batch_norm_forward(const A* x, const A* weight, const A* bias, double eps, bool relu, A* y, A* mean, A* invstd, int64_t C, int64_t M,
-                        Machine m) {
+void batch_norm_forward(const A* x, const A* weight, const A* bias, double eps, bool relu, A* y, A* mean, A* invstd,
+                        int64_t C, int64_t M, Machine m) {
     parallel(m.threads, [&](int t, int threads) {
         for (int64_t c = C * t / threads; c < C * (t + 1) / threads; c++) {
             const A* row = x + c * M;
             double average = 0, squares = 0;
-            for (int64_t start = 0; start < M; start += BLOCK) {
-                const int64_t count = std::min(BLOCK, M - start);
+            for (int64_t start = 0; start < M; start += SPAN) {
+                const int64_t count = std::min(SPAN, M - start);
                 const A* p = row + start;
-                const A here = sum_over<A>(count, [=](auto lanes, int64_t i) { return load<A, decltype(lanes)::value>(p + i); }) / A(count);
+                const A here =
+                    sum_over<A>(count, [=](auto lanes, int64_t i) { return load<A, decltype(lanes)::value>(p + i); }) /
+                    A(count);
                 const A about = sum_over<A>(count, [=](auto lanes, int64_t i) {
                     auto d = load<A, decltype(lanes)::value>(p + i) - here;
                     return d * d;
@@ -80,8 +84,8 @@ void batch_norm_forward(const A* x, const A* weight, const A* bias, double eps, 
 }
 
 template <class A>
-void batch_norm_backward(const A* dy, const A* x, const A* weight, const A* bias, const A* mean, const A* invstd, bool relu, A* dx, A* dweight,
-                         A* dbias, int64_t C, int64_t M, Machine m) {
+void batch_norm_backward(const A* dy, const A* x, const A* weight, const A* bias, const A* mean, const A* invstd,
+                         bool relu, A* dx, A* dweight, A* dbias, int64_t C, int64_t M, Machine m) {
     parallel(m.threads, [&](int t, int threads) {
         for (int64_t c = C * t / threads; c < C * (t + 1) / threads; c++) {
             const Affine<A> f(mean[c], invstd[c], weight, bias, c);
@@ -92,8 +96,8 @@ void batch_norm_backward(const A* dy, const A* x, const A* weight, const A* bias
                 return relu ? (load<A, L>(in + i) * f.scale + f.shift > zero ? d : zero) : d;
             };
             double sums = 0, dots = 0;
-            for (int64_t start = 0; start < M; start += BLOCK) {
-                const int64_t count = std::min(BLOCK, M - start);
+            for (int64_t start = 0; start < M; start += SPAN) {
+                const int64_t count = std::min(SPAN, M - start);
                 sums += sum_over<A>(count, [=](auto lanes, int64_t i) { return passed(lanes, start + i); });
                 dots += sum_over<A>(count, [=](auto lanes, int64_t i) {
                     return passed(lanes, start + i) * (load<A, decltype(lanes)::value>(in + start + i) - center);
@@ -118,9 +122,10 @@ void row_sums(const T* x, A* out, int64_t C, int64_t M, Machine m) {
     parallel(m.threads, [&](int t, int threads) {
         for (int64_t c = C * t / threads; c < C * (t + 1) / threads; c++) {
             double total = 0;
-            for (int64_t start = 0; start < M; start += BLOCK) {
+            for (int64_t start = 0; start < M; start += SPAN) {
                 const T* p = x + c * M + start;
-                total += sum_over<A>(std::min(BLOCK, M - start), [=](auto lanes, int64_t i) { return load<A, decltype(lanes)::value>(p + i); });
+                total += sum_over<A>(std::min(SPAN, M - start),
+                                     [=](auto lanes, int64_t i) { return load<A, decltype(lanes)::value>(p + i); });
             }
             out[c] = A(total);
         }

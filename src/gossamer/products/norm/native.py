@@ -1,46 +1,43 @@
-"""The fast counterparts of :mod:`.reference`: ``native.hpp`` by way of an extension module."""
+# pyright: strict
+"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from ..._backend.dispatch import Kernel
-from ..._backend.native import BEST, batch_last, like, why_not
+from ..._backend.memory import fast_batch_last, new_batch_last
+from ..._backend.native import BEST, Build, why_not
+from .reference import Norm
 
 
-def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
+def kernels(m: Build, name: str = "native") -> dict[str, Kernel]:
     """The kernels of one build, by operation."""
 
-    def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, (mean, invstd) = like(x, *x.shape), x.new_empty(2, x.shape[1])
-        m.batch_norm_forward(batch_last(x), weight, bias, eps, relu, y, mean, invstd, torch.get_num_threads())
+    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> Norm:
+        y, (mean, invstd) = new_batch_last(x, *x.shape), x.new_empty(2, x.shape[1])
+        m.batch_norm_forward(fast_batch_last(x), weight, bias, eps, relu, y, mean, invstd, get_num_threads())
         return y, mean, invstd
 
     def backward(
         dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dx, (dweight, dbias) = like(x, *x.shape), x.new_empty(2, x.shape[1])
-        threads = torch.get_num_threads()
-        m.batch_norm_backward(
-            batch_last(dy), batch_last(x), weight, bias, mean, invstd, relu, dx, dweight, dbias, threads
-        )
+    ) -> Norm:
+        dx, (dweight, dbias) = new_batch_last(x, *x.shape), x.new_empty(2, x.shape[1])
+        operands = (fast_batch_last(dy), fast_batch_last(x), weight, bias, mean, invstd, relu)
+        m.batch_norm_backward(*operands, dx, dweight, dbias, get_num_threads())
         return dx, dweight, dbias
 
-    return {f.__name__: Kernel(name, f, _unfit) for f in (forward, backward)}
+    return {f.__name__: Kernel(name, f, _reasons_against) for f in (forward, backward)}
 
 
-def _unfit(first: Tensor, second: Tensor | None, third: Tensor | None, *_: Any) -> list[str]:
+def _reasons_against(first: Tensor, second: Tensor | None, third: Tensor | None, *_: Any) -> list[str]:
     reasons = why_not(first, second, third)
     if not reasons and first.dtype not in (torch.float32, torch.float64):
-        reasons.append(f"they know float32 and float64, not {first.dtype}")
-    return (
-        reasons
-        if first.dim() in (2, 4)
-        else [*reasons, f"they know (N, C) and (N, C, H, W), not {first.dim()} dimensions"]
-    )
+        reasons.append(f"they compute in float32 and float64, not {first.dtype}")
+    if first.dim() not in (2, 4):
+        reasons.append(f"they take (N, C) and (N, C, H, W), not {first.dim()} dimensions")
+    return reasons
 
 
-KERNELS = kernels(BEST)
+KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything

@@ -1,11 +1,16 @@
-"""Batch normalisation of a training step, with a ReLU or without, as one operation on batch-last tensors; the kernel is chosen here."""
+# pyright: strict
+"""Batch normalisation of a training step, with a ReLU or without, as one operation on batch-last tensors.
 
-from typing import NamedTuple
+The kernel is chosen here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._backend.dispatch import Kernel, always, choose, followed
+from ..._backend.dispatch import Kernel, always, choose, is_differentiated_again
 from ..._backend.memory import batch_last
 from . import native, reference
 
@@ -14,7 +19,7 @@ BACKWARD = [native.KERNELS["backward"], Kernel("reference", reference.backward, 
 
 
 class Running(NamedTuple):
-    """The running statistics that a training step moves, (C,) each, and how far."""
+    """The running statistics that a training step updates, (C,) each, and the weight of the new batch in them."""
 
     mean: Tensor
     var: Tensor
@@ -29,40 +34,45 @@ def batch_norm(
     relu: bool = False,
     running: Running | None = None,
 ) -> Tensor:
-    """``x`` normalised per channel by its own mean and variance, times ``weight``, plus ``bias``; negative numbers made 0 with ``relu``.
+    """``x`` normalised per channel by its own mean and variance, times ``weight``, plus ``bias``; a ReLU if ``relu``.
 
     Args:
         x: (N, C, ...), batch-last, float32 or float64, at least two numbers per channel.
         weight, bias: (C,) of the dtype of ``x``, or None (1 and 0).
         eps: more than 0, added to the variance.
-        running: moved in place towards the mean and the unbiased variance.
+        running: updated in place by the mean and the unbiased variance.
 
-    Returns: y like ``x``, batch-last. Differentiable, twice if need be.
+    Returns: y like ``x``, batch-last. Differentiable twice.
     """
-    return _BatchNorm.apply(x, weight, bias, eps, relu, running)  # type: ignore[return-value]
+    return _apply(x, weight, bias, eps, relu, running)
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, relu, running):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool, running: Running | None
+    ) -> Tensor:
         y, mean, invstd = choose(FORWARD, x, weight, bias, eps, relu).run(x, weight, bias, eps, relu)
         if running is not None:
-            _move(running, mean, invstd, eps, x.numel() // x.shape[1])
+            _update(running, mean, invstd, eps, x.numel() // x.shape[1])
         ctx.save_for_backward(x, weight, bias, mean, invstd)
         ctx.eps, ctx.relu = eps, relu
-        return y.detach()  # no view: what follows may work in place
+        return y.detach()  # not a view: the next operation may work in place
 
     @staticmethod
-    def backward(ctx, dy):
-        x, weight, bias, mean, invstd = ctx.saved_tensors
-        if followed(dy):
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (dy,), (x, weight, bias, mean, invstd) = grads, ctx.saved_tensors
+        if is_differentiated_again(dy):
             return *_differentiable(dy, x, weight, bias, ctx.eps, ctx.relu), None, None, None
         args = (batch_last(dy), x, weight, bias, mean, invstd, ctx.relu)
         dx, dweight, dbias = choose(BACKWARD, *args).run(*args)
         return dx, None if weight is None else dweight, None if bias is None else dbias, None, None, None
 
 
-def _move(running: Running, mean: Tensor, invstd: Tensor, eps: float, count: int) -> None:
+_apply: Callable[..., Tensor] = _BatchNorm.apply  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _update(running: Running, mean: Tensor, invstd: Tensor, eps: float, count: int) -> None:
     deviation, unbiased = invstd.reciprocal(), count / (count - 1)
     var = torch.full_like(deviation, -unbiased * eps).addcmul_(deviation, deviation, value=unbiased)
     running.mean.lerp_(mean, running.momentum)
@@ -72,7 +82,10 @@ def _move(running: Running, mean: Tensor, invstd: Tensor, eps: float, count: int
 def _differentiable(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients by torch's elementwise operations, the reference's equations line by line, statistics and all made anew from x."""
+    """The gradients by torch's elementwise operations.
+
+    The lines are the reference's equations. The statistics are computed from x again.
+    """
     others, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
     centred, count = x - x.mean(others, keepdim=True), x.numel() // x.shape[1]
     invstd = (centred.square().mean(others, keepdim=True) + eps).rsqrt()

@@ -1,6 +1,8 @@
-"""Batch normalisation by the statistics of the batch, with a ReLU or without, on batch-last tensors: the reference, by torch's own kernels.
+# pyright: strict
+"""Batch normalisation by the statistics of the batch, with a ReLU or without, on batch-last tensors: the reference.
 
-Per channel, over its M numbers x (batch and pixels; a row of the matrix (C, M) that a batch-last tensor is in memory):
+For each channel, over its M numbers x (batch and pixels: a row of the matrix (C, M) that a batch-last tensor is in
+memory):
 
     forward     mean = sum x / M     invstd = 1 / sqrt(sum (x - mean)^2 / M + eps)
                 xhat = (x - mean) invstd     z = weight xhat + bias     y = max(z, 0) with the ReLU, else z
@@ -8,8 +10,8 @@ Per channel, over its M numbers x (batch and pixels; a row of the matrix (C, M) 
                 dbias = sum dz     dweight = sum dz xhat
                 dx = weight invstd (dz - dbias / M - xhat dweight / M)
 
-No weight is a weight of 1, no bias one of 0. Nothing is kept for the backward pass but x and the numbers per channel: z > 0 is found again
-from x by the operations of the forward pass, z = x scale + shift.
+A missing weight counts as 1, a missing bias as 0. The backward pass keeps only x and the numbers per channel. It
+computes z again from x by the operations of the forward pass, z = x scale + shift.
 """
 
 import torch
@@ -31,7 +33,8 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, r
 def backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool
 ) -> Norm:
-    """(N, C, ...) twice, both batch-last, and four times (C,) -> dx like x, dweight and dbias (C,) even if there is no weight or bias."""
+    """dy, x (N, C, ...), both batch-last, the others (C,) -> dx like x, dweight and dbias (C,), also without weight or
+    bias."""
     dz, flat = rows(dy), rows(x)
     if relu:
         scale = invstd if weight is None else invstd * weight
@@ -40,7 +43,6 @@ def backward(
         dz = torch.ops.aten.threshold_backward.grad_input(
             dz, z, 0.0, grad_input=z
         )  # dy where z > 0, in the memory of z
-    grads = torch.ops.aten.native_batch_norm_backward(
-        dz[None], flat[None], weight, None, None, mean, invstd, True, 0.0, [True, True, True]
-    )  # eps is in invstd
+    where = (None, None, mean, invstd, True, 0.0, [True, True, True])  # eps is part of invstd
+    grads = torch.ops.aten.native_batch_norm_backward(dz[None], flat[None], weight, *where)
     return from_rows(grads[0][0], x.shape), grads[1], grads[2]

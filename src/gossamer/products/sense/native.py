@@ -1,16 +1,20 @@
-"""The fast counterparts of :mod:`.reference`: the weight-gradient kernels at other coordinates; and for everything, a block of rows at a time,
-torch's own dense weight gradient, which no sparse kernel beats where nothing is skipped."""
+# pyright: strict
+"""The fast counterparts of :mod:`.reference`.
+
+``sampled`` is the weight-gradient kernel at other coordinates. ``strongest`` takes slabs of rows of the dense gradient
+from torch's own dense kernel: a sparse kernel is slower where nothing is skipped.
+"""
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_weight  # pyright: ignore[reportUnknownVariableType]
 
 from ..._backend.dispatch import Kernel
-from ..._backend.native import BEST, why_not
+from ..._backend.native import BEST, Build, why_not
 from ...support import INT, Support, grid_of
 from ..conv2d import native as conv2d
 from ..conv2d.reference import Geometry
@@ -18,7 +22,7 @@ from ..linear import native as linear
 from . import reference
 
 
-def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
+def kernels(m: Build, name: str = "native") -> dict[str, Kernel]:
     """The kernels of one build, by operation."""
 
     def sampled(
@@ -34,7 +38,10 @@ def kernels(m: Any, name: str = "native") -> dict[str, Kernel]:
     def strongest(*args: Any) -> tuple[Tensor, Tensor]:
         return reference.strongest(*args, rows_of=dense_rows)
 
-    return {"sampled": Kernel(name, sampled, _unfit), "strongest": Kernel(name, strongest, _unfit_operands)}
+    return {
+        "sampled": Kernel(name, sampled, _reasons_against),
+        "strongest": Kernel(name, strongest, _reasons_against_all),
+    }
 
 
 def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
@@ -42,17 +49,17 @@ def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Suppor
     if g is None:
         return reference.dense_rows(operands, rows, s, g)
     size = (len(range(*rows.indices(s.shape[0]))), operands[0][1].shape[1], *g.kernel)
-    shape: Any = (g.stride, g.padding, g.dilation)  # torch's annotation knows single numbers only
-    blocks = (conv2d_weight(x, size, dy[:, rows].contiguous(), *shape) for dy, x in operands)
-    return functools.reduce(torch.add, blocks).flatten(1)
+    shape: Any = (g.stride, g.padding, g.dilation)  # Any: torch's annotation knows single numbers only
+    parts = (conv2d_weight(x, size, dy[:, rows].contiguous(), *shape) for dy, x in operands)
+    return functools.reduce(torch.add, parts).flatten(1)
 
 
-def _unfit_operands(operands: Sequence[tuple[Tensor, Tensor]], *_: Any) -> list[str]:
+def _reasons_against_all(operands: Sequence[tuple[Tensor, Tensor]], *_: Any) -> list[str]:
     return why_not(*operands[0])
 
 
-def _unfit(dy: Tensor, x: Tensor, *_: Any) -> list[str]:
+def _reasons_against(dy: Tensor, x: Tensor, *_: Any) -> list[str]:
     return why_not(dy, x)
 
 
-KERNELS = kernels(BEST)
+KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything

@@ -1,4 +1,5 @@
-"""Sensing, the kernel chosen here. No autograd: a measured gradient is not differentiated."""
+# pyright: strict
+"""Sensing; the kernel is chosen here. No autograd: a measured gradient is not differentiated."""
 
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ STRONGEST = [native.KERNELS["strongest"], Kernel("reference", reference.stronges
 
 
 def gradient_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
-    """Some rows of the dense gradient, (rows, cols), summed over pairs (dy, x), by torch's own dense weight gradient."""
+    """Some rows of the dense gradient, (rows, cols), summed over pairs (dy, x), by torch's dense kernel."""
     return native.dense_rows(operands, rows, s, g)
 
 

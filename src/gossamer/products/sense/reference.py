@@ -1,11 +1,12 @@
-"""Sensing: the gradient of a sparse layer's weights at coordinates off its support, from the layer's input x and its output's gradient dy.
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Sensing: the gradient of a sparse layer's weights at coordinates off its support, from its input x and dy.
 
-    sampled      dW at given block ids: the same sampled product (SDDMM) as the weight gradient, elsewhere      2 B m flops
-    strongest    the k blocks off the support with the largest |dW|, of all of them: the dense gradient is made a block of rows at a
-                 time and only the best survive, so memory is O(block + k)                                      2 B N flops
+    sampled      dW at given block ids: the sampled product (SDDMM) of the weight gradient, elsewhere      2 B m FLOPs
+    strongest    the k blocks off the support with the largest |dW|: the dense gradient is made a slab     2 B N FLOPs
+                 of rows at a time and only the best blocks are kept, so memory is O(slab + k)
 
-``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins; or, given a seed, the lower
-splitmix64(id xor seed), a random order that depends neither on blocks nor on the order in which candidates come.
+``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins; or, given a seed, the
+lower splitmix64(id xor seed), a random order that depends neither on blocks nor on the order in which candidates come.
 """
 
 import functools
@@ -22,15 +23,17 @@ from ..conv2d.reference import Geometry
 from ..linear import reference as linear
 
 BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
-GAMMA, FIRST, SECOND = (
-    c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)  # of splitmix64, as int64
+# The constants of splitmix64, as int64.
+GAMMA, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def sampled(
     dy: Tensor, x: Tensor, ids: Tensor, shape: tuple[int, int], block: tuple[int, int], g: Geometry | None = None
 ) -> Tensor:
-    """Gradient at sorted block ids, (m,) int64 -> (m,) or (m, h, w). Linear: dy (..., rows), x (..., cols); else images."""
+    """Gradient at sorted block ids, (m,) int64 -> (m,) or (m, h, w).
+
+    Linear: dy (..., rows), x (..., cols); else images.
+    """
     grid = grid_of(shape, block)
     starts = torch.arange(grid[0] + 1, device=ids.device) * grid[1]
     crow, col = torch.searchsorted(ids, starts).to(INT), (ids % grid[1]).to(INT)
@@ -52,37 +55,33 @@ def strongest(
 
     Args:
         operands: pairs (dy, x) whose gradients add up: one per micro-batch.
-        reduce: applied in place to every block of the gradient (the mean over the ranks of a distributed run).
+        reduce: applied in place to every slab of the gradient (the mean over the ranks of a distributed run).
         seed: breaks ties at random; None: the lower id wins.
-        rows_of: what makes a block, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
+        rows_of: what makes a slab, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
     """
-    (h, w), (unit_rows, unit_cols) = s.block, s.grid
+    (h, w), (block_rows, block_cols) = s.block, s.grid
     dtype, device = operands[0][0].dtype, s.col.device
-    best = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=dtype, device=device))
-    tiles = torch.empty(0, h, w, dtype=dtype, device=device)
-    step = max(1, BLOCK_NUMBERS // (h * unit_cols * w))
-    for top in range(0, unit_rows, step):
-        high = min(step, unit_rows - top)
-        block = (rows_of or dense_rows)(
-            operands, slice(top * h, (top + high) * h), s, g
-        )  # (rows, cols) of the dense gradient
+    best = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=dtype, device=device))  # ids, scores
+    blocks = torch.empty(0, h, w, dtype=dtype, device=device)
+    step = max(1, BLOCK_NUMBERS // (h * block_cols * w))
+    for top in range(0, block_rows, step):
+        high = min(step, block_rows - top)
+        slab = (rows_of or dense_rows)(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols)
         if reduce is not None:
-            reduce(block)
-        block = pad(block, (0, unit_cols * w - s.shape[1], 0, high * h - block.shape[0]))
-        block = block.view(high, h, unit_cols, w).transpose(1, 2).reshape(-1, h, w)
-        score = (block.abs().flatten() if (h, w) == (1, 1) else block.flatten(1).norm(dim=1)).nan_to_num_(0.0, math.inf)
-        first, last = int(s.crow[top]), int(s.crow[top + high])
-        kept = (
-            torch.repeat_interleave(torch.arange(high, device=device), s.crow[top : top + high + 1].diff()) * unit_cols
-            + s.col[first:last]
-        )
+            reduce(slab)
+        slab = pad(slab, (0, block_cols * w - s.shape[1], 0, high * h - slab.shape[0]))
+        slab = slab.view(high, h, block_cols, w).transpose(1, 2).reshape(-1, h, w)
+        score = (slab.abs().flatten() if (h, w) == (1, 1) else slab.flatten(1).norm(dim=1)).nan_to_num_(0.0, math.inf)
+        crow = s.crow[top : top + high + 1]
+        rows = torch.repeat_interleave(torch.arange(high, device=device), crow.diff())
+        kept = rows * block_cols + s.col[int(crow[0]) : int(crow[-1])]
         score[kept] = -1.0
-        ids = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(None, seed, top * unit_cols))
-        scores, tiles = torch.cat([best[1], score[ids]]), torch.cat([tiles, block[ids]])
-        ids = torch.cat([best[0], ids + top * unit_cols])
+        ids = top_k(score, min(k, score.numel() - kept.numel()), tie_keys(None, seed, top * block_cols))
+        scores, blocks = torch.cat([best[1], score[ids]]), torch.cat([blocks, slab[ids]])
+        ids = torch.cat([best[0], ids + top * block_cols])
         chosen = top_k(scores, min(k, scores.numel()), tie_keys(ids, seed))
-        best, tiles = (ids[chosen], scores[chosen]), tiles[chosen]
-    return best[0], tiles.flatten() if (h, w) == (1, 1) else tiles
+        best, blocks = (ids[chosen], scores[chosen]), blocks[chosen]
+    return best[0], blocks.flatten() if (h, w) == (1, 1) else blocks
 
 
 def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -107,12 +106,13 @@ def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None)
 
 
 def tie_keys(ids: Tensor | None, seed: int | None, first: int = 0) -> Callable[[Tensor], Tensor] | None:
-    """What :func:`top_k` breaks ties by, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a seed."""
+    """What :func:`top_k` breaks ties by, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a
+    seed."""
     return None if seed is None else lambda at: tie_key(at + first if ids is None else ids[at], seed)
 
 
 def tie_key(ids: Tensor, seed: int) -> Tensor:
-    """splitmix64(id xor seed) (Steele, Lea & Flood 2014): one-to-one, so no two ids share a key. (m,) int64 -> (m,) int64."""
+    """splitmix64(id xor seed) (Steele, Lea & Flood 2014), (m,) int64 -> (m,) int64. No two ids share a key."""
     z = (ids ^ seed) + GAMMA  # int64 wraps round
     z = (z ^ _shifted(z, 30)) * FIRST
     z = (z ^ _shifted(z, 27)) * SECOND

@@ -1,7 +1,19 @@
-"""How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, and of any sparse layer while it trains."""
+"""How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, of a sparse layer while it trains.
 
-from .layers import Diagnosis, Watch, gradient_and_noise, hear, measured_recall, sensing, support_conditioning
+matrices     coherence, isometry, convexity
+recall       sensing, measured_recall, support_conditioning: what a layer's sensed gradients are worth
+noise        gradient_and_noise: variance of a gradient over samples, signal apart from noise
+watch        Watch: a diagnosis of every event of a training
+operands     record_operands: output gradients and inputs of a layer's backward passes
+diagnosis    Diagnosis: the figures and a sentence
+"""
+
+from .diagnosis import Diagnosis
 from .matrices import Coherence, Convexity, Isometry, coherence, convexity, isometry
+from .noise import gradient_and_noise
+from .operands import record_operands
+from .recall import measured_recall, sensing, support_conditioning
+from .watch import Watch
 
 __all__ = [
     "Coherence",
@@ -12,9 +24,9 @@ __all__ = [
     "coherence",
     "convexity",
     "gradient_and_noise",
-    "hear",
     "isometry",
     "measured_recall",
+    "record_operands",
     "sensing",
     "support_conditioning",
 ]

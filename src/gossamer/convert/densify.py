@@ -1,0 +1,31 @@
+# pyright: strict
+"""From a sparse model back to a dense one."""
+
+from torch import nn
+
+from .._modules import replaced
+from ..batch_last import plain_modules
+from ..layers import SparseLayer, sparse_layers
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replaces every sparse layer by torch's own layer with the same weights, in place. Returns: the model (a new
+    module if the model is itself a single layer). Batch-last counterparts become torch's modules too."""
+    model = plain_modules(replaced(model, {layer: _dense(layer) for layer in sparse_layers(model).values()}))
+    if "sparsity_report" in vars(model):
+        del model.sparsity_report
+    return model
+
+
+def _dense(layer: SparseLayer) -> nn.Module:
+    """The ``nn.Linear`` or ``nn.Conv2d`` with this layer's weights, and its very bias: an optimizer that holds it
+    stays valid."""
+    rows, cols, g, bias = *layer.dense_shape[:2], layer.geometry, layer.bias is not None
+    dense: nn.Linear | nn.Conv2d
+    if g is None:
+        dense = nn.Linear(cols, rows, bias=bias, device="meta")
+    else:
+        dense = nn.Conv2d(cols, rows, g.kernel, g.stride, g.padding, g.dilation, bias=bias, device="meta")
+    dense.register_parameter("weight", nn.Parameter(layer.to_dense(), layer.values.requires_grad))
+    dense.register_parameter("bias", layer.bias)
+    return dense.train(layer.training)
