@@ -15,6 +15,7 @@ from torch import Tensor
 from .._budgets import Budget
 from .._errors import UsageError, call_problem
 from .._schedules import cubic
+from ..support import Support
 from .checks import check_events
 from .records import LayerState, Sensing, Update
 from .slots import allocate_fixed, drop_by_magnitude, exchange_fraction, grow_sensed, never
@@ -27,6 +28,7 @@ SLOTS = {  # what each is called with
     "grow_score": ("layer", "dropped", "update", "limit", "rng"),
     "allocate": ("layers", "drops", "grows", "scores"),
 }
+PROJECT = ("layers", "update", "rng")
 CANDIDATES = ("sensed", "anywhere")
 
 
@@ -34,8 +36,8 @@ CANDIDATES = ("sensed", "anywhere")
 class Topology:
     """How the support changes: what ``CSST``, ``RigL``, ``SET``, ... resolve to, or a record made by hand.
 
-    Steps count from 1. ``final_density`` is the density that the size of the support moves to, from what it is at the
-    start, along 1 - (1 - p)^3 until step ``stop``. ``budget`` splits it among layers. None: sizes stay.
+    Steps count from 1. ``final_density``: the size of the support moves to it along 1 - (1 - p)^3 until step ``stop``,
+    and ``budget`` splits it among layers; None: sizes stay.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Topology:
     allocate: Callable[[Sequence[LayerState], Sequence[int], Sequence[int], Sequence[Tensor]], list[int]] = (
         allocate_fixed
     )
+    # the new supports of all layers at once, in place of the four slots above: what they cannot express
+    project: Callable[[Sequence[LayerState], Update, torch.Generator | None], Sequence[Support]] | None = None
     stop: int = 0  # no event after this step
     final_density: float | None = None
     budget: str | Budget | Mapping[str, float] = "erk"
@@ -56,7 +60,8 @@ class Topology:
     keeps_layer_sizes: bool = True  # False: ``allocate`` moves blocks between layers
 
     def __post_init__(self) -> None:
-        problems = [call_problem(name, getattr(self, name), asks) for name, asks in SLOTS.items()]
+        slots = SLOTS if self.project is None else {**SLOTS, "project": PROJECT}
+        problems = [call_problem(name, getattr(self, name), asks) for name, asks in slots.items()]
         if reasons := [p for p in problems if p]:
             remedy = "docs/extend.md shows every slot"
             raise UsageError(self.name, "this is no topology", reasons=reasons, remedy=remedy)
