@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from ..._errors import UsageError, check_at_least, check_choice, check_count, check_fraction
 from ...layers import SparseLinear
 from ...support import Support
-from ...training.loop import Step, fit
 from ...training.events import Diverged
+from ...training.loop import Step, fit
 from ...training.rewirer import Rewirer
 from ..arrays import Array, tensor
 from ..gates import generator
