@@ -1,10 +1,11 @@
-"""The results of the README, from ``experiments/results/fashion.json``: the table between its marks, and the picture.
+"""How accurate are the topologies of the README, and at which cost of training?
 
-    gossamer sweep experiments/fashion.yaml && cp runs/fashion/table.json experiments/results/fashion.json
     python benchmarks/readme_results.py --write README.md --picture docs/accuracy.svg
 
-Accuracy: on the test set after the last epoch, mean ± standard deviation over the seeds. FLOPs: of training, sensing
-included, over those of the dense network on the same steps. The runs recorded both. The picture needs matplotlib.
+Makes the table between the marks of the README, and the picture, from ``experiments/results/fashion.json``. That file is
+the ``table.json`` of ``gossamer sweep experiments/fashion.yaml``. Accuracy: on the test set after the last epoch, mean ±
+standard deviation over the seeds. FLOPs: of training, sensing included, over those of the dense network on the same
+steps. The picture needs matplotlib.
 """
 
 import argparse

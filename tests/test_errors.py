@@ -96,10 +96,10 @@ class Penalised:
 class Whole(Penalised):
     zeros_follow_state = False
 
-    def update_(self, w, g, state, now):
+    def update_(self, w, g, state, step):
         pass
 
-    def zero_thresholds(self, w, state, now):
+    def zero_thresholds(self, w, state, step):
         return []
 
 
@@ -123,12 +123,12 @@ WEIGHTS = [torch.nn.Parameter(torch.ones(3, 3))]
 MISFITS = {
     "of a rule": (
         Penalised(),
-        [r"no zero_thresholds\(w, state, now\)", "no zeros_follow_state",
-         r"update_ must take \(w, g, state, now\), and takes \(w, g"],
+        [r"no zero_thresholds\(w, state, step\)", "no zeros_follow_state",
+         r"update_ must take \(w, g, state, step\), and takes \(w, g"],
     ),
     "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no needs_dense"]),
     "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
-    "a number for a method": (whole(zero_thresholds=3), [r"zero_thresholds must take \(w, state, now\), and is 3"]),
+    "a number for a method": (whole(zero_thresholds=3), [r"zero_thresholds must take \(w, state, step\), and is 3"]),
     "its penalty": (
         whole(penalty=Half()),
         ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"],

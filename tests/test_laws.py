@@ -60,6 +60,7 @@ LEAST = {  # mutants of each law; a law may gain mutants, not lose them
     "check_transforms": 8,
     "check_meaning": 8,
     "check_units": 8,
+    "check_compact": 20,
 }
 
 

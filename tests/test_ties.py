@@ -195,7 +195,7 @@ def test_what_is_dropped_and_has_no_gradient_does_not_come_back():
             [here],
             generator(seed),
         )
-        # 5 are asked for: 0, 2, 4, 6, 8. Only 1 has merit, and 4 if it is dropped: then three are dropped, and two can grow
+        # 5 are asked for: 0, 2, 4, 6, 8. Only 1 has merit, and 4 if it is dropped: then 3 are dropped and 2 can grow
         assert set(outcome.support.ids().tolist()) == {1, 2, 4, 6, 8, 10} and (outcome.dropped, outcome.grown) == (1, 1)
 
 

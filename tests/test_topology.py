@@ -45,7 +45,9 @@ W = {
     11: -0.3,
 }  # kept blocks of a 3 x 4 matrix and their weights
 G = {1: 0.7, 4: -0.9, 6: 0.7, 9: 0.0}  # gradients of the zeros
-TABLE = {  # share of 8 blocks exchanged -> who may go (smallest |w|; 3 and 7 tie), who may come (1 and 6 tie; nothing speaks for 9)
+# fraction of 8 blocks exchanged -> what may be dropped (smallest |w|; 3 and 7 tie), what may grow (1 and 6 tie; 9 has
+# no merit)
+TABLE = {
     0.0: ([set()], [set()]),
     0.125: ([{0}], [{4}]),
     0.25: ([{0, 7}, {0, 3}], [{4, 1}, {4, 6}]),

@@ -9,7 +9,7 @@ verified, and adopted or refused. Under ``shadow`` the support is where the valu
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .observe import Observed
 from .products.trilinear import check_index
 from .support import Support
 
+T = TypeVar("T", bound="Indexed")
 INDEX = ("crow", "col")  # the buffers
 
 
@@ -128,7 +129,7 @@ class Indexed(Observed):
         kept = f"density={self.density:.4g}, n={self.support.n}"
         return f"{sizes}, {kept}, layout={self.layout.name}{tile}, bias={self.bias is not None}"
 
-    def train(self, mode: bool = True) -> "Indexed":
+    def train(self: T, mode: bool = True) -> T:
         """As ``nn.Module.train``. Under ``shadow`` the support is then looked up again: torch counts no write to
         ``.data``."""
         self._looked_up = None

@@ -32,8 +32,6 @@ from .support import Support
 class SparseLayer(Indexed):
     """What the two sparse layers share: support, values, bias, layout, observations. Not to be made directly."""
 
-    bias: nn.Parameter | None
-
     def __init__(
         self,
         dense_shape: tuple[int, ...],

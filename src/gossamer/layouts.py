@@ -3,7 +3,7 @@
 
     name     stored                                        multiplied by
     masked   a dense parameter with exact zeros            torch's dense kernels: it simulates sparsity
-    shadow   a dense parameter, the support its non-zeros  sparse kernels, but a dense weight gradient: any zero can grow
+    shadow   a dense parameter, the support its non-zeros  sparse kernels, but a dense weight gradient, at all zeros
     csr      a compact parameter (n,) or (n, h, w)         sparse kernels, O(n)
 
 The optimizer need not know the layout: it sees a parameter and a gradient of the same shape. ``scatter`` turns values
@@ -42,8 +42,7 @@ class Layout(NamedTuple):
         return scatter(compact, s).view(shape) if self.storage == "dense" else compact
 
     def compact(self, stored: Tensor, s: Support) -> Tensor:
-        """The values on the support, (n,) or (n, h, w), of a parameter or of anything of its shape (a gradient, a
-        momentum)."""
+        """The values on the support, (n,) or (n, h, w), of a parameter, or of its gradient or optimizer state."""
         return gather(stored, s) if self.storage == "dense" else stored
 
 

@@ -219,11 +219,8 @@ class Support:
 
     def same(self, other: "Support") -> bool:
         """True if both keep the same blocks of the same matrix."""
-        return (
-            (self.shape, self.block, self.n) == (other.shape, other.block, other.n)
-            and torch.equal(self.crow, other.crow)
-            and torch.equal(self.col, other.col)
-        )
+        alike = (self.shape, self.block, self.n) == (other.shape, other.block, other.n)
+        return alike and torch.equal(self.crow, other.crow) and torch.equal(self.col, other.col)
 
 
 def _with_column_order(shape: tuple[int, int], block: tuple[int, int], crow: Tensor, col: Tensor) -> Support:

@@ -20,7 +20,11 @@ def _opaque(x, values, s, bias=None):
 
 def _unrecorded(x, values, s, bias=None):
     """A kernel called under a tracer: its output is a constant."""
-    return linear_op.PRODUCT.forward(x, values, s, None, bias) if torch.jit.is_tracing() else CSR.linear(x, values, s, bias)
+    return (
+        linear_op.PRODUCT.forward(x, values, s, None, bias)
+        if torch.jit.is_tracing()
+        else CSR.linear(x, values, s, bias)
+    )
 
 
 class _Once(torch.autograd.Function):
@@ -46,7 +50,11 @@ class _Once(torch.autograd.Function):
 
 
 def _differentiable_once(x, values, s, bias=None):
-    y = _Once.apply(x, values, s) if torch.is_grad_enabled() and not kernels_of.is_traced(x) else CSR.linear(x, values, s)
+    y = (
+        _Once.apply(x, values, s)
+        if torch.is_grad_enabled() and not kernels_of.is_traced(x)
+        else CSR.linear(x, values, s)
+    )
     return y if bias is None else y + bias
 
 

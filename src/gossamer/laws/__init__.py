@@ -21,7 +21,7 @@ from .layouts import check_layout
 from .meaning import check_meaning
 from .newborn import check_newborn
 from .operands import poisoned_memory
-from .passes import check_copies, check_passes, check_reload
+from .ownership import check_copies, check_passes, check_reload
 from .penalties import check_penalty
 from .recovery import check_operator, check_solver, check_units
 from .rules import check_rule

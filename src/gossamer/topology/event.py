@@ -12,7 +12,7 @@ sensed, one without merit is never exchanged for a kept block. It grows, drawn a
 rise and no better one is left. Equal scores are decided at random, by one number for each layer from the Rewirer's
 generator. An event leaves a layer alone that got no gradient or has no candidate: no slot is called for it.
 
-A topology with ``project`` names the new supports itself, of all layers at once: sizes are its own then.
+A topology with ``project`` gives the new supports of all layers itself, at once. Their sizes are then its own.
 
 Cost O(n + m) for n kept and m sensed blocks. Nothing here knows a module or an optimizer.
 """

@@ -24,7 +24,7 @@ class Sensing(NamedTuple):
     """What the backward pass of one step measures besides the gradient on the support."""
 
     fraction: float = 1.0  # of the blocks off the support, drawn without replacement ...
-    # ... or this many in each layer; nobody counts in this tuple
+    # ... or this many in each layer (the name hides a method of tuples that is not needed)
     count: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     fresh: bool = True  # draw new coordinates: this is the first step of a window
     decay: float = 0.0  # of the moving average over the window

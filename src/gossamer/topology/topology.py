@@ -15,6 +15,7 @@ from torch import Tensor
 from .._budgets import Budget
 from .._errors import UsageError, call_problem
 from .._schedules import cubic
+from ..support import Support
 from .checks import check_events
 from .records import LayerState, Sensing, Update
 from .slots import allocate_fixed, drop_by_magnitude, exchange_fraction, grow_sensed, never
@@ -27,6 +28,7 @@ SLOTS = {  # what each is called with
     "grow_score": ("layer", "dropped", "update", "limit", "rng"),
     "allocate": ("layers", "drops", "grows", "scores"),
 }
+PROJECT = ("layers", "update", "rng")
 CANDIDATES = ("sensed", "anywhere")
 
 
@@ -34,8 +36,8 @@ CANDIDATES = ("sensed", "anywhere")
 class Topology:
     """How the support changes: what ``CSST``, ``RigL``, ``SET``, ... resolve to, or a record made by hand.
 
-    Steps count from 1. ``final_density`` is the density that the size of the support moves to, from what it is at the
-    start, along 1 - (1 - p)^3 until step ``stop``. ``budget`` splits it among layers. None: sizes stay.
+    Steps count from 1. ``final_density``: the size of the support moves to it along 1 - (1 - p)^3 until step ``stop``,
+    and ``budget`` splits it among layers; None: sizes stay.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Topology:
     allocate: Callable[[Sequence[LayerState], Sequence[int], Sequence[int], Sequence[Tensor]], list[int]] = (
         allocate_fixed
     )
+    # the new supports of all layers at once, in place of the four slots above: what they cannot express
+    project: Callable[[Sequence[LayerState], Update, torch.Generator | None], Sequence[Support]] | None = None
     stop: int = 0  # no event after this step
     final_density: float | None = None
     budget: str | Budget | Mapping[str, float] = "erk"
@@ -56,12 +60,11 @@ class Topology:
     keeps_layer_sizes: bool = True  # False: ``allocate`` moves blocks between layers
 
     def __post_init__(self) -> None:
-        problems = [call_problem(name, getattr(self, name), asks) for name, asks in SLOTS.items()]
-        if any(problems):
-            reasons = [p for p in problems if p]
-            raise UsageError(
-                self.name, "this is no topology", reasons=reasons, remedy="docs/extend.md shows every slot"
-            )
+        slots = SLOTS if self.project is None else {**SLOTS, "project": PROJECT}
+        problems = [call_problem(name, getattr(self, name), asks) for name, asks in slots.items()]
+        if reasons := [p for p in problems if p]:
+            remedy = "docs/extend.md shows every slot"
+            raise UsageError(self.name, "this is no topology", reasons=reasons, remedy=remedy)
         if self.candidates not in CANDIDATES:
             raise UsageError(self.name, f"candidates must be one of {', '.join(CANDIDATES)}", got=self.candidates)
         if not self.keeps_layer_sizes and (self.final_density is not None or self.merge):
@@ -86,15 +89,13 @@ class Topology:
 
     @property
     def can_grow(self) -> bool:
-        """Whether any block can ever grow: a topology that senses nothing, and takes no candidate from anywhere, only
-        prunes."""
+        """Whether any block can ever grow: a topology that senses nothing and takes no candidate only prunes."""
         return self.candidates == "anywhere" or any(self.sense(t) is not None for t in range(1, self.stop + 1))
 
 
 @runtime_checkable
 class TopologyLike(Protocol):
-    """What a :class:`~gossamer.Rewirer` takes: a :class:`Topology`, or the settings of one (``CSST``, ``RigL``,
-    ...)."""
+    """What a :class:`~gossamer.Rewirer` takes: a :class:`Topology`, or the settings of one (``CSST``, ...)."""
 
     def resolve(self, steps: int | None) -> Topology:
         """The topology of a run of so many optimizer steps; None where nobody knows how many. Raises UsageError."""

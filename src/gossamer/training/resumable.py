@@ -21,7 +21,7 @@ from .events import Diverged, Event
 from .newborn import Newborn
 from .ownership import Ownership
 from .refusals import check_held
-from .saved_state import probe_problems, rewirer_problems
+from .saved_state import held_bytes, probe_problems, probe_state, rewirer_problems, sensed_blocks
 from .sensing import Probe
 from .states import is_sequence
 
@@ -61,7 +61,7 @@ class Resumable(ABC):
     @property
     def sensing(self) -> dict[str, int]:
         """Blocks off the support that the step in progress measures, per layer; empty on plain steps."""
-        blocks = {name: probe.blocks for name, probe in self._probes.items()}
+        blocks = {name: sensed_blocks(probe) for name, probe in self._probes.items()}
         blocks.update({name: len(saved["ids"]) for name, saved in self._saved.items() if not blocks[name]})
         return {name: n for name, n in blocks.items() if n}
 
@@ -69,7 +69,7 @@ class Resumable(ABC):
     def sensing_bytes(self) -> int:
         """Bytes held for sensing: coordinates and moving averages; when streaming, the operands kept and one block of
         the gradient."""
-        return sum(probe.bytes for probe in self._probes.values())
+        return sum(held_bytes(probe) for probe in self._probes.values())
 
     def is_event(self, t: int) -> bool:
         """Whether the support changes at step t = 1, 2, ..."""
@@ -191,7 +191,7 @@ class Resumable(ABC):
             "supports": {name: layer.support.tag for name, layer in self.layers.items()},
             "fed": {name: name in self._fed for name in self.layers},
             "newborn": {"mode": self.newborn.mode, "cohorts": self.newborn.state_dict()},
-            "probes": {name: probe.state() for name, probe in self._probes.items() if name in self._trained},
+            "probes": {name: probe_state(probe) for name, probe in self._probes.items() if name in self._trained},
         }
 
     def problems(self, state: Any) -> list[str]:
@@ -223,7 +223,7 @@ class Resumable(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """A copy owns the copied layers. It has nothing of the step in progress, as copies have no gradients."""
         self._look_at_all()
-        probes = {name: (probe.sense, probe.state()) for name, probe in self._probes.items()}
+        probes = {name: (probe.sense, probe_state(probe)) for name, probe in self._probes.items()}
         return {**vars(self), "rng": self.rng.get_state(), "_probes": probes, "_own": None, "_values": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

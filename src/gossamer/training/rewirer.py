@@ -37,9 +37,8 @@ class Rewirer(Resumable):
         optimizer: any torch optimizer over its parameters; schedulers, clipping and accumulation work as ever.
         topology: ``gs.CSST(...)``, ``gs.RigL(...)``, ..., or a :class:`~gossamer.Topology`.
         steps: optimizer steps of the whole run, for a topology whose ``stop`` is a fraction of it.
-        rng: generator of every random choice of the topology; None seeds one from torch's initial seed, so
-            ``torch.manual_seed`` decides. Torch's own generator is never advanced. In a distributed run all ranks must
-            give the same seed.
+        rng: generator of every random choice of the topology, with the same seed on all ranks of a distributed run;
+            None seeds one from torch's initial seed. Torch's own generator is never advanced.
         newborn: the optimizer's state of a newborn connection: ``"fresh"``, that of a parameter of its own age;
             ``"zero"``, zeros under the parameter's step count; ``"sensed"``, fresh, with the gradient sensed at birth
             as the first one; ``"auto"``, zero where the optimizer's step count matters, fresh elsewhere
@@ -76,8 +75,7 @@ class Rewirer(Resumable):
     # ---------------------------------------------------------------- one step
 
     def step(self, closure: Callable[[], Any] | None = None, *, scaler: "torch.amp.GradScaler | None" = None) -> Any:
-        """One step: the optimizer's, then the event's, if this step has one. Returns what ``optimizer.step(closure)``
-        does.
+        """One step: the optimizer's, whose result is returned, then the event's, if this step has one.
 
         Raises: Diverged where an event meets weights that are NaN or infinite; the support is as it was then.
         """

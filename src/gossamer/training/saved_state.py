@@ -1,5 +1,8 @@
 # pyright: strict
-"""Whether a saved state of a Rewirer may go on here: everything that a file says is verified, in sentences."""
+"""What a probe holds and saves, and whether a saved state of a Rewirer may go on here.
+
+Everything that a file says is verified. What is wrong is said in sentences.
+"""
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -8,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..layers import SparseLayer
+from ..products.sense import reference as csr_sense
 from ..support import Support
 from ..topology import Topology
+from .sensing import Probe
 from .states import is_count, is_dict
 
 STATE = ("t", "topology", "settings", "start", "final", "rng", "supports", "fed", "newborn", "probes")
@@ -52,6 +57,26 @@ def rewirer_problems(
         s = layers[name].adopted
         problems += probe_problems(name, probe, s, present=s.tag == state["supports"][name])
     return problems
+
+
+def probe_state(probe: Probe) -> dict[str, Any]:
+    """What a resumed run needs of a probe."""
+    return {key: getattr(probe, key) for key in PROBE}
+
+
+def sensed_blocks(probe: Probe) -> int:
+    """Blocks off the support that a step measures."""
+    s = probe.support
+    return s.total - s.n if probe.sense.stream else probe.ids.numel()
+
+
+def held_bytes(probe: Probe) -> int:
+    """Bytes held: coordinates and averages; when streaming, operands and the rows of the gradient that are made."""
+    held = [t for t in (probe.ids, probe.mean, probe.active_mean) if t is not None]
+    layer = probe.layer
+    rows = min(csr_sense.BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size()
+    streamed = rows if probe.sense.stream else 0
+    return sum(t.numel() * t.element_size() for t in held) + probe.observer.bytes + streamed
 
 
 def probe_problems(name: str, state: object, s: Support, present: bool = True) -> list[str]:

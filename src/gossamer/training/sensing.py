@@ -11,7 +11,6 @@ the event asks for the strongest, the whole gradient is made from them, some row
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from torch import Tensor
 from .._backend.dispatch import choose
 from ..layers import SparseLayer
 from ..observe import Observer, Seen, operands
-from ..products.sense import reference as csr_sense
 from ..products.sense.op import STRONGEST
 from ..support import Support
 from ..topology import LayerState, Sensing
@@ -51,20 +49,6 @@ class Probe:
             return Seen(operands=[operands(dy, x, self.layer.values.dtype)])
         sampled = self.layer.sensed(dy, x, self.ids) if self.ids.numel() else None
         return Seen(sampled, flow=self.layer.flow(dy, x) if self.sense.flow else None)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks off the support that a step measures."""
-        s = self.support
-        return s.total - s.n if self.sense.stream else self.ids.numel()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held: coordinates and averages; when streaming, operands and the rows of the gradient that are made."""
-        held = [t for t in (self.ids, self.mean, self.active_mean) if t is not None]
-        rows = min(csr_sense.BLOCK_NUMBERS, self.layer.dense_shape.numel()) * self.layer.values.element_size()
-        streamed = rows if self.sense.stream else 0
-        return sum(t.numel() * t.element_size() for t in held) + self.observer.bytes + streamed
 
     def finish(self, seen: Seen | None, scale: float) -> None:
         """Ends a step that counts: its gradients, unscaled, enter the averages. ``seen`` is None where only other ranks
@@ -109,10 +93,6 @@ class Probe:
             ids, tiles = choose(STRONGEST, *asked).run(*asked)
         known = tiles.isfinite().flatten(1).all(1) if tiles.dim() > 1 else tiles.isfinite()
         return (ids, tiles / scale) if bool(known.all()) else (ids[known], tiles[known] / scale)
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs: the fields from ``ids`` on."""
-        return {key: getattr(self, key) for key in ("ids", "steps", "mean", "active_mean", "flow")}
 
 
 def _averaged(mean: Tensor | None, now: Tensor, decay: float) -> Tensor:
