@@ -93,9 +93,10 @@ def builds() -> str:
 
 def openmp() -> str:
     """Whether the native kernels run on torch's own threads."""
-    if not native.BEST.openmp:
+    build = native.BEST
+    if build is None or not build.openmp:
         return "one thread (built without OpenMP)"
-    count, ours = torch.get_num_threads(), _omp_of(native.BEST.__file__)
+    count, ours = torch.get_num_threads(), _omp_of(build.__file__)
     torchs = next(map(_omp_of, (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")), None)
     if ours is None or torchs is None:
         return f"{count} OpenMP threads"

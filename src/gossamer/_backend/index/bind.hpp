@@ -5,10 +5,11 @@
 #include "native.hpp"
 
 namespace gs {
+namespace {
 
 // f(number) for the dtype of a matrix (rows, cols).
 template <class F>
-inline void by_matrix(const Argument& w, F&& f) {
+void by_matrix(const Argument& w, F&& f) {
     if (w.t.ndim != 2) w.fail("must be a matrix");
     w.dense();
     switch (w.kind()) {
@@ -19,13 +20,13 @@ inline void by_matrix(const Argument& w, F&& f) {
 }
 
 // The memory of an int32 vector of n entries.
-inline int32_t* whole_numbers(const Argument& a, int64_t n) {
+int32_t* whole_numbers(const Argument& a, int64_t n) {
     if (a.kind() != Kind::i32) a.fail("must be int32");
     a.shaped({n}), a.dense();
     return a.data<int32_t>();
 }
 
-inline int64_t py_row_pointers(nb::handle w_, nb::handle crow_, int threads) {
+int64_t py_row_pointers(nb::handle w_, nb::handle crow_, int threads) {
     Argument w(w_, "w"), crow(crow_, "crow");
     int64_t n = 0;
     by_matrix(w, [&](auto a) {
@@ -35,7 +36,7 @@ inline int64_t py_row_pointers(nb::handle w_, nb::handle crow_, int threads) {
     return n;
 }
 
-inline void py_row_columns(nb::handle w_, nb::handle crow_, nb::handle col_, int threads) {
+void py_row_columns(nb::handle w_, nb::handle crow_, nb::handle col_, int threads) {
     Argument w(w_, "w"), col(col_, "col");
     IndexArguments index(crow_, col_, nb::none());
     by_matrix(w, [&](auto a) {
@@ -45,7 +46,7 @@ inline void py_row_columns(nb::handle w_, nb::handle crow_, nb::handle col_, int
     });
 }
 
-inline void py_column_order(nb::handle crow_, nb::handle col_, nb::handle ccol_, nb::handle row_, nb::handle perm_) {
+void py_column_order(nb::handle crow_, nb::handle col_, nb::handle ccol_, nb::handle row_, nb::handle perm_) {
     Argument crow(crow_, "crow"), ccol(ccol_, "ccol"), row(row_, "row"), perm(perm_, "perm");
     IndexArguments index(crow_, col_, nb::none());
     const int64_t cols = ccol.numel() - 1;
@@ -56,7 +57,7 @@ inline void py_column_order(nb::handle crow_, nb::handle col_, nb::handle ccol_,
                  whole_numbers(perm, index.n()));
 }
 
-inline void py_values_at(nb::handle w_, nb::handle crow_, nb::handle col_, nb::handle values_, int threads) {
+void py_values_at(nb::handle w_, nb::handle crow_, nb::handle col_, nb::handle values_, int threads) {
     Argument w(w_, "w"), values(values_, "values");
     IndexArguments index(crow_, col_, nb::none());
     by_matrix(w, [&](auto a) {
@@ -66,7 +67,7 @@ inline void py_values_at(nb::handle w_, nb::handle crow_, nb::handle col_, nb::h
     });
 }
 
-inline void bind_index(nb::module_& m) {
+void bind_index(nb::module_& m) {
     const auto none = nb::arg().none();
     m.def("row_pointers", &py_row_pointers, none, none, nb::arg());
     m.def("row_columns", &py_row_columns, none, none, none, nb::arg());
@@ -74,4 +75,5 @@ inline void bind_index(nb::module_& m) {
     m.def("values_at", &py_values_at, none, none, none, none, nb::arg());
 }
 
+}  // namespace
 }  // namespace gs

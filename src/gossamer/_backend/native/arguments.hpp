@@ -17,6 +17,7 @@
 #include "vec.hpp"
 
 namespace gs {
+namespace {  // module.cpp alone includes this
 
 namespace nb = nanobind;
 
@@ -42,9 +43,9 @@ struct DLPackExchangeAPI {
     void* current_work_stream;
 };
 
-inline const DLPackExchangeAPI* exchange = nullptr;
+const DLPackExchangeAPI* exchange = nullptr;
 
-inline void use_tensors_of(nb::handle type) {
+void use_tensors_of(nb::handle type) {
     nb::object capsule = type.attr("__dlpack_c_exchange_api__");
     auto* api = static_cast<DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!api) throw nb::python_error();
@@ -151,7 +152,7 @@ struct IndexArguments {
 
 // f(number computed in, number stored) for the dtype of activations.
 template <class F>
-inline void by_dtype(const Argument& x, F&& f) {
+void by_dtype(const Argument& x, F&& f) {
     switch (x.kind()) {
         case Kind::f32: return f(float{}, float{});
         case Kind::f64: return f(double{}, double{});
@@ -160,8 +161,9 @@ inline void by_dtype(const Argument& x, F&& f) {
     }
 }
 
-inline void same_kind(const Argument& a, const Argument& b) {
+void same_kind(const Argument& a, const Argument& b) {
     if (a.given() && b.given() && a.kind() != b.kind()) b.fail("must have the dtype of the other activations");
 }
 
+}  // namespace
 }  // namespace gs

@@ -5,8 +5,9 @@
 #include "turn.hpp"
 
 namespace gs {
+namespace {
 
-inline void py_turn(nb::handle x_, nb::handle y_, int threads) {
+void py_turn(nb::handle x_, nb::handle y_, int threads) {
     Argument x(x_, "x"), y(y_, "y");
     x.needed(), x.dense(), y.batch_last(), same_kind(x, y);
     if (x.t.ndim != y.t.ndim) y.fail("has an unexpected shape");
@@ -20,7 +21,7 @@ inline void py_turn(nb::handle x_, nb::handle y_, int threads) {
     });
 }
 
-inline void bind_machine(nb::module_& m) {
+void bind_machine(nb::module_& m) {
     const auto none = nb::arg().none();
     m.def("use_tensors_of", &use_tensors_of);
     m.def("supported", &supported);
@@ -30,4 +31,5 @@ inline void bind_machine(nb::module_& m) {
     m.def("turn", &py_turn, none, none, nb::arg());
 }
 
+}  // namespace
 }  // namespace gs

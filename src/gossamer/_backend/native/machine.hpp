@@ -16,14 +16,15 @@
 #include "vec.hpp"
 
 namespace gs {
+namespace {
 
-inline int64_t cache_bytes = 512 << 10;
-inline volatile bool forked = false;  // a child of fork() has none of the OpenMP threads of its parent: it works alone
+int64_t cache_bytes = 512 << 10;
+volatile bool forked = false;  // a child of fork() has none of the OpenMP threads of its parent: it works alone
 
-inline Machine machine(int threads) { return {forked ? 1 : std::max(1, threads), cache_bytes}; }
+Machine machine(int threads) { return {forked ? 1 : std::max(1, threads), cache_bytes}; }
 
 // Called once, when the module is loaded.
-inline void look_at_machine() {
+void look_at_machine() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
     const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
     if (found >= (256 << 10)) cache_bytes = std::min<int64_t>(found, 4 << 20);
@@ -46,7 +47,7 @@ T* huge(T* p, int64_t count) {
 
 // The most multiply-adds that this build can do: twelve independent chains in registers on every thread. Returns FLOP
 // per second.
-inline double peak_flops(int threads, double seconds) {
+double peak_flops(int threads, double seconds) {
     constexpr int L = LANES<float>;
     double rate = 0;
     parallel(machine(threads).threads, [&](int, int) {
@@ -78,7 +79,7 @@ inline double peak_flops(int threads, double seconds) {
 // Freed memory stays with the process, for the next step's activations. By default glibc returns large blocks to the
 // system at once, and the system clears each of their pages again at the next use. Returns whether the allocator
 // accepted the setting.
-inline bool keep_freed_memory() {
+bool keep_freed_memory() {
 #if defined(__GLIBC__)
     return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
 #else
@@ -86,7 +87,7 @@ inline bool keep_freed_memory() {
 #endif
 }
 
-inline std::vector<std::string>
+std::vector<std::string>
 supported() {  // instruction sets of this machine, best first, of those that there are builds for
     std::vector<std::string> names;
 #if defined(__x86_64__)
@@ -100,4 +101,5 @@ supported() {  // instruction sets of this machine, best first, of those that th
     return names;
 }
 
+}  // namespace
 }  // namespace gs

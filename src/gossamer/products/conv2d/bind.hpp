@@ -6,9 +6,10 @@
 #include "native.hpp"
 
 namespace gs {
+namespace {
 
 // Geometry is kernel, stride, padding, dilation, each vertical, horizontal.
-inline Conv conv_of(const Argument& image, const Argument& result, const std::vector<int64_t>& g) {
+Conv conv_of(const Argument& image, const Argument& result, const std::vector<int64_t>& g) {
     if (g.size() != 8) throw std::invalid_argument("geometry must be eight numbers");
     for (const Argument* a : {&image, &result})
         if (a->t.ndim != 4) a->fail("must be (batch, channels, height, width)");
@@ -22,8 +23,8 @@ inline Conv conv_of(const Argument& image, const Argument& result, const std::ve
     return c;
 }
 
-inline void py_conv_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow,
-                            nb::handle col, const std::vector<int64_t>& geometry, int threads) {
+void py_conv_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow,
+                     nb::handle col, const std::vector<int64_t>& geometry, int threads) {
     Argument x(x_, "x"), values(values_, "values"), bias(bias_, "bias"), y(y_, "y");
     IndexArguments index(crow, col, nb::none());
     const Conv g = conv_of(x, y, geometry);
@@ -38,9 +39,9 @@ inline void py_conv_forward(nb::handle x_, nb::handle values_, nb::handle bias_,
     });
 }
 
-inline void py_conv_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_,
-                             nb::handle ccol, nb::handle row, nb::handle perm, const std::vector<int64_t>& geometry,
-                             int threads) {
+void py_conv_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_,
+                      nb::handle ccol, nb::handle row, nb::handle perm, const std::vector<int64_t>& geometry,
+                      int threads) {
     Argument dy(dy_, "dy"), x(x_, "x"), values(values_, "values"), dx(dx_, "dx"), dw(dw_, "dw");
     IndexArguments index(ccol, row, perm);
     if (!dx.given() || !values.given() || !index.perm.given())
@@ -62,8 +63,8 @@ inline void py_conv_backward(nb::handle dy_, nb::handle x_, nb::handle values_, 
     });
 }
 
-inline void py_conv_weight(nb::handle dy_, nb::handle x_, nb::handle dw_, nb::handle crow, nb::handle col,
-                           const std::vector<int64_t>& geometry, int threads) {
+void py_conv_weight(nb::handle dy_, nb::handle x_, nb::handle dw_, nb::handle crow, nb::handle col,
+                    const std::vector<int64_t>& geometry, int threads) {
     Argument dy(dy_, "dy"), x(x_, "x"), dw(dw_, "dw");
     IndexArguments index(crow, col, nb::none());
     const Conv g = conv_of(x, dy, geometry);
@@ -101,9 +102,9 @@ struct BlockArguments {
     int64_t n() const { return int64_t(s.index.ptr[s.index.outer]) * s.h * s.w; }
 };
 
-inline void py_block_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow,
-                             nb::handle col, const std::vector<int64_t>& block, const std::vector<int64_t>& geometry,
-                             int threads) {
+void py_block_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow,
+                      nb::handle col, const std::vector<int64_t>& block, const std::vector<int64_t>& geometry,
+                      int threads) {
     Argument x(x_, "x"), values(values_, "values"), bias(bias_, "bias"), y(y_, "y");
     IndexArguments index(crow, col, nb::none());
     const BlockArguments in(x, y, index, block, geometry);
@@ -117,9 +118,9 @@ inline void py_block_forward(nb::handle x_, nb::handle values_, nb::handle bias_
     });
 }
 
-inline void py_block_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_,
-                              nb::handle crow, nb::handle col, const std::vector<int64_t>& block,
-                              const std::vector<int64_t>& geometry, int threads) {
+void py_block_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_,
+                       nb::handle crow, nb::handle col, const std::vector<int64_t>& block,
+                       const std::vector<int64_t>& geometry, int threads) {
     Argument dy(dy_, "dy"), x(x_, "x"), values(values_, "values"), dx(dx_, "dx"), dw(dw_, "dw");
     IndexArguments index(crow, col, nb::none());
     if (dw.given() && !x.given()) x.fail("is needed for dw");
@@ -138,7 +139,7 @@ inline void py_block_backward(nb::handle dy_, nb::handle x_, nb::handle values_,
     });
 }
 
-inline void bind_conv2d(nb::module_& m) {
+void bind_conv2d(nb::module_& m) {
     const auto none = nb::arg().none();
     m.def("conv_forward", &py_conv_forward, none, none, none, none, none, none, nb::arg(), nb::arg());
     m.def("conv_backward", &py_conv_backward, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
@@ -148,4 +149,5 @@ inline void bind_conv2d(nb::module_& m) {
           nb::arg());
 }
 
+}  // namespace
 }  // namespace gs

@@ -5,9 +5,10 @@
 #include "native.hpp"
 
 namespace gs {
+namespace {
 
-inline void py_linear_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow,
-                              nb::handle col, int threads) {
+void py_linear_forward(nb::handle x_, nb::handle values_, nb::handle bias_, nb::handle y_, nb::handle crow,
+                       nb::handle col, int threads) {
     Argument x(x_, "x"), values(values_, "values"), bias(bias_, "bias"), y(y_, "y");
     IndexArguments index(crow, col, nb::none());
     values.needed(), x.batch_last(), y.batch_last(), same_kind(x, y);
@@ -23,8 +24,8 @@ inline void py_linear_forward(nb::handle x_, nb::handle values_, nb::handle bias
     });
 }
 
-inline void py_linear_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_,
-                               nb::handle ptr, nb::handle idx, nb::handle perm, int threads) {
+void py_linear_backward(nb::handle dy_, nb::handle x_, nb::handle values_, nb::handle dx_, nb::handle dw_,
+                        nb::handle ptr, nb::handle idx, nb::handle perm, int threads) {
     Argument dy(dy_, "dy"), x(x_, "x"), values(values_, "values"), dx(dx_, "dx"), dw(dw_, "dw");
     IndexArguments index(ptr, idx, perm);
     if (dw.given() && !x.given()) x.fail("is needed for dw");
@@ -45,10 +46,11 @@ inline void py_linear_backward(nb::handle dy_, nb::handle x_, nb::handle values_
     });
 }
 
-inline void bind_linear(nb::module_& m) {
+void bind_linear(nb::module_& m) {
     const auto none = nb::arg().none();
     m.def("linear_forward", &py_linear_forward, none, none, none, none, none, none, nb::arg());
     m.def("linear_backward", &py_linear_backward, none, none, none, none, none, none, none, none, nb::arg());
 }
 
+}  // namespace
 }  // namespace gs

@@ -5,9 +5,10 @@
 #include "native.hpp"
 
 namespace gs {
+namespace {
 
-inline void py_batch_norm_forward(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps, bool relu,
-                                  nb::handle y_, nb::handle mean_, nb::handle invstd_, int threads) {
+void py_batch_norm_forward(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps, bool relu, nb::handle y_,
+                           nb::handle mean_, nb::handle invstd_, int threads) {
     Argument x(x_, "x"), weight(weight_, "weight"), bias(bias_, "bias"), y(y_, "y"), mean(mean_, "mean"),
         invstd(invstd_, "invstd");
     x.batch_last(), y.batch_last(), mean.needed(), invstd.needed(), same_kind(x, y);
@@ -27,9 +28,9 @@ inline void py_batch_norm_forward(nb::handle x_, nb::handle weight_, nb::handle 
     });
 }
 
-inline void py_batch_norm_backward(nb::handle dy_, nb::handle x_, nb::handle weight_, nb::handle bias_,
-                                   nb::handle mean_, nb::handle invstd_, bool relu, nb::handle dx_, nb::handle dweight_,
-                                   nb::handle dbias_, int threads) {
+void py_batch_norm_backward(nb::handle dy_, nb::handle x_, nb::handle weight_, nb::handle bias_, nb::handle mean_,
+                            nb::handle invstd_, bool relu, nb::handle dx_, nb::handle dweight_, nb::handle dbias_,
+                            int threads) {
     Argument dy(dy_, "dy"), x(x_, "x"), weight(weight_, "weight"), bias(bias_, "bias"), mean(mean_, "mean"),
         invstd(invstd_, "invstd");
     Argument dx(dx_, "dx"), dweight(dweight_, "dweight"), dbias(dbias_, "dbias");
@@ -54,7 +55,7 @@ inline void py_batch_norm_backward(nb::handle dy_, nb::handle x_, nb::handle wei
     });
 }
 
-inline void py_row_sums(nb::handle x_, nb::handle out_, int threads) {
+void py_row_sums(nb::handle x_, nb::handle out_, int threads) {
     Argument x(x_, "x"), out(out_, "out");
     x.batch_last(), out.needed();
     const int64_t C = x.size(1), M = C ? x.numel() / C : 0;
@@ -67,7 +68,7 @@ inline void py_row_sums(nb::handle x_, nb::handle out_, int threads) {
     });
 }
 
-inline void bind_norm(nb::module_& m) {
+void bind_norm(nb::module_& m) {
     const auto none = nb::arg().none();
     m.def("batch_norm_forward", &py_batch_norm_forward, none, none, none, nb::arg(), nb::arg(), none, none, none,
           nb::arg());
@@ -76,4 +77,5 @@ inline void bind_norm(nb::module_& m) {
     m.def("row_sums", &py_row_sums, none, none, nb::arg());
 }
 
+}  // namespace
 }  // namespace gs
