@@ -2,10 +2,10 @@
 
     python benchmarks/readme_results.py --write README.md --picture docs/accuracy.svg
 
-Makes the table between the marks of the README, and the picture, from ``experiments/results/fashion.json``. That file is
-the ``table.json`` of ``gossamer sweep experiments/fashion.yaml``. Accuracy: on the test set after the last epoch, mean ±
-standard deviation over the seeds. FLOPs: of training, sensing included, over those of the dense network on the same
-steps. The picture needs matplotlib.
+Makes the table between the marks of the README, and the picture, from ``experiments/results/fashion.json``. That file
+is the ``table.json`` of ``gossamer sweep experiments/fashion.yaml``. Accuracy: on the test set after the last epoch,
+mean ± standard deviation over the seeds. FLOPs: of training, sensing included, over those of the dense network on the
+same steps. The picture needs matplotlib.
 """
 
 import argparse

@@ -24,7 +24,8 @@ Snapshot = tuple[Any, Any, Any]  # state_dict of model, optimizer and rewirer
 def resolved(topology: TopologyLike, steps: int | None = None) -> Topology:
     """The record of a run of ``steps`` steps. Raises UsageError if ``stop`` is a fraction and ``steps`` is None."""
     found = topology.resolve(steps)
-    if not isinstance(found, Topology):
+    # A user's class may return anything.
+    if not isinstance(found, Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise AssertionError(f"{topology!r}: resolve(steps) must return a Topology, not {type(found).__name__}")
     return found
 
