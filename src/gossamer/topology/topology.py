@@ -1,4 +1,3 @@
-# pyright: strict
 """What a topology is: a frozen record. It says when the support changes, what is sensed before, what is dropped, what
 grows, and how layers share the growth. ``event.py`` says what an event does with it.
 
