@@ -33,7 +33,7 @@ def set_support_(
         optimizer: the optimizer of the layer's values, if it has state.
         newborn: by entry, the optimizer's state of a newborn block, first dimension 1; zeros where nothing is given.
 
-    The values' gradient becomes None: it belongs to the old support. Raises: UsageError where layout or shape forbid it.
+    The values' gradient becomes None: it is of the old support. Raises: UsageError where layout or shape forbid it.
     """
     old = layer.support
     if layer.layout.follows:
