@@ -1,4 +1,3 @@
-# pyright: strict
 """The arguments of a convolution, as torch takes them, made into a :class:`Geometry`."""
 
 from collections.abc import Iterable

@@ -1,4 +1,3 @@
-# pyright: strict
 """The grid of blocks of a matrix, and what a CSR index (crow, col) over it must satisfy."""
 
 import hashlib

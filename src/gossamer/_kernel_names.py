@@ -1,4 +1,3 @@
-# pyright: strict
 """Which kernel runs each product of a layer, by name: for reports."""
 
 from collections.abc import Sequence

@@ -1,4 +1,3 @@
-# pyright: strict
 """Random draws of whole numbers without replacement, in memory of the size of the draw."""
 
 import math

@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false
 """A module whose values are indexed by a support: the support, its public copy, and the owner that may change it.
 
 Kernels read the support, and nothing outside may write to it. The buffers ``crow`` and ``col`` are its public copy, so

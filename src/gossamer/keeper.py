@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false
 """A :class:`Keeper` knows to which support an optimizer's state of each layer belongs.
 
 It carries the state when the support has changed without the optimizer (``load_state_dict`` of the model). When a state

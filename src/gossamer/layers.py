@@ -1,4 +1,3 @@
-# pyright: strict, reportUnknownMemberType=false
 """Sparse layers: a support, its values, a layout that multiplies, and one slot for observations of the backward pass.
 
 A sparse layer owns ``values`` (its only weight parameter), a ``support`` (``indexed.py`` keeps it and its public copy),

@@ -1,4 +1,3 @@
-# pyright: strict
 """Layouts: how the pair (support, values) is stored and multiplied. A layout is a record of functions, nothing else.
 
     name     stored                                        multiplied by
@@ -98,8 +97,7 @@ def write_(parameter: Tensor, data: Tensor) -> None:
 
 
 def _masked_weight(values: Tensor, s: Support) -> Tensor:
-    """The dense weight; its gradient reaches the parameter on the support only."""
-    return scatter(gather(values, s), s).view(values.shape)
+    return scatter(gather(values, s), s).view(values.shape)  # its gradient reaches the parameter on the support only
 
 
 def _masked_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false
 """What the backward passes of a layer report, to whom, and when it counts.
 
 A layer has one slot for observations. ``layer.observe(tell)`` makes an :class:`Observation`; while it is open,

@@ -1,4 +1,3 @@
-# pyright: strict
 """The state that a torch optimizer keeps for the values of a layer: which entries have a place for every block, and how
 they are carried to another support.
 

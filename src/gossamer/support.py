@@ -1,6 +1,4 @@
-# pyright: strict
-"""Support: which blocks of a matrix may be non-zero. It is immutable: every change makes a new one. Nothing here has
-the dense size, except :meth:`Support.full` and :meth:`Support.mask`.
+"""Support: which blocks of a matrix may be non-zero. It is immutable, and holds nothing of the dense size.
 
 A matrix of ``shape`` (rows, cols) is cut into blocks of (h, w) scalars. (1, 1) is one scalar. The last row and column
 of blocks may hang over the edge. The kept blocks are stored in compressed sparse rows. Ids count blocks row by row,
@@ -12,8 +10,7 @@ id = i * grid_cols + j (int64).
                                       the k-th is number perm[k] in row order
 
 The rank r of a block that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ...,
-exactly k_i - i zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}. That makes sampling m zeros O(m log n) with
-no mask.
+exactly k_i - i zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}. So sampling m zeros takes O(m log n).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,3 @@
-# pyright: strict
 """Changing a layer's support: besides the optimizer, the only place that changes a parameter and what is indexed by it.
 
 Blocks of the old and the new support keep their value and the optimizer's state for them. Newborn blocks start at 0,
@@ -34,9 +33,7 @@ def set_support_(
         optimizer: the optimizer of the layer's values, if it has state.
         newborn: by entry, the optimizer's state of a newborn block, first dimension 1; zeros where nothing is given.
 
-    The gradient of the layer's values becomes None: it belongs to the old support.
-
-    Raises: UsageError where the layout or the shape does not allow it.
+    The values' gradient becomes None: it is of the old support. Raises: UsageError where layout or shape forbid it.
     """
     old = layer.support
     if layer.layout.follows:

@@ -12,8 +12,6 @@ A weight that is zero stays zero until |v| has grown beyond lam. w = prox_{delta
 State: v; m if beta > 0. Cost per step: O(N) besides the gradient.
 """
 
-# pyright: strict
-
 from dataclasses import dataclass
 
 import torch

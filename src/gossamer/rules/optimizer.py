@@ -6,8 +6,6 @@ that it remembers is a tensor of ``state`` or a number in a group, so ``state_di
 continues bit for bit.
 """
 
-# pyright: strict
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace

@@ -2,7 +2,7 @@
 :class:`Topology`."""
 
 from .csst import CSST as CSST
-from .event import event as event
+from .exchange import event as event
 from .gmp import GMP as GMP
 from .records import LayerState as LayerState
 from .records import Outcome as Outcome

@@ -1,4 +1,3 @@
-# pyright: strict
 """Checks that topologies share: ranges of settings, and schedules."""
 
 from collections.abc import Callable

@@ -1,4 +1,3 @@
-# pyright: strict
 """CSST, sparse training with gradient sensing, after "Sparse Training Algorithms based on Compressed Sensing for
 Accelerating Large-Scale Neural Networks" (Miller & Jenkins 2026). The paper leaves gaps: docs/methods/csst.md says how
 each is filled, and why.

@@ -1,4 +1,3 @@
-# pyright: strict
 """GMP, gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878).
 
     n_t = n_end + (n_start - n_end) (1 - t / stop)^3

@@ -1,4 +1,3 @@
-# pyright: strict
 """The records of an event: what happens, what is measured before, what is known of a layer, what was done to it."""
 
 import math

@@ -1,4 +1,3 @@
-# pyright: strict
 """The last act of every event: the blocks of lowest score are dropped, the candidates of highest score grow.
 
 Ties: among equal scores, the block of lower key splitmix64(id xor ties) stays or grows. No two blocks have the same

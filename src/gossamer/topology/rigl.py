@@ -1,15 +1,13 @@
-# pyright: strict
 """RigL, "rigging the lottery" (Evci, Gale, Menick, Castro, Elsen, ICML 2020, arXiv 1911.11134).
 
-    f_t = drop_fraction / 2 (1 + cos(pi t / stop)) every `every` steps, in each layer, with k = trunc(f_t n) and
-    without an optimizer step: drop the k smallest |w|; grow the k largest |dL/dw| off the blocks that stay (a block
-    that was just dropped may grow)
+    f_t = drop_fraction / 2 (1 + cos(pi t / stop))
+    every `every` steps, in each layer, with k = trunc(f_t n) and without an optimizer step:
+    drop the k smallest |w|; grow the k largest |dL/dw| off the blocks that stay (what was just dropped may grow)
 
 State: none besides the support. Cost (3 f_S (every - 1) + 2 f_S + f_D) / every per step: the dense gradient once per
-event. Here it is made a few rows at a time and only the k best are kept, so memory stays O(n + rows in work). A block
-that is dropped and grown at once keeps its value, as in the authors' code. Their code breaks ties among dropped
-blocks by noise of 1e-5, and grows from the lowest id on where the gradient is exactly 0. This code breaks all ties at
-random, and exchanges nothing for a gradient of 0.
+event. It is made a few rows at a time and only the k best are kept, so memory stays O(n + rows in work). A block that
+is dropped and grown at once keeps its value, as in the authors' code. Their code breaks ties among dropped blocks by
+noise of 1e-5, and grows by id where the gradient is 0. Here ties are random, and a gradient of 0 grows nothing.
 """
 
 from dataclasses import KW_ONLY, dataclass

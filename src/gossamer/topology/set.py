@@ -1,4 +1,3 @@
-# pyright: strict
 """SET, sparse evolutionary training (Mocanu et al. 2018, Nature Communications 9, 2383).
 
     every `every` steps, in each layer: drop the trunc(f_t n) smallest |w|, grow as many at random off the support

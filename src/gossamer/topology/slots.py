@@ -1,4 +1,3 @@
-# pyright: strict
 """The functions that fill the slots of a :class:`~gossamer.Topology` in the named methods.
 
 when, sense    step -> what happens, what is measured; None: nothing

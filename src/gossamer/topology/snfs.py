@@ -1,4 +1,3 @@
-# pyright: strict
 """SNFS, sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer 2019, arXiv 1907.04840).
 
     m <- decay m + (1 - decay) dL/dw   over all weights, every step

@@ -1,4 +1,3 @@
-# pyright: strict
 """Static: the support never changes. The null model of every method at the same budget."""
 
 from dataclasses import dataclass

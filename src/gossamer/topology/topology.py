@@ -1,6 +1,5 @@
-# pyright: strict
 """What a topology is: a frozen record. It says when the support changes, what is sensed before, what is dropped, what
-grows, and how layers share the growth. ``event.py`` says what an event does with it.
+grows, and how layers share the growth. ``exchange.py`` says what an event does with it.
 
 Behaviour depends on the data of this record, not on which function a slot holds: a wrapped slot gives the same run.
 """

@@ -1,4 +1,3 @@
-# pyright: strict
 """Drawing blocks off a support with probability proportional to the product of a weight per row and one per column."""
 
 import torch

@@ -1,4 +1,3 @@
-# pyright: strict
 """What an event reports: the record of what it did, and the error of a run that has diverged."""
 
 import math

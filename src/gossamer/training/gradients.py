@@ -1,4 +1,3 @@
-# pyright: strict
 """Two questions about gradients: whether they are finite, and at which scale."""
 
 import torch

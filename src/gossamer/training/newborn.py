@@ -1,4 +1,3 @@
-# pyright: strict
 """The optimizer's state of a connection that is born: nothing has been learned yet, as for a fresh parameter.
 
     zero      zero state under the parameter's step count T. Adam then takes m / (1 - beta1^T) for a mean of T steps,

@@ -1,4 +1,3 @@
-# pyright: strict
 """The layers whose support one object changes, a Rewirer or a Multilevel: shared by both.
 
 An owner has one :class:`Ownership`. It observes the layers, knows which support each had when it last looked, and,

@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false
 """What the ranks of a distributed run agree on. Without ``torch.distributed`` each function returns what it is
 given."""
 

@@ -1,4 +1,3 @@
-# pyright: strict
 """What a Rewirer refuses at construction: layers, optimizers and budgets that do not go with its topology."""
 
 import warnings

@@ -1,4 +1,3 @@
-# pyright: strict
 """The part of a Rewirer that is not its step: it owns the layers, it follows supports that others change, and it is
 saved, loaded and copied.
 """

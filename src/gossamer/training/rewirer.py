@@ -1,12 +1,10 @@
-# pyright: strict
 """The Rewirer: moves and rewires. It reads from top to bottom.
 
 One step t = 1, 2, ...:
 
     before    step t - 1 ended by arming the sensing of step t: the layers know what their backward pass measures
     forward, backward                                      yours; micro-batches add up, off the support as on it
-    step()    average what was sensed -> optimizer.step(), unless the event forbids it -> the event, if t has one
-              -> arm step t + 1
+    step()    average what was sensed -> optimizer.step(), unless the event forbids it -> the event -> arm step t + 1
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,3 @@
-# pyright: strict
 """What a probe holds and saves, and whether a saved state of a Rewirer may go on here.
 
 Everything that a file says is verified. What is wrong is said in sentences.

@@ -1,4 +1,3 @@
-# pyright: strict
 """Sensing: what is measured of one layer over a window of steps, smoothed. A probe belongs to one support of the layer:
 its coordinates lie off that.
 

@@ -1,4 +1,3 @@
-# pyright: strict
 """What an optimizer does with a new parameter, found by trial. No optimizer is known by name.
 
 A *scratch parameter* of one block takes steps by a *counterpart*: the same optimizer, settings and all, over other

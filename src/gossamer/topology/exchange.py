@@ -1,4 +1,3 @@
-# pyright: strict
 """One event. All methods share it.
 
 A layer with n kept blocks, asked to exchange k and to end with `size` blocks:
