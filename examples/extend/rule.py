@@ -24,11 +24,11 @@ class ProxLion:
 
     def update_(self, w, g, state, step):
         m = state["m"]
-        u = torch._foreach_lerp(m, g, 1 - self.b1)
-        torch._foreach_sign_(u)
-        torch._foreach_add_(w, u, alpha=-step.lr)
-        torch._foreach_copy_(w, self.penalty.proxes(w, step.lr * step.strength))
-        torch._foreach_lerp_(m, g, 1 - self.b2)
+        u = foreach.lerp(m, g, 1 - self.b1)
+        foreach.sign_(u)
+        foreach.add_(w, u, alpha=-step.lr)
+        foreach.copy_(w, self.penalty.proxes(w, step.lr * step.strength))
+        foreach.lerp_(m, g, 1 - self.b2)
 
     def zero_thresholds(self, w, state, step):
         return [self.penalty.zero_threshold(p, step.lr) for p in w]

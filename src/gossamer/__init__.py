@@ -31,7 +31,7 @@ from .convert.initial import reinitialise_
 from .convert.report import Report
 from .convert.sparsify import sparsify
 from .layers import SparseConv2d, SparseLayer, SparseLinear, sparse_layers
-from .layouts import CSR, LAYOUTS, MASKED, SHADOW, Layout
+from .layouts import CSR, LAYOUTS, MASKED, SHADOW, Layout, gather, scatter
 from .ledger import Ledger, cost_model
 from .penalties import L1, GroupL1, LogL1, NonNegativeL1, Penalty, TopK
 from .rules import RDA, XRDA, AdaBreg, LinBreg, ProxSGD, Rule, SparseOptimizer, StepInfo
@@ -78,11 +78,11 @@ __all__ = [
     "AdaBreg", "allocate_fixed", "allocate_pooled", "Annealed", "AveragedModel", "averaging", "block_norm", "BUDGETS",
     "checkpoint", "choose", "compact", "constant", "cosine", "cosine_pair", "cost_model", "CSR", "CSST", "cubic", "densify",
     "Diverged", "drop_by_magnitude", "drop_by_sign", "er", "erk", "Event", "event", "Events",
-    "exchange_by_projection", "exchange_fraction", "fit", "GMP", "GroupL1", "grow_random", "grow_sensed", "growing",
+    "exchange_by_projection", "exchange_fraction", "fit", "gather", "GMP", "GroupL1", "grow_random", "grow_sensed", "growing",
     "halving", "halving_pair", "keep_freed_memory", "Kernel", "L1", "laws", "LayerState", "Layout", "LAYOUTS",
     "Ledger", "LinBreg", "LogL1", "MASKED", "Multilevel", "NonNegativeL1", "Outcome", "parameter_groups", "penalties",
     "Penalty", "Plan", "plan", "pooled", "ProxSGD", "RDA", "recover", "regular", "reinitialise_", "Report", "rewire",
-    "Rewirer", "RigL", "Rule", "rules", "Schedule", "Sensing", "SET", "set_support_", "SHADOW", "SNFS",
+    "Rewirer", "RigL", "Rule", "rules", "scatter", "Schedule", "Sensing", "SET", "set_support_", "SHADOW", "SNFS",
     "sparse_layers", "SparseConv2d", "SparseLayer", "SparseLinear", "SparseOptimizer", "sparsify", "Static", "Step",
     "step_of", "StepInfo", "Support", "TargetDensity", "TopK", "Topology", "TopologyLike", "uniform", "Update",
     "UsageError", "warm_up", "why", "XRDA",
