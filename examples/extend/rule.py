@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 import gossamer as gs
+from gossamer.rules import foreach
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from .._errors import UsageError, check_at_least, check_count
 from ..selection import Pick
 from ..support import checked
 from .choose import choose_layouts
-from .measure import Comparison, kernels_of, measure
+from .measuring import Comparison, kernels_of, measure
 from .record import Block, LayerPlan, Plan
 from .timing import Timer, timed
 from .workload import Input, Workload, example_of, layers_to_plan, workloads

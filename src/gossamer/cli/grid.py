@@ -29,9 +29,11 @@ def compute(
 ) -> tuple[list[Row], Path]:
     """All rows of a grid, those that are missing computed, and the folder.
 
-    Args: settings: of all cells; kept, and compared when the folder is there. cells: what distinguishes each, numbers
-        and strings; ``work`` (a function of a module) gets settings and cell together. jobs: processes; each uses one
-        thread.
+    Args:
+        settings: of all cells; they are kept, and compared if the folder exists.
+        cells: what distinguishes each: numbers and strings.
+        work: a function of a module; it gets settings and cell together.
+        jobs: processes; each uses one thread.
     """
     if check_count(who, "jobs", jobs, 1) > THREADS:
         raise UsageError(who, f"at most {THREADS} processes are started", got=jobs)

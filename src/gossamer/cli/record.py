@@ -43,12 +43,16 @@ def library(function: Callable[..., Any], name: str) -> Any:  # the default of a
 class Config:
     """Everything that decides a run.
 
-    Args: task: data set and metrics. model: network. method: how the support is chosen and changed. optimizer: how the
-        values move. target: none, or targetdensity: the strength of the penalty is steered so that the run ends at
-        ``density``. density: fraction of the weights of the sparse layers that may be non-zero, in (0, 1]. budget: how
-        layers share it: erk, er, uniform or pooled. start: size of each layer's support at the first step over its size
-        at the end, at most the whole layer; above 1 the support
-            shrinks while training. gmp starts dense.
+    Args:
+        task: data set and metrics.
+        model: network.
+        method: how the support is chosen and changed.
+        optimizer: how the values move.
+        target: none, or targetdensity: the strength of the penalty is steered so that the run ends at ``density``.
+        density: fraction of the weights of the sparse layers that may be non-zero, in (0, 1].
+        budget: how layers share it: erk, er, uniform or pooled.
+        start: size of each layer's support at the first step over its size at the end, at most the whole layer; above
+            1 the support shrinks while training. gmp starts dense.
         initial: density at the first step of methods proximal and multilevel; null: 1 for proximal, the density for
             multilevel.
         gain: factor on the initial values; 0.41 gives those of torch's own layers.

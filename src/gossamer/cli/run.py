@@ -63,8 +63,7 @@ def run(
         watch: is told every step and epoch.
 
     Returns: the figures in ``result.json``. ``status`` is ``finished``; or ``diverged`` if the loss became NaN or
-        infinite, and then the
-    checkpoint of the last epoch is kept.
+    infinite, and then the checkpoint of the last epoch is kept.
 
     Raises: UsageError, before any work, or if another process writes there, or if a file cannot be written. Stopped on
         Ctrl-C or SIGTERM,

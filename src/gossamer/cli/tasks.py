@@ -136,8 +136,9 @@ class Digits(Task):
 class Files(Task):
     """A task read from official files.
 
-    Args: data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
-        else ``data``.
+    Args:
+        data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
+            else ``data``.
     """
 
     data: str | None = None
@@ -206,8 +207,10 @@ class FashionMNIST(Idx):
 class Cifar(Files):
     """What the two CIFAR sets share: 60,000 colour images of 32 x 32 pixels, binary version.
 
-    Args: data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
-        else ``data``. augment: random crops (padding 4) and mirror images while training.
+    Args:
+        data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
+            else ``data``.
+        augment: random crops (padding 4) and mirror images while training.
     """
 
     augment: bool = True

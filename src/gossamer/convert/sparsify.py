@@ -74,8 +74,7 @@ def sparsify(
         verbose: print the report.
 
     Returns: the model (a new module if the model is itself a single layer). ``model.sparsity_report`` lists what was
-        replaced and by which
-    layout, and what was left dense and why.
+    replaced, by which layout, and what was left dense and why.
 
     Raises: UsageError, before anything is changed.
     """

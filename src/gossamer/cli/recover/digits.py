@@ -2,9 +2,8 @@
 
 import itertools
 import math
+import statistics
 import time
-from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -35,8 +34,9 @@ def mnist(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """MNIST by sparse two-layer networks without biases: accuracy over width and non-zeros, beside iterative magnitude
-    pruning.
+    """MNIST by sparse two-layer networks without biases: accuracy over width and non-zeros.
+
+    The baseline is iterative magnitude pruning.
 
     Args:
         digits: "all" ten, or "01".
@@ -54,51 +54,47 @@ def mnist(
     methods = methods or ["iht", "imp"]
     widths = numbers(WHO, "widths", widths or [100], 1)
     nonzeros = numbers(WHO, "nonzeros", nonzeros or ([200] if digits == "01" else [1000]), 2)
-    for name, value in (("seeds", seeds), ("steps", steps), ("batch", batch), ("imp_steps", imp_steps), ("jobs", jobs)):
-        check_count(WHO, name, value, 1)
-    if not is_real(lr) or not 0 < lr < math.inf:
-        raise UsageError(WHO, "lr must be a positive number", got=lr)
-    _check(digits, methods, widths, nonzeros)
+    counts = {"seeds": seeds, "steps": steps, "batch": batch, "imp_steps": imp_steps, "jobs": jobs}
+    _check(digits, methods, widths, nonzeros, lr, counts)
     plt = pyplot(WHO) if picture else None
-    _mnist(data, digits)  # refuses missing files before the processes begin
+    _mnist(data, digits)  # before the processes begin: are the files there?
     settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
-    grid = itertools.product(methods, widths, nonzeros, range(seeds))
-    cells = [{"method": m, "width": p, "s": s, "seed": seed} for m, p, s, seed in grid]
+    grid = list(itertools.product(methods, widths, nonzeros))
+    cells = [{"method": m, "width": p, "s": s, "seed": seed} for m, p, s in grid for seed in range(seeds)]
     rows, folder = compute(WHO, out or f"runs/recover/mnist-{digits}", settings, cells, mnist_cell, jobs)
     table, means = [], {}
-    for m, p, s in itertools.product(methods, widths, nonzeros):
+    for m, p, s in grid:
         mine = [r["accuracy"] for r in rows if (r["method"], r["width"], r["s"]) == (m, p, s)]
-        sd = stdev(mine) if len(mine) > 1 else math.nan
-        means[m, p, s] = mean(mine)
-        table.append([m, str(p), str(s), f"{100 * means[m, p, s]:.2f}", f"{100 * sd:.2f}", f"{100 * min(mine):.2f}"])
+        sd = statistics.stdev(mine) if len(mine) > 1 else math.nan
+        means[m, p, s] = statistics.fmean(mine)
+        table.append([m, str(p), str(s), *(f"{100 * v:.2f}" for v in (means[m, p, s], sd, min(mine)))])
     columns = ["method", "width", "non-zeros", "mean %", "sd", "least"]
     show(f"MNIST, digits {digits}: test accuracy over {seeds} seeds", columns, table)
     if plt is not None:
-        _draw(plt, means, methods, widths, nonzeros, folder / "heat.png")
+        save(plt, _heat(plt, means, methods, widths, nonzeros), folder / "heat.png")
 
 
-def _check(digits: str, methods: list[str], widths: list[int], nonzeros: list[int]) -> None:
-    """Refuses methods, digits and sizes that there are not."""
+def _check(
+    digits: str, methods: list[str], widths: list[int], nonzeros: list[int], lr: float, counts: dict[str, int]
+) -> None:
+    """Refuses settings out of range. Raises UsageError."""
     for method in methods:
         if method not in ("iht", "imp"):
             raise UsageError(WHO, f"unknown method {method!r}", remedy="iht or imp")
     if digits not in ("all", "01"):
         raise UsageError(WHO, f"unknown digits {digits!r}", remedy='"all" or "01"')
+    for name, value in counts.items():
+        check_count(WHO, name, value, 1)
+    if not is_real(lr) or not 0 < lr < math.inf:
+        raise UsageError(WHO, "lr must be a positive number", got=lr)
     if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
-        has = f"a network of {min(widths)} neurons has {weights} weights"
-        what = f"{has}, fewer than the {max(nonzeros)} non-zeros asked for"
+        what = f"a network of {min(widths)} neurons has {weights} weights"
+        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
         raise UsageError(WHO, what, remedy="larger widths, or fewer nonzeros")
 
 
-def _draw(
-    plt: Any,
-    means: dict[tuple[str, int, int], float],
-    methods: list[str],
-    widths: list[int],
-    nonzeros: list[int],
-    path: Path,
-) -> None:
-    """A heat map for each method: accuracy over non-zeros and width."""
+def _heat(plt: Any, means: dict[Any, float], methods: list[str], widths: list[int], nonzeros: list[int]) -> Any:
+    """Mean accuracy over width and non-zeros, one panel per method."""
     figure, axes = plt.subplots(1, len(methods), figsize=(5 * len(methods), 4), squeeze=False)
     low = min(means.values())
     for ax, m in zip(axes[0], methods, strict=True):
@@ -106,13 +102,12 @@ def _draw(
         shown = ax.imshow(grid, cmap="viridis", vmin=low, vmax=1, aspect="auto", origin="lower")
         ax.set_xticks(range(len(nonzeros)), [str(s) for s in nonzeros])
         ax.set_yticks(range(len(widths)), [str(p) for p in widths])
-        for i, line in enumerate(grid):
-            for j, value in enumerate(line):
-                look = {"color": "white" if value < (low + 1) / 2 else "black", "fontsize": 8}
-                ax.text(j, i, f"{100 * value:.1f}", ha="center", va="center", **look)
+        for (i, line), j in itertools.product(enumerate(grid), range(len(nonzeros))):
+            color = "white" if line[j] < (low + 1) / 2 else "black"
+            ax.text(j, i, f"{100 * line[j]:.1f}", ha="center", va="center", color=color, fontsize=8)
         ax.set(xlabel="non-zeros", ylabel="hidden neurons", title=m)
         figure.colorbar(shown)
-    save(plt, figure, path)
+    return figure
 
 
 def mnist_cell(cell: Row) -> Row:

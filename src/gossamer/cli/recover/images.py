@@ -14,6 +14,8 @@ from ...recover.gates import generator
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 
+WHO = "gossamer recover inr"
+
 
 def inr(
     image: str = "digit",
@@ -31,49 +33,61 @@ def inr(
 
     Features [sin, cos](2 pi B c) of integer coordinates c, B ~ N(0, sigma^2), as in arXiv 2509.20323.
 
-    Args: image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (in GOSSAMER_DATA); or
-        a PNG file. nonzeros: to try. neurons: hidden neurons. frequencies: rows of B; twice as many features. sigma:
-        scale of B. rounds: of fit_scalar. seed: of B and the fit. out: folder. jobs: processes. picture: write inr.png
-        (needs matplotlib).
+    Args:
+        image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (GOSSAMER_DATA); or a
+            PNG file (needs matplotlib).
+        nonzeros: to try.
+        neurons: hidden neurons.
+        frequencies: rows of B; twice as many features.
+        sigma: scale of B.
+        rounds: of fit_scalar.
+        seed: of B and the fit.
+        out: folder.
+        jobs: processes.
+        picture: write inr.png (needs matplotlib).
     """
-    who = "gossamer recover inr"
-    nonzeros = numbers(who, "nonzeros", nonzeros or [25, 50, 100, 200, 400], 1)
-    least = {"neurons": (neurons, 1), "frequencies": (frequencies, 1), "rounds": (rounds, 1), "seed": (seed, 0)}
-    for name, (value, lowest) in {**least, "jobs": (jobs, 1)}.items():
-        check_count(who, name, value, lowest)
+    nonzeros = numbers(WHO, "nonzeros", nonzeros or [25, 50, 100, 200, 400], 1)
+    counts = {"neurons": neurons, "frequencies": frequencies, "rounds": rounds, "seed": seed, "jobs": jobs}
+    for name, value in counts.items():
+        check_count(WHO, name, value, 0 if name == "seed" else 1)
     if not is_real(sigma) or not 0 < sigma < math.inf:
-        raise UsageError(who, "sigma must be a positive number", got=sigma)
-    features = 2 * frequencies
-    if max(nonzeros) > neurons * features:
-        has = f"{neurons} neurons on {features} features have {neurons * features} weights"
-        what = f"{has}, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(who, what, remedy="more neurons or frequencies, or fewer nonzeros")
-    plt = pyplot(who) if picture or image not in ("digit", "mnist") else None
+        raise UsageError(WHO, "sigma must be a positive number", got=sigma)
+    if max(nonzeros) > (places := neurons * 2 * frequencies):
+        what = f"{neurons} neurons on {2 * frequencies} features have {places} weights"
+        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise UsageError(WHO, what, remedy="more neurons or frequencies, or fewer nonzeros")
+    plt = pyplot(WHO) if picture or image not in ("digit", "mnist") else None
     pixels = load_image(image)
-    settings = {"image": image, "neurons": neurons, "frequencies": frequencies}
-    settings |= {"sigma": sigma, "rounds": rounds, "seed": seed}
-    rows, folder = compute(who, out, settings, [{"s": s} for s in nonzeros], inr_cell, jobs)
+    settings = {"image": image, "neurons": neurons, "frequencies": frequencies, "sigma": sigma}
+    settings |= {"rounds": rounds, "seed": seed}
+    rows, folder = compute(WHO, out, settings, [{"s": s} for s in nonzeros], inr_cell, jobs)
     table = [[str(r["s"]), str(r["nonzeros"]), f"{r['psnr']:.2f}", f"{r['seconds']:.1f}"] for r in rows]
-    title = f"{image}, {pixels.shape[0]} x {pixels.shape[1]} pixels"
-    show(title, ["asked", "non-zeros", "PSNR (dB)", "seconds"], table)
+    columns = ["asked", "non-zeros", "PSNR (dB)", "seconds"]
+    show(f"{image}, {pixels.shape[0]} x {pixels.shape[1]} pixels", columns, table)
     if plt is not None and picture:
-        _draw(plt, pixels, rows, f"{image}: {neurons} neurons, {features} features", folder)
+        save(plt, _panels(plt, pixels, rows), folder / "inr.png")
+        title = f"{image}: {neurons} neurons, {2 * frequencies} features"
+        save(plt, _curve(plt, rows, title), folder / "psnr.png")
 
 
-def _draw(plt: Any, pixels: Tensor, rows: list[Row], title: str, folder: Path) -> None:
-    """The images side by side, and PSNR over non-zeros."""
+def _panels(plt: Any, pixels: Tensor, rows: list[Row]) -> Any:
+    """The image, and what each network makes of it."""
     figure, axes = plt.subplots(1, len(rows) + 1, figsize=(2 * (len(rows) + 1), 2.5))
     shown = [("original", pixels.tolist())]
     shown += [(f"{r['nonzeros']} weights\n{r['psnr']:.1f} dB", r["pixels"]) for r in rows]
-    for ax, (label, values) in zip(axes, shown, strict=True):
+    for ax, (title, values) in zip(axes, shown, strict=True):
         ax.imshow(values, cmap="gray", vmin=0, vmax=1)
-        ax.set_title(label, fontsize=9)
+        ax.set_title(title, fontsize=9)
         ax.axis("off")
-    save(plt, figure, folder / "inr.png")
+    return figure
+
+
+def _curve(plt: Any, rows: list[Row], title: str) -> Any:
+    """PSNR over the number of non-zeros."""
     figure, axes = plt.subplots(figsize=(5, 4))
     axes.plot([r["nonzeros"] for r in rows], [r["psnr"] for r in rows], marker="o")
     axes.set(xlabel="non-zeros", ylabel="PSNR (dB)", title=title)
-    save(plt, figure, folder / "psnr.png")
+    return figure
 
 
 def load_image(image: str) -> Tensor:
@@ -87,10 +101,8 @@ def load_image(image: str) -> Tensor:
 
         return MNIST().load().test_x[1000, 0].double() / 255
     if not Path(image).is_file():
-        raise UsageError(
-            "gossamer recover inr", "there is no such image", got=image, remedy='"digit", "mnist", or a PNG file'
-        )
-    values = torch.as_tensor(pyplot("gossamer recover inr").imread(image).copy()).double()
+        raise UsageError(WHO, "there is no such image", got=image, remedy='"digit", "mnist", or a PNG file')
+    values = torch.as_tensor(pyplot(WHO).imread(image).copy()).double()
     return values[..., :3].mean(-1) if values.dim() == 3 else values
 
 

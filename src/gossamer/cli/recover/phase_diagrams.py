@@ -2,7 +2,6 @@
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,14 +33,13 @@ def phase(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Phase diagram of a solver: how often it recovers s-sparse vectors from m measurements, beside the Donoho-Tanner
-    curve.
+    """Phase diagram of a solver: how often it recovers s-sparse vectors from m Gaussian measurements of d numbers.
 
-    Gaussian measurements of d numbers, over delta = m / d and rho = s / m; the curve is that of l1.
+    Over delta = m / d and rho = s / m, with the Donoho-Tanner curve of l1 for comparison.
 
-    Args: solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a
-        thousandth of the
-            strength at which all is zero, values fitted once more to its support).
+    Args:
+        solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a
+            thousandth of the strength at which x = 0; its values are fitted once more to its support).
         d: length of the vectors.
         deltas, rhos: of the grid, as in --deltas '[0.2, 0.5]'; by default 0.1 to 0.9 and 0.05 to 0.95.
         trials: problems per cell.
@@ -76,34 +74,26 @@ def phase(
     title = f"{solver}, d = {d}, {amplitudes} amplitudes"
     show(f"{title}: s / m recovered half of the time", ["m / d", solver, "Donoho-Tanner (l1)"], table)
     if plt is not None:
-        success = {(row["delta"], row["rho"]): row["success"] for row in rows}
-        _draw(plt, success, deltas, rhos, title, trials, folder / "phase.png")
+        save(plt, _diagram(plt, rows, deltas, rhos, title, trials), folder / "phase.png")
 
 
-def _draw(
-    plt: Any,
-    success: dict[tuple[float, float], float],
-    deltas: list[float],
-    rhos: list[float],
-    title: str,
-    trials: int,
-    path: Path,
-) -> None:
-    """The diagram, with the Donoho-Tanner curve."""
+def _diagram(plt: Any, rows: list[Row], deltas: list[float], rhos: list[float], title: str, trials: int) -> Any:
+    """Success over m / d and s / m, with the curve of l1."""
     figure, axes = plt.subplots(figsize=(6, 4.5))
-    ordered = [[success[x, y] for x in deltas] for y in rhos]
-    mesh = axes.pcolormesh(deltas, rhos, ordered, shading="nearest", cmap="gray", vmin=0, vmax=1)
+    success = {(r["delta"], r["rho"]): r["success"] for r in rows}
+    grid = [[success[x, y] for x in deltas] for y in rhos]
+    mesh = axes.pcolormesh(deltas, rhos, grid, shading="nearest", cmap="gray", vmin=0, vmax=1)
     xs = [i / 200 for i in range(2, 199)]
     axes.plot(xs, [theory.donoho_tanner(x) for x in xs], color="tab:red", label="Donoho-Tanner, l1")
     axes.set(xlabel="m / d", ylabel="s / m", title=title, ylim=(0, max(rhos)))
     axes.set_xlim(min(min(deltas), 0.05), max(max(deltas), 0.95))
     axes.legend(loc="upper left")
     figure.colorbar(mesh, label=f"recovered (of {trials})")
-    save(plt, figure, path)
+    return figure
 
 
 def phase_cell(cell: Row) -> Row:
-    """One cell of the diagram: the fraction of problems that is recovered."""
+    """One cell of the diagram: the fraction of problems recovered."""
     torch.set_num_threads(1)
     d, (m, s) = cell["d"], sizes(cell["d"], cell["delta"], cell["rho"])
     begin, hits = time.perf_counter(), 0
@@ -124,28 +114,20 @@ def _check_grid(who: str, solver: str, d: int, deltas: list[float], rhos: list[f
     if not all(map(math.isfinite, [*deltas, *rhos])):
         raise UsageError(who, "deltas and rhos must be finite", got=[*deltas, *rhos])
     if max(rhos) > 1:
-        raise UsageError(
-            who, "rho = s / m is at most 1: no solver finds more numbers than it has measurements", got=max(rhos)
-        )
+        what = "rho = s / m is at most 1: no solver finds more numbers than it has measurements"
+        raise UsageError(who, what, got=max(rhos))
     for delta in deltas:
         m, s = sizes(d, delta, max(rhos))
         if solver in solvers.CONVEX and m >= d:
-            remedy = "deltas below 1, or another solver"
-            raise UsageError(
-                who,
-                f"{solver} needs fewer measurements than numbers, and delta = {delta:g} gives {m} of {d}",
-                remedy=remedy,
-            )
+            what = f"{solver} needs fewer measurements than numbers, and delta = {delta:g} gives {m} of {d}"
+            raise UsageError(who, what, remedy="deltas below 1, or another solver")
         if s > d:
-            raise UsageError(
-                who,
-                f"delta = {delta:g} and rho = {max(rhos):g} ask for {s} non-zeros among {d} numbers",
-                remedy="smaller rhos",
-            )
+            what = f"delta = {delta:g} and rho = {max(rhos):g} ask for {s} non-zeros among {d} numbers"
+            raise UsageError(who, what, remedy="smaller rhos")
 
 
 def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
-    """The vector that a solver, by name, finds for a problem, (d,)."""
+    """The solution of a problem by a solver, given by name, (d,)."""
     if solver in solvers.GREEDY:
         return solvers.GREEDY[solver](A, y, s).dense()
     if solver in LASSO:
@@ -155,7 +137,7 @@ def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
 
 
 def _debiased(A: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """x with its values fitted by least squares on its support, or on the m largest entries of a larger one."""
+    """x with its values fitted by least squares to its support, or to its m largest entries where it has more."""
     S = x.abs().topk(min(int(x.count_nonzero()), len(y))).indices
     return torch.zeros_like(x).index_put_((S,), least_squares(A[:, S], y))
 
@@ -172,10 +154,10 @@ def gaussian_problem(d: int, m: int, s: int, amplitudes: str, seed: tuple[int, .
 
 
 def crossing(points: list[tuple[float, float]]) -> float | None:
-    """The rho at which success falls below one half, by a logistic fit to all points; None if that is outside the grid.
+    """The rho at which success falls below one half; None if it does not inside the grid.
 
-    The mean of all best fits is taken. Their widths range from far below the smallest step of the grid to the whole
-    grid.
+    Logistic fits in rho to all points, over a grid of middles and widths; the mean middle of the best ones. Widths go
+    from far below the least step of the points to their whole range.
     """
     if not points or max(p for _, p in points) < 0.5 or min(p for _, p in points) > 0.5:
         return None

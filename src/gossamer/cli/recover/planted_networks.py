@@ -1,9 +1,8 @@
 """``gossamer recover planted``: planted ReLU networks, and iterative magnitude pruning."""
 
 import itertools
+import statistics
 import time
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ...recover.gates import generator
 from ..console import show
 from ..grid import Row, compute, numbers, pyplot, save
 
+WHO = "gossamer recover planted"
 METHODS = ("iht", "authors", "gated", "imp")
 
 
@@ -33,40 +33,29 @@ def planted(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Planted sparse two-layer ReLU networks: how well are they recovered, from how many samples?
+    """Planted sparse two-layer ReLU networks: how well they are recovered, from how many samples.
 
-    Args: d: inputs, N(0, 1). samples: training samples. neurons: hidden neurons of the planted networks. nonzeros:
-        weights of the first layer, uniformly placed, N(0, 1). methods: iht (fit_scalar), authors (fit_scalar without
-        signs, revival, inflation and Newton steps), gated (niht with the true gates
-            among random distractors), imp (iterative magnitude pruning).
+    Args:
+        d: inputs, N(0, 1).
+        samples: training samples.
+        neurons: hidden neurons of the planted networks.
+        nonzeros: weights of the first layer, uniformly placed, N(0, 1).
+        methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht
+            with the true gates among random distractors), imp (iterative magnitude pruning).
         mixed: output weights of both signs; false: all +1.
-        distractors: neurons with random gates beside the true ones, for gated.
+        distractors: neurons with random gates besides the true ones, for gated.
         rounds: of iht and authors.
         seeds: networks per cell.
         out: folder.
         jobs: processes.
         picture: write planted.png (needs matplotlib).
     """
-    who = "gossamer recover planted"
     methods = methods or ["iht", "authors", "imp"]
-    for method in methods:
-        check_choice(who, "method", method, METHODS)
-    samples = numbers(who, "samples", samples or [100, 200, 400, 1000, 2000], 2)
-    neurons, nonzeros = numbers(who, "neurons", neurons or [5], 1), numbers(who, "nonzeros", nonzeros or [10], 1)
-    counts = {
-        "d": (d, 1),
-        "distractors": (distractors, 0),
-        "rounds": (rounds, 1),
-        "seeds": (seeds, 1),
-        "jobs": (jobs, 1),
-    }
-    for name, (value, least) in counts.items():
-        check_count(who, name, value, least)
-    if max(nonzeros) > (places := min(neurons) * d):
-        has = f"{min(neurons)} neurons on {d} inputs have {places} weights"
-        what = f"{has}, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(who, what, remedy="more neurons, a larger d, or fewer nonzeros")
-    plt = pyplot(who) if picture else None
+    samples = numbers(WHO, "samples", samples or [100, 200, 400, 1000, 2000], 2)
+    neurons, nonzeros = numbers(WHO, "neurons", neurons or [5], 1), numbers(WHO, "nonzeros", nonzeros or [10], 1)
+    counts = {"d": d, "distractors": distractors, "rounds": rounds, "seeds": seeds, "jobs": jobs}
+    _check(methods, neurons, nonzeros, counts)
+    plt = pyplot(WHO) if picture else None
     settings = {"d": d, "mixed": mixed, "distractors": distractors, "rounds": rounds}
     grid = list(itertools.product(methods, neurons, nonzeros, samples))
     cells = [
@@ -74,31 +63,43 @@ def planted(
         for method, p, s, n in grid
         for seed in range(seeds)
     ]
-    rows, folder = compute(who, out, settings, cells, planted_cell, jobs)
+    rows, folder = compute(WHO, out, settings, cells, planted_cell, jobs)
     table = []
     for method, p, s, n in grid:
         mine = [r for r in rows if (r["method"], r["neurons"], r["s"], r["n"]) == (method, p, s, n)]
-        dbs, exact = [r["psnr"] for r in mine], sum(r["exact"] for r in mine)
-        figures = [f"{median(dbs):.1f}", f"{min(dbs):.1f}", f"{exact}/{len(mine)}"]
-        table.append([method, str(p), str(s), str(n), *figures])
+        decibels, exact = [r["psnr"] for r in mine], sum(r["exact"] for r in mine)
+        median = f"{statistics.median(decibels):.1f}"
+        table.append([method, str(p), str(s), str(n), median, f"{min(decibels):.1f}", f"{exact}/{len(mine)}"])
     columns = ["method", "neurons", "non-zeros", "samples", "median dB", "least dB", "exact"]
     show(f"planted ReLU networks, d = {d}: PSNR on fresh samples over {seeds} seeds", columns, table)
     if plt is not None:
         signs = "mixed output signs" if mixed else "output signs +1"
         title = f"d = {d}, {neurons[0]} neurons, {nonzeros[0]} non-zeros, {signs}"
-        first = [row for row in table if row[1:3] == [str(neurons[0]), str(nonzeros[0])]]
-        _draw(plt, first, methods, title, folder / "planted.png")
+        kept = [r for r in table if r[1:3] == [str(neurons[0]), str(nonzeros[0])]]
+        save(plt, _curves(plt, kept, methods, title), folder / "planted.png")
 
 
-def _draw(plt: Any, table: list[list[str]], methods: list[str], title: str, path: Path) -> None:
-    """Median PSNR over samples, a line for each method."""
+def _check(methods: list[str], neurons: list[int], nonzeros: list[int], counts: dict[str, int]) -> None:
+    """Refuses settings out of range. Raises UsageError."""
+    for method in methods:
+        check_choice(WHO, "method", method, METHODS)
+    for name, value in counts.items():
+        check_count(WHO, name, value, 0 if name == "distractors" else 1)
+    if max(nonzeros) > (places := min(neurons) * counts["d"]):
+        what = f"{min(neurons)} neurons on {counts['d']} inputs have {places} weights"
+        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
+        raise UsageError(WHO, what, remedy="more neurons, a larger d, or fewer nonzeros")
+
+
+def _curves(plt: Any, table: list[list[str]], methods: list[str], title: str) -> Any:
+    """Median PSNR over samples, one curve per method."""
     figure, axes = plt.subplots(figsize=(6, 4.5))
     for method in methods:
-        mine = [(int(row[3]), float(row[4])) for row in table if row[0] == method]
-        axes.semilogx(*zip(*mine, strict=True), marker="o", label=method)
+        points = [(int(r[3]), float(r[4])) for r in table if r[0] == method]
+        axes.semilogx(*zip(*points, strict=True), marker="o", label=method)
     axes.set(xlabel="samples", ylabel="median PSNR (dB)", title=title)
     axes.legend()
-    save(plt, figure, path)
+    return figure
 
 
 def planted_network(
@@ -121,7 +122,7 @@ def planted_network(
 
 
 def planted_cell(cell: Row) -> Row:
-    """One network by one method: PSNR on fresh samples, and whether the relative error is below 1e-3."""
+    """One network by one method: PSNR on fresh samples, and whether it is exact (relative error below 1e-3)."""
     torch.set_num_threads(1)
     n, s, p, begin = cell["n"], cell["s"], cell["neurons"], time.perf_counter()
     X, W, signs, y = planted_network(cell["d"], p, s, n + 2000, cell["mixed"], cell["seed"])
@@ -157,12 +158,11 @@ def imp(
     lr: float = 1e-3,
     prune: float = 0.1,
 ) -> nn.Sequential:
-    """Iterative magnitude pruning, the baseline, as in the code of arXiv 2509.20323.
+    """Iterative magnitude pruning, the baseline.
 
-    Repeated until s weights are left: train (Adam, no biases), prune the smallest tenth of the weights of all layers
-        together, rewind the
-    others to their initial values. The network is evaluated right after the last pruning. Where there are no more than
-    s weights it is trained once, and nothing is pruned.
+    Train (Adam, no biases), prune a tenth of the remaining weights by magnitude over all layers, rewind to the initial
+    values, and repeat until s weights are left. It is evaluated right after the last pruning, as in the code of arXiv
+    2509.20323. Where there are at most s weights it is trained once, and nothing is pruned.
     """
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]
@@ -187,9 +187,8 @@ def imp(
             loss_of(h, Y[where]).backward()
             opt.step()
         keep = min(left, max(s, min(left - 1, round(left * (1 - prune)))))
-        flat = torch.cat(
-            [(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)]
-        )  # what is pruned stays last
+        # pruned weights are 0 here, all others at least 1
+        flat = torch.cat([(w.abs() * m + m).detach().flatten() for w, m in zip(final, masks, strict=True)])
         chosen = torch.zeros_like(flat)
         chosen[flat.topk(keep).indices] = 1.0
         masks = [c.view_as(m) for c, m in zip(chosen.split([m.numel() for m in masks]), masks, strict=True)]

@@ -17,7 +17,7 @@ from ...observe import operands as kept
 from ...support import Support
 from ...topology import Sensing
 from ...training.events import Event
-from ...training.rewirer import Rewirer
+from ...training.stepper import Stepper
 from .diagnosis import Diagnosis
 from .operands import not_finite
 from .recall import sensing
@@ -39,7 +39,7 @@ class Watch:
     tiles, and batches of one sample, are left out.
 
     Args:
-        rewirer: a :class:`gossamer.Rewirer`.
+        rewirer: a :class:`~gossamer.Rewirer`, or a :class:`~gossamer.Multilevel`.
         path: a file to which one line of JSON per event and layer is added.
         tell: called with each :class:`Diagnosis`, e.g. ``lambda d: print(d.sentence)``.
 
@@ -49,7 +49,7 @@ class Watch:
 
     def __init__(
         self,
-        rewirer: Rewirer,
+        rewirer: Stepper,
         path: str | Path | None = None,
         tell: Callable[[Diagnosis], object] | None = None,
     ):
