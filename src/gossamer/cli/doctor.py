@@ -93,7 +93,7 @@ def builds() -> str:
 
 def openmp() -> str:
     """Whether the native kernels run on torch's own threads."""
-    if not native.BEST.openmp:
+    if native.BEST is None or not native.BEST.openmp:
         return "one thread (built without OpenMP)"
     count, ours = torch.get_num_threads(), _omp_of(native.BEST.__file__)
     torchs = next(map(_omp_of, (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")), None)
