@@ -16,8 +16,8 @@ A neuron that has lost all its weights has no gradient and would never return. S
 that gate enters, the output weight with the mean size of its layer.
 
 The slots of a :class:`~gossamer.Topology` cannot express three parts of this: |w| of all layers is ranked together with
-The slots of a :class:`~gossamer.Topology` cannot express three parts of this: |w| of all layers is ranked together
-fills the slot ``project``, which names the new supports of all layers.
+eta |g|; the sum of the sizes of the layers falls; and scouts need operands, as their gates are not those of the
+network. So it fills the slot ``project``, which names the new supports of all layers.
 
 State: the operands of ``window`` batches. Cost of an event: one dense gradient of these batches, a block at a time.
 """
