@@ -8,7 +8,7 @@
     k      falls cubically from its start to s; at most ``swap`` k weights enter, a fraction that is cosine-annealed
            to 0                                                                                                    (3)
 
-A weight that enters starts at 0, so (2) does not change the function. Before (2) the weights of each neuron are
+A weight that enters starts at 0, so its entry does not change the function. Before (2) the weights of each neuron are
 balanced: |w1_j| = |w2_j|, with the function unchanged. A threshold across layers compares them.
 
 A neuron that has lost all its weights has no gradient and would never return. So each event but the last gives
