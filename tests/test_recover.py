@@ -65,7 +65,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
     )
 
 
-def test_generators_are_the_same_whoever_asks():
+def test_generators_are_the_same_in_any_block():
     some = gates.random_generators(7, range(60, 75), 3)
     assert torch.equal(some, gates.random_generators(7, range(200), 3)[60:75])
     assert not torch.equal(some, gates.random_generators(8, range(60, 75), 3))
@@ -396,7 +396,7 @@ def test_mistakes_are_refused_before_any_work(case):
 
 
 @pytest.mark.parametrize("name", recover.GREEDY)
-def test_whole_numbers_are_whole_numbers_whoever_made_them(name):
+def test_whole_numbers_are_whole_numbers_of_any_type(name):
     A, x, y = gaussian_problem(20, 40, 3, 0)
     solve = recover.GREEDY[name]
     assert all(torch.equal(solve(A, y, s).dense(), solve(A, y, 3).dense()) for s in (np.int64(3), 3.0))
@@ -492,6 +492,6 @@ def test_a_large_operator_is_never_made(monkeypatch):
 
 
 def test_no_module_hides_a_function():
-    """``gossamer.recover.iht`` is the function, whatever was imported before."""
+    """``gossamer.recover.iht`` is the function, also after its module was imported."""
     assert all(callable(getattr(recover, name)) for name in recover.SOLVERS)
     assert all(hasattr(recover, name) for name in recover.__all__)

@@ -8,12 +8,16 @@
     k      falls cubically from its start to s; at most ``swap`` k weights enter, a fraction that is cosine-annealed
            to 0                                                                                                    (3)
 
-A weight that enters starts at 0, so (2) does not change the function. Before (2) the weights of each neuron are
+A weight that enters starts at 0, so its entry does not change the function. Before (2) the weights of each neuron are
 balanced: |w1_j| = |w2_j|, with the function unchanged. A threshold across layers compares them.
 
 A neuron that has lost all its weights has no gradient and would never return. So each event but the last gives
 ``scouts`` of these neurons a random gate: the pair of input and output weight that has the strongest gradient under
 that gate enters, the output weight with the mean size of its layer.
+
+The slots of a :class:`~gossamer.Topology` cannot express three parts of this: |w| of all layers is ranked together with
+eta |g|; the sum of the sizes of the layers falls; and scouts need operands, as their gates are not those of the
+network. So it fills the slot ``project``, which names the new supports of all layers.
 
 State: the operands of ``window`` batches. Cost of an event: one dense gradient of these batches, a block at a time.
 """

@@ -13,7 +13,7 @@ and the network is sum_j sigma_j (sigma_j X w_j)_+ . What differs from the autho
     signs          Theirs has sigma = +1 throughout. After the first update it can only represent non-negative output
                    weights.
     dead neurons   Theirs takes the weights of a neuron for its gate, so the gate of a neuron without weights is closed
-                   for ever. Here such a neuron gets a new random gate each round, from the seed: a scout for what
+                   forever. Here such a neuron gets a new random gate each round, from the seed: a scout for what
                    the other neurons do not explain.
     inflation      k falls cubically from ``inflate`` s to s over the first ``shrink`` of the rounds: s~ > s of the
                    theorem.

@@ -49,7 +49,7 @@ USUAL = range(-2, 8)  # data whose largest entry has such an exponent keep their
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of (1)-(3), as in :func:`fit_vector`. Raises UsageError for values out of range."""
+    """Settings of (1)-(3) and their defaults, described at :func:`fit_vector`. Raises UsageError out of range."""
 
     loss: str = "squared"
     steps: int = 1000
@@ -77,19 +77,19 @@ def fit_vector(
     s: int,
     *,
     neurons: int = 64,
-    loss: str = "squared",
-    steps: int = 1000,
-    batch: int | None = 128,
-    lr: float = 0.01,
-    every: int = 20,
-    window: int = 4,
+    loss: str = Training.loss,
+    steps: int = Training.steps,
+    batch: int | None = Training.batch,
+    lr: float = Training.lr,
+    every: int = Training.every,
+    window: int = Training.window,
     inflate: float = 4.0,
-    shrink: float = 0.7,
-    swap: float = 0.3,
-    scouts: int = 2,
+    shrink: float = Training.shrink,
+    swap: float = Training.swap,
+    scouts: int = Training.scouts,
     bias: bool = False,
-    weight_decay: float = 0.0,
-    seed: int = 0,
+    weight_decay: float = Training.weight_decay,
+    seed: int = Training.seed,
     on_step: Watch | None = None,
 ) -> Fit:
     """A two-layer ReLU network with at most s non-zero weights in both layers together.

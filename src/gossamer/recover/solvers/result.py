@@ -5,7 +5,7 @@
     finished     x = 2^(b - a) x'               exactly, or the result says that its dtype cannot hold x
     Log          ||y - A x|| = 2^b ||y' - A' x'||
 
-So a solver computes the same bits for 2^i A and 2^j y, whatever i and j are.
+So a solver computes the same bits for A and y as for 2^i A and 2^j y, for all i and j.
 """
 
 from collections.abc import Callable
