@@ -164,7 +164,7 @@ def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.parametrize(
     "call, sentence",
     [
-        (lambda: diagnose.isometry(normal(4, 5), 6), "A has 5 columns"),
+        (lambda: diagnose.isometry(normal(4, 5), 6), "A has only 5 columns"),
         (lambda: diagnose.isometry(torch.zeros(4, 5, dtype=torch.float64), 2), "zero columns"),
         (lambda: diagnose.isometry(normal(4, 5), 2, supports=0), "supports must be at least 1"),
         (lambda: diagnose.isometry(normal(4, 5), 2, swaps=-1), "swaps must be at least 0"),
@@ -174,7 +174,7 @@ def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         (lambda: diagnose.coherence(normal(4, 0)), "A is empty"),
         (lambda: diagnose.convexity(holed(4, 5), 2), "A holds entries that are NaN"),
         (lambda: diagnose.convexity(normal(4, 5), 2, supports=0), "supports must be at least 1"),
-        (lambda: diagnose.convexity(normal(4, 5), 2, generators=normal(4, 5)), "belong to a GatedReLU"),
+        (lambda: diagnose.convexity(normal(4, 5), 2, generators=normal(4, 5)), "must be those of a GatedReLU"),
         (
             lambda: diagnose.convexity(recover.GatedReLU(normal(9, 5), normal(2, 5)), 2, generators=holed(2, 5)),
             "generators hold",
@@ -193,7 +193,7 @@ def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         ),
         (lambda: diagnose.sensing(pairs(1), layer_4x5(), n_grow=2), "one sample"),
         (lambda: diagnose.sensing(pairs(3, 1), layer_4x5(), n_grow=2), "one sample"),
-        (lambda: diagnose.sensing([], layer_4x5(), n_grow=2), "one batch at least"),
+        (lambda: diagnose.sensing([], layer_4x5(), n_grow=2), "at least one batch"),
         (lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=-1), "n_grow must be at least 0"),
         (
             lambda: diagnose.sensing(pairs(3), layer_4x5(), n_grow=2, fraction=1.5),
@@ -212,7 +212,7 @@ def pairs(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
             lambda: diagnose.sensing([*pairs(3), (normal(3, 4), holed(3, 5, value=math.inf))], layer_4x5(), n_grow=2),
             "x of batch 1 holds 1",
         ),
-        (lambda: diagnose.measured_recall([], layer_4x5(), n_grow=2), "one batch at least"),
+        (lambda: diagnose.measured_recall([], layer_4x5(), n_grow=2), "at least one batch"),
         (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), n_grow=0), "n_grow must be at least 1"),
         (lambda: diagnose.measured_recall(pairs(3), layer_4x5(), n_grow=2, fraction=0.0), "nothing is sensed"),
         (

@@ -117,11 +117,11 @@ def test_data_frames_keep_their_names():
     [
         (
             lambda X, y: SparseLinearRecovery(31).fit(X, y),
-            "more non-zeros than there are coefficients: 30 features have 30",
+            "larger than the number of coefficients: 30 features have 30",
         ),
         (
             lambda X, y: SparseReLURegressor(10**6).fit(X, y),
-            "more non-zeros than there are coefficients: 32 neurons on 30 features have 992",
+            "larger than the number of coefficients: 32 neurons on 30 features have 992",
         ),
         (lambda X, y: SparseReLUClassifier(0).fit(X, y > 0), "at least 1"),
         (lambda X, y: SparseLinearRecovery(solver="nith").fit(X, y), "did you mean 'niht'"),
@@ -134,8 +134,8 @@ def test_data_frames_keep_their_names():
         (lambda X, y: SparseLinearRecovery(max_iter="many").fit(X, y), "max_iter must be at least 1"),
         (lambda X, y: SparseLinearRecovery(inflate=np.nan).fit(X, y), "inflate must be at least 1"),
         (lambda X, y: SparseLinearRecovery("few").fit(X, y), "n_nonzero must be a whole number"),
-        (lambda X, y: SparseReLURegressor(1).fit(X, np.stack([y, y], 1)), "two layers need one weight each"),
-        (lambda X, y: SparseReLUClassifier(1).fit(X, y > 0), "two layers need one weight each"),
+        (lambda X, y: SparseReLURegressor(1).fit(X, np.stack([y, y], 1)), "two layers needs at least one weight"),
+        (lambda X, y: SparseReLUClassifier(1).fit(X, y > 0), "two layers needs at least one weight"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

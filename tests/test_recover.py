@@ -363,7 +363,7 @@ def test_the_population_gram_is_that_of_many_samples():
 
 def test_a_solver_says_what_is_wrong():
     A, _, y = gaussian_problem(20, 40, 3, 0)
-    with pytest.raises(gs.UsageError, match="40 coefficients, fewer than the 41 non-zeros"):
+    with pytest.raises(gs.UsageError, match="40 coefficients, and cannot have 41 non-zeros"):
         recover.niht(A, y, 41)
     with pytest.raises(gs.UsageError, match="NaN or infinite"):
         recover.omp(A, y / 0, 3)

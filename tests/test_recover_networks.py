@@ -48,7 +48,7 @@ def test_a_gated_network_whose_gates_are_its_own_is_a_relu_network():
 def test_gates_that_are_not_its_own_are_refused_with_reasons():
     X, _, _, y = planted_network(10, 3, 9, 300, 1)
     net = recover.fit_gated(X, y, 9, neurons=8, seed=4)
-    with pytest.raises(gs.UsageError, match="the gates of .* neurons are not those of their own weights"):
+    with pytest.raises(gs.UsageError, match="the gates of .* neurons do not agree with their weights"):
         net.to_relu(X)
 
 
@@ -359,9 +359,9 @@ X, Y = normal(20, 3), normal(20)
 WRONG = {
     "more non-zeros than coefficients": (
         lambda: recover.fit_scalar(X, Y, 13, neurons=4),
-        "12 coefficients, fewer than the 13",
+        "12 coefficients, and cannot have 13",
     ),
-    "... in both layers": (lambda: recover.fit_vector(X, Y, 17, neurons=4), "16 weights, fewer than the 17"),
+    "... in both layers": (lambda: recover.fit_vector(X, Y, 17, neurons=4), "16 weights, and cannot have 17"),
     "NaN": (lambda: recover.fit_scalar(X / 0, Y, 3), "NaN or infinite"),
     "one class": (
         lambda: recover.fit_vector(X, torch.zeros(20, dtype=torch.int64), 5, loss="cross_entropy"),
@@ -374,7 +374,7 @@ WRONG = {
     "an unknown loss": (lambda: recover.fit_vector(X, Y, 5, loss="hinge"), "unknown loss"),
     "another number of samples": (lambda: recover.fit_scalar(X, Y[1:], 3), "20 samples, but 19 targets"),
     "two outputs": (lambda: recover.fit_scalar(X, normal(20, 2), 3), "y must have one column"),
-    "no hidden layer": (lambda: recover.fit_deep(X, Y, 5, []), "one hidden layer at least"),
+    "no hidden layer": (lambda: recover.fit_deep(X, Y, 5, []), "at least one hidden layer"),
     "a support that shrinks the wrong way": (
         lambda: recover.fit_vector(X, Y, 5, inflate=0.5),
         "inflate must be at least",

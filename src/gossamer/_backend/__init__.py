@@ -1,8 +1,8 @@
-"""What products are made with; knows neither supports nor layers.
+"""The base of the products, without supports and layers.
 
-dispatch         kernels with reasons: which one runs, and what else acts on a call
-native           the builds of the native kernels, and which of them runs on this machine
+dispatch         the choice of a kernel, with reasons; the transforms of torch that act on a call
+native           the builds of the native kernels, and the choice of a build for this machine
 memory           the batch-last memory format: tests, views, conversions
-index            the CSR index of a matrix's non-zeros: reference, native kernel, choice
-private_torch    every use of a name of torch that is not public
+index            the CSR index of the non-zeros of a matrix: reference, native kernel, choice
+private_torch    all uses of names that are not public in torch
 """

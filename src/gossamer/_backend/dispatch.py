@@ -1,5 +1,5 @@
 # pyright: strict
-"""Dispatch with reasons. A kernel lists in sentences why it cannot run; the first kernel with an empty list runs."""
+"""Dispatch with reasons. Each kernel lists the reasons why it cannot run. The first one with an empty list runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,17 +27,17 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Kernel(NamedTuple):
-    """One implementation of an operation: ``run(*args)`` if ``reasons_against(*args)`` is empty.
+    """One implementation of an operation: call ``run(*args)`` if ``reasons_against(*args)`` is empty.
 
-    ``run`` returns a tensor or a tuple of tensors, as its operation says.
+    ``run`` returns a tensor or a tuple of tensors, which depends on the operation.
     """
 
     name: str
     run: Callable[..., Any]
-    reasons_against: Callable[..., list[str]]  # sentences; [] = can run
+    reasons_against: Callable[..., list[str]]  # sentences; [] if it can run
 
 
-# () -> the name of the kernel that the environment variable forces now; None if it forces none
+# () -> the name of the kernel that the environment variable forces; None without it
 forced_kernel = environment_reader(ENVIRONMENT)
 
 
@@ -52,7 +52,7 @@ def always(*_args: Any) -> list[str]:
 
 
 def full_precision(*args: Any) -> list[str]:
-    """The reasons of kernels that compute in float32 or float64 only, all tensors in the same one."""
+    """The reasons of kernels that compute only in float32 or float64, with the same dtype for all tensors."""
     dtypes = {a.dtype: None for a in args if isinstance(a, Tensor)}
     unknown = [str(d) for d in dtypes if d not in (torch.float32, torch.float64)]
     if unknown:
@@ -68,7 +68,7 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
     """
     forced = forced_kernel()
     if hides_numbers():
-        what = "a kernel reads memory, and sees neither the tensors of torch.func nor tangents"
+        what = "kernels cannot read the tensors of torch.func or tangents"
         remedy = "call it outside of the transform, or transform gossamer.densify(copy.deepcopy(model))"
         raise UsageError("kernels", what, remedy=remedy)
     if forced is None and not kernels[0].reasons_against(*args):
@@ -85,9 +85,9 @@ def choose(kernels: Sequence[Kernel], *args: Any) -> Kernel:
 
 
 def run(kernels: Sequence[Kernel], *args: Any) -> Any:
-    """The result of the chosen kernel on these arguments.
+    """The result of the chosen kernel on these arguments, of which the first is a tensor.
 
-    The first of them is a tensor. Autocast is off inside: it would change dtypes.
+    Autocast is off inside the kernel, because it would change dtypes.
     """
     kind = device_type(args[0])
     if not torch.is_autocast_enabled(kind):
@@ -97,8 +97,7 @@ def run(kernels: Sequence[Kernel], *args: Any) -> Any:
 
 
 def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
-    """:func:`run`; if no kernel takes activations of a dtype other than ``dtype``, all floating arguments are cast to
-    it first."""
+    """:func:`run`. If no kernel accepts the dtype of the activations, all floating arguments are cast to ``dtype``."""
     if args[0].dtype is not dtype:
         possible = (k for k in kernels if forced_kernel() in (None, k.name))
         if all(k.reasons_against(*args) for k in possible):
@@ -107,15 +106,15 @@ def run_as(kernels: Sequence[Kernel], dtype: torch.dtype, *args: Any) -> Any:
 
 
 def why(kernels: Sequence[Kernel], *args: Any) -> list[tuple[str, list[str]]]:
-    """For each kernel its name and the reasons against it, [] if it can run."""
+    """For each kernel, its name and the reasons against it, [] if it can run."""
     return [(k.name, k.reasons_against(*args)) for k in kernels]
 
 
-# ---------------------------------------------------------------- what else acts on a call
+# ---------------------------------------------------------------- transforms of torch that act on a call
 
 
 def is_traced(*tensors: Tensor | None) -> bool:
-    """Whether a kernel must not be called directly: torch follows the call, or an argument is of a subclass of Tensor.
+    """Whether a kernel must not be called directly: torch follows the call, or an argument has a subclass of Tensor.
 
     Torch follows a call in ``torch.compile`` and export, in a dispatch mode such as FLOP counting or ``make_fx``, in
     ``torch.func``, in forward-mode differentiation and in ``torch.jit.trace``.
@@ -134,27 +133,20 @@ def is_differentiated_again(dy: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation is at work.
-
-    Call it only where :func:`is_traced` is true.
-    """
+    """Whether ``torch.func`` or forward-mode differentiation is active. Call it only if :func:`is_traced` is true."""
     return in_func_transform() or (not is_compiling() and in_forward_mode())
 
 
 def is_placeholder(t: Tensor) -> bool:
-    """Whether a tensor's numbers must not be read, since they stand for others.
-
-    So it is under ``make_fx`` and ``torch.func``.
-    """
+    """Whether a tensor is a placeholder of ``make_fx`` or ``torch.func``, whose numbers must not be read."""
     return is_traced(t) and (get_proxy_mode() is not None or is_wrapped(t))
 
 
 def needs_torch_operations() -> bool:
-    """Whether only torch's own operations are allowed. Call it only where :func:`is_traced` is true.
+    """Whether only torch's own operations are allowed. Call it only if :func:`is_traced` is true.
 
-    ``torch.jit.trace``, ``torch.export`` and ONNX export record a program that runs where gossamer is not installed.
-    Transforms within a compiled graph know no other operations. Nor does ``functionalize``, nor the tangent of a
-    tangent.
+    ``torch.jit.trace``, ``torch.export`` and ONNX export record a program that can run without gossamer. Transforms
+    within a compiled graph, ``functionalize`` and tangents of tangents support no other operations.
     """
     if is_tracing() or is_exporting():
         return True

@@ -1,7 +1,7 @@
-"""torch's foreach functions: one call works on many tensors, so a step of many small tensors costs a few launches.
+"""torch's foreach functions. One call works on many tensors, so a step of many small tensors needs few launches.
 
-torch calls them private (``torch._foreach_add_``), but its own optimizers are made of them. Only this file names them,
-for torch >= 2.10. A name that ends in ``_`` changes its first argument.
+Their names are private in torch (``torch._foreach_add_``), but torch's optimizers use them. Only this file uses these
+names, for torch >= 2.10. A function whose name ends in ``_`` changes its first argument.
 """
 
 # pyright: strict, reportPrivateUsage=false, reportPrivateImportUsage=false

@@ -25,7 +25,7 @@ from .private_torch import apply_directly
 def is_batch_last(x: Tensor) -> bool:
     """Whether a tensor of at least two dimensions lies batch-last in memory, without gaps."""
     sizes, strides = x.shape, x.stride()
-    if len(sizes) == 2 and strides == (1, sizes[0]):  # the usual cases first: every call of a layer comes here
+    if len(sizes) == 2 and strides == (1, sizes[0]):  # usual cases first: every call of a layer runs this
         return True
     if len(sizes) == 4 and strides == (1, sizes[2] * sizes[3] * sizes[0], sizes[3] * sizes[0], sizes[0]):
         return True
@@ -48,12 +48,12 @@ def new_batch_last(x: Tensor, *shape: int) -> Tensor:
 
 
 def rows(x: Tensor) -> Tensor:
-    """A batch-last (N, C, ...) as the matrix (C, M) that it is in memory, one row of M numbers per channel: a view."""
+    """A view of a batch-last (N, C, ...) as a matrix (C, M), one row of M numbers per channel."""
     return x.movedim(0, -1).flatten(1)
 
 
 def from_rows(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`rows`: a contiguous (C, M) as a batch-last tensor of ``shape`` (N, C, ...), a view."""
+    """The inverse of :func:`rows`: a view of a contiguous (C, M) as a batch-last tensor of ``shape`` (N, C, ...)."""
     return matrix.view(*shape[1:], shape[0]).movedim(-1, 0)
 
 
@@ -61,9 +61,9 @@ def from_rows(matrix: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def batch_last(x: Tensor) -> Tensor:
-    """The tensor (N, ...), of at least two dimensions, batch-last in memory; ``x`` itself if it is so already.
+    """The tensor (N, ...) of at least two dimensions in batch-last format; ``x`` itself if it has this format.
 
-    By torch, differentiable.
+    It uses torch's operations and is differentiable.
     """
     if is_batch_last(x):
         return x
@@ -73,7 +73,7 @@ def batch_last(x: Tensor) -> Tensor:
 
 
 def fast_batch_last(x: Tensor) -> Tensor:
-    """:func:`batch_last` without autograd, by the native kernel where it can run."""
+    """:func:`batch_last` without autograd, by the native kernel if it can run."""
     if is_batch_last(x):
         return x
     if BEST is None or x.dim() not in (2, 4) or not x.is_cpu or x.dtype not in COMPUTED:
@@ -94,14 +94,14 @@ class _BatchLast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]  # in the format that it has
+        return grads[0]  # its format does not matter
 
 
 _with_gradient = apply_directly(_BatchLast)
 
 
 def differentiable_batch_last(x: Tensor) -> Tensor:
-    """:func:`fast_batch_last` with autograd, any number of times. Call it only where torch does not follow the call."""
+    """:func:`fast_batch_last`, differentiable any number of times. Call it only if torch does not follow the call."""
     if is_batch_last(x):
         return x
     return _with_gradient(x) if x.requires_grad else fast_batch_last(x)

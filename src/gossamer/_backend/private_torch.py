@@ -1,25 +1,24 @@
 # pyright: strict
-"""Everything that has no public name in torch, in one file.
+"""All uses of names that are not public in torch.
 
-No other file of gossamer reads such a name; a test checks the syntax trees. Supported: torch 2.10 and later. Verified
-by the test suite: torch 2.13. If a later torch drops a name that has no public substitute, the import of gossamer fails
-in this file and names it.
+A test checks that no other file of gossamer uses one. Supported: torch 2.10 and later. The test suite runs on torch
+2.13. If a later torch drops a name without public substitute, the import of gossamer fails here with that name.
 
-    name                   what it is for                                     public substitute
+    name                   purpose                                            public substitute
     ---------------------  -------------------------------------------------  ----------------------------------------
-    watches_calls          a kernel must not run where torch follows a call   none; of its parts: torch.jit.is_tracing
+    watches_calls          a kernel must not run if torch follows the call    none; of its parts: torch.jit.is_tracing
     in_func_transform      a kernel cannot read the tensors of torch.func     none
     in_forward_mode        a kernel loses the tangents of forward mode        none
-    hides_numbers          either of the two, where not switched off          none
+    hides_numbers          either of the two, unless it is switched off       none
     needs_plain_functions  functionalize and nested jvp need torch's own      none
                            operations
-    is_wrapped             a tensor of torch.func has no memory of its own    none
+    is_wrapped             a tensor of torch.func has no own memory           none
     is_batch_of_gradients  autograd.grad(is_grads_batched=True) wraps dy      none
-    backward_pass          tells one backward pass from the next              none
-    apply_directly         calls an autograd.Function without a search for    Function.apply, which takes 2 us more;
-                           torch.func, made before by watches_calls           used where the shortcut is missing
-    BatchNorm              the class that BatchNorm1d, 2d and 3d share        the three; misses subclasses of users
-    environment_reader     os.environ.get in a tenth of the time, for each    os.environ.get; used where the parts of
+    backward_pass          distinguishes one backward pass from the next      none
+    apply_directly         calls an autograd.Function without the search for  Function.apply, which takes 2 us more;
+                           torch.func, which watches_calls has made           used if the shortcut is missing
+    BatchNorm              the base class of BatchNorm1d, 2d and 3d           the three; misses subclasses of users
+    environment_reader     os.environ.get in a tenth of the time, for each    os.environ.get; used if the parts of
                            call of a layer (private to Python, not to torch)  os.environ have other names
 """
 
@@ -41,7 +40,7 @@ from torch.compiler import is_compiling
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-# The names below are functions of C. They are called as they are: each call of a layer makes several of them.
+# The names below are C functions. They have no wrappers, because each call of a layer makes several of these calls.
 _func_transform: Callable[[], object | None] = peek_interpreter_stack
 _modes: Callable[[], int] = _len_torch_dispatch_stack
 _forward_mode: Any = forward_ad  # Any: the level is a private variable of the module
@@ -51,13 +50,13 @@ backward_pass: Callable[[], int] = _current_graph_task_id  # -1 outside of a bac
 
 
 def watches_calls() -> bool:
-    """Whether torch follows every call now.
+    """Whether torch currently follows every call.
 
-    So do ``torch.compile`` and export, a dispatch mode (FLOP counting, ``make_fx``), ``torch.func``, forward-mode
-    differentiation and ``torch.jit.trace``.
+    This is so in ``torch.compile`` and export, in a dispatch mode (FLOP counting, ``make_fx``), in ``torch.func``, in
+    forward-mode differentiation and in ``torch.jit.trace``.
     """
     return bool(
-        is_compiling()  # first: the compiler must not meet the others
+        is_compiling()  # first, because the compiler cannot trace the other functions
         or _modes()
         or _func_transform() is not None
         or _forward_mode._current_level >= 0
@@ -66,12 +65,12 @@ def watches_calls() -> bool:
 
 
 def in_func_transform() -> bool:
-    """Whether a transform of ``torch.func`` is at work."""
+    """Whether a transform of ``torch.func`` is active."""
     return _func_transform() is not None
 
 
 def in_forward_mode() -> bool:
-    """Whether forward-mode differentiation is at work."""
+    """Whether forward-mode differentiation is active."""
     return bool(_forward_mode._current_level >= 0)
 
 
@@ -81,9 +80,9 @@ def hides_numbers() -> bool:
 
 
 def needs_plain_functions() -> bool:
-    """Whether an ``autograd.Function`` would be wrong.
+    """Whether an ``autograd.Function`` would give wrong results.
 
-    ``functionalize`` does not know it, and it loses the tangent of a tangent (torch 2.13, without an error).
+    ``functionalize`` does not support it, and it loses the tangent of a tangent (torch 2.13, without an error).
     """
     levels = [level.key() for level in get_interpreter_stack() or ()]
     return TransformType.Functionalize in levels or levels.count(TransformType.Jvp) > 1
@@ -92,15 +91,15 @@ def needs_plain_functions() -> bool:
 def apply_directly(function: Any) -> Callable[..., Any]:
     """``function.apply`` of a class of ``autograd.Function``, without the search for ``torch.func``.
 
-    Call the result only where :func:`watches_calls` is false.
+    Call the result only if :func:`watches_calls` is false.
     """
     return getattr(super(Function, function), "apply", function.apply)
 
 
 def environment_reader(name: str) -> Callable[[], str | None]:
-    """A function that returns the value of an environment variable at the time of the call; None if not set or empty.
+    """A function that returns the current value of an environment variable; None if it is not set or empty.
 
-    Where the variable is not set the call takes a tenth of the time of ``os.environ.get``.
+    If the variable is not set, a call takes a tenth of the time of ``os.environ.get``.
     """
     variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
     key: Any = getattr(os.environ, "encodekey", str)(name)

@@ -1,17 +1,16 @@
 # pyright: strict
-"""Plan: the layout in which each layer runs fastest on this machine, by measurement, and the density below which
-sparse kernels win.
+"""Plan: the fastest layout of each layer on this machine, by measurement, and the density below which csr is faster.
 
-Every layer that is sparse, or would be, is timed alone at its sizes and density, forward and backward:
+Every sparse layer, or every layer that would become sparse, is timed alone, forward and backward:
 
-    dense               nn.Conv2d (NCHW or channels-last) or nn.Linear (batch first or last): the yardstick, not chosen
-    masked              dense storage and kernels under a mask, in torch's own formats
+    dense               nn.Conv2d (NCHW or channels-last) or nn.Linear (batch first or last): for comparison only
+    masked              dense storage and kernels with a mask, in torch's memory formats
     masked converted    the same between csr layers, which keep the network batch-last: with conversions on both sides
     csr                 sparse kernels on single weights
-    csr HxW             the same with tiles of H x W, at the same density
+    csr HxW             the same with blocks of H x W, at the same density
 
-The package: ``workload`` finds the layers and their inputs, ``measure`` times them by ``timing``, ``break_even`` finds
-the density where csr and dense take the same time, ``choose`` picks the layouts, ``record`` is the result.
+``workload`` finds the layers and their inputs, ``measuring`` times them with ``timing``, ``break_even`` finds the
+density at which csr and dense take the same time, ``choose`` selects the layouts, and ``record`` is the result.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -52,26 +51,28 @@ def plan(
     rng: torch.Generator | None = None,
     timer: Timer | None = None,
 ) -> Plan:
-    """Measures every layer of a model dense, masked and csr on this machine, and chooses its layout. The model is left
-    as it was.
+    """Times every layer of a model dense, masked and csr on this machine, and chooses its layout.
+
+    The model does not change. Layers of equal sizes, inputs and density are measured once.
 
     Args:
-        model: a dense model; ``density``, ``budget``, ``block``, ``include`` and ``exclude`` say what
-            :func:`~gossamer.sparsify` would make sparse. Or, without ``density``, a sparse model, which is measured as
-            it is.
-        input_shape: of a whole batch, the batch first: (128, 3, 32, 32). Or a batch itself, a tensor or a tuple of
-            tensors.
-        blocks: also measured under csr, where they fit into the layer.
-        densities: the range, (least, most), in which the break-even density is looked for.
-        batch_last: whether the network will be kept batch-last if it has csr layers (None: on the CPU).
-        dense_bytes: a layer whose dense weight is larger is csr; its dense weight is never made.
-        threads: number of torch's threads during the measurement; None: unchanged.
-        seconds: for each comparison; at least three rounds are measured. Layers of equal sizes, input and density are
-            measured once.
-        rng: of the supports and inputs measured. None: a new generator; torch's random state is not touched.
+        model: a dense model, or, without ``density``, a sparse model.
+        input_shape: shape of a batch, as in (128, 3, 32, 32); or a batch, a tensor or a tuple of tensors.
+        density: density for :func:`~gossamer.sparsify`; None for a sparse model.
+        budget: budget for :func:`~gossamer.sparsify`.
+        block: block for :func:`~gossamer.sparsify`.
+        blocks: blocks that are also measured in csr, if they fit into the layer.
+        include: layers to replace, as for :func:`~gossamer.sparsify`.
+        exclude: layers that stay dense, as for :func:`~gossamer.sparsify`.
+        densities: the range (least, most) in which the break-even density is searched.
+        batch_last: whether the network will be batch-last if it has csr layers. None: True on the CPU.
+        dense_bytes: a layer with a larger dense weight is csr, and its dense weight is never made.
+        threads: number of torch's threads during the measurement; None does not change it.
+        seconds: time for each comparison; at least three rounds are measured.
+        rng: generator of supports and inputs. None: a new generator; torch's random state does not change.
         timer: replaces the clock: (work, candidates) -> seconds of each candidate.
 
-    Raises: UsageError, before anything is measured.
+    Raises: UsageError, before the first measurement.
     """
     who = "plan"
     block, tiles = checked(who, (1, 1), block)[1], [checked(who, (1, 1), tile)[1] for tile in blocks]
@@ -83,7 +84,7 @@ def plan(
     timer = timer or partial(timed, seconds=seconds, rng=rng)
     example = example_of(who, model, input_shape, device)
     how = Comparison(tiles, batch_last, dense_bytes, densities, timer)
-    measured: dict[Workload, LayerPlan] = {}  # by workload without its name: equal layers are measured once
+    measured: dict[Workload, LayerPlan] = {}  # keys have no name, so that equal layers are measured once
     with _surroundings(threads, device):
         found = workloads(who, model, layers, block, example)
         for alike in dict.fromkeys(layer._replace(name="") for layer in found):
@@ -96,10 +97,10 @@ def plan(
 
 
 def _check(who: str, densities: tuple[float, float], dense_bytes: int, seconds: float, threads: int | None) -> None:
-    """Refuses settings out of range."""
+    """Raises UsageError if a setting is out of range."""
     least, most = densities
     if not 0.0 < least < most <= 1.0:
-        raise UsageError(who, "densities is the range to look in, (least, most) in (0, 1]", got=densities)
+        raise UsageError(who, "densities must be a range (least, most) in (0, 1]", got=densities)
     check_count(who, "dense_bytes", dense_bytes, 1)
     check_at_least(who, "seconds", seconds, 0.0)
     if threads is not None:
@@ -108,8 +109,10 @@ def _check(who: str, densities: tuple[float, float], dense_bytes: int, seconds: 
 
 @contextmanager
 def _surroundings(threads: int | None, device: torch.device) -> Generator[None]:
-    """Inside, torch runs on this number of threads (None: unchanged), records gradients, and keeps its random state
-    for afterwards."""
+    """A context in which torch uses this number of threads and records gradients. It restores the random state.
+
+    None does not change the number of threads.
+    """
     before, generators = torch.get_num_threads(), [device] if device.type == "cuda" else []
     try:
         torch.set_num_threads(threads or before)

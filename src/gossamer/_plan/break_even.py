@@ -1,17 +1,17 @@
 # pyright: strict
 """Break-even: the density below which csr is faster than dense.
 
-csr costs about a + b density, and dense costs the same at any density. So their ratio r is nearly a line in the
-density. The density where r = 1 is found by secants from the layer's own density d: the first guess is d / r(d), which
-lies between d and the root; each further guess is on the line through two measured points.
+The time of csr is about a + b density; the time of dense does not depend on the density. Their ratio r is therefore
+nearly linear in the density. Secants from the layer's density d find the density where r = 1. The first guess is
+d / r(d), which lies between d and the root. Each further guess is on the line through two measured points.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
-CLOSE = 0.05  # densities that differ by less than this fraction count as one
-SECANTS = 4  # at most this many measurements in search of a break-even density
+CLOSE = 0.05  # densities that differ by less than this fraction count as equal
+SECANTS = 4  # largest number of measurements in the search
 
 Curve = Mapping[float, float]  # density -> seconds of csr over seconds of dense
 
@@ -20,7 +20,7 @@ def break_even(ratio: Callable[[float], float], curve: dict[float, float], least
     """The density at which ``ratio(density)``, seconds of csr over seconds of dense, is 1; None if it is not in
     [least, most].
 
-    ``curve``: density -> ratio, with at least one entry. What is measured here is added to it: SECANTS entries at most.
+    ``curve``: density -> ratio, with at least one entry. The search adds its measurements to it, at most SECANTS.
     """
     for _ in range(SECANTS):
         guess = min(max(_crossing(curve), least), most)
@@ -33,8 +33,10 @@ def break_even(ratio: Callable[[float], float], curve: dict[float, float], least
 
 
 def _crossing(curve: Curve) -> float:
-    """Where the ratio is 1: on the line between the points on both sides of it, or else on the line through the
-    nearest two."""
+    """The density where the ratio is 1, by interpolation between the points on both sides of it.
+
+    If all points are on one side, it is extrapolated from the nearest two.
+    """
     points = sorted(curve.items())
     if len(points) == 1:
         return points[0][0] / points[0][1]
@@ -42,6 +44,6 @@ def _crossing(curve: Curve) -> float:
     across = [((d0, r0), (d1, r1)) for (d0, r0), (d1, r1) in pairs if (r0 - 1) * (r1 - 1) <= 0]
     below = points[-1][1] < 1
     (d0, r0), (d1, r1) = across[0] if across else pairs[-1] if below else pairs[0]
-    if not across and r1 <= r0:  # noise of the clock: this line does not rise, and has no root on the right side
+    if not across and r1 <= r0:  # by noise of the clock the line does not rise, and has no root on the right side
         return math.inf if below else 0.0
     return d0 if r1 == r0 else d0 + (1 - r0) * (d1 - d0) / (r1 - r0)

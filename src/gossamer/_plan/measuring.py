@@ -1,5 +1,5 @@
 # pyright: strict
-"""Measurement: the seconds and bytes of one layer, alone, as each candidate."""
+"""Measurement: the seconds and bytes of one layer, alone, for each candidate."""
 
 import math
 from collections.abc import Sequence
@@ -16,26 +16,28 @@ from .workload import Workload
 
 
 class Comparison(NamedTuple):
-    """What every layer is compared as, and by which clock."""
+    """The candidates of every layer, and the clock."""
 
-    blocks: Sequence[Block]  # also measured under csr, where they fit into the layer
+    blocks: Sequence[Block]  # also measured in csr, if they fit into the layer
     batch_last: bool  # whether csr layers get activations with the batch innermost
-    dense_bytes: int  # a layer whose dense weight is larger is measured under csr alone
-    densities: tuple[float, float]  # (least, most): where the break-even density is looked for
+    dense_bytes: int  # a layer with a larger dense weight is measured only in csr
+    densities: tuple[float, float]  # (least, most): range of the search for the break-even density
     timer: Timer
 
     @property
     def order(self) -> str:
-        """The memory format of activations for csr."""
+        """The memory format of activations of csr layers."""
         return "batch_last" if self.batch_last else "plain"
 
 
 def measure(layer: Workload, how: Comparison) -> LayerPlan:
-    """Seconds and bytes of all candidates, seconds summed over the uses, and the break-even density. Name, layout,
-    reason are empty."""
+    """Measures a layer: seconds (summed over its uses) and bytes of all candidates, and the break-even density.
+
+    Name, layout and reason of the result are empty.
+    """
     seconds: dict[str, float] = {}
     held: dict[str, int] = {}
-    dense: list[Candidate] = []  # the faster one for each use
+    dense: list[Candidate] = []  # the faster dense candidate for each use
     for work in layer.works:
         candidates = _candidates(layer, work, how)
         times = dict(zip(candidates, how.timer(work, candidates), strict=True))
@@ -47,7 +49,7 @@ def measure(layer: Workload, how: Comparison) -> LayerPlan:
         dense += [best[DENSE]] if DENSE in best else []
 
     def ratio(density: float) -> float:
-        """Seconds of csr over those of dense, measured side by side."""
+        """Seconds of csr over seconds of dense, measured together."""
         csr = Candidate(CSR.name, how.order, layer.block, density)
         pairs = [how.timer(work, [c, csr]) for work, c in zip(layer.works, dense, strict=True)]
         return math.fsum(pair[1] for pair in pairs) / math.fsum(pair[0] for pair in pairs)
@@ -62,7 +64,7 @@ def measure(layer: Workload, how: Comparison) -> LayerPlan:
 
 
 def kernels_of(layers: Sequence[Workload], blocks: Sequence[Block], rng: torch.Generator) -> dict[str, str]:
-    """The kernels that run each csr column; layers with a single block are made to ask for them."""
+    """The kernels of each csr column, read from layers with a single block."""
     found: dict[str, set[str]] = {}
     works = {(layer.works[0], block) for layer in layers for block in _fitting(layer, blocks) if layer.works}
     for work, block in works:
@@ -73,7 +75,7 @@ def kernels_of(layers: Sequence[Workload], blocks: Sequence[Block], rng: torch.G
 
 
 def _candidates(layer: Workload, work: Work, how: Comparison) -> list[Candidate]:
-    """All that is compared for one use of a layer."""
+    """All candidates for one use of a layer."""
     orders = ["plain"] if work.geometry is None else ["plain", "channels_last"]
     found: list[Candidate] = []
     if work.dense_bytes <= how.dense_bytes:
@@ -84,7 +86,7 @@ def _candidates(layer: Workload, work: Work, how: Comparison) -> list[Candidate]
 
 
 def _fitting(layer: Workload, blocks: Sequence[Block]) -> list[Block]:
-    """The block asked for, and those that are no larger than the matrix."""
+    """The given block, and all other blocks that fit into the matrix."""
     rows, cols = layer.shape[0], math.prod(layer.shape[1:])
     return list(dict.fromkeys((layer.block, *(block for block in blocks if block[0] <= rows and block[1] <= cols))))
 

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The record of a plan: what was measured of each layer, the layout chosen, and why; as a table and as JSON."""
+"""The record of a plan: measurements, layout and reason for each layer, as a table and as JSON."""
 
 import json
 import math
@@ -19,8 +19,10 @@ Block = tuple[int, int]
 
 
 class LayerPlan(NamedTuple):
-    """One layer of a plan. ``seconds`` of a forward and backward pass, ``bytes`` of values, gradient and index: both
-    by candidate."""
+    """One layer of a plan.
+
+    ``seconds`` of a forward and backward pass, and ``bytes`` of values, gradient and index, are given by candidate.
+    """
 
     name: str
     shape: Shape
@@ -28,47 +30,47 @@ class LayerPlan(NamedTuple):
     block: Block
     density: float  # of blocks
     layout: str
-    reason: str  # why this layout
+    reason: str  # why it has this layout
     seconds: Mapping[str, float]
     bytes: Mapping[str, int]
-    break_even: float | None  # density below which csr is faster than dense; None if that is outside the range measured
+    break_even: float | None  # density below which csr is faster than dense; None if it is outside the measured range
     curve: tuple[tuple[float, float], ...]  # (density, seconds of csr over seconds of dense), by density
 
     @property
     def wins(self) -> str:
-        """A sentence that says where sparse is faster than dense; "" if it was not measured."""
+        """A sentence on the densities at which sparse is faster than dense; "" if the layer was not measured."""
         if not self.curve:
             return ""
         if self.break_even is not None:
             return f"sparse wins below density {self.break_even:.2g}"
         if self.curve[-1][1] < 1:
-            return f"sparse wins up to density {self.curve[-1][0]:.2g} at least"
-        return f"dense wins down to density {self.curve[0][0]:.2g} at least"
+            return f"sparse wins at least up to density {self.curve[-1][0]:.2g}"
+        return f"dense wins at least down to density {self.curve[0][0]:.2g}"
 
     @property
     def memory(self) -> str:
-        """Bytes in the layout chosen over bytes of dense, as text; "-" if the layer was not measured."""
+        """Bytes in the chosen layout over bytes of dense, as text; "-" if the layer was not measured."""
         here = self.bytes.get(self.layout if self.layout == MASKED.name else column(self.layout, self.block))
         return "-" if here is None else f"{here / self.bytes[DENSE]:.2g}"
 
     @property
     def sparse(self) -> float | None:
-        """Seconds under csr; None if the layer was not measured."""
+        """Seconds in csr; None if the layer was not measured."""
         return self.seconds.get(column(CSR.name, self.block))
 
     @property
     def converted(self) -> float | None:
-        """Seconds under masked between csr layers; None if that was not measured."""
+        """Seconds in masked between csr layers; None if this was not measured."""
         return self.seconds.get(CONVERTED, self.seconds.get(MASKED.name))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`plan` measured and chose; ``str(plan)`` is a table. ``sparsify(..., layout=plan)`` follows it."""
+    """The result of :func:`plan`; ``str(plan)`` is a table. ``sparsify(..., layout=plan)`` uses its layouts."""
 
     rows: tuple[LayerPlan, ...]
     inputs: tuple[Shape, ...]  # of the network
-    batch_last: bool  # whether the network is kept batch-last where it has csr layers
+    batch_last: bool  # whether the network is batch-last if it has csr layers
     threads: int
     device: str
     kernels: Mapping[str, str]  # of each csr column
@@ -76,11 +78,11 @@ class Plan:
 
     @property
     def layouts(self) -> dict[str, str]:
-        """The layout chosen for each layer."""
+        """The chosen layout of each layer."""
         return {row.name: row.layout for row in self.rows}
 
     def row(self, name: str) -> LayerPlan:
-        """What was measured of one layer. Raises UsageError, with the nearest name."""
+        """The row of one layer. Raises UsageError, with the most similar name, if there is none."""
         for row in self.rows:
             if row.name == name:
                 return row
@@ -88,12 +90,12 @@ class Plan:
         raise UsageError("Plan", f"it has no layer {name!r}{nearest(name, known)}", remedy=f"one of {', '.join(known)}")
 
     def choice(self, name: str) -> str:
-        """The name of the layout chosen for one layer."""
+        """The name of the chosen layout of one layer."""
         return self.row(name).layout
 
     @property
     def totals(self) -> tuple[float, float | None]:
-        """Seconds of all layers together: as planned, and dense (None if some layer was too large to measure)."""
+        """Seconds of all layers together: as planned, and dense (None if a layer was too large to measure)."""
         rows, mixed = [row for row in self.rows if row.seconds], CSR.name in self.layouts.values()
         times = [
             row.sparse if row.layout == CSR.name else row.converted if mixed else row.seconds[MASKED.name]
@@ -105,7 +107,7 @@ class Plan:
         columns = list(dict.fromkeys(label for row in self.rows for label in row.seconds))
         lines = [("layer", "weight", "input", "density", *columns, "memory", "break-even", "layout", "")]
         lines += [_line(row, columns) for row in self.rows]
-        last = len(lines[0]) - 2  # the columns from here on are words
+        last = len(lines[0]) - 2  # the last columns are text: aligned to the left
         widths = [max(len(line[i]) for line in lines) for i in range(last + 2)]
         texts = [
             [c.rjust(w) if 3 <= i < last else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
@@ -121,13 +123,11 @@ class Plan:
         notes = [
             f"Milliseconds of a forward and backward pass of each layer alone: {where}.",
             f"All layers: {1e3 * planned:.3g} ms as planned{beside}. "
-            "Memory: values, gradient and index, over those of dense.",
+            "Memory: bytes of values, gradient and index over those of dense.",
         ]
         asked = {DENSE, MASKED.name, CONVERTED, *(column(CSR.name, row.block) for row in self.rows)}
         if any(label not in asked for row in self.rows for label in row.seconds):
-            notes.append(
-                "Other blocks change what can be learned: they are shown, and chosen only where they are asked for."
-            )
+            notes.append("Other blocks are shown but not chosen, because they change what the network can learn.")
         return notes
 
     def to_json(self) -> str:
@@ -138,7 +138,7 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """The plan that :meth:`to_json` wrote. Raises UsageError on anything else."""
+        """The plan in a text of :meth:`to_json`. Raises UsageError on any other text."""
         who = "Plan.from_json"
         try:
             tree = json.loads(text)
@@ -148,15 +148,15 @@ class Plan:
             rows = tuple(LayerPlan(**{key: _tuples(value) for key, value in row.items()}) for row in tree.pop("rows"))
             made = Plan(rows, **{key: _tuples(value) for key, value in tree.items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(who, f"this is not a plan: {error!r}", remedy="text that Plan.to_json wrote") from error
+            raise UsageError(who, f"this is not a plan: {error!r}", remedy="give a text of Plan.to_json") from error
         unknown = [f"{row.name}: {row.layout!r}" for row in rows if row.layout not in LAYOUTS]
         if unknown:
-            what = "it names layouts that are not known here"
+            what = "the plan has unknown layouts"
             raise UsageError(who, what, reasons=unknown, remedy=f"{', '.join(LAYOUTS)}")
         return made
 
     def problems(self, shapes: Mapping[str, Shape], block: Block) -> list[str]:
-        """Why layers of these shapes in this block cannot follow the plan, in sentences; [] if they can."""
+        """Why the plan does not fit layers of these shapes in this block, in sentences; [] if it fits."""
         found: list[str] = []
         rows = {row.name: row for row in self.rows}
         for name, shape in shapes.items():

@@ -1,10 +1,9 @@
-"""Timing: the seconds that one layer takes of a training step, in one layout. The layer is the one of a real network.
+"""Timing: the seconds of one layer of a network in a training step, in one layout.
 
-A step is the forward pass and the gradients that training asks for: of values and bias, and of the input unless it is
-the network's own. Activations and their gradients come in one memory format: ``plain`` (torch's default),
-``channels_last``, or ``batch_last`` (batch innermost, which is fast for csr). A sparse layer of any layout must also
-return them in this format, and the conversions are timed with it. The dense layer, which is the yardstick, returns them
-in the format that torch chooses.
+A step is the forward pass and the gradients that training needs: of values and bias, and of the input unless it is the
+input of the network. Activations and their gradients have one memory format: ``plain`` (torch's default),
+``channels_last``, or ``batch_last`` (batch innermost, which is fast for csr). A sparse layer of any layout must return
+this format, and its conversions are timed too. The dense layer, for comparison, returns the format that torch chooses.
 """
 
 import math
@@ -21,12 +20,12 @@ from ..layers import SparseConv2d, SparseLayer, SparseLinear
 from ..products.conv2d.reference import Geometry
 from ..support import Support, grid_of
 
-DENSE = "dense"  # nn.Linear or nn.Conv2d itself; beside it the names of layouts
-ROUNDS = 3  # at least this many are measured, even if they take longer than asked
+DENSE = "dense"  # the candidate nn.Linear or nn.Conv2d; all others have the names of layouts
+ROUNDS = 3  # least number of rounds, even if they take more time than ``seconds``
 
 
 class Work(NamedTuple):
-    """One use of a layer in a training step: what its time depends on, apart from layout, block and density."""
+    """One use of a layer in a training step: all that its time depends on, except layout, block and density."""
 
     shape: tuple[int, ...]  # of the dense weight
     geometry: Geometry | None  # None: linear
@@ -49,7 +48,7 @@ class Work(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One way to do a work."""
+    """One way to compute a Work."""
 
     layout: str  # DENSE, or the name of a layout
     order: str = "plain"  # of activations in memory
@@ -57,7 +56,7 @@ class Candidate(NamedTuple):
     density: float = 1.0  # of blocks
 
     def blocks(self, work: Work) -> int:
-        """Blocks kept, at least 1."""
+        """Number of kept blocks, at least 1."""
         return max(1, round(self.density * math.prod(grid_of(work.matrix, self.block))))
 
     def bytes(self, work: Work) -> int:
@@ -79,7 +78,7 @@ def timed(work: Work, candidates: Sequence[Candidate], *, seconds: float, rng: t
     steps = [_step(work, c, inputs, rng) for c in candidates]
     spent: list[list[float]] = [[] for _ in steps]
     for step in steps:
-        step()  # the first call prepares memory and kernels, and is not timed
+        step()  # not timed: the first call prepares memory and kernels
     begin = time.perf_counter()
     while steps and (len(spent[-1]) < ROUNDS or time.perf_counter() - begin < seconds):
         for step, record in zip(steps, spent, strict=True):
@@ -92,7 +91,7 @@ def timed(work: Work, candidates: Sequence[Candidate], *, seconds: float, rng: t
 
 
 def layer_of(work: Work, c: Candidate, rng: torch.Generator) -> nn.Module:
-    """A layer that does this work in this way, with arbitrary values."""
+    """A layer for this work and candidate, with arbitrary values."""
     place = {"dtype": work.dtype, "device": work.device}
     if c.layout == DENSE:
         kind, sizes = (nn.Linear, ()) if work.geometry is None else (nn.Conv2d, tuple(work.geometry))
@@ -125,7 +124,7 @@ def _step(work: Work, c: Candidate, inputs: dict[str, Tensor], rng: torch.Genera
     x = inputs[c.order]
     wanted = [t for t in (*layer.parameters(), x) if t.requires_grad]
 
-    order = "plain" if c.layout == DENSE else c.order  # the layers of a dense network convert nothing
+    order = "plain" if c.layout == DENSE else c.order  # a dense network makes no conversions
 
     def forward() -> Tensor:
         return _ordered(layer(x), order)
@@ -143,13 +142,13 @@ def _step(work: Work, c: Candidate, inputs: dict[str, Tensor], rng: torch.Genera
 
 
 def _ordered(x: Tensor, order: str) -> Tensor:
-    """The same activations in a memory format; those of other than 2 or 4 dimensions as they are."""
+    """The same activations in a memory format. Only tensors of 2 or 4 dimensions are converted."""
     if order == "batch_last" and x.dim() in (2, 4):
         return to_batch_last(x)
     return x.contiguous(memory_format=torch.channels_last) if order == "channels_last" and x.dim() == 4 else x
 
 
 def _finish(device: torch.device) -> None:
-    """Waits until an accelerator has done its work."""
+    """Waits until an accelerator has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

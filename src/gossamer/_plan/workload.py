@@ -1,6 +1,5 @@
 # pyright: strict
-"""What there is to measure: the layers of a model that are sparse, or would be, and what one forward pass asks of
-each."""
+"""The layers to measure, sparse ones or those that would become sparse, with their uses in a forward pass."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from ..selection import Pick, geometry_of, select
 from .record import Block, Shape
 from .timing import Work
 
-Input = Sequence[int] | Tensor | tuple[Tensor, ...]  # the shape of a whole batch, or a batch itself
+Input = Sequence[int] | Tensor | tuple[Tensor, ...]  # the shape of a batch, or a batch
 
 
 class Workload(NamedTuple):
@@ -24,7 +23,7 @@ class Workload(NamedTuple):
 
     name: str
     shape: Shape  # of the dense weight
-    works: tuple[Work, ...]  # one per use; empty if the pass did not use the layer
+    works: tuple[Work, ...]  # one for each use; empty if the forward pass does not use the layer
     block: Block
     density: float  # of blocks
 
@@ -45,41 +44,43 @@ def layers_to_plan(
     include: Pick | Iterable[Pick] | None,
     exclude: Pick | Iterable[Pick] | None,
 ) -> Layers:
-    """With a density, the layers that ``sparsify`` would make sparse; without one, the sparse layers. Raises
-    UsageError if there is none."""
+    """With a density, the layers that ``sparsify`` would make sparse; without one, the sparse layers.
+
+    Raises: UsageError if there is none.
+    """
     if density is not None:
         given = select(who, model, density, budget, block, include, exclude)
         if not given.blocks:
-            raise UsageError(who, "the budget gives every layer density 1", remedy="a smaller density")
+            raise UsageError(who, "the budget gives every layer density 1", remedy="use a smaller density")
         return Layers(
             {name: given.owners[name] for name in given.blocks}, {name: given.density(name) for name in given.blocks}
         )
     layers = sparse_layers(model)
     if not layers:
         what = "the model has no sparse layer, and no density was given"
-        raise UsageError(who, what, remedy="density=, as for sparsify")
+        raise UsageError(who, what, remedy="give density=, as for sparsify")
     if include is not None or exclude is not None:
-        what = "include and exclude pick what would be made sparse at a density"
-        raise UsageError(who, what, remedy="leave them out for a sparse model")
+        what = "include and exclude work only with a density"
+        raise UsageError(who, what, remedy="omit them for a sparse model")
     return Layers({**layers}, {name: layer.support.density for name, layer in layers.items()})
 
 
 def example_of(who: str, model: nn.Module, given: Input, device: torch.device) -> tuple[Tensor, ...]:
-    """The inputs of one pass. Raises UsageError on what is neither a shape of at least two dimensions nor tensors."""
+    """The inputs of one pass. Raises UsageError unless ``given`` is tensors or a shape of at least two dimensions."""
     parts = (given,) if isinstance(given, Tensor) else given
     tensors = [t for t in parts if isinstance(t, Tensor)]
     if tensors:
         return tuple(t.to(device) for t in tensors)
     sizes = [v for v in parts if isinstance(v, int) and v >= 1]
     if len(sizes) < max(2, len(parts)):
-        what = "input_shape is that of a whole batch, the batch first, such as (128, 3, 32, 32)"
+        what = "input_shape must be the shape of a batch, as in (128, 3, 32, 32)"
         raise UsageError(who, what, got=given)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return (torch.zeros(sizes, dtype=dtype, device=device),)
 
 
 def workloads(who: str, model: nn.Module, layers: Layers, block: Block, example: tuple[Tensor, ...]) -> list[Workload]:
-    """One pass in eval mode shows the inputs of every layer. The model is left as it was."""
+    """Runs one pass in eval mode, and records the inputs of every layer. The model does not change."""
     works: dict[nn.Module, list[Work]] = {m: [] for m in layers.modules.values()}
 
     def look(m: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
@@ -92,7 +93,7 @@ def workloads(who: str, model: nn.Module, layers: Layers, block: Block, example:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in example)
         what = f"the model does not run on an input of shape {shapes}: {error}"
-        remedy = "the shape of a whole batch; or a batch itself, where the inputs are of other dtypes"
+        remedy = "give the shape of a batch; or a batch, if the inputs have other dtypes"
         raise UsageError(who, what, remedy=remedy) from error
     finally:
         for handle in handles:

@@ -1,13 +1,13 @@
-"""Laws: what supports, kernels, layouts, topologies, rules, penalties, checkpoints and solvers obey, as functions.
+"""Laws, as functions: properties that supports, kernels, layouts, topologies, rules and all other parts must have.
 
     from gossamer import laws
     laws.check_layout(MY_LAYOUT)
     laws.check_kernel("csr_linear.forward", MY_KERNEL, some_support)
     laws.check_topology(my_topology(stop=40), gs.Rewirer)
 
-Each raises AssertionError with one sentence that says which law is broken, and where. Each is itself tested against
-mutants: objects broken on purpose, which it must reject. The laws compute small cases in float64, draw from generators
-of their own, and fill new memory with NaN.
+Each function raises AssertionError with one sentence on the broken law and the place. Each function is tested against
+mutants: objects that are broken on purpose and must be rejected. The laws compute small cases in float64, use their own
+random generators, and fill new memory with NaN.
 """
 
 from .average import check_average

@@ -22,15 +22,15 @@ def check_average(
     topology: TopologyLike | None = None,
     layout: str | Layout = "csr",
 ) -> None:
-    """An average of weights equals the average of the dense weights, on the present support.
+    """An average of weights equals the average of the dense weights, on the current support.
 
-    This holds for every connection that has not been dropped and grown again. The rest of the model is averaged as
-    torch averages it.
+    This holds for every connection that was not dropped and grown again. All other parameters have torch's average.
 
     Args:
-        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
-        average: ``gossamer.AveragedModel``, or anything with its signature and methods.
-        topology: None is SET over 20 steps.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
+        average: ``gossamer.AveragedModel``, or a class with its signature and methods.
+        topology: the topology; None is SET over 20 steps.
+        layout: layout of the sparse layers.
 
     Raises: AssertionError.
     """
@@ -61,7 +61,7 @@ def check_average(
             if name in run.layers:
                 here = run.layers[name].support
                 follows = mean.module.get_submodule(name).support.same(here)
-                demand(follows, f"{where}: the average must have the present support")
+                demand(follows, f"{where}: the average must have the current support")
                 sure = here.mask() & ~gone[name]
                 got, expected = got.view(here.shape)[sure], expected.view(here.shape)[sure]
             close(got, expected, f"{where}: must be the average of the dense weights", 1e-9)

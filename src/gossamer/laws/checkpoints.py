@@ -39,16 +39,20 @@ def check_checkpoint(
     block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """A saved run comes back bit for bit, with torch's random state; a file that does not fit is refused.
+    """``load`` restores a saved run bit for bit, with torch's random state, and refuses a file that does not fit.
 
-    Files are damaged by one bit, or in their structure. A refusal changes nothing, and is a UsageError. A save that
-    fails leaves the old file.
+    The law damages files in one bit, or in their structure. ``load`` must raise UsageError and change nothing. A
+    ``save`` that fails must keep the old file.
 
     Args:
         topology: any topology; ``stop`` counts steps, or is a fraction of ``steps``.
-        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
-        save, load: the functions that are tested.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
+        save: the function that saves.
+        load: the function that loads.
         steps: steps before the checkpoint.
+        layout: layout of the sparse layers.
+        block: block of the sparse layers.
+        optimizer: makes an optimizer of parameters.
 
     Raises: AssertionError.
     """
@@ -74,7 +78,7 @@ def check_checkpoint(
 
 
 def _check_comes_back(load: Load, path: Path, run: Run, other: Run, random: Tensor) -> None:
-    """Another run takes the states of the file."""
+    """Loads the file into another run, and compares all states."""
     torch.manual_seed(12345)
     extra = load(path, other.model, optimizer=other.optimizer, rewirer=other.rewirer)
     demand(extra == {"epoch": 3}, "checkpoint: load must return the extra that was saved")
@@ -84,7 +88,7 @@ def _check_comes_back(load: Load, path: Path, run: Run, other: Run, random: Tens
 
 
 def _check_failed_save(save: Save, path: Path, run: Run) -> None:
-    """A state that cannot be written is refused; the old file stays, and it alone."""
+    """Saves a state that cannot be written. It must be refused, and only the old file may be there."""
     content = path.read_bytes()
     try:
         save(path, run.model, optimizer=run.optimizer, rewirer=run.rewirer, extra={"not JSON": object()})
@@ -97,7 +101,7 @@ def _check_failed_save(save: Save, path: Path, run: Run) -> None:
 
 
 def _check_refused(load: Load, bad: Path, victim: Run, what: str) -> None:
-    """Loading a bad file raises UsageError and changes nothing."""
+    """Loading a bad file must raise UsageError and change nothing."""
     untouched, random = victim.snapshot(), torch.get_rng_state()
     try:
         load(bad, victim.model, optimizer=victim.optimizer, rewirer=victim.rewirer)
@@ -127,7 +131,7 @@ def _edited(edit: Edit) -> Callable[[Path], None]:
         edit(tensors, header)
         save_file(tensors, str(path), metadata=header)
         if "digest" in header:
-            seal(path)  # the digest fits, so the structure itself must be verified
+            seal(path)  # with a correct digest, so only a check of the structure can find the damage
 
     return spoil
 
@@ -159,7 +163,7 @@ def _index(tensors: dict[str, Tensor]) -> str:
 
 
 def _moved_block(tensors: dict[str, Tensor], _header: dict[str, str]) -> None:
-    """Makes another valid index of the same size: moves one block to a free column of its row."""
+    """Moves one block to a free column of its row. The result is another valid index of the same size."""
     key = _index(tensors)
     crow, col = tensors[key.removesuffix("col") + "crow"].long(), tensors[key]
     width = int(col.max()) + 1
@@ -196,13 +200,13 @@ _SPOILERS: dict[str, Callable[[Path], object]] = {
     "an index that is not sorted": _edited(_set(_index, lambda t: t.flip(0))),
     "an index out of range": _edited(_set(_index, lambda t: t + 1000)),
     "a floating index": _edited(_set(_index, lambda t: t.double())),
-    "an index that its values were not saved with": _edited(_moved_block),
+    "an index of other values": _edited(_moved_block),
     "values of another length": _edited(_set(_values, lambda t: t[:-1])),
     "values of another dtype": _edited(_set(_values, lambda t: t.float())),
     "a state of the optimizer of another length": _edited(_set(_moment, lambda t: t[:-1])),
     "a state of the optimizer without groups": _restated(lambda items: items.pop()),
     "a state of the optimizer that is a number": _restated(lambda items: items[0].__setitem__(1, 7)),
-    "a random state that is none": _edited(_set(lambda _: "rng.torch", torch.zeros_like)),
+    "an invalid random state": _edited(_set(lambda _: "rng.torch", torch.zeros_like)),
     **{
         f"one flipped bit at {at} of the file": _flipped(at, i)
         for i, at in enumerate((0.0, 0.001, 0.02, 0.1, 0.4, 0.7, 0.999))

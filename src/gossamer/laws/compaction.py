@@ -1,5 +1,5 @@
 # pyright: strict
-"""The law of compaction: a model without its dead channels is the same function, and nothing of the dead is left."""
+"""The law of compaction: the smaller model is the same function, and has no dead channels."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -26,11 +26,18 @@ class Network(NamedTuple):
 
 
 def check_compact(compact: Compact) -> None:
-    """A compaction (:func:`~gossamer.compact`) returns a model with equal outputs in eval mode, for every network of a
-    table: chains with channels that are not read and channels that are constant, with padding, with sums, with
-    operations that mix channels, with layers that are called twice or written to in place, and sparse ones of every
-    layout and of tiles. Every dead channel of a chain is gone; twice is once; modes, frozen parameters and layouts
-    stay; and the given model stays as it was, and shares no memory with the new one."""
+    """A compaction (:func:`~gossamer.compact`) returns a model with equal outputs in eval mode.
+
+    The law runs it on a table of networks: chains with unread and with constant channels, padding, sums, operations
+    that mix channels, layers that are called twice, tensors that are written in place, all layouts, and blocks. The
+    result has no dead channel. A second compaction removes nothing. Modes, frozen parameters and layouts do not change.
+    The given model does not change, and shares no memory with the result.
+
+    Args:
+        compact: the function that is tested.
+
+    Raises: AssertionError.
+    """
     for name, network in NETWORKS.items():
         for training in (False, True):
             _check(compact, name, network.make().train(training), network.input, network.widths)
@@ -51,22 +58,22 @@ def _check_sparse(compact: Compact, name: str, network: Network, layout: str, bl
 
 
 def _check(compact: Compact, name: str, model: nn.Module, shape: tuple[int, ...], widths: Widths) -> nn.Module:
-    """All that is promised of one model. Returns what was made of it."""
+    """Checks all properties for one model. Returns the compacted model."""
     state = copy.deepcopy(model.state_dict())
     frozen = next(model.parameters()).requires_grad_(False)
     made, modes = compact(model), [m.training for m in model.modules()]
-    demand(same(state, dict(model.state_dict())), f"{name}: the given model must stay as it was")
+    demand(same(state, dict(model.state_dict())), f"{name}: the given model must not change")
     demand(made is not model and frozen is next(model.parameters()), f"{name}: it must be a new model")
-    demand([m.training for m in made.modules()] == modes, f"{name}: every module must stay in its mode")
+    demand([m.training for m in made.modules()] == modes, f"{name}: every module must keep its mode")
     trained = [[p.requires_grad for p in m.parameters()] for m in (made, model)]
-    demand(trained[0][: len(trained[1])] == trained[1], f"{name}: what is frozen must stay frozen, and nothing else")
+    demand(trained[0][: len(trained[1])] == trained[1], f"{name}: frozen parameters must stay frozen, and no others")
     memory = [{t.untyped_storage().data_ptr() for t in m.state_dict().values() if t.numel()} for m in (made, model)]
     demand(memory[0].isdisjoint(memory[1]), f"{name}: the two models must not share memory")
     again = compact(made)
     _same_function(name, model, made, shape)
     _same_function(f"{name}, twice", model, again, shape)
     sizes = [sum(p.numel() for p in m.parameters()) for m in (again, made)]
-    demand(sizes[0] == sizes[1], f"{name}: what is left holds nothing dead, so to do it twice must do no more")
+    demand(sizes[0] == sizes[1], f"{name}: a second compaction must remove nothing")
     for layer, width in widths.items():
         got = _width(made.get_submodule(layer))
         demand(got == width, f"{name}: layer {layer} must have (outputs, inputs) {width}, and has {got}")
@@ -82,7 +89,7 @@ def _same_function(name: str, model: nn.Module, made: nn.Module, shape: tuple[in
             try:
                 got = made(x.clone())
             except RuntimeError as error:
-                raise AssertionError(f"{name}: the smaller model must run, and ends in {error!r}") from error
+                raise AssertionError(f"{name}: the smaller model must run, and raises {error!r}") from error
         demand(got.shape == expected.shape, f"{name}: the output must keep its shape")
         close(got, expected, f"{name}: the output must stay the same", 1e-12)
 
@@ -102,7 +109,7 @@ def _rng(seed: int = 0) -> torch.Generator:
 
 
 def _drawn(model: nn.Module) -> nn.Module:
-    """The model with every parameter and statistic away from zero, in float64."""
+    """The model in float64, with new values that are not zero for all parameters and statistics."""
     rng, model = _rng(), model.double()
     with torch.no_grad():
         for t in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
@@ -119,7 +126,7 @@ def _zero(t: Tensor, *where: int, dim: int = 0, to: float = 0.0) -> None:
 
 
 def _chain() -> nn.Module:
-    """Each kind of dead channel once, before and behind a normalisation, a pooling and a flattening."""
+    """Each kind of dead channel once, before and after a normalisation, a pooling and a flattening."""
     a, b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3, bias=False)
     c, d = nn.Linear(5 * 3 * 3, 8), nn.Linear(8, 3)
     scale, norm = nn.BatchNorm2d(6), nn.BatchNorm1d(8)
@@ -127,7 +134,7 @@ def _chain() -> nn.Module:
     model = _drawn(nn.Sequential(*first, c, norm, nn.Dropout(0.5), nn.ReLU(inplace=True), d))
     _zero(a.weight, 1)  # constant through the normalisation
     _zero(b.weight, 3, dim=1)  # not read
-    _zero(scale.weight, 4)  # constant behind the normalisation
+    _zero(scale.weight, 4)  # constant after the normalisation
     _zero(b.weight, 2)  # zero, since it has no bias
     _zero(c.weight, 5)  # constant through a normalisation of vectors
     _zero(d.weight, 6, dim=1)  # not read
@@ -135,7 +142,7 @@ def _chain() -> nn.Module:
 
 
 def _padded() -> nn.Module:
-    """A constant that is not zero cannot pass a padding with zeros, a zero can."""
+    """A non-zero constant before a padding with zeros must stay; a zero may be removed."""
     a, b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1, stride=2)
     model = _drawn(nn.Sequential(a, nn.ReLU(), b))
     _zero(a.weight, 0, 1)
@@ -146,14 +153,14 @@ def _padded() -> nn.Module:
 
 
 class _Residual(nn.Module):
-    """A sum of two branches: a channel goes from both or from none."""
+    """A sum of two branches: a channel is removed from both or from none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.a = nn.Conv2d(2, 5, 1, bias=False), nn.Conv2d(5, 4, 3, padding=1)
         self.b, self.head = nn.Conv2d(4, 5, 3, padding=1), nn.Linear(5, 2)
         _drawn(self)
-        _zero(self.stem.weight, 0)  # 0 in both branches but for a bias, which the head takes over
+        _zero(self.stem.weight, 0)  # constant in both branches: added to the bias of the head
         _zero(self.b.weight, 0)
         _zero(self.a.weight, 1, dim=1)  # read by neither
         _zero(self.head.weight, 1, 2, dim=1)  # 2 is read in the branch
@@ -170,7 +177,7 @@ class _Residual(nn.Module):
 
 
 class _Mixing(nn.Module):
-    """Operations that mix channels, or give them other places: all must stay."""
+    """Operations that mix or move channels: all channels must stay."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +195,7 @@ class _Mixing(nn.Module):
 
 
 class _Twice(nn.Module):
-    """A layer that is called twice, with inputs of other constants."""
+    """A layer that is called twice, with inputs that have different constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +212,7 @@ class _Twice(nn.Module):
 
 
 class _Overwritten(nn.Module):
-    """A constant that is written to after it was made, and before it is read."""
+    """A constant that is overwritten before it is read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +229,7 @@ class _Overwritten(nn.Module):
 
 
 class _Branching(nn.Module):
-    """Control flow that depends on the input cannot be traced: all stays."""
+    """Control flow that depends on the input cannot be traced: all channels stay."""
 
     def __init__(self) -> None:
         super().__init__()

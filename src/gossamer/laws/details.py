@@ -1,4 +1,4 @@
-"""What the laws share: demands with a sentence, tolerances, comparison of nested states."""
+"""The functions that the laws share: demands with a sentence, tolerances, comparison of nested states."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # parameters -> optimizer
 
-TOLERANCE = {  # of a kernel's results, relative to 1 + the largest entry
+TOLERANCE = {  # for results of kernels, relative to 1 + the largest entry
     torch.float64: 1e-10,
     torch.float32: 1e-3,
     torch.bfloat16: 1e-2,
@@ -24,7 +24,7 @@ def nesterov(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 
 def demand(true: bool, sentence: str) -> None:
-    """Raises AssertionError with the sentence, unless it is true."""
+    """Raises AssertionError with the sentence unless ``true``."""
     if not true:
         raise AssertionError(sentence)
 
@@ -37,12 +37,13 @@ def close(a: Tensor, b: Tensor, sentence: str, tolerance: float = 1e-10) -> None
 
 
 def uniform(counts: Tensor, draws: int, p: float, sentence: str) -> None:
-    """Demands that places were drawn equally often: chi-square test, 6 sigma.
+    """Demands that all places were drawn equally often: chi-square test, 6 sigma.
 
     Args:
-        counts: how often each place was drawn.
-        draws: the number of draws, each without replacement.
-        p: the probability of each place in one draw.
+        counts: number of draws of each place.
+        draws: number of draws, each without replacement.
+        p: probability of each place in one draw.
+        sentence: the demand, for the message.
     """
     z = counts.numel()
     chi2 = float(((counts - draws * p) ** 2).sum()) / (draws * p * (1 - p)) * (z - 1) / z

@@ -21,11 +21,12 @@ NAN = float("nan")
 
 
 def check_event(event: Event = real_event, *, trials: int = 28, draws: int = 120) -> None:
-    """One event over all layers: what is exchanged, what grows, and which layers are left unchanged.
+    """One event over all layers: the exchanged blocks, the grown blocks, and the unchanged layers.
 
-    Exchanges keep the sizes. A candidate without a gradient (0, -0.0, NaN) is never exchanged for a block, and grows
-    only where the size must rise. The given generator decides between equal scores. Layers that got no gradient, and
-    layers that are full, stay unchanged, and no slot is called for them. Nothing depends on which object a slot is.
+    An exchange keeps the size of a layer. A candidate without a gradient (0, -0.0, NaN) is never exchanged for a block;
+    it grows only if the size must rise. The given generator decides between equal scores. Layers without a gradient and
+    full layers do not change, and no slot is called for them. The result does not depend on the identity of a slot: a
+    wrapper around a function gives the same result.
 
     Args:
         event: ``gossamer.event``, or a function with its signature.
@@ -48,7 +49,7 @@ def check_event(event: Event = real_event, *, trials: int = 28, draws: int = 120
 
 
 def _layer(rng: torch.Generator, active: int, n: int = 20, m: int = 15, blank: float = 0.0) -> LayerState:
-    """A layer of 6 x 8 blocks, n of them kept. Of m candidates, ``active`` have a gradient, the others ``blank``."""
+    """A layer of 6 x 8 blocks with n kept ones. Of m candidates, ``active`` have a gradient, the others ``blank``."""
     s = Support.random((6, 8), n, rng=rng)
     ids, h = s.sample_outside(m, rng), torch.full((m,), blank, dtype=torch.float64)
     gradients = torch.randn(active, generator=rng, dtype=torch.float64).abs() + 0.1
@@ -58,7 +59,7 @@ def _layer(rng: torch.Generator, active: int, n: int = 20, m: int = 15, blank: f
 
 
 def _changed(layer: LayerState, outcome: Outcome) -> tuple[set[int], set[int]]:
-    """Ids of the blocks that were dropped, and of those that grew."""
+    """Ids of the dropped blocks, and of the grown blocks."""
     before, after = (set(s.ids().tolist()) for s in (layer.s, outcome.support))
     return before - after, after - before
 
@@ -115,7 +116,7 @@ def _check_shared(event: Event, rng: torch.Generator, trial: int) -> None:
 
 
 def _check_unchanged(event: Event, rng: torch.Generator) -> None:
-    """Layers that got no gradient, or are full, beside one that can exchange blocks."""
+    """Layers without a gradient, full layers, and a layer that can exchange blocks, in one event."""
     fine = _layer(rng, 9)
     s = Support.full((6, 8))
     full = LayerState(s, torch.ones(48), None, s.ids()[:0], torch.ones(0), 48, 48, 1.0)
@@ -135,17 +136,17 @@ def _check_unchanged(event: Event, rng: torch.Generator) -> None:
     anywhere = replace(topology, grow_score=grow_random, candidates="anywhere")
     for kind in (topology, pooled, anywhere):
         first, second, third = event(kind, Update(drop_fraction=0.3), [without, fine, full], rng)
-        for layer, outcome, which in ((without, first, "got no gradient"), (full, third, "is full")):
+        for layer, outcome, which in ((without, first, "has no gradient"), (full, third, "is full")):
             unchanged = outcome.support.same(layer.s) and (outcome.dropped, outcome.grown) == (0, 0)
             demand(unchanged, f"event: a layer that {which} must stay unchanged")
         exchanged = (second.dropped, second.grown) == (4, 4)
-        demand(exchanged, "event: a layer beside these must exchange its blocks")
+        demand(exchanged, "event: all other layers must exchange their blocks")
     named = all(layer.has_gradient and layer.s.n < 48 for layer in seen)
-    demand(named, "event: no slot may be called for a layer without gradient, or for one that is full")
+    demand(named, "event: no slot may be called for a layer without gradient, or for a full layer")
 
 
 def _check_anywhere(event: Event, rng: torch.Generator) -> None:
-    """Growth that needs no measurement, by a function and by the same function in a wrapper."""
+    """Growth without a measurement, by a function and by a wrapper around it."""
     layer = _layer(rng, 0, m=0)._replace(g=None)
 
     def wrapped(
@@ -164,7 +165,7 @@ def _check_anywhere(event: Event, rng: torch.Generator) -> None:
 
 
 def _check_ties(event: Event, rng: torch.Generator, draws: int) -> None:
-    """Equal weights are dropped, equal gradients grow, and zeros grow where the size must rise: equally often."""
+    """Among equal scores, all blocks are dropped equally often, and all candidates grow equally often."""
     cases = {"equal gradients": (_layer(rng, 0, blank=1.0), 20), "no gradient": (_layer(rng, 0), 25)}
     for name, (layer, size) in cases.items():
         layer, where = layer._replace(w=torch.ones(20, dtype=torch.float64), size=size), f"event: {name}, equal weights"

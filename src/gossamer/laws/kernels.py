@@ -19,7 +19,7 @@ from ..topology.slots import block_norm
 from .details import TOLERANCE, close, demand
 from .operands import bias_of, operands, poisoned_memory, some_zeros
 
-Expected = list[tuple[Tensor, bool]]  # what must come out, and whether it is an activation or the gradient of one
+Expected = list[tuple[Tensor, bool]]  # results, each with whether it is an activation or the gradient of one
 
 
 def check_kernel(
@@ -34,21 +34,24 @@ def check_kernel(
     biased: bool = False,
     strange: bool = False,
 ) -> bool:
-    """A kernel gives the numbers of the dense product, for inputs in any memory order, and the same bits twice.
+    """A kernel computes the dense product, for inputs in any memory order. Two calls give the same bits.
 
-    It leaves its inputs unchanged, and writes every entry of its output.
+    It does not change its inputs, and writes every entry of its output.
 
     Args:
         operation: ``csr_linear.`` or ``csr_conv2d.`` and ``forward``, ``backward``, ``input_gradient`` or
             ``weight_gradient``; ``csr_sense.sampled`` or ``csr_sense.strongest``.
-        g: the convolution's geometry; None is a linear layer.
-        batch, size: of the inputs; height and width matter to convolutions only.
-        dtype: of the activations. With bfloat16 the values are float32, and the kernel must compute in float32: it
-            gives the float32 product of the rounded activations, and rounds once where the result is an activation.
-        biased: give ``forward`` a bias.
-        strange: besides contiguous and batch-last inputs also channels-last ones and views with gaps.
+        kernel: the kernel.
+        s: the support.
+        g: geometry of the convolution; None is a linear layer.
+        batch: batch size of the inputs.
+        size: height and width of the inputs of a convolution.
+        dtype: dtype of the activations. For bfloat16 the values are float32, and the kernel must compute in float32: it
+            multiplies the rounded activations, and rounds the result once if it is an activation.
+        biased: pass a bias to ``forward``.
+        strange: test channels-last inputs and views with gaps too, in addition to contiguous and batch-last inputs.
 
-    Returns: False if the kernel said (``reasons_against``) that it cannot run here, which breaks no law.
+    Returns: False if the ``reasons_against`` of the kernel say that it cannot run here, which breaks no law.
     Raises: AssertionError.
     """
     geometry = f", {g}, {size}" if g else ""
@@ -96,7 +99,7 @@ def _arguments(
     size: tuple[int, int],
     bias: Tensor | None,
 ) -> tuple[Any, ...]:
-    """What the operation's kernels take."""
+    """The arguments of the kernels of an operation."""
     conv = () if g is None else (g,)
     table: dict[str, tuple[Any, ...]] = {
         "forward": (x, values, s, *conv, *(() if bias is None else (bias,))),
@@ -112,7 +115,7 @@ def _arguments(
 def _expected(
     operation: str, x: Tensor, dy: Tensor, values: Tensor, s: Support, g: Geometry | None, bias: Tensor | None
 ) -> Expected:
-    """What the dense layer computes."""
+    """The results of the dense layer."""
     dense, x = scatter(values, s).requires_grad_(), x.detach().clone().requires_grad_()
     shape = s.shape if g is None else (s.shape[0], x.shape[1], *g.kernel)
     y = F.linear(x, dense, bias) if g is None else F.conv2d(x, dense.view(shape), bias, g.stride, g.padding, g.dilation)

@@ -19,15 +19,17 @@ def check_layout(
     batch: int = 5,
     size: tuple[int, int] = (7, 6),
 ) -> None:
-    """A layout stores values without loss, and multiplies as the dense weight does, forward and backward.
+    """A layout stores values without loss, and gives the products of the dense weight, forward and backward.
 
-    It reads nothing off the support and gives no gradient there. A layout whose support follows its values gives every
-    entry its gradient instead.
+    It reads no entry off the support, and its gradient there is 0. A layout whose support follows its values has the
+    full gradient instead.
 
     Args:
-        s: the support; None tests a few that are easy to get wrong.
-        g: the convolution's geometry; None is a linear layer.
-        batch, size: of the inputs; height and width matter to convolutions only.
+        layout: the layout.
+        s: the support; None tests several difficult supports.
+        g: geometry of the convolution; None is a linear layer.
+        batch: batch size of the inputs.
+        size: height and width of the inputs of a convolution.
 
     Raises: AssertionError.
     """
@@ -44,14 +46,14 @@ def check_layout(
     demand(torch.equal(layout.compact(stored, s), values), f"{where}: compact(stored(values)) must be the values")
     if layout.storage == "dense" and not layout.follows:
         kept = scatter(torch.ones_like(values), s).view(shape) > 0
-        stored = torch.where(kept, stored, 7.0)  # shows if an entry off the support is read
+        stored = torch.where(kept, stored, 7.0)  # an entry off the support that is read changes the result
     _check_product(layout, s, g, (x, dy, values), stored.requires_grad_(), where)
 
 
 def _check_product(
     layout: Layout, s: Support, g: Geometry | None, given: tuple[Tensor, Tensor, Tensor], stored: Tensor, where: str
 ) -> None:
-    """Output and both gradients against the dense layer's."""
+    """Compares output and both gradients with those of the dense layer."""
     (x, dy, values), x2 = given, given[0].detach().clone().requires_grad_()
     dense = scatter(values, s).requires_grad_()
     if g is None:

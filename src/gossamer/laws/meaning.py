@@ -1,4 +1,4 @@
-"""The law of a conversion: it changes no module that it does not make sparse."""
+"""The law of conversions: a conversion changes only the modules that it makes sparse."""
 
 # torch leaves the state of modules without types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,13 +16,13 @@ from .details import close, demand
 
 
 def check_meaning(change: Callable[[nn.Module], nn.Module]) -> None:
-    """A conversion of a network (``sparsify``, a memory format) keeps every module that it does not make sparse.
+    """A conversion of a network (``sparsify``, a memory format) keeps all modules that it does not make sparse.
 
-    The module keeps its type, its mode, its name and keys, its hooks and its own output. So a user may still look at
-    it, cut the network behind it, or replace it, also in a copy.
+    A kept module has the same type, mode, name, keys, hooks and output. A user can inspect it, cut the network after
+    it, or replace it, also in a copy.
 
     Args:
-        change: takes the network and returns the converted one.
+        change: takes the network and returns the converted network.
 
     Raises: AssertionError.
     """
@@ -35,7 +35,7 @@ def check_meaning(change: Callable[[nn.Module], nn.Module]) -> None:
             m.register_forward_hook(_noting(seen))
         model = change(model)
         if not isinstance(model, nn.Sequential) or len(model) != len(plain):
-            raise AssertionError("a Sequential must stay one, of the same length")
+            raise AssertionError("a Sequential must stay a Sequential of the same length")
         _check_names(model, plain)
         meant = nn.Sequential(*(a if isinstance(a, SparseLayer) else b for a, b in zip(model, plain, strict=True)))
         for way in (lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(_bare(m)))):
@@ -54,7 +54,7 @@ def _copying(found: list[Tensor]) -> Callable[..., None]:
 
 
 def _network() -> nn.Sequential:
-    """A network with every kind of module, in float64, its normalisations away from their initial values."""
+    """A network with every kind of module, in float64. Its normalisations do not have their initial values."""
     first = (nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     head = (nn.Flatten(), nn.Linear(7, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Linear(11, 3))
@@ -91,10 +91,10 @@ def _check_outputs(model: nn.Sequential, meant: nn.Sequential) -> None:
         mine, theirs = copy.deepcopy(model), copy.deepcopy(meant)
         kind = type(meant[k - 1])
         cut = nn.Sequential(*list(mine)[:k])(x), nn.Sequential(*list(theirs)[:k])(x)
-        close(*cut, f"cut behind module {k - 1} ({kind.__name__}), the network must give what that module gives")
+        close(*cut, f"cut after module {k - 1} ({kind.__name__}), the network must return the output of that module")
         mine[k - 1], theirs[k - 1] = nn.GELU(), nn.GELU()
-        if issubclass(kind, (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)):  # a GELU keeps the shape, as these do
-            what = f"with another module for {k - 1} ({kind.__name__}), none of its effect must be left"
+        if issubclass(kind, (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)):  # a GELU can replace them: same shapes
+            what = f"after module {k - 1} ({kind.__name__}) is replaced, its effect must be gone"
             close(mine(x), theirs(x), what)
     outputs: list[list[Tensor]] = [[], []]
     for found, network in zip(outputs, (model, meant), strict=True):
@@ -102,7 +102,7 @@ def _check_outputs(model: nn.Sequential, meant: nn.Sequential) -> None:
             m.register_forward_hook(_copying(found))
     results = [network(x) for network in (model, meant)]
     for k, (a, b) in enumerate(zip(*outputs, strict=True)):
-        close(a, b, f"a hook on module {k} ({type(meant[k]).__name__}) must see its output")
+        close(a, b, f"a hook on module {k} ({type(meant[k]).__name__}) must get its output")
     grads = [
         torch.autograd.grad(y.square().sum(), list(n.parameters()))
         for y, n in zip(results, (model, meant), strict=True)

@@ -11,7 +11,7 @@ from ..topology import SET
 from .details import Optimizers, demand, nesterov
 from .runs import Rewirers
 
-GRADIENT, STEPS = 0.1, 5  # of every weight at every step; steps that are compared
+GRADIENT, STEPS = 0.1, 5  # the gradient of every weight at every step; number of compared steps
 
 
 def check_newborn(
@@ -23,12 +23,14 @@ def check_newborn(
     block: tuple[int, int] = (1, 1),
     age: int = 30,
 ) -> None:
-    """The first five steps of a newborn connection are those of a fresh parameter, within one per cent.
+    """The first five steps of a newborn connection equal those of a new parameter, within one per cent.
 
     Args:
-        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
         optimizer: makes an optimizer of parameters.
-        newborn: the setting of the rewirer.
+        newborn: the setting ``newborn`` of the rewirer.
+        layout: layout of the sparse layers.
+        block: block of the sparse layers.
         age: steps before the birth.
 
     Raises: AssertionError.
@@ -58,5 +60,5 @@ def check_newborn(
         alone.step()
         expected = float((fresh.detach() - start).flatten()[0])
         worst = float(((layer.to_dense() - before)[born] - expected).abs().max())
-        what = f"newborn={newborn!r}: step {t} of a newborn must be that of a fresh parameter"
+        what = f"newborn={newborn!r}: step {t} of a newborn must equal that of a new parameter"
         demand(worst <= 0.01 * abs(expected), what)

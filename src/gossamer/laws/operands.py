@@ -14,7 +14,7 @@ from ..support import Support
 
 @contextmanager
 def poisoned_memory() -> Generator[None, None, None]:
-    """Fills new memory with NaN, so that an entry that a kernel does not write is seen."""
+    """A context that fills new memory with NaN. Entries that a kernel does not write are then NaN."""
     was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -24,14 +24,14 @@ def poisoned_memory() -> Generator[None, None, None]:
 
 
 def hard_supports() -> Iterator[tuple[Support, Geometry | None]]:
-    """Supports that are easy to get wrong. The geometry is that of a convolution; None is a linear layer."""
+    """Pairs (support, geometry) of difficult cases. The geometry is None for a linear layer."""
     rng = torch.Generator().manual_seed(0)
     conv = Geometry((3, 2), (2, 1), (1, 2), (1, 2))
     yield Support.random((7, 11), 30, rng=rng), None
     yield Support.from_ids(torch.tensor([12, 14, 40]), (7, 11)), None  # empty rows and columns
     yield Support.from_ids(torch.empty(0, dtype=torch.int64), (3, 2)), None
     yield Support.full((3, 5)), None
-    yield Support.random((7, 11), 5, (3, 4), rng), None  # tiles that reach over the edge
+    yield Support.random((7, 11), 5, (3, 4), rng), None  # blocks that extend beyond the edge
     yield Support.random((5, 18), 40, rng=rng), conv
     yield Support.random((5, 18), 7, (2, 4), rng), conv
 
@@ -41,8 +41,8 @@ def operands(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Input, output gradient and values of a product.
 
-    The input is (batch, in) or (batch, channels, *size) for a convolution. The values are at least float32; where a
-    tile reaches over the edge they are 0.
+    The input is (batch, in), or (batch, channels, *size) for a convolution. The values are at least float32; they are 0
+    beyond the edge of the matrix.
     """
     rng = torch.Generator().manual_seed(1)
     dense = torch.randn(s.shape, generator=rng, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))

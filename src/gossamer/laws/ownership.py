@@ -1,4 +1,4 @@
-"""The laws of ownership: a measurement belongs to its backward passes, a state to its connections, a copy to itself."""
+"""The laws of ownership: which passes a measurement counts, which state a connection has, and what copies share."""
 
 import copy
 import pickle
@@ -17,11 +17,13 @@ from .runs import Rewirers, Run, resolved
 def check_passes(
     topology: TopologyLike, rewirer: Rewirers, *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
 ) -> None:
-    """Sensing counts exactly the backward passes that are in the gradient. A pass that was thrown away leaves no trace.
+    """Sensing counts exactly the backward passes that are in the gradient. Discarded passes have no effect.
 
     Args:
         topology: any topology whose ``stop`` counts steps.
-        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
+        layout: layout of the sparse layers.
+        optimizer: makes an optimizer of parameters.
 
     Raises: AssertionError.
     """
@@ -75,13 +77,15 @@ STRAY: dict[str, Callable[[Run, int], None]] = {  # backward passes that no step
 def check_copies(
     topology: TopologyLike, rewirer: Rewirers, *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
 ) -> None:
-    """A copy or a pickle of (model, optimizer, rewirer), made at any step, goes on as the original does.
+    """A copy or a pickle of (model, optimizer, rewirer), made at any step, continues exactly as the original.
 
-    A copy of the model alone holds no batch.
+    A copy of only the model holds no batch.
 
     Args:
         topology: any topology whose ``stop`` counts steps.
-        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
+        layout: layout of the sparse layers.
+        optimizer: makes an optimizer of parameters.
 
     Raises: AssertionError.
     """
@@ -93,7 +97,7 @@ def check_copies(
         run.backward(t)
         if t == topology.stop // 2:
             file, batch = pickle.dumps(copy.deepcopy(run.model)), run.batch(t)[0]
-            demand(batch[0, :1].numpy().tobytes() not in file, f"{where}: a copy of the model alone must hold no batch")
+            demand(batch[0, :1].numpy().tobytes() not in file, f"{where}: a copy of only the model must hold no batch")
         run.rewirer.step()
         if t in {2, 3, 4, topology.stop // 2, topology.stop // 2 + 1} and t < steps:
             parts = run.model, run.optimizer, run.rewirer
@@ -102,7 +106,7 @@ def check_copies(
     end = run.snapshot()
     for what, other in copies:
         other.train(other.at + 1, steps)
-        demand(same(other.snapshot(), end), f"{where}: {what} must end as the original does")
+        demand(same(other.snapshot(), end), f"{where}: {what} must end in the state of the original")
 
 
 # -------------------------------------------------------------------- models that are loaded again
@@ -111,14 +115,16 @@ def check_copies(
 def check_reload(
     topology: TopologyLike, rewirer: Rewirers, *, layout: str | Layout = "csr", optimizer: Optimizers = nesterov
 ) -> None:
-    """An earlier model may be loaded, by ``load_state_dict``, while its optimizer and rewirer go on.
+    """``load_state_dict`` of an earlier state of the model works while its optimizer and rewirer continue.
 
-    Then the weights are the loaded ones, the optimizer's state follows its connections, a window in progress begins
-    anew, and the training goes on.
+    The weights are then the loaded ones. The optimizer's state follows its connections. A window in progress begins
+    again, and training continues.
 
     Args:
         topology: any topology whose ``stop`` counts steps.
-        rewirer: ``gossamer.Rewirer``, or anything with its signature and methods.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
+        layout: layout of the sparse layers.
+        optimizer: makes an optimizer of parameters.
 
     Raises: AssertionError.
     """
@@ -134,7 +140,7 @@ def check_reload(
         try:
             run.model.load_state_dict(best)
             demand(same(run.model.state_dict(), best), f"{here}: its weights must be the loaded ones")
-            run.rewirer.state_dict()  # notices the new supports, as a step does
+            run.rewirer.state_dict()  # makes the rewirer follow the new supports, as a step does
         except UsageError as refusal:
             raise AssertionError(f"{here}: the training must go on: {refusal}") from refusal
         for name, key, now in _entries(_dense_states(run)):
@@ -148,7 +154,7 @@ def check_reload(
 
 
 def _cuts(steps: int) -> list[tuple[int, int]]:
-    """(early, late) pairs of steps: over one event, over several, within a window, at the end."""
+    """(early, late) pairs of steps: across one event, across several, within a window, at the end."""
     third = max(1, steps // 3)
     cuts = [(third, steps - 1), (1, steps // 2), (steps // 2 - 1, steps // 2), (third, third + 1)]
     return [(early, late) for early, late in cuts if 1 <= early <= late]

@@ -16,13 +16,14 @@ SHAPES = ((7,), (5, 7), (3, 4, 3, 2))
 
 
 def check_penalty(penalty: Penalty, *, shapes: Sequence[tuple[int, ...]] = SHAPES) -> None:
-    """``prox`` is the argmin of tau R(w) + |w - u|^2 / 2, and with tau = 0 the identity, at 0 too.
+    """``prox`` is the argmin of tau R(w) + |w - u|^2 / 2. With tau = 0 it is the identity, also at 0.
 
-    The prox of a convex penalty does not expand distances, and its subgradient supports it from below. ``proxes`` is
-    ``prox`` of each tensor. Arguments are not changed. For an adaptive penalty R is its majoriser.
+    The prox of a convex penalty does not expand distances, and its subgradient supports it from below. ``proxes``
+    applies ``prox`` to each tensor. Arguments do not change. For an adaptive penalty R is its majoriser.
 
     Args:
-        shapes: tensors to test; those that the penalty does not fit are skipped.
+        penalty: the penalty.
+        shapes: shapes of the tested tensors; shapes that do not fit the penalty are skipped.
 
     Raises: AssertionError.
     """
@@ -50,7 +51,7 @@ def check_penalty(penalty: Penalty, *, shapes: Sequence[tuple[int, ...]] = SHAPE
 
 
 def _check_prox(penalty: Penalty, u: Tensor, tau: Any, rng: torch.Generator, where: str) -> None:
-    """``prox`` at one point: a new tensor, better than any other that is tried, and the identity where tau is 0."""
+    """Checks ``prox`` at one point: a new tensor, better than all other tried points, the identity where tau is 0."""
     adaptive: Any = penalty
 
     def objective(w: Tensor) -> float:
@@ -68,7 +69,7 @@ def _check_prox(penalty: Penalty, u: Tensor, tau: Any, rng: torch.Generator, whe
     demand(best <= least + 1e-12, f"{where}: {what} (another w is lower by {best - least:.3g})")
     zero, none = torch.zeros_like(u), tau * 0.0
     demand(torch.equal(penalty.prox(zero, tau), zero), f"{where}: prox of 0 must be 0")
-    demand(torch.equal(penalty.prox(zero, none), zero), f"{where}: prox with tau = 0 must be the identity, at 0 too")
+    demand(torch.equal(penalty.prox(zero, none), zero), f"{where}: prox with tau = 0 must be the identity, also at 0")
     inside = u if penalty.value(u).isfinite() else u.abs()
     if penalty.value(inside).isfinite():
         demand(torch.equal(penalty.prox(inside, none), inside), f"{where}: prox with tau = 0 must be the identity")
@@ -90,7 +91,7 @@ def _others(u: Tensor, p: Tensor, rng: torch.Generator) -> list[Tensor]:
 
 
 def _check_convex(penalty: Penalty, u: Tensor, rng: torch.Generator, where: str) -> None:
-    """Distances, and subgradients, of a convex penalty."""
+    """Checks the distances and the subgradients of a convex penalty."""
     v = u + torch.randn(u.shape, generator=rng, dtype=u.dtype)
     moved = float((penalty.prox(u, 0.3) - penalty.prox(v, 0.3)).norm())
     demand(moved <= float((u - v).norm()) + 1e-12, f"{where}: the prox of a convex penalty must not expand distances")

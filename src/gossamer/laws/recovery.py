@@ -20,11 +20,11 @@ from .details import TOLERANCE, close, demand
 def check_operator(A: Operator, *, tolerance: float | None = None) -> None:
     """An operator is one matrix: its products, its adjoint and its norms agree with its columns, at every call.
 
-    The blocks of the adjoint follow each other and cover all columns.
+    The blocks of the adjoint are consecutive and cover all columns.
 
     Args:
         A: the operator.
-        tolerance: of all comparisons; None depends on the dtype.
+        tolerance: relative tolerance of all comparisons; None chooses it by the dtype.
 
     Raises: AssertionError.
     """
@@ -65,14 +65,15 @@ def check_operator(A: Operator, *, tolerance: float | None = None) -> None:
 
 
 def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, name: str = "solver") -> None:
-    """A solver finds easy signals exactly, and its result describes itself correctly.
+    """A solver finds easy signals exactly, and all fields of its result are correct.
 
-    At most ``s`` entries are non-zero, in order of their index. Of equal columns it takes the lower index; it never
-    takes a zero column. The same problem gives the same bits. Problems that are none are refused with UsageError.
+    At most ``s`` entries are non-zero, in order of their index. Of equal columns the solver takes the lower index. It
+    never takes a zero column. The same problem gives the same bits. Invalid problems are refused with UsageError.
 
     Args:
         solve: (A, y, s) -> Recovery.
-        name: for messages.
+        s: number of non-zeros of the easy signals.
+        name: name of the solver in messages.
 
     Raises: AssertionError.
     """
@@ -87,7 +88,7 @@ def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, n
     _recovery_makes_sense(found, A, A @ x, s, name)
     close(found.dense(), x, f"{name}: {s} of {d} must be found exactly from {m} measurements", 1e-5)
     demand(
-        found.converged and bool(found.reason), f"{name}: a solved problem must be called converged, with a sentence"
+        found.converged and bool(found.reason), f"{name}: converged must be True for a solved problem, with a reason"
     )
     noisy = solve(A, A @ x + 0.01 * noise, s)
     _recovery_makes_sense(noisy, A, A @ x + 0.01 * noise, s, name)
@@ -104,7 +105,7 @@ def check_solver(solve: Callable[[Any, Tensor, int], Recovery], *, s: int = 3, n
     demand(none.support.numel() == 0 and not bool(none.dense().any()), f"{name}: s = 0 must give x = 0")
     twice = torch.eye(8, dtype=torch.float64).repeat(1, 2)
     tie = solve(twice, 3 * twice[:, 5], 1)
-    demand(tie.support.tolist() == [5], f"{name}: of two equal columns the one of lower index must be taken")
+    demand(tie.support.tolist() == [5], f"{name}: of two equal columns the lower index must be taken")
     wrong: tuple[tuple[str, Any, Tensor, int], ...] = (
         ("NaN in y", A, noise.clone().index_fill_(0, torch.tensor([1]), math.nan), s),
         ("infinity in A", A.clone().index_fill_(0, torch.tensor([1]), math.inf), noise, s),
@@ -129,12 +130,13 @@ def check_units(
 ) -> None:
     """The same problem in other units has the same solution: 2^a A and 2^b y give 2^(b - a) x.
 
-    The verdict is the same, and the residual is that of this x. Where the precision cannot hold x, the result is finite
-    and is not called converged.
+    ``converged`` does not change, and the residual is that of this x. If the precision cannot hold x, the result is
+    finite and ``converged`` is False.
 
     Args:
         solve: (A, y) -> Recovery.
-        name: for messages.
+        dtype: precision of the problem.
+        name: name of the solver in messages.
 
     Raises: AssertionError.
     """
@@ -160,10 +162,10 @@ def _same_in_units(
     if not limits.tiny / 1024 < float(right.abs().max()) < limits.max:
         demand(
             not found.converged and bool(found.reason),
-            f"{where}: an x that the precision cannot hold must not be called converged",
+            f"{where}: converged must be False for an x that the precision cannot hold",
         )
     elif limits.tiny * 1024 < float(right.abs().max()):
-        demand(found.converged == plain.converged, f"{where}: units must not change the verdict ({found.reason})")
+        demand(found.converged == plain.converged, f"{where}: units must not change converged ({found.reason})")
         error = float((found.dense().double() - right).abs().max() / right.abs().max())
         demand(
             error <= (1e-6 if A.dtype == torch.float64 else 2e-3),
@@ -181,7 +183,7 @@ def _recovery_makes_sense(found: Recovery, A: Tensor, y: Tensor, s: int, name: s
     support = found.support
     demand(
         support.dtype == torch.int64 and support.shape == found.values.shape,
-        f"{name}: support and values must belong together",
+        f"{name}: support and values must have the same length",
     )
     demand(support.numel() <= s, f"{name}: at most {s} entries may be non-zero, not {support.numel()}")
     demand(bool((support.diff() > 0).all()), f"{name}: the support must be sorted")

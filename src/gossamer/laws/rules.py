@@ -17,15 +17,17 @@ Make = Callable[..., Any]  # (parameters or groups) -> optimizer
 
 
 def check_rule(rule: Rule, *, lr: float = 0.05, shell: Shell = SparseOptimizer, steps: int = 12) -> None:
-    """A rule inside the one optimizer: what a step must leave as it is, and when a tensor must not move.
+    """The properties of a rule inside the optimizer.
 
-    A step changes no gradient, and no place in memory. A step of size 0 changes nothing. Every tensor moves as if it
-    were alone. Strength 0 is no penalty. Tensors that are all zero stay finite. No tensor is read by the host. A
-    resumed run goes on bit for bit.
+    A step changes no gradient, and allocates no new memory for parameters. A step of size 0 changes nothing. The result
+    of a tensor does not depend on the other tensors. Strength 0 means no penalty. Tensors of zeros stay finite. The
+    host reads no value of a tensor. A resumed run continues bit for bit.
 
     Args:
+        rule: the rule.
         lr: step size of the tiny run.
-        shell: what takes (parameters, rule, lr): ``SparseOptimizer``, or anything with its signature and methods.
+        shell: makes an optimizer of (parameters, rule, lr): ``SparseOptimizer``, or a class with its signature and
+            methods.
         steps: steps of the tiny run.
 
     Raises: AssertionError.
@@ -48,7 +50,7 @@ def check_rule(rule: Rule, *, lr: float = 0.05, shell: Shell = SparseOptimizer, 
 
 
 def _check_run(make: Make, both: Sequence[Shape], steps: int, where: str) -> None:
-    """A run, the second half of it resumed, and the same run of each tensor alone."""
+    """Checks a run, the same run resumed after its first half, and the same run with each tensor alone."""
     shapes = [*both, *both, (5,)]
     params, grads = _tensors(shapes), [_gradients(shapes, t) for t in range(1, steps + 1)]
     optimizer, places = make(params), [p.data_ptr() for p in params]
@@ -83,14 +85,14 @@ def _check_strength_zero(make: Make, both: Sequence[Shape], steps: int, where: s
     free, plain = _tensors(both), _tensors(both)
     grads = [_gradients(both, t) for t in range(1, steps + 1)]
     _drive(make([{"params": free, "strength": 0.0}]), free, grads)
-    penalised = {"params": _tensors(both[:1])}  # the optimizer wants one group that is
+    penalised = {"params": _tensors(both[:1])}  # the optimizer requires a penalised group
     _drive(make([{"params": plain, "penalised": False}, penalised]), plain, grads)
     for a, b in zip(free, plain, strict=True):
-        close(a, b, f"{where}: with strength 0 weights must move as those without a penalty", 1e-12)
+        close(a, b, f"{where}: with strength 0 weights must move as without a penalty", 1e-12)
 
 
 def _check_reads_nothing(make: Make, shapes: Sequence[Shape], where: str) -> None:
-    """Steps on tensors without data fail if a value is read."""
+    """Checks steps on tensors without data: reading a value would fail."""
     ghosts = [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
     optimizer = make(ghosts)
     for _ in range(2):
@@ -104,7 +106,7 @@ def _check_reads_nothing(make: Make, shapes: Sequence[Shape], where: str) -> Non
 
 
 def _constrains(penalty: Penalty, shape: Shape) -> bool:
-    """Whether the penalty of some weights is infinite. Then strength 0 does not mean no penalty."""
+    """Whether the penalty of some weights is infinite. Strength 0 then still restricts the weights."""
     return not bool(penalty.value(-torch.ones(shape, dtype=torch.float64)).isfinite())
 
 
@@ -128,7 +130,7 @@ def _drive(optimizer: Any, params: Sequence[Tensor], grads: Iterable[Sequence[Te
 
 
 def _drive_and_compare(optimizer: Any, params: Sequence[Tensor], grads: Iterable[Sequence[Tensor]], where: str) -> None:
-    """The same; every step must leave the gradients unchanged."""
+    """As :func:`_drive`; checks that no step changes a gradient."""
     for given in grads:
         _drive(optimizer, params, [given])
         unchanged = all(same(p.grad, g) for p, g in zip(params, given, strict=True))

@@ -1,4 +1,4 @@
-"""A tiny training run that the laws drive, copy and compare."""
+"""A tiny training run that the laws train, copy and compare."""
 
 # torch leaves fork_rng and Tensor.backward without types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,14 +17,17 @@ from ..layouts import Layout
 from ..topology import Topology, TopologyLike
 from .details import Optimizers
 
-Rewirers = Callable[..., Any]  # gossamer.Rewirer, or anything with its signature and methods
+Rewirers = Callable[..., Any]  # gossamer.Rewirer, or a class with its signature and methods
 Snapshot = tuple[Any, Any, Any]  # state_dict of model, optimizer and rewirer
 
 
 def resolved(topology: TopologyLike, steps: int | None = None) -> Topology:
-    """The record of a run of ``steps`` steps. Raises UsageError if ``stop`` is a fraction and ``steps`` is None."""
+    """The record of the topology for ``steps`` steps.
+
+    Raises: UsageError if ``stop`` is a fraction and ``steps`` is None.
+    """
     found = topology.resolve(steps)
-    # A user's class may return anything.
+    # The class of a user may return another type.
     if not isinstance(found, Topology):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise AssertionError(f"{topology!r}: resolve(steps) must return a Topology, not {type(found).__name__}")
     return found
@@ -34,8 +37,12 @@ class Run:
     """Model, optimizer, rewirer and batches of a training run.
 
     Args:
-        rewirer: what trains by the topology.
-        seed: of the weights, the supports and the rewirer. The batches do not depend on it.
+        topology: the topology.
+        rewirer: makes the rewirer.
+        layout: layout of the sparse layers.
+        block: block of the sparse layers.
+        optimizer: makes the optimizer.
+        seed: seed of the weights, the supports and the rewirer. The batches do not depend on it.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class Run:
         rng = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             model = nn.Sequential(nn.Linear(9, 11), nn.Tanh(), nn.Linear(11, 6)).double()
-        for p in model.parameters():  # biases too must differ between seeds, and not depend on torch's own generator
+        for p in model.parameters():  # biases too must depend on the seed, and not on torch's global generator
             nn.init.normal_(p, 0.0, 0.3, generator=rng)
         fan_in = max(1, topology.min_fan_in)
         self.model: nn.Module = sparsify(
@@ -74,14 +81,14 @@ class Run:
         return x, y
 
     def backward(self, t: int, set_to_none: bool = True, passes: int = 1) -> None:
-        """Gradients of step t, in one backward pass or several."""
+        """Computes the gradients of step t, in one or several backward passes."""
         x, y = self.batch(t)
         self.optimizer.zero_grad(set_to_none=set_to_none)
         for a, b in zip(x.chunk(passes), y.chunk(passes), strict=True):
             (F.mse_loss(self.model(a), b) / passes).backward()
 
     def train(self, first: int, last: int) -> None:
-        """The steps ``first`` to ``last``."""
+        """Trains the steps ``first`` to ``last``."""
         for t in range(first, last + 1):
             self.backward(t)
             self.rewirer.step()

@@ -1,4 +1,4 @@
-"""The laws of supports, and of the rewiring of one support."""
+"""The laws of supports and of rewiring one support."""
 
 # torch leaves Tensor.tolist without types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,12 +16,13 @@ from .details import demand, uniform
 
 
 def check_support(s: Support, *, draws: int = 200) -> None:
-    """The index is valid, and row order and column order hold the same blocks; ids, ranks and places invert each other.
+    """The index is valid, row order and column order have the same blocks, and samples of the zeros are uniform.
 
-    A sample of the blocks off the support is uniform.
+    The maps between ids, ranks and positions are inverse to each other.
 
     Args:
-        draws: samples of the test for uniformity (chi-square over all zeros, 6 sigma, a fixed seed).
+        s: the support.
+        draws: samples in the test of uniformity (chi-square over all zeros, 6 sigma, a fixed seed).
 
     Raises: AssertionError.
     """
@@ -61,7 +62,7 @@ def check_support(s: Support, *, draws: int = 200) -> None:
 
 
 def _check_sampling(s: Support, zeros: Tensor, who: str, draws: int) -> None:
-    """Samples of the zeros: distinct, uniform, and decided by their generator."""
+    """Checks that samples of the zeros are distinct, uniform, and depend only on their generator."""
     before = torch.get_rng_state()
     m, counts = -(-zeros.numel() // 3), torch.zeros(s.total)
 
@@ -87,15 +88,15 @@ def _check_sampling(s: Support, zeros: Tensor, who: str, draws: int) -> None:
 
 
 def check_rewire(rewire: Callable[..., Support] = real_rewire, *, trials: int = 60, draws: int = 300) -> None:
-    """Rewiring drops the lowest scores and grows the highest, in whatever order the candidates are given.
+    """Rewiring drops the lowest scores and grows the highest. The order of the candidates does not matter.
 
-    Every row keeps its best ``min_fan_in`` blocks. Equal scores are decided by ``ties`` alone, and all orders among
-    equals are equally likely (chi-square, 6 sigma, a fixed seed).
+    Every row keeps its best ``min_fan_in`` blocks. Only ``ties`` decides between equal scores; all orders are equally
+    likely (chi-square, 6 sigma, a fixed seed).
 
     Args:
         rewire: ``gossamer.rewire``, or a function with its signature.
-        trials: random cases.
-        draws: values of ``ties`` in the test for uniformity.
+        trials: number of random cases.
+        draws: values of ``ties`` in the test of uniformity.
 
     Raises: AssertionError.
     """
@@ -106,7 +107,7 @@ def check_rewire(rewire: Callable[..., Support] = real_rewire, *, trials: int = 
 
 
 def _check_trial(rewire: Callable[..., Support], trial: int, rng: torch.Generator) -> None:
-    """One random support, dropped from and grown."""
+    """One random support that is rewired."""
     rows, cols, fan_in = 3 + trial % 5, 4 + trial % 7, trial % 3
     s = Support.random((rows, cols), max(rows * fan_in, rows * cols // 2), rng=rng, min_fan_in=fan_in)
     score = torch.randint(4, (s.n,), generator=rng).double()  # few values, so many ties
@@ -122,7 +123,7 @@ def _check_trial(rewire: Callable[..., Support], trial: int, rng: torch.Generato
     try:
         new = rewire(s, score, born, born_score, drop, grow, fan_in, ties)
     except UsageError as refusal:
-        raise AssertionError(f"{where}, grow {grow}: grew what it kept: {refusal}") from refusal
+        raise AssertionError(f"{where}, grow {grow}: a kept block must not grow: {refusal}") from refusal
     demand(new.n == s.n - drop + grow, f"{where}: n must become {s.n - drop + grow}, not {new.n}")
     demand(bool((new.find(stay.ids()) >= 0).all()), f"{where}: the growth must not decide which blocks stay")
     grown = new.find(born) >= 0
@@ -134,7 +135,7 @@ def _check_trial(rewire: Callable[..., Support], trial: int, rng: torch.Generato
 
 
 def _check_survivors(s: Support, score: Tensor, stay: Support, drop: int, fan_in: int, where: str) -> None:
-    """The blocks that stay: as many as asked for, the best of each row, and the highest scores of the rest."""
+    """Checks the blocks that stay: their number, the best of each row, and the highest scores of the rest."""
     subset = stay.n == s.n - drop and bool((s.find(stay.ids()) >= 0).all())
     demand(subset, f"{where}: {s.n - drop} of the kept blocks must stay")
     stays = stay.find(s.ids()) >= 0
@@ -157,7 +158,10 @@ def _check_ties(rewire: Callable[..., Support], draws: int) -> None:
     counts = torch.zeros(30)
     for ties in torch.randint(1 << 62, (draws,), generator=rng).tolist():
         new = rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties)
-        demand(rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties).same(new), "rewire: ties must decide by themselves")
+        demand(
+            rewire(s, equal[:12], zeros, equal, 5, 7, 0, ties).same(new),
+            "rewire: only ties may decide between equal scores",
+        )
         counts[new.ids()] += 1
     uniform(counts[s.ids()], draws, 7 / 12, "rewire: among equal scores all blocks must be dropped equally often")
     uniform(counts[zeros], draws, 7 / 18, "rewire: among equal scores all candidates must grow equally often")

@@ -1,4 +1,4 @@
-"""The law of surgery: a layer gets another support."""
+"""The law of surgery, which gives a layer another support."""
 
 import copy
 from collections.abc import Callable
@@ -21,13 +21,16 @@ def check_surgery(
     block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """A layer that gets another support keeps value and optimizer state of the blocks in both supports.
+    """Surgery keeps the value and the optimizer state of all blocks that are in the old and in the new support.
 
-    Value and state of a born block are 0. The parameter stays the same object; where the number of blocks stays the
-    same, all storage stays in place. The bias does not change. The old support, which others may hold, does not change.
+    Value and state of a newborn block are 0. The parameter stays the same object. If the number of blocks does not
+    change, all storage stays in place. The bias and the old Support object do not change.
 
     Args:
         set_support: ``gossamer.set_support_``, or a function with its signature.
+        layout: layout of the layer.
+        block: block of the layer.
+        optimizer: makes an optimizer of parameters.
 
     Raises: AssertionError.
     """
@@ -45,7 +48,7 @@ def check_surgery(
         new = Support.from_ids(torch.cat([keep, rest.sample_outside(n - keep.numel(), rng)]), s.shape, s.block)
         _check_change(set_support, layer, new, opt, f"{where}, {change} n")
         _train(layer, opt, rng)
-        demand(bool(layer.values.isfinite().all()), f"{where}, {change} n: training must go on")
+        demand(bool(layer.values.isfinite().all()), f"{where}, {change} n: training must continue")
 
 
 def _train(layer: SparseLinear, opt: torch.optim.Optimizer, rng: torch.Generator) -> None:
@@ -64,7 +67,7 @@ def _check_change(
 
     demand(layer.support.same(new), f"{where}: the layer must hold the new support")
     check_support(layer.support, draws=0)
-    demand(torch.equal(s.ids(), ids), f"{where}: the old Support, which others may hold, must not change")
+    demand(torch.equal(s.ids(), ids), f"{where}: the old Support object must not change")
     leaf = layer.values is parameter and parameter.is_leaf and parameter.requires_grad
     demand(leaf, f"{where}: the parameter must stay the same leaf")
     demand(layer.values.grad is None, f"{where}: the gradient of the old support must be removed")
@@ -82,7 +85,7 @@ def _check_change(
             off = t.view(s.shape)[~new.mask()]
             demand(bool((off == 0).all()), f"{where}: {key} must be 0 off the support")
     if new.n == s.n:
-        demand(_places(layer, opt) == places, f"{where}: where n stays the same, all storage must stay in place")
+        demand(_places(layer, opt) == places, f"{where}: if n does not change, all storage must stay in place")
 
 
 def _state(layer: SparseLinear, opt: torch.optim.Optimizer) -> dict[str, Tensor]:

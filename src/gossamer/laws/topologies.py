@@ -28,15 +28,18 @@ def check_topology(
     block: tuple[int, int] = (1, 1),
     optimizer: Optimizers = nesterov,
 ) -> None:
-    """A topology on a tiny run: sizes, values that stay, births, sensing, places in memory, randomness, the last event.
+    """A topology on a tiny run: sizes, carried values, births, sensing, memory, random numbers, the last event.
 
-    Blocks are exchanged where the events ask for it. A run that was interrupted ends with the same bits. The same slots
-    in wrappers give the same run.
+    Events that request an exchange exchange blocks. An interrupted and resumed run ends with the same bits. Wrappers
+    around the slots give the same run.
 
     Args:
         topology: any topology; ``stop`` counts steps, or is a fraction of ``steps``.
-        rewirer: what trains by the topology: ``gossamer.Rewirer``, or anything with its signature and methods.
+        rewirer: ``gossamer.Rewirer``, or a class with its signature and methods.
         steps: steps of the run; None is a few more than ``stop``.
+        layout: layout of the sparse layers.
+        block: block of the sparse layers.
+        optimizer: makes an optimizer of parameters.
 
     Raises: AssertionError; UsageError if ``stop`` is a fraction and ``steps`` is None.
     """
@@ -58,7 +61,7 @@ def check_topology(
         raise AssertionError(f"{who}: must not fail in the middle of training: {refusal}") from refusal
     late = [t for t in range(topology.stop + 1, steps + 1) if topology.when(t) is not None]
     demand(not late, f"{who}: no event after step {topology.stop}, but at {late}")
-    what = f"{asked_for} events ask for blocks to be exchanged, and none ever grew"
+    what = f"{asked_for} events request an exchange of blocks, and no block grew"
     demand(born > 0 or not asked_for, f"{who}: {what}")
     end = run.snapshot()
     _check_wrapped(topology, rewirer, steps, end, (layout, block, optimizer))
@@ -67,11 +70,11 @@ def check_topology(
         other.restore(snapshot)
         other.train(t + 1, steps)
         where = f"{who}: a run resumed {label} (step {t})"
-        demand(same(other.snapshot(), end), f"{where} must end with the same bits as one that was not interrupted")
+        demand(same(other.snapshot(), end), f"{where} must end with the same bits as an uninterrupted run")
 
 
 def _kind_of_step(topology: Topology, t: int, event: bool) -> str:
-    """Where in the schedule a run is after step t."""
+    """The position in the schedule after step t, as text."""
     if event:
         return "just after an event"
     asked = topology.sense(t + 1)
@@ -79,7 +82,7 @@ def _kind_of_step(topology: Topology, t: int, event: bool) -> str:
 
 
 def _asks_for_exchange(run: Run, topology: Topology, t: int) -> bool:
-    """Whether step t must exchange at least one block, in some layer that has room for one."""
+    """Whether step t must exchange at least one block, in some layer with room for it."""
     update = topology.when(t)
     if update is None:
         return False
@@ -92,7 +95,7 @@ def _asks_for_exchange(run: Run, topology: Topology, t: int) -> bool:
 
 
 class _Wrapped:
-    """A function inside another: it does the same, and is not the same object."""
+    """A wrapper around a function: another object with the same effect."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -108,23 +111,23 @@ def _check_wrapped(
     end: Snapshot,
     how: tuple[str | Layout, tuple[int, int], Optimizers],
 ) -> None:
-    """With every slot in a wrapper the run ends with the same weights, supports and optimizer state."""
+    """Checks that wrappers around all slots give the same weights, supports and optimizer state."""
     slots: dict[str, Any] = {name: _Wrapped(getattr(topology, name)) for name in SLOTS}
     run = Run(replace(copy.deepcopy(topology), **slots), rewirer, *how, seed=0)
     who = f"topology {topology.name!r}: its slots in wrappers"
     try:
         run.train(1, steps)
     except UsageError as refusal:
-        raise AssertionError(f"{who} fail where it does not: {refusal}") from refusal
+        raise AssertionError(f"{who} fail, and without wrappers it does not: {refusal}") from refusal
     equal = same(run.snapshot()[:2], end[:2])
-    demand(equal, f"{who} must give the same run: only what they do may matter, not which objects they are")
+    demand(equal, f"{who} must give the same run: the identity of a slot must not matter")
 
 
 # -------------------------------------------------------------------- one step
 
 
 def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -> tuple[bool, int]:
-    """Takes one step and checks it. Returns whether it had an event, and how many blocks were born."""
+    """Takes one step and checks it. Returns whether it had an event, and the number of newborn blocks."""
     where = f"topology {topology.name!r}, step {t}"
     update = topology.when(t)
     _check_sensing(run, topology.sense(t), where)
@@ -139,9 +142,9 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
     state = torch.get_rng_state()
     run.rewirer.step()
     untouched = torch.equal(state, torch.get_rng_state())
-    demand(untouched, f"{where}: random choices must come from the rewirer's generator, not torch's own")
+    demand(untouched, f"{where}: random choices must come from the rewirer's generator, not from torch's")
     event = run.rewirer.last is not None
-    demand(event == (update is not None), f"{where}: an event must take place exactly where `when` says so")
+    demand(event == (update is not None), f"{where}: an event must take place exactly where `when` returns an Update")
 
     newborn = 0
     for (name, layer), other in zip(run.layers.items(), sparse_layers(plain).values(), strict=True):
@@ -163,7 +166,7 @@ def _checked_step(run: Run, topology: Topology, t: int, start: dict[str, int]) -
 def _check_support_of(
     layer: SparseLayer, old: Support, place: int, update: Update | None, topology: Topology, where: str
 ) -> None:
-    """The support after a step: valid, unchanged without an event; values that keep their number keep their memory."""
+    """Checks the support after a step. Without an event it is unchanged. If n is unchanged, so is the memory."""
     new, least = layer.support, topology.min_fan_in
     if update is None:
         demand(new.same(old), f"{where}: the support must not change without an event")
@@ -171,7 +174,7 @@ def _check_support_of(
         check_support(new, draws=0)
     if new.n == old.n:
         stays = layer.values.data_ptr() == place
-        demand(stays, f"{where}: where n stays the same, the values must stay in place")
+        demand(stays, f"{where}: if n does not change, the values must stay in place")
     demand(bool((new.crow.diff() >= least).all()), f"{where}: every output unit must keep {least} incoming blocks")
 
 
@@ -183,11 +186,15 @@ def _check_states(
     young: Tensor | None,
     where: str,
 ) -> None:
-    """Values and optimizer state: 0 where a block was born, elsewhere what the optimizer made them.
+    """Checks values and optimizer state: 0 for newborn blocks, the result of the optimizer for all others.
 
     Args:
-        states: name -> what the layer has now, and what the same step without the event gives.
-        young: ids of the blocks that have a step count of their own; the optimizer does not step these.
+        layer: the layer after the step.
+        old: its support before the step.
+        states: name -> (the state after the step, the state after the same step without the event).
+        born: the newborn blocks.
+        young: ids of the blocks with their own step count; the optimizer does not step them.
+        where: the beginning of messages.
     """
     new = layer.support
     ids = new.ids()
@@ -200,11 +207,11 @@ def _check_states(
         mine, expected = layer.layout.compact(mine, new), layer.layout.compact(expected, old)
         demand(bool((mine[born] == 0).all()), f"{where}: {key} of a born block must be 0")
         equal = torch.equal(mine[~born][stays], expected[both][stays])
-        demand(equal, f"{where}: {key} of a block that stays must be what the optimizer made it")
+        demand(equal, f"{where}: {key} of a block that stays must be the result of the optimizer")
 
 
 def _check_record(last: Any, name: str, old: Support, new: Support, where: str) -> None:
-    """The event's record counts what changed."""
+    """Checks the numbers in the record of the event."""
     dropped, grown = last.dropped[name], last.grown[name]
     size = old.n - dropped + grown
     demand(new.n == size == last.n[name], f"{where}: n must become {old.n} - {dropped} + {grown}, not {new.n}")
@@ -213,7 +220,7 @@ def _check_record(last: Any, name: str, old: Support, new: Support, where: str) 
 
 
 def _young(run: Run) -> dict[str, Tensor]:
-    """Ids of the blocks of each layer that have a step count of their own."""
+    """Ids of the blocks of each layer with their own step count."""
     young: dict[str, list[Tensor]] = {}
     for cohort in run.rewirer.state_dict().get("newborn", {}).get("cohorts", []):
         young.setdefault(cohort["layer"], []).append(cohort["ids"])
@@ -221,7 +228,7 @@ def _young(run: Run) -> dict[str, Tensor]:
 
 
 def _check_sensing(run: Run, asked: Sensing | None, where: str) -> None:
-    """As many distinct zeros are sensed as the topology asks for."""
+    """Checks that the requested number of distinct zeros is sensed."""
     sensing, probes = run.rewirer.sensing, run.rewirer.state_dict()["probes"]
     for name, layer in run.layers.items():
         s, zeros = layer.support, layer.support.total - layer.support.n
@@ -240,7 +247,7 @@ def _check_sensing(run: Run, asked: Sensing | None, where: str) -> None:
 
 
 def _check_sizes(run: Run, topology: Topology, t: int, start: dict[str, int], where: str) -> None:
-    """The sizes of the supports after an event."""
+    """Checks the sizes of the supports after an event."""
     final: dict[str, int] = run.rewirer.final
     due = {name: _due(t, start[name], final[name], topology.stop) for name in start}
     now = {name: layer.support.n for name, layer in run.layers.items()}
@@ -256,7 +263,7 @@ def _check_sizes(run: Run, topology: Topology, t: int, start: dict[str, int], wh
 
 
 def _due(t: int, start: int, final: int, stop: int) -> int:
-    """The cubic of Zhu & Gupta (2017), written out."""
+    """The cubic schedule of Zhu & Gupta (2017)."""
     if start == final:
         return start
     return final if t >= stop else round(final + (start - final) * (1 - t / stop) ** 3)
@@ -265,6 +272,6 @@ def _due(t: int, start: int, final: int, stop: int) -> int:
 def _pairs(
     a: torch.optim.Optimizer, p: Tensor, b: torch.optim.Optimizer, q: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The entries of two optimizers' states that have a dimension."""
+    """The tensors in the states of two optimizers that have at least one dimension."""
     mine, theirs = a.state.get(p, {}), b.state.get(q, {})
     return {key: (t, theirs[key]) for key, t in mine.items() if torch.is_tensor(t) and t.dim() > 0}

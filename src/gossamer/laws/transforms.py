@@ -25,11 +25,12 @@ Function = Callable[..., Tensor]  # (x, stored, bias) -> y
 
 
 def check_transforms(layout: Layout, s: Support | None = None, g: Geometry | None = None) -> list[str]:
-    """Under each of :data:`TRANSFORMS` a layout gives the numbers of the dense product, or refuses with UsageError.
+    """Under each of :data:`TRANSFORMS` a layout gives the results of the dense product, or raises UsageError.
 
     Args:
-        s: the support; None tests a few that are easy to get wrong.
-        g: the convolution's geometry; None is a linear layer.
+        layout: the layout.
+        s: the support; None tests several difficult supports.
+        g: geometry of the convolution; None is a linear layer.
 
     Returns: the names of the transforms that were refused.
     Raises: AssertionError.
@@ -44,7 +45,7 @@ def check_transforms(layout: Layout, s: Support | None = None, g: Geometry | Non
         try:
             with warnings.catch_warnings(), poisoned_memory():
                 warnings.simplefilter("ignore", DeprecationWarning)  # newer versions of torch advise against torch.jit
-                # A tracer warns that a check of shapes becomes a constant, as it must.
+                # A tracer warns that a check of shapes becomes a constant, which is correct here.
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
                 expected = _flat(transform(_dense(layout, s, g), x, stored, bias))
                 got = _flat(transform(_own(layout, s, g), x, stored, bias))
@@ -52,9 +53,7 @@ def check_transforms(layout: Layout, s: Support | None = None, g: Geometry | Non
             refused.append(name)
             continue
         except RuntimeError as error:
-            raise AssertionError(
-                f"{where}: must give numbers or refuse with UsageError, not end in {error!r}"
-            ) from error
+            raise AssertionError(f"{where}: must return numbers or raise UsageError, not {error!r}") from error
         demand(len(got) == len(expected), f"{where}: {len(got)} results, must be {len(expected)}")
         for a, b in zip(got, expected, strict=True):
             demand(a.shape == b.shape, f"{where}: shape {tuple(a.shape)}, must be {tuple(b.shape)}")
@@ -67,7 +66,7 @@ def _own(layout: Layout, s: Support, g: Geometry | None) -> Function:
 
 
 def _dense(layout: Layout, s: Support, g: Geometry | None) -> Function:
-    """The same product by torch's own operations."""
+    """The same product by torch's operations."""
 
     def product(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         dense = w.reshape(s.shape) if layout.follows else scatter(layout.compact(w, s), s)
@@ -79,7 +78,7 @@ def _dense(layout: Layout, s: Support, g: Geometry | None) -> Function:
 
 
 def _flat(results: Any) -> list[Tensor]:
-    """All tensors of a nested result. None, torch's sign that there is no tangent, counts as one number."""
+    """All tensors of a nested result. None, which torch returns for a missing tangent, counts as one number."""
     if results is None:
         return [torch.zeros(())]
     return [results] if isinstance(results, Tensor) else [t for r in results for t in _flat(r)]
@@ -151,7 +150,7 @@ def _batched_gradients(f: Function, *a: Tensor) -> Any:
 
 
 def _trace(f: Function, x: Tensor, w: Tensor, b: Tensor) -> Any:
-    """On other numbers and a larger batch, and through its own backward pass."""
+    """The trace of f, called with other numbers and a larger batch, with its backward pass."""
     traced: Any = torch.jit.trace(f, (x, w, b), check_trace=False)
     leaves = _leaves(torch.cat([x, -x]), 2 * w, -b)
     y = traced(*leaves)

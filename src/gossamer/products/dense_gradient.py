@@ -1,13 +1,13 @@
 # pyright: strict
-"""Products whose weight has many zeros and whose weight gradient is wanted everywhere.
+"""Products of a weight with many zeros, with the gradient of all its entries.
 
     y  = x W^T + b      by the sparse kernels, from the non-zeros of W           2 B n FLOPs
     dx = dy W           by the sparse kernels                                     2 B n
     dW = dy^T x         by torch's dense kernel, of the dense size                2 B N
 
-Proximal and mirror steps need this: every zero must be able to come back. The dense weight is at hand. So torch's own
-dense operations run where torch follows the call (``torch.func``, a tracer, a FLOP counter) and in a derivative of a
-derivative. Compiled code calls these functions between two graphs.
+Proximal and mirror steps need this gradient, because any zero can become non-zero again. The dense weight is available.
+Torch's dense operations therefore run if torch follows the call (``torch.func``, a tracer, a FLOP counter), and in
+second derivatives. Compiled code calls these functions between two graphs.
 """
 
 from typing import Any
@@ -31,8 +31,12 @@ def shadow_linear(x: Tensor, dense: Tensor, values: Tensor, s: Support, bias: Te
     """x W^T + bias, (..., cols) -> (..., rows).
 
     Args:
-        dense: W, (rows, cols). It takes the gradient. It is read only where torch follows the call, or in a second
-            derivative. values: its non-zeros, (n,), detached. s: their positions.
+        x: the input.
+        dense: W, (rows, cols). It gets the gradient. It is read only if torch follows the call, or in a second
+            derivative.
+        values: the non-zeros of W, (n,), detached.
+        s: the positions of the non-zeros.
+        bias: (rows,) or None.
     """
     if torch.compiler.is_exporting():
         return _by_torch(x, dense, bias, None)
@@ -70,7 +74,7 @@ def _by_torch(x: Tensor, dense: Tensor, bias: Tensor | None, g: Geometry | None)
 _Of = tuple[Support, Geometry | None]
 
 
-class _DenseGradient(torch.autograd.Function):  # few arguments and one attribute: each takes time at every step
+class _DenseGradient(torch.autograd.Function):  # few arguments and one attribute: each costs time at every step
     @staticmethod
     def forward(ctx: Any, x: Tensor, dense: Tensor, values: Tensor, bias: Tensor | None, of: _Of) -> Tensor:
         ctx.save_for_backward(x, dense, values)
@@ -113,7 +117,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, dense: Tensor, g: Geometry | None) -
     """dW of the dense size by torch's dense kernel."""
     if g is None:
         return dy.t() @ x
-    where: Any = (g.stride, g.padding, g.dilation)  # Any: torch's annotation knows single numbers only
+    where: Any = (g.stride, g.padding, g.dilation)  # Any: torch's annotation allows only single numbers
     return conv2d_weight(_for_dense(x), dense.shape, _for_dense(dy), *where)
 
 
@@ -123,7 +127,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, dense: Tensor, g: Geometry | None) -
 def for_dense(t: Tensor) -> Tensor:
     """``t`` in the memory format in which torch's dense convolutions are fastest.
 
-    On the CPU that is channels last: by a third to a half.
+    On the CPU this is channels last, which takes a third to a half less time.
     """
     if not t.is_cpu or is_traced(t):
         return t
@@ -148,5 +152,5 @@ def _for_dense(t: Tensor) -> Tensor:
 
 
 def _as(t: Tensor, values: Tensor) -> Tensor:
-    """In the dtype of the weights: a low-precision activation is widened before it is summed."""
+    """``t`` in the dtype of the weights: a low-precision activation is converted before it is summed."""
     return t if t.dtype is values.dtype else t.to(values.dtype)

@@ -1,9 +1,9 @@
 # pyright: strict
-"""A product with a sparse matrix W = (s, values), differentiable; made once for the linear layer and the convolution.
+"""A differentiable product with a sparse matrix W = (s, values), for the linear layer and the convolution.
 
     y = W x      dx = W^T dy      dW[i, j] = sum dy_i x_j      2 n FLOPs each for every sample and pixel
 
-What runs depends on what acts on the call:
+The implementation depends on the context of the call:
 
     a plain training step                     an ``autograd.Function`` around the chosen kernels
     torch.compile, dispatch modes             the operators gossamer::<name>, <name>_dx, <name>_dw, <name>_backward,
@@ -11,9 +11,9 @@ What runs depends on what acts on the call:
     torch.func, derivatives of derivatives    a :class:`~gossamer.products.trilinear.Trilinear` of these operators
     torch.export, torch.jit.trace, ONNX       torch's own dense operation
 
-Shapes: x and dx (B, in, ...), y and dy (B, out, ...), values and dW (n,) or (n, h, w). The dots are nothing for a
-linear layer, whose geometry g is None, and height and width for a convolution. An operator takes a support as five
-tensors and four sizes, and a geometry as its eight numbers, or none.
+Shapes: x and dx (B, in, ...), y and dy (B, out, ...), values and dW (n,) or (n, h, w). The dots are empty for a linear
+layer, whose geometry g is None, and height and width for a convolution. An operator takes a support as five tensors and
+four sizes, and a geometry as its eight numbers, or an empty list.
 """
 
 import math
@@ -56,18 +56,19 @@ class Kernels(NamedTuple):
 
 
 def kernels(native: dict[str, Kernel], reference: Any) -> Kernels:
-    """The native kernels before the functions of the same names in the module ``reference``."""
+    """The native kernels, followed by the functions with the same names in the module ``reference``."""
     names = Kernels._fields
     return Kernels(*([native[name], Kernel("reference", getattr(reference, name), full_precision)] for name in names))
 
 
 class Product:
-    """One product. ``kernels`` take (x, values, s, bias) or (x, values, s, g, bias), and likewise in the backward pass.
+    """One product.
 
     Args:
-        name: of the operators and in messages.
+        name: name of the operators, also in messages.
+        kernels: the kernels. They take (x, values, s, bias) or (x, values, s, g, bias), likewise in the backward pass.
         dense: the same product by torch, (x, W, bias, g) -> y.
-        check: refuses inputs of a wrong shape, (x, s, g).
+        check: (x, s, g); raises UsageError if the input has a wrong shape.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Product:
     def forward(
         self, x: Tensor, values: Tensor, s: Support, g: Geometry | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """The same by the chosen kernel, without autograd."""
+        """The same product by the chosen kernel, without autograd."""
         if bias is not None and bias.dtype is not values.dtype:
             bias = bias.to(values.dtype)
         operands = (x, values, s, bias) if g is None else (x, values, s, g, bias)
@@ -106,10 +107,10 @@ class Product:
         self, dy: Tensor, x: Tensor | None, values: Tensor, s: Support, g: Geometry | None,
         size: Sequence[int] = (), of_x: bool = True, of_w: bool = True,
     ) -> Gradients:  # fmt: skip
-        """dx (batch-last, dtype of ``dy``) and dW (dtype of ``values``) by the chosen kernels; None if not wanted.
+        """dx (batch-last, dtype of ``dy``) and dW (dtype of ``values``) by the chosen kernels; None if not requested.
 
         Args:
-            x: may be None if only dx is wanted.
+            x: the input; it may be None if only dx is requested.
             size: () or (H, W) of the input.
         """
         dtype, where, dx, dw = values.dtype, (s,) if g is None else (s, g), None, None
@@ -142,7 +143,7 @@ class Product:
         return Trilinear((y, dx, dw))
 
     def _traced(self, x: Tensor, values: Tensor, s: Support, g: Geometry | None, bias: Tensor | None) -> Tensor:
-        """What torch can follow."""
+        """The product by operations that torch can follow."""
         if needs_torch_operations():
             return self.dense(x.to(values.dtype), as_dense(values, s), bias, g).to(x.dtype)
         self.check(x, s, g)
@@ -154,7 +155,7 @@ class Product:
         return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
 
 
-class _Eager(torch.autograd.Function):  # few arguments and one attribute: each takes time at every step
+class _Eager(torch.autograd.Function):  # few arguments and one attribute: each costs time at every step
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, of: "_Of") -> Tensor:
         ctx.save_for_backward(x, values)
@@ -184,7 +185,7 @@ def channel_sums(dy: Tensor) -> Tensor:
 
 
 def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
-    """:func:`channel_sums` in another dtype, by the native kernel where it can run."""
+    """:func:`channel_sums` in another dtype, by the native kernel if it can run."""
     if BEST is None or forced_kernel() == "reference" or not dy.is_cpu or dy.dtype not in COMPUTED:
         return channel_sums(dy).to(dtype)
     sums = dy.new_empty(dy.shape[1], dtype=COMPUTED[dy.dtype])
@@ -221,7 +222,7 @@ def _support(index: Sequence[Any]) -> tuple[Support, Geometry | None]:
 
 
 def _register(product: Product) -> Operators:
-    """Makes torch know the product: its operators with schemas, kernels, fake kernels, autograd and FLOP formulas."""
+    """Registers the operators of a product in torch: schemas, kernels, fake kernels, autograd, FLOP formulas."""
 
     def define(suffix: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
         op: Any = torch.library.custom_op(f"gossamer::{product.name}{suffix}", run, mutates_args=(), schema=schema)

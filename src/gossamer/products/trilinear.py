@@ -1,5 +1,5 @@
 # pyright: strict
-"""Derivatives of products: ``torch.func``, forward-mode differentiation, second derivatives, tracers. Not for speed.
+"""Derivatives of products, for ``torch.func``, forward mode, second derivatives and tracers. Not optimised for speed.
 
 A product is one trilinear form of the output's gradient, the input and the values. The three kernels are its slopes:
 
@@ -13,10 +13,10 @@ any order:
 
     backward    for g in the space of slot k:  d<g, slope_k(a_i, a_j)> / d(a_i) = slope_i(a_j, g)
     forward     slope_k(a_i, a_j)' = slope_k(a_i', a_j) + slope_k(a_i, a_j')
-    vmap        values shared: one product of a larger batch; otherwise one product after the other
+    vmap        shared values: one product of a larger batch; otherwise one product after the other
 
-A program that is recorded to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) consists of torch's own
-operations instead. It holds values and index, and makes the dense weight whenever it runs (:func:`as_dense`).
+A program that is recorded to run elsewhere (``torch.jit.trace``, ``torch.export``, ONNX) consists of torch's operations
+instead. It holds values and index, and makes the dense weight at each run (:func:`as_dense`).
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from ..support import Support
 
 
 def as_dense(values: Tensor, s: Support) -> Tensor:
-    """The dense matrix (rows, cols), by operations that every tracer and exporter knows.
+    """The dense matrix (rows, cols), by operations that every tracer and exporter supports.
 
     No size depends on the data.
     """
@@ -43,34 +43,34 @@ def as_dense(values: Tensor, s: Support) -> Tensor:
 
 
 def check_index(who: str, crow: Tensor, col: Tensor) -> None:
-    """Refuses an index that a transform has wrapped.
+    """Raises UsageError if a transform has wrapped the index.
 
-    An index decides the length of loops, and each model has its own.
+    The index determines the length of loops, and differs between models.
     """
     if is_wrapped(col) or is_wrapped(crow):
         what = "torch.func cannot follow the index of a support (crow, col)"
         one_by_one = "call models of different supports one after the other"
-        remedy = f"transform the parameters alone; {one_by_one}, or densify(copy.deepcopy(model))"
+        remedy = f"transform only the parameters; {one_by_one}, or use densify(copy.deepcopy(model))"
         raise UsageError(who, what, remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False)
 class Trilinear:
-    """One form, given by its slopes, functions of two plain tensors: (x, v) -> y, (dy, v) -> dx, (dy, x) -> dv."""
+    """A trilinear form, given by its three slopes: (x, v) -> y, (dy, v) -> dx, (dy, x) -> dv, on plain tensors."""
 
     slopes: tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]
 
     def slope(self, slot: int, first: Tensor, second: Tensor) -> Tensor:
-        """The slope of one slot at the arguments of the other two, in order.
+        """The slope of one slot, at the arguments of the other two slots in order.
 
-        Differentiable any number of times, in both modes.
+        It can be differentiated any number of times, in both modes.
         """
         return _apply(first, second, self, slot)
 
     def gradients(
         self, slot: int, first: Tensor, second: Tensor, g: Tensor, wanted: tuple[bool, bool]
     ) -> list[Tensor | None]:
-        """The gradients of <g, slope> by its two arguments; None where not wanted."""
+        """The gradients of <g, slope> with respect to its two arguments; None if not requested."""
         i, j = (k for k in range(3) if k != slot)
         at = {slot: g, i: first, j: second}
         return [

@@ -4,13 +4,13 @@ from gossamer import recover
 found = recover.niht(A, y, s=10)                         y = A x: solvers, one result type
 fit = recover.fit_scalar(X, y, s=20, neurons=50)         sparse two-layer ReLU networks by IHT
 recover.SparseReLUClassifier(n_nonzero=200).fit(X, y)    scikit-learn's conventions (needs scikit-learn)
-recover.diagnose.coherence(A)                            how good are these measurements?
+recover.diagnose.coherence(A)                            quality of a measurement matrix
 
-operators    sensing matrices that need not be stored
+operators    sensing matrices, stored or computed on the fly
 solvers      one file per algorithm, one loop for thresholded gradient steps
-networks     sparse ReLU networks: fixed gates, one output, several outputs, deeper
-diagnose     matrices as measurements, and layers that grow by sensed gradients
-estimators   scikit-learn's conventions; imported at the first use, so that all else works without scikit-learn
+networks     sparse ReLU networks: fixed gates, one output, several outputs, several hidden layers
+diagnose     quality of measurement matrices, and of the sensed gradients of sparse layers
+estimators   scikit-learn's conventions; imported at the first use, because only they need scikit-learn
 theory       closed forms
 """
 

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""What the public functions accept as a tensor: tensors, arrays of NumPy, sparse matrices of SciPy (made dense)."""
+"""Conversion of arguments to tensors: from tensors, NumPy arrays, and SciPy's sparse matrices (made dense)."""
 
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
@@ -11,7 +11,7 @@ from .._errors import UsageError
 
 
 class SparseArray(Protocol):
-    """A sparse matrix or array of SciPy, as far as it is used here."""
+    """The part of SciPy's sparse matrices and arrays that is used here."""
 
     def toarray(self) -> Any:  # an array of NumPy, of any dtype
         """The same matrix as an array of NumPy."""
@@ -22,9 +22,14 @@ Array: TypeAlias = Tensor | np.ndarray[Any, Any] | SparseArray
 
 
 def tensor(who: str, name: str, a: object) -> Tensor:
-    """``a`` as a tensor of its own precision. Arrays that torch can share are not copied.
+    """``a`` as a tensor of the same precision. Arrays that torch can share are not copied.
 
-    Raises: UsageError for anything else, in the name of ``who``; ``name`` is what the caller calls ``a``.
+    Args:
+        who: the calling function, for messages.
+        name: the name of the argument, for messages.
+        a: a tensor, a NumPy array or a sparse matrix of SciPy.
+
+    Raises: UsageError for any other object.
     """
     if isinstance(a, Tensor):
         if a.layout != torch.strided:
@@ -33,19 +38,19 @@ def tensor(who: str, name: str, a: object) -> Tensor:
         return a
     array = a.toarray() if is_sparse(a) else a
     if isinstance(array, np.ma.MaskedArray):
-        what = f"{name} is a masked array, and masked entries would count"
+        what = f"{name} is a masked array, and its masked entries would be used as numbers"
         raise UsageError(who, what, remedy=f"drop or impute those entries of {name}")
     if not isinstance(array, np.ndarray):
         what = f"{name} must be a tensor, a NumPy array or a sparse matrix of SciPy"
-        remedy = "torch.as_tensor or numpy.asarray makes one; a data frame has to_numpy()"
+        remedy = "convert it by torch.as_tensor or numpy.asarray, a data frame by to_numpy()"
         raise UsageError(who, what, got=type(a).__name__, remedy=remedy)
     return _shared(who, name, np.asarray(array))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _shared(who: str, name: str, array: np.ndarray[Any, Any]) -> Tensor:
-    """The array as a tensor on the same memory, if torch can use that."""
+    """The array as a tensor. They share memory if torch supports it."""
     if array.dtype.kind not in "fiubc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
-        what = f"{name} must hold numbers that torch knows"
+        what = f"{name} must have a dtype that torch supports"
         raise UsageError(who, what, got=array.dtype, remedy="astype(numpy.float64)")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     fit = array.flags.writeable and all(step >= 0 for step in array.strides)
@@ -53,7 +58,7 @@ def _shared(who: str, name: str, array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def vector(who: str, name: str, a: object) -> Tensor:
-    """As :func:`tensor`. A sparse matrix of one row or one column is a vector."""
+    """As :func:`tensor`, but a sparse matrix of one row or one column becomes a vector."""
     t = tensor(who, name, a)
     return t.flatten() if is_sparse(a) and t.dim() == 2 and 1 in t.shape else t
 
@@ -64,10 +69,10 @@ def norm(t: Tensor) -> float:
 
 
 def unique(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The different ids, sorted, and for every id its position among them; both int64."""
+    """The distinct ids, sorted, and the position of every id among them; both int64."""
     return torch.unique(ids, return_inverse=True)
 
 
 def is_sparse(a: object) -> TypeGuard[SparseArray]:
-    """Whether it is a sparse matrix or array of SciPy. SciPy is not imported for it."""
+    """Whether ``a`` is a sparse matrix or array of SciPy. This does not import SciPy."""
     return type(a).__module__.startswith("scipy.sparse") and callable(getattr(a, "toarray", None))

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""Gates of ReLU networks: random generators that follow from a seed alone, and gates stored as bits."""
+"""Gates of ReLU networks: random generators that depend only on a seed, and gates stored as bits."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DRAWN = 64  # columns, or generators, that one random state makes
+DRAWN = 64  # columns, or generators, drawn from one random state
 
 
 def random_generators(seed: int, neurons: range, features: int) -> Tensor:
     """Gate generators h_j ~ N(0, I) of some neurons, (k, features) float64.
 
-    The generator of a neuron depends on the seed and on the neuron's number only.
+    The generator of a neuron depends only on the seed and on the index of the neuron.
     """
     blocks = range(neurons.start // DRAWN, -(-neurons.stop // DRAWN))
     drawn = [torch.randn(DRAWN, features, generator=generator(seed, k), dtype=torch.float64) for k in blocks]
@@ -22,16 +22,15 @@ def random_generators(seed: int, neurons: range, features: int) -> Tensor:
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
-    """The random state that belongs to a seed and a path of numbers below it."""
+    """A random generator that depends only on the seed and on the numbers in ``path``."""
     state = np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
 
 
 def packed(gates: Iterable[Tensor]) -> Tensor:
-    """Gates (n, k) bool, block after block along the neurons, as bits: (all neurons, ceil(n / 8)) uint8, lowest bit
-    first.
+    """Blocks of gates (n, k) bool, in order of the neurons, as bits (all neurons, ceil(n / 8)) uint8, lowest bit first.
 
-    ``gates`` may be a generator: only one block of bools is then in memory at a time.
+    ``gates`` may be an iterator. Only one block of bools is then in memory at a time.
     """
     parts: list[Tensor] = []
     for part in gates:

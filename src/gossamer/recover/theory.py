@@ -39,7 +39,7 @@ def donoho_tanner(delta: float, signed: bool = True) -> float:
 def minimax_threshold(delta: float, signed: bool = True) -> float:
     """z(delta), at which the maximum of (1) is attained: the threshold of AMP in units of the noise.
 
-    Arguments as above.
+    Arguments and errors as in :func:`donoho_tanner`.
     """
     return _transition(delta, signed)[0]
 
@@ -65,7 +65,7 @@ def _transition(delta: float, signed: bool) -> tuple[float, float]:
 
 
 def measurements(s: int, d: int) -> float:
-    """2 s ln(d / s) + 5/4 s + 1: this many Gaussian measurements are enough for l1.
+    """2 s ln(d / s) + 5/4 s + 1: a sufficient number of Gaussian measurements for l1.
 
     Chandrasekaran, Recht, Parrilo & Willsky 2012, cited from memory.
     """
@@ -82,12 +82,12 @@ def edges(s: int, m: int) -> tuple[float, float]:
 
 
 def edge_law(s: int, m: int) -> float:
-    """2 sqrt(s / m) + s / m: what ||A_S^T A_S - I|| of one Gaussian support of s columns and m rows tends to."""
+    """2 sqrt(s / m) + s / m: the limit of ||A_S^T A_S - I|| for one Gaussian support of s columns and m rows."""
     return edges(s, m)[1] - 1
 
 
 def welch(m: int, d: int) -> float:
-    """The least coherence that d unit vectors in m dimensions can have (Welch 1974)."""
+    """The smallest possible coherence of d unit vectors in m dimensions (Welch 1974)."""
     return math.sqrt(max(0.0, (d - m) / (m * (d - 1)))) if d > 1 else 0.0
 
 

@@ -1,12 +1,12 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""Any unit of measurement: powers of two are taken out of the inputs and put back into the results. Both are exact.
+"""Scaling by powers of two: inputs are scaled to the order of one, results are scaled back. Both steps are exact.
 
     exponent(t)         e with 2^e <= max |t| < 2^(e + 1)
     shifted(t, e)       t 2^e, also where 2^e alone is out of range for the dtype of t
     times(v, e)         v 2^e for a Python number
-    put_back(t, e)      t 2^e, or None where the dtype of t cannot hold it
+    put_back(t, e)      t 2^e, or None if the dtype of t cannot hold it
 
-In single precision the square of 1e-23 is 0, and that of 1e23 is infinite. Squares of numbers near one are safe.
+In single precision the square of 1e-23 is 0, and the square of 1e23 is infinite. Squares of numbers near one are safe.
 """
 
 import math
@@ -60,7 +60,7 @@ def put_back(t: Tensor, e: int) -> Tensor | None:
 
 
 def beyond(name: str, t: Tensor, e: int) -> str:
-    """The sentence about a t 2^e that its dtype cannot hold."""
+    """A sentence for a t 2^e that its dtype cannot hold."""
     size = round((exponent(t) + e) * math.log10(2))
     wider = "solve in float64, or " if t.dtype == torch.float32 else ""
     kept = str(t.dtype).removeprefix("torch.")

@@ -1,1 +1,1 @@
-"""Indices: the compressed rows of a dense matrix's non-zeros, the same in column order, and the values there."""
+"""Indices of the non-zeros of a dense matrix: compressed rows, the same in column order, and the values."""

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`: without sorting, without int64, in one pass where torch takes several."""
+"""The fast counterparts of :mod:`.reference`: without sorting, without int64, and in one pass."""
 
 from typing import Any, cast
 
@@ -58,4 +58,4 @@ def _reasons_against_index(first: Tensor, *_: Any) -> list[str]:
     return [] if first.is_cpu else [f"they run on the CPU; the tensors are on {first.device}"]
 
 
-KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything
+KERNELS = kernels(cast(Build, BEST))  # if BEST is None, their reasons_against is never empty

@@ -1,8 +1,9 @@
 # pyright: strict
-"""Indices; the kernel is chosen here. No autograd, since positions have no gradient.
+"""Indices, with the choice of the kernel. There is no autograd, because positions have no gradient.
 
-``GOSSAMER_BACKEND`` names a kernel of the products. Only ``reference`` is obeyed here: an index is made long before a
-product is wanted. The reference runs too where torch follows the call.
+``GOSSAMER_BACKEND`` forces a kernel of the products. Here only the value ``reference`` has an effect: an index is made
+long before the first product, so a value without a fitting kernel must not fail here. The reference also runs if torch
+follows the call.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def rows_of(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def columns_of(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ccol (cols + 1,), row (n,), perm (n,)), int32: an index in column order, and the places in row order."""
+    """(ccol (cols + 1,), row (n,), perm (n,)), int32: an index in column order, and the positions in row order."""
     return _run(COLUMNS_OF, crow, col, cols)
 
 

@@ -17,7 +17,7 @@ def rows_of(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def columns_of(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ccol, row, perm): the same entries in column order; the k-th is number perm[k] in row order."""
+    """(ccol, row, perm): the same entries in column order. Entry k is entry perm[k] in row order."""
     perm = torch.sort(col, stable=True)[1]
     rows = torch.repeat_interleave(
         torch.arange(crow.numel() - 1, dtype=INT, device=crow.device), crow.diff(), output_size=col.numel()
@@ -26,7 +26,7 @@ def columns_of(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Te
 
 
 def values_at(w: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    """The entries of a matrix there, (n,)."""
+    """The entries of a matrix at an index, (n,)."""
     rows = torch.repeat_interleave(
         torch.arange(crow.numel() - 1, device=crow.device), crow.diff(), output_size=col.numel()
     )
@@ -34,6 +34,6 @@ def values_at(w: Tensor, crow: Tensor, col: Tensor) -> Tensor:
 
 
 def pointers(index: Tensor, size: int) -> Tensor:
-    """Where each of ``size`` groups begins, and the end: (size + 1,) from the group of every entry."""
+    """The begin of each of ``size`` groups, and the end, (size + 1,), from the group of every entry."""
     counts = torch.bincount(index, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(INT)

@@ -1,11 +1,11 @@
 # pyright: strict
-"""The native kernels: which build of them runs on this machine, and why none does if none does.
+"""The native kernels: the choice of a build for this machine, or the reason why none can run.
 
-The kernels are written once, in ``native.hpp`` beside each reference, and compiled for several instruction sets. Each
-build is an extension module in this folder: ``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best that the
-processor runs is taken; ``GOSSAMER_ISA`` names another. Kernels run on the threads of torch: there is one OpenMP
-runtime in the process, and ``torch.set_num_threads`` holds. A forked child has none of its parent's threads and runs
-them on one. For a given number of threads, the same inputs give the same bits.
+The kernels are written once, in the ``native.hpp`` next to each reference, and compiled for several instruction sets.
+Each build is an extension module in this folder: ``_avx512``, ``_avx2``, ``_plain`` (SSE2 or NEON). The best build that
+the processor supports is used; ``GOSSAMER_ISA`` selects another. Kernels run on torch's threads: the process has one
+OpenMP runtime, and ``torch.set_num_threads`` applies. A forked child has no threads of its parent, and uses one. For a
+given number of threads, the same inputs give the same bits.
 """
 
 import importlib
@@ -24,15 +24,15 @@ COMPUTED = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
     torch.bfloat16: torch.float32,
-}  # dtype of activations -> dtype that is computed in
+}  # dtype of activations -> dtype of the computation
 
-# A function of tensors, then sizes, then the number of threads. It checks shapes, dtypes and strides itself and writes
-# into its last tensors.
+# A function of tensors, then sizes, then the number of threads. It checks shapes, dtypes and strides, and writes its
+# results into its last tensors.
 Function = Callable[..., None]
 
 
 class Build(Protocol):
-    """The extension module of one instruction set (``module.cpp``, and ``bind.hpp`` beside each ``native.hpp``)."""
+    """The extension module of one instruction set (``module.cpp``, and the ``bind.hpp`` of each ``native.hpp``)."""
 
     isa: str
     lanes: int  # float32 numbers in a vector
@@ -40,19 +40,19 @@ class Build(Protocol):
     __file__: str
 
     def supported(self) -> list[str]:
-        """The instruction sets that this machine runs, best first."""
+        """The instruction sets that this machine supports, best first."""
         ...
 
     def use_tensors_of(self, tensor: type[Tensor]) -> None:
-        """Must come first: how to read the class's tensors."""
+        """Prepares reading tensors of this class. Call it before all other functions."""
         ...
 
     def cache_bytes(self) -> int:
-        """The size of the second cache."""
+        """The size of the level-2 cache."""
         ...
 
     def peak_flops(self, threads: int, seconds: float) -> float:
-        """Multiply-adds at most, in FLOP per second."""
+        """The highest rate of multiply-adds, in FLOP per second."""
         ...
 
     def keep_freed_memory(self) -> bool:
@@ -60,7 +60,7 @@ class Build(Protocol):
         ...
 
     def row_pointers(self, w: Tensor, crow: Tensor, threads: int) -> int:
-        """Fills ``crow``; the number of non-zeros."""
+        """Fills ``crow``; returns the number of non-zeros."""
         ...
 
     linear_forward: Function
@@ -80,7 +80,7 @@ class Build(Protocol):
 
 
 def _load(isa: str) -> Build | str:
-    """The build for an instruction set, or a sentence why there is none."""
+    """The build for an instruction set, or a sentence on why there is none."""
     try:
         build = cast(Build, importlib.import_module(f"{__name__}._{isa}"))
         build.use_tensors_of(Tensor)
@@ -89,7 +89,7 @@ def _load(isa: str) -> Build | str:
         if missing.is_file():
             return missing.read_text(encoding="utf-8").strip()
         if isinstance(error, ModuleNotFoundError):
-            shows = "pip install -v shows the compiler's messages"
+            shows = "pip install -v shows the messages of the compiler"
             return f"the extension modules were not built when gossamer was installed ({shows})"
         return f"the extension module {isa} cannot be used: {error}"
     return build
@@ -102,22 +102,22 @@ def _builds() -> tuple[list[Build], str, dict[str, str]]:
         return [], plain, {}
     names, wanted = plain.supported(), os.environ.get(ENVIRONMENT)
     if wanted and wanted not in names:
-        return [], f"{ENVIRONMENT}={wanted}, and this machine runs {', '.join(names)}", {}
+        return [], f"{ENVIRONMENT}={wanted}, but this machine supports only {', '.join(names)}", {}
     found = {name: plain if name == "plain" else _load(name) for name in names if not wanted or name == wanted}
     unusable = {name: m for name, m in found.items() if isinstance(m, str)}
     builds = [m for m in found.values() if not isinstance(m, str)]
     return builds, "" if builds else next(iter(unusable.values())), unusable
 
 
-# The builds that run here, best first; why there is none, or ""; the reason for each other one that the processor could
-# run.
+# The builds that run here, best first; why there is none, or ""; the reasons why other builds for this processor do
+# not run.
 BUILDS, MISSING, UNUSABLE = _builds()
 BEST: Build | None = BUILDS[0] if BUILDS else None
 _warned = False
 
 
 def why_not(*tensors: Tensor | None) -> list[str]:
-    """The reasons against every native kernel on these tensors, of which the first holds activations."""
+    """The reasons against all native kernels for these tensors, of which the first holds activations."""
     first, *rest = (t for t in tensors if t is not None)
     if BEST is None:
         if first.is_cpu:
@@ -137,7 +137,7 @@ def why_not(*tensors: Tensor | None) -> list[str]:
 def reasons_against(first: Tensor, second: Tensor, third: Any, *_: Any) -> list[str]:
     """:func:`why_not` of a product's operands: (x or dy, values, s, ...), (dy, x, s, ...) or (dy, x, values, s, ...).
 
-    The usual case needs four comparisons, since every call of a layer comes here.
+    Every call of a layer runs this function, so the usual case needs only four comparisons.
     """
     last = third if isinstance(third, Tensor) else first
     dtype = first.dtype
@@ -152,23 +152,23 @@ def warn_once() -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            f"without its native kernels gossamer is slow: {MISSING} (gossamer doctor says what to do)", stacklevel=2
+            f"without its native kernels gossamer is slow: {MISSING} (run gossamer doctor for a remedy)", stacklevel=2
         )
 
 
 def computed(values: Tensor) -> Tensor:
-    """Values in the dtype that is computed in, contiguous; without autograd."""
+    """Values in the dtype of the computation, contiguous and without autograd."""
     dtype = COMPUTED[values.dtype]
     return values if values.dtype is dtype and values.is_contiguous() else values.detach().to(dtype).contiguous()
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory of freed tensors for the next step. For training on the CPU, sparse or dense.
+    """Makes this process keep the memory of freed tensors for the next step. For training on the CPU, sparse or dense.
 
-    By default glibc returns blocks above 32 MiB to the system at once. Then the system clears and maps every page of
-    the next step's activations again: a third of a whole step of a ResNet-18. The setting holds for the whole process
-    (``mallopt``); the peak of memory does not grow.
+    By default glibc returns blocks above 32 MiB to the system at once. The system then clears and maps every page of
+    the activations again in the next step, which takes a third of a step of a ResNet-18. The setting applies to the
+    whole process (``mallopt``). The peak of memory does not grow.
 
-    Returns: whether the allocator accepted it; False without the native kernels, or on another C library.
+    Returns: whether the allocator accepted the setting; False without the native kernels, or with another C library.
     """
     return BEST is not None and BEST.keep_freed_memory()

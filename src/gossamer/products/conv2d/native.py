@@ -1,5 +1,5 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module.
+"""The fast counterparts of :mod:`.reference`, in ``native.hpp``, called through an extension module.
 
 Outputs and input gradients are batch-last.
 """
@@ -57,7 +57,7 @@ def _backward(
 
 
 def sampled(m: Build, dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: tuple[int, int], g: Geometry) -> Tensor:
-    """The kernel's gradient at the blocks of a CSR index, kept or not: images -> (m,) or (m, h, w)."""
+    """The gradient of the kernel at the blocks of any CSR index: images -> (m,) or (m, h, w)."""
     dw = x.new_empty(col.shape if block == ONE else (*col.shape, *block), dtype=COMPUTED[x.dtype])
     dy, x = fast_batch_last(dy), fast_batch_last(x)
     if block == ONE:
@@ -75,4 +75,4 @@ def _flat(g: Geometry) -> tuple[int, ...]:
 _out = lru_cache(Geometry.out)
 
 
-KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything
+KERNELS = kernels(cast(Build, BEST))  # if BEST is None, their reasons_against is never empty

@@ -39,10 +39,12 @@ def csr_conv2d(x: Tensor, values: Tensor, s: Support, g: Geometry, bias: Tensor 
     """Convolution of ``x`` with the sparse kernel (s, values), plus bias.
 
     Args:
-        x: (B, in, H, W), any floating dtype (computed in the dtype of ``values``, returned in that of ``x``).
+        x: (B, in, H, W), any floating dtype (computed in the dtype of ``values``, returned in the dtype of ``x``).
         values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which
-            compute in float32). s: the support over the matrix (out, in kh kw). g: kernel size, stride, padding,
-            dilation. bias: (out,) or None.
+            compute in float32).
+        s: the support over the matrix (out, in kh kw).
+        g: kernel size, stride, padding, dilation.
+        bias: (out,) or None.
 
     Returns: (B, out, H', W'), the batch innermost in memory.
     """

@@ -1,7 +1,7 @@
 # pyright: strict
 """Convolution by a sparse kernel and its gradients, by :func:`unfold` and the linear reference.
 
-Any stride, padding, dilation. A part of the batch is unfolded at a time, so memory is bounded.
+Any stride, padding and dilation. Only a part of the batch is unfolded at a time, so memory is bounded.
 
 The kernel (out, in, kh, kw) is the matrix (out, in kh kw) = (rows, cols) of the support. FLOPs 2 B H' W' n for each of
 the three products.
@@ -16,11 +16,11 @@ from torch.nn.functional import fold, unfold
 from ...support import Support
 from ..linear import reference as linear
 
-UNFOLDED_NUMBERS = 1 << 23  # numbers unfolded at a time
+UNFOLDED_NUMBERS = 1 << 23  # size of the part that is unfolded at a time
 
 
 class Geometry(NamedTuple):
-    """What a convolution is besides its kernel's values; each a pair (vertical, horizontal)."""
+    """The sizes of a convolution, each a pair (vertical, horizontal)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -66,7 +66,7 @@ def weight_gradient(dy: Tensor, x: Tensor, s: Support, g: Geometry) -> Tensor:
 def sampled(
     dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], block: tuple[int, int], g: Geometry
 ) -> Tensor:
-    """The kernel's gradient at the blocks of a CSR index, whether kept or not."""
+    """The gradient of the kernel at the blocks of any CSR index: (m,) or (m, h, w)."""
     size = (col.shape[0],) if block == (1, 1) else (col.shape[0], *block)
     out = x.new_zeros(size)
     for part, columns in unfolded(x, g):
@@ -75,7 +75,7 @@ def sampled(
 
 
 def unfolded(x: Tensor, g: Geometry) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of the batch with their patches as rows: (B H' W', in kh kw)."""
+    """Parts of the batch, and their patches as rows (B H' W', in kh kw)."""
     high, wide = g.out(*x.shape[2:])
     features = x.shape[1] * g.kernel[0] * g.kernel[1]
     for part in _parts(x.shape[0], features * high * wide):

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module.
+"""The fast counterparts of :mod:`.reference`, in ``native.hpp``, called through an extension module.
 
 Outputs and input gradients are batch-last.
 """
@@ -55,7 +55,7 @@ def _backward(
 
 
 def sampled(m: Build, dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: tuple[int, int]) -> Tensor:
-    """dW at the blocks of a CSR index, kept or not: (B, rows), (B, cols) -> (m,) or (m, h, w)."""
+    """dW at the blocks of any CSR index: (B, rows), (B, cols) -> (m,) or (m, h, w)."""
     dw = x.new_empty(col.shape if block == ONE else (*col.shape, *block), dtype=COMPUTED[x.dtype])
     dy, x = fast_batch_last(dy), fast_batch_last(x)
     if block == ONE:  # row i is column i of the transposed problem
@@ -65,4 +65,4 @@ def sampled(m: Build, dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: t
     return dw
 
 
-KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything
+KERNELS = kernels(cast(Build, BEST))  # if BEST is None, their reasons_against is never empty

@@ -33,9 +33,11 @@ def csr_linear(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None
     """x W^T + bias for the sparse matrix W = (s, values).
 
     Args:
-        x: (..., cols), any floating dtype (computed in the dtype of ``values``, returned in that of ``x``).
+        x: (..., cols), any floating dtype (computed in the dtype of ``values``, returned in the dtype of ``x``).
         values: (n,), or (n, h, w) for blocks of (h, w); float32 or float64 (bfloat16 on the native kernels, which
-            compute in float32). s: the support, on the same device. bias: (rows,) or None.
+            compute in float32).
+        s: the support, on the same device.
+        bias: (rows,) or None.
 
     Returns: (..., rows), the batch innermost in memory.
     """

@@ -5,8 +5,7 @@
     input_gradient     dx[b, j] = sum_{i : j in S_i} W[i, j] dy[b, i]                  2 B n
     weight_gradient    dW[i, j] = sum_b dy[b, i] x[b, j]   for (i, j) in S  (SDDMM)    2 B n
 
-Memory O(n + activations). The weights may be cut into blocks of (h, w): values (n, h, w), and the same lines hold for
-tiles.
+Memory O(n + activations). With blocks of (h, w) the values are (n, h, w), and the same equations hold for blocks.
 """
 
 import warnings
@@ -18,13 +17,13 @@ from torch.nn.functional import pad
 
 from ...support import Support, grid_of
 
-with warnings.catch_warnings():  # torch announces once per process that CSR tensors are in beta
+with warnings.catch_warnings():  # torch warns once per process that CSR tensors are in beta
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(
         torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1), check_invariants=False
     )
 
-TILE_NUMBERS = 1 << 22  # numbers gathered at a time by the block kernels
+TILE_NUMBERS = 1 << 22  # numbers that the block kernels gather at a time
 
 
 def forward(x: Tensor, values: Tensor, s: Support, bias: Tensor | None = None) -> Tensor:
@@ -56,7 +55,7 @@ def weight_gradient(dy: Tensor, x: Tensor, s: Support) -> Tensor:
 
 
 def sampled(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> Tensor:
-    """dW at the blocks of a CSR index, whether kept or not: (B, rows), (B, cols) -> (m,) or (m, h, w)."""
+    """dW at the blocks of any CSR index: (B, rows), (B, cols) -> (m,) or (m, h, w)."""
     if block == (1, 1):
         where = _csr(crow, col, torch.zeros(col.shape[0], dtype=x.dtype, device=x.device), shape)
         return torch.sparse.sampled_addmm(where, dy.t(), x, beta=0.0).values()
@@ -75,7 +74,7 @@ def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, ...]) -> T
 
 
 def _tiles(x: Tensor, values: Tensor, rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Gather the tiles' inputs, multiply, add up by rows: (B, ?), (n, h, w), (n,), (n,) -> (B, grid_rows * h)."""
+    """Gathers the inputs of the blocks, multiplies, adds by rows: (B, ?), (n, h, w), (n,), (n,) -> (B, grid_rows h)."""
     (_, h, w), batch = values.shape, x.shape[0]
     x = pad(x, (0, grid[1] * w - x.shape[1])).t().reshape(grid[1], w, batch)
     y = x.new_zeros(grid[0], h, batch)

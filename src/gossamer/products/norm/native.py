@@ -1,5 +1,5 @@
 # pyright: strict
-"""The fast counterparts of :mod:`.reference`: ``native.hpp``, called through an extension module."""
+"""The fast counterparts of :mod:`.reference`, in ``native.hpp``, called through an extension module."""
 
 from typing import Any, cast
 
@@ -40,4 +40,4 @@ def _reasons_against(first: Tensor, second: Tensor | None, third: Tensor | None,
     return reasons
 
 
-KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything
+KERNELS = kernels(cast(Build, BEST))  # if BEST is None, their reasons_against is never empty

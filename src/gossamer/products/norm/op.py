@@ -1,7 +1,7 @@
 # pyright: strict
-"""Batch normalisation of a training step, with a ReLU or without, as one operation on batch-last tensors.
+"""Batch normalisation of a training step, with or without a ReLU, as one operation on batch-last tensors.
 
-The kernel is chosen here.
+This module chooses the kernel.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ BACKWARD = [native.KERNELS["backward"], Kernel("reference", reference.backward, 
 
 
 class Running(NamedTuple):
-    """The running statistics that a training step updates, (C,) each, and the weight of the new batch in them."""
+    """The running statistics, (C,) each, and the weight of the new batch in their update."""
 
     mean: Tensor
     var: Tensor
@@ -38,9 +38,11 @@ def batch_norm(
 
     Args:
         x: (N, C, ...), batch-last, float32 or float64, at least two numbers per channel.
-        weight, bias: (C,) of the dtype of ``x``, or None (1 and 0).
-        eps: more than 0, added to the variance.
-        running: updated in place by the mean and the unbiased variance.
+        weight: (C,) of the dtype of ``x``; None is 1.
+        bias: (C,) of the dtype of ``x``; None is 0.
+        eps: added to the variance, positive.
+        relu: apply a ReLU to the result.
+        running: statistics to update in place, with the mean and the unbiased variance.
 
     Returns: y like ``x``, batch-last. Differentiable twice.
     """
@@ -82,9 +84,9 @@ def _update(running: Running, mean: Tensor, invstd: Tensor, eps: float, count: i
 def _differentiable(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients by torch's elementwise operations.
+    """The gradients by torch's elementwise operations, with the equations of the reference.
 
-    The lines are the reference's equations. The statistics are computed from x again.
+    The statistics are computed from x again.
     """
     others, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
     centred, count = x - x.mean(others, keepdim=True), x.numel() // x.shape[1]

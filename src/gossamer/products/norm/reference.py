@@ -1,8 +1,7 @@
 # pyright: strict
-"""Batch normalisation by the statistics of the batch, with a ReLU or without, on batch-last tensors: the reference.
+"""Batch normalisation by the statistics of the batch, with or without a ReLU, on batch-last tensors: the reference.
 
-For each channel, over its M numbers x (batch and pixels: a row of the matrix (C, M) that a batch-last tensor is in
-memory):
+For each channel, over its M numbers x (batch and pixels: a row of the matrix (C, M), the batch-last tensor in memory):
 
     forward     mean = sum x / M     invstd = 1 / sqrt(sum (x - mean)^2 / M + eps)
                 xhat = (x - mean) invstd     z = weight xhat + bias     y = max(z, 0) with the ReLU, else z

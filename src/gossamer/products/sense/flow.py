@@ -1,5 +1,5 @@
 # pyright: strict
-"""Where gradients flow: sums of squares give the expected square of the gradient at each coordinate."""
+"""The flow of gradients: sums of squares give the expected squared gradient at each coordinate."""
 
 import math
 
@@ -10,10 +10,10 @@ from ..conv2d.reference import Geometry
 
 
 def sums_of_squares(dy: Tensor, x: Tensor, block: tuple[int, int], g: Geometry | None) -> tuple[Tensor, Tensor]:
-    """Of the output gradient per block row, (grid_rows,), and of the input per block column, (grid_cols,).
+    """Sums of squares: of the output gradient by block row, (grid_rows,), of the input by block column, (grid_cols,).
 
-    Linear (g is None): (..., out), (..., in). Convolution: (B, out, H', W'), (B, in, H, W); every tap of the kernel
-    gets the sum of its channel.
+    Linear (g is None): (..., out), (..., in). Convolution: (B, out, H', W'), (B, in, H, W); every column of the kernel
+    has the sum of its input channel.
     """
     channels, taps = (-1, 1) if g is None else (1, math.prod(g.kernel))
 

@@ -1,8 +1,8 @@
 # pyright: strict
 """The fast counterparts of :mod:`.reference`.
 
-``sampled`` is the weight-gradient kernel at other coordinates. ``strongest`` takes slabs of rows of the dense gradient
-from torch's own dense kernel: a sparse kernel is slower where nothing is skipped.
+``sampled`` is the weight-gradient kernel at other coordinates. ``strongest`` computes slabs of rows of the dense
+gradient with torch's dense kernel, because a sparse kernel is slower if it computes all entries.
 """
 
 import functools
@@ -45,11 +45,11 @@ def kernels(m: Build, name: str = "native") -> dict[str, Kernel]:
 
 
 def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
-    """Some rows of the dense gradient by torch's own dense kernels, (rows, cols)."""
+    """Some rows of the dense gradient by torch's dense kernels, (rows, cols)."""
     if g is None:
         return reference.dense_rows(operands, rows, s, g)
     size = (len(range(*rows.indices(s.shape[0]))), operands[0][1].shape[1], *g.kernel)
-    shape: Any = (g.stride, g.padding, g.dilation)  # Any: torch's annotation knows single numbers only
+    shape: Any = (g.stride, g.padding, g.dilation)  # Any: torch's annotation allows only single numbers
     parts = (conv2d_weight(x, size, dy[:, rows].contiguous(), *shape) for dy, x in operands)
     return functools.reduce(torch.add, parts).flatten(1)
 
@@ -62,4 +62,4 @@ def _reasons_against(dy: Tensor, x: Tensor, *_: Any) -> list[str]:
     return why_not(dy, x)
 
 
-KERNELS = kernels(cast(Build, BEST))  # where BEST is None they have reasons against everything
+KERNELS = kernels(cast(Build, BEST))  # if BEST is None, their reasons_against is never empty

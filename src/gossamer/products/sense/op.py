@@ -1,5 +1,5 @@
 # pyright: strict
-"""Sensing; the kernel is chosen here. No autograd: a measured gradient is not differentiated."""
+"""Sensing, with the choice of the kernel. There is no autograd: a measured gradient is not differentiated."""
 
 from collections.abc import Sequence
 

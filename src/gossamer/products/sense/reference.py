@@ -1,12 +1,12 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Sensing: the gradient of a sparse layer's weights at coordinates off its support, from its input x and dy.
 
-    sampled      dW at given block ids: the sampled product (SDDMM) of the weight gradient, elsewhere      2 B m FLOPs
-    strongest    the k blocks off the support with the largest |dW|: the dense gradient is made a slab     2 B N FLOPs
-                 of rows at a time and only the best blocks are kept, so memory is O(slab + k)
+    sampled      dW at given block ids: the sampled product (SDDMM) of the weight gradient                 2 B m FLOPs
+    strongest    the k blocks off the support with the largest |dW|: the dense gradient is computed one    2 B N FLOPs
+                 slab of rows at a time, and only the best blocks are kept: memory O(slab + k)
 
-``g`` is the convolution's :class:`Geometry`, or None for a linear layer. Ties: the lower id wins; or, given a seed, the
-lower splitmix64(id xor seed), a random order that depends neither on blocks nor on the order in which candidates come.
+``g`` is the :class:`Geometry` of a convolution, or None for a linear layer. Ties go to the lower id. With a seed they
+go to the lower splitmix64(id xor seed), a random order that does not depend on blocks or on the order of candidates.
 """
 
 import functools
@@ -22,7 +22,7 @@ from ..conv2d import reference as conv2d
 from ..conv2d.reference import Geometry
 from ..linear import reference as linear
 
-BLOCK_NUMBERS = 1 << 22  # numbers of the dense gradient made at a time
+BLOCK_NUMBERS = 1 << 22  # numbers in one slab of the dense gradient
 # The constants of splitmix64, as int64.
 GAMMA, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -54,10 +54,13 @@ def strongest(
     """The k strongest blocks off the support: ids (k,) int64, sorted, and gradients (k,) or (k, h, w).
 
     Args:
-        operands: pairs (dy, x) whose gradients add up: one per micro-batch.
-        reduce: applied in place to every slab of the gradient (the mean over the ranks of a distributed run).
+        operands: pairs (dy, x), one per micro-batch; their gradients are added.
+        s: the support.
+        k: number of blocks.
+        g: geometry of a convolution, or None.
+        reduce: changes every slab of the gradient in place (in a distributed run, to the mean over the ranks).
         seed: breaks ties at random; None: the lower id wins.
-        rows_of: what makes a slab, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
+        rows_of: makes a slab, (operands, rows, s, g) -> (rows, cols); by default :func:`dense_rows`.
     """
     (h, w), (block_rows, block_cols) = s.block, s.grid
     dtype, device = operands[0][0].dtype, s.col.device
@@ -85,17 +88,19 @@ def strongest(
 
 
 def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Indices of the k largest entries, sorted by index; NaN is the least. (m,) -> (k,) int64.
+    """Indices of the k largest entries, sorted by index; NaN counts as the smallest. (m,) -> (k,) int64.
 
     Args:
-        ties: keys of some indices, (t,) -> (t,): among equals the lower key wins; None: the lower index.
+        score: the entries.
+        k: number of indices.
+        ties: keys of some indices, (t,) -> (t,): ties go to the lower key; None: to the lower index.
     """
     if k <= 0:
         return torch.empty(0, dtype=torch.int64, device=score.device)
     if k >= score.numel():
         return torch.arange(score.numel(), device=score.device)
     threshold = torch.topk(score, k, sorted=False)[0].min()
-    if threshold.isnan():  # to torch NaN is the largest
+    if threshold.isnan():  # torch sorts NaN as the largest
         return top_k(score.nan_to_num(-math.inf, math.inf, -math.inf), k, ties)
     above = (score > threshold).nonzero().flatten()
     level = (score == threshold).nonzero().flatten()
@@ -106,13 +111,13 @@ def top_k(score: Tensor, k: int, ties: Callable[[Tensor], Tensor] | None = None)
 
 
 def tie_keys(ids: Tensor | None, seed: int | None, first: int = 0) -> Callable[[Tensor], Tensor] | None:
-    """What :func:`top_k` breaks ties by, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a
+    """The keys for ties in :func:`top_k`, for scores of these ids, or of ``first``, ``first`` + 1, ...; None without a
     seed."""
     return None if seed is None else lambda at: tie_key(at + first if ids is None else ids[at], seed)
 
 
 def tie_key(ids: Tensor, seed: int) -> Tensor:
-    """splitmix64(id xor seed) (Steele, Lea & Flood 2014), (m,) int64 -> (m,) int64. No two ids share a key."""
+    """splitmix64(id xor seed) (Steele, Lea & Flood 2014), (m,) int64 -> (m,) int64. It is injective."""
     z = (ids ^ seed) + GAMMA  # int64 wraps round
     z = (z ^ _shifted(z, 30)) * FIRST
     z = (z ^ _shifted(z, 27)) * SECOND
@@ -125,7 +130,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 
 
 def dense_rows(operands: Sequence[tuple[Tensor, Tensor]], rows: slice, s: Support, g: Geometry | None) -> Tensor:
-    """A slice of rows of the dense gradient, summed over the micro-batches."""
+    """Some rows of the dense gradient, summed over the micro-batches."""
     if g is None:
         parts = (dy.reshape(-1, s.shape[0])[:, rows].t() @ x.reshape(-1, s.shape[1]) for dy, x in operands)
         return functools.reduce(Tensor.add_, parts)

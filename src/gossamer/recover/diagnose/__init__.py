@@ -1,8 +1,8 @@
-"""How good are these measurements? Of a sensing matrix, of a gated-ReLU operator, of a sparse layer while it trains.
+"""The quality of measurements: of sensing matrices, of gated-ReLU operators, of the sensing of sparse layers.
 
 matrices     coherence, isometry, convexity
-recall       sensing, measured_recall, support_conditioning: what a layer's sensed gradients are worth
-noise        gradient_and_noise: variance of a gradient over samples, signal apart from noise
+recall       sensing, measured_recall, support_conditioning: the quality of a layer's sensed gradients
+noise        gradient_and_noise: the gradient and its variance over samples; the signal in it
 watch        Watch: a diagnosis of every event of a training
 operands     record_operands: output gradients and inputs of a layer's backward passes
 diagnosis    Diagnosis: the figures and a sentence

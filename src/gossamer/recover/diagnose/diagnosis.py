@@ -1,27 +1,28 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportConstantRedefinition=false
-"""What the sensing of one layer is worth: numbers and one sentence."""
+"""The diagnosis of the sensing of one layer: figures and one sentence."""
 
 import math
 from typing import Any, NamedTuple
 
 
 class Diagnosis(NamedTuple):
-    """What the sensing of one layer is worth. All figures are NaN if the operands hold NaN or infinities.
+    """The diagnosis of the sensing of one layer. All figures are NaN if the operands hold NaN or infinities.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         batch: samples in a batch.
-        window: steps that are averaged.
-        zeros: weights off the support.
-        fraction: of the zeros that is sensed.
-        n_grow: weights that are grown.
-        recall: expected fraction of the truly strongest ``n_grow`` gradients, of all zeros, that is chosen.
-        of_sensed: the same among those that lie in the sample.
+        window: number of averaged steps.
+        zeros: number of weights off the support.
+        fraction: fraction of the zeros that is sensed.
+        n_grow: number of weights that grow.
+        recall: expected fraction of the ``n_grow`` strongest true gradients, of all zeros, that is chosen.
+        of_sensed: the same fraction for those of the strongest that are in the sample.
         chance: recall of a random choice.
-        snr: signal over noise power of one batch's gradient; NaN where there is neither.
+        snr: signal over noise power of the gradient of one batch; NaN if both are 0.
         conditioning: sqrt(beta / alpha), of the input on the support of an output row.
-        alpha, beta: extreme eigenvalues of its Gram matrix, unit columns, the median over rows.
-        measured: recall by the gradient of all data, where it was measured.
+        alpha: smallest eigenvalue of its Gram matrix, with unit columns; the median over rows.
+        beta: largest eigenvalue of the same matrix; the median over rows.
+        measured: recall by the gradient of all data, if it was measured.
     """
 
     name: str
@@ -48,9 +49,9 @@ class Diagnosis(NamedTuple):
         return f"{head}, conditioning {self.conditioning:.1f}; {self._obvious() or self._verdict()}"
 
     def _obvious(self) -> str | None:
-        """The verdict where nothing is to be compared."""
+        """The verdict in cases without a choice; None in all others."""
         if math.isnan(self.recall):
-            return "the operands hold NaN or infinities, so nothing can be said"
+            return "the operands hold NaN or infinities, so there is no verdict"
         if self.zeros == 0 or self.n_grow == 0:
             return "nothing grows here"
         if self.fraction == 0:
@@ -76,6 +77,6 @@ class Diagnosis(NamedTuple):
         return "growth follows the gradient"
 
     def record(self) -> dict[str, Any]:
-        """For a line of JSON. Infinities and NaN become null."""
+        """The figures for a line of JSON. Infinities and NaN become null."""
         plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in self._asdict().items()}
         return {**plain, "sentence": self.sentence}

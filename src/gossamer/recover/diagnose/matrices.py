@@ -1,17 +1,18 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportConstantRedefinition=false
-"""How good is a matrix as a measurement?
+"""The quality of a matrix as a measurement.
 
     coherence     max |a_i . a_j| of unit columns; at least Welch's bound
-    isometry      delta_s = max over |S| = s of ||A_S^T A_S - I||, of unit columns or of A as it is
+    isometry      delta_s = max over |S| = s of ||A_S^T A_S - I||, of unit columns or of A without scaling
                   from below: sampled supports, improved by exchanges of one column
                   from above: Gershgorin's max |G_ii - 1| + (s - 1) max |G_ij|, G = A^T A
-                  beside them: the edge law of a single Gaussian support, 2 sqrt(s/m) + s/m
-                  exactly: where there are few supports, all of them are computed
+                  for comparison: the edge law of a single Gaussian support, 2 sqrt(s/m) + s/m
+                  exactly: if there are few supports, all of them are computed
     convexity     alpha, beta: extreme eigenvalues of A_S^T A_S / m over sampled supports; for gated ReLUs also those
                   of the population formula
 
-Sampling can show that a matrix is bad, never that it is good. A is taken in units of its own size, 2^-e A, so that no
-square of an entry overflows or vanishes. The constants are those of A: lambda of A_S^T A_S is 4^e times that of 2^-e A.
+Sampling can show that a matrix is bad, but not that it is good. A is scaled to the order of one, 2^-e A, so that no
+square of an entry overflows or underflows. The results are those of A: eigenvalues of A_S^T A_S are 4^e times those of
+2^-e A.
 """
 
 import itertools
@@ -32,7 +33,7 @@ from ..units import times
 from .search import swapped, worst
 from .spectra import Columns, deviations, edges, extremes, gram, plain_columns, unit_columns
 
-EXACT = 1 << 14  # up to so many supports, all are computed
+EXACT = 1 << 14  # up to this number of supports, all are computed
 
 
 class Coherence(NamedTuple):
@@ -40,8 +41,8 @@ class Coherence(NamedTuple):
 
     Attributes:
         value: max |a_i . a_j| / (|a_i| |a_j|).
-        pair: columns at which it is attained.
-        welch: the least value that a matrix of this size can have.
+        pair: the columns of the maximum.
+        welch: the smallest possible value for a matrix of this size.
     """
 
     value: float
@@ -59,7 +60,7 @@ def coherence(A: Matrix) -> Coherence:
 
 
 def _largest_product(A: Operator, columns: Columns) -> tuple[float, tuple[int, int]]:
-    """max |a_i . a_j| over i != j, and such a pair."""
+    """max |a_i . a_j| over i != j, and the pair (i, j)."""
     m, d = A.shape
     step, best, pair = max(1, BLOCK_NUMBERS // max(m, d)), 0.0, (0, 0)
     blocks = torch.split(torch.arange(d, device=A.device), step)
@@ -81,12 +82,12 @@ class Isometry(NamedTuple):
 
     Attributes:
         s: size of the supports.
-        mean: of ||A_S^T A_S - I|| over the supports drawn.
-        sampled: the largest of these; a bound from below.
-        improved: after exchanges of columns, a bound from below; delta_s itself where ``exact``.
+        mean: mean of ||A_S^T A_S - I|| over the sampled supports.
+        sampled: the largest of these values, a bound from below.
+        improved: a bound from below after exchanges of columns; delta_s itself if ``exact``.
         gershgorin: a bound from above.
         edge: the edge law of one Gaussian support.
-        support: at which ``improved`` is attained, sorted.
+        support: the sorted support of ``improved``.
         exact: whether all supports were computed.
     """
 
@@ -117,16 +118,17 @@ def isometry(
 ) -> Isometry:
     """Bounds of delta_s.
 
-    Sampling bounds it from below only: ``improved`` means "at least", unless ``exact``. Where A has at most 16,384
-    supports of s columns (``EXACT``), all of them are computed.
+    Sampling gives only a bound from below: delta_s is at least ``improved``. If A has at most 16,384 supports of s
+    columns (``EXACT``), all of them are computed, and ``exact`` is True.
 
     Args:
         A: matrix or operator.
         s: size of the supports.
-        normalise: scale columns to unit norm first. False is the constant of A itself.
-        supports: drawn at random.
-        swaps: exchanges of one column made at most from each of the ``starts`` worst of them.
-        rng: of the supports; None is a fixed seed.
+        normalise: scale columns to unit norm first. False gives the constant of A without scaling.
+        supports: number of random supports.
+        swaps: largest number of exchanges of one column from each start.
+        starts: number of the worst random supports from which exchanges start.
+        rng: generator of the supports; None is a fixed seed.
 
     Raises: UsageError if A is empty or holds NaN or infinities, if it has fewer than s columns, or, with ``normalise``,
     has zero columns.
@@ -136,8 +138,8 @@ def isometry(
         check_count("isometry", name, value, least)
     norms = a.norms()
     if normalise and not float(norms.min()) > 0:
-        remedy = "drop them, or normalise=False for the constant of A as it is"
-        raise UsageError("isometry", "A has zero columns, and none of them can be scaled to unit norm", remedy=remedy)
+        remedy = "drop them, or use normalise=False"
+        raise UsageError("isometry", "A has zero columns, which cannot be scaled to unit norm", remedy=remedy)
     columns, square = (unit_columns, 1.0) if normalise else (plain_columns, times(1.0, 2 * e))
     drawn = _supports(a.shape[1], s, supports, rng)
     delta = deviations(a, drawn, columns, square)
@@ -162,9 +164,12 @@ class Convexity(NamedTuple):
 
     Attributes:
         s: size of the supports.
-        alpha, beta: least and largest eigenvalue of A_S^T A_S / m over all supports.
-        mean_alpha, mean_beta: means over the supports of the least and the largest eigenvalue.
-        population_alpha, population_beta: by the population formula on the same supports; None without generators.
+        alpha: smallest eigenvalue of A_S^T A_S / m over all supports.
+        beta: largest eigenvalue of A_S^T A_S / m over all supports.
+        mean_alpha: mean over the supports of the smallest eigenvalue.
+        mean_beta: mean over the supports of the largest eigenvalue.
+        population_alpha: alpha by the population formula on the same supports; None without generators.
+        population_beta: beta by the population formula on the same supports; None without generators.
         deviation: largest difference between an entry of A_S^T A_S / m and its population value.
     """
 
@@ -187,15 +192,15 @@ class Convexity(NamedTuple):
 def convexity(
     A: Matrix, s: int, *, generators: Array | None = None, supports: int = 200, rng: torch.Generator | None = None
 ) -> Convexity:
-    """alpha and beta of an operator on sampled supports: columns as they are, averaged over rows.
+    """alpha and beta of an operator on sampled supports, from columns without scaling.
 
     Args:
         A: matrix or operator.
         s: size of the supports.
-        generators: h (p, d) of a :class:`GatedReLU`. The population formula (inputs N(0, I), theory.py) is then
-            evaluated too.
-        supports: drawn at random.
-        rng: of the supports; None is a fixed seed.
+        generators: h (p, d) of a :class:`GatedReLU`. They add the results of the population formula (inputs N(0, I),
+            theory.py).
+        supports: number of random supports.
+        rng: generator of the supports; None is a fixed seed.
 
     Raises: UsageError if A is empty or holds NaN or infinities, has fewer than s columns, or the generators are not
     those of a GatedReLU.
@@ -215,7 +220,7 @@ def _generators(A: Matrix, generators: Array) -> Tensor:
     """The generators (p, d) of a GatedReLU. Raises UsageError."""
     who, h = "convexity", tensor("convexity", "generators", generators)
     if not isinstance(A, GatedReLU) or h.shape != (A.neurons, A.features):
-        raise UsageError(who, "generators belong to a GatedReLU, one row per neuron", got=tuple(h.shape))
+        raise UsageError(who, "generators must be those of a GatedReLU, one row per neuron", got=tuple(h.shape))
     if not bool(h.isfinite().all()):
         raise UsageError(who, "generators hold entries that are NaN or infinite")
     if not bool((h != 0).any(1).all()):
@@ -225,7 +230,7 @@ def _generators(A: Matrix, generators: Array) -> Tensor:
 
 
 def _population(A: Operator, h: Tensor, drawn: Tensor, square: float) -> tuple[float, float, float]:
-    """alpha and beta of the population formula on the supports drawn, and the deviation from it on 20 of them."""
+    """alpha and beta of the population formula on the sampled supports, and the deviation from it on 20 of them."""
     d = h.shape[1]
     grams = [gated_gram(h, ids // d, ids % d) for ids in drawn]
     values = [extremes(g) for g in grams]
@@ -242,7 +247,7 @@ def _checked(who: str, A: Matrix, s: int | None = None) -> tuple[Operator, int]:
     if s is not None:
         check_count(who, "s", s, 1)
         if s > a.shape[1]:
-            raise UsageError(who, f"A has {a.shape[1]} columns, and no support of {s}")
+            raise UsageError(who, f"A has only {a.shape[1]} columns, and no support of {s}")
     return a, e
 
 

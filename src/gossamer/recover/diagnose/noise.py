@@ -1,11 +1,11 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportConstantRedefinition=false
-"""Noise and signal of a layer's gradient at zeros, from one or several batches.
+"""Noise and signal of a layer's gradient at its zeros, from one or several batches.
 
 noise     for zero c and sample b, g_bc = dy_bi x_bj. The batch gradient S_c = sum_b g_bc has the variance
           v_c = B / (B - 1) (sum_b g_bc^2 - S_c^2 / B), from a second sampled product, of squares            (1)
-signal    empirical Bayes: among zeros of similar noise the true gradients over their noise are a mixture of
-          centred normal laws of given scales. EM finds its weights (Stephens 2017, Biostatistics 18(2)), and
-          gradients are drawn from the posterior                                                             (2)
+signal    empirical Bayes: among zeros of similar noise, the distribution of true gradients over their noise is a
+          mixture of centred normal distributions of given scales. EM finds its weights (Stephens 2017,
+          Biostatistics 18(2)), and gradients are drawn from the posterior                                   (2)
 """
 
 import torch
@@ -18,21 +18,21 @@ from ...support import Support
 from ..units import shifted
 from .operands import Operands, Pairs, in_units, tensors
 
-BINS, SIMILAR = 8, 500  # groups of similar noise; zeros in each at least
-LEARNT, EM = 5000, 30  # zeros that EM learns from; its rounds
-POWERS = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-4, 12)]).double()  # signal over noise power of each law
+BINS, SIMILAR = 8, 500  # number of groups of similar noise; least number of zeros in each
+LEARNT, EM = 5000, 30  # number of zeros for EM; its rounds
+POWERS = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-4, 12)]).double()  # signal over noise power of each component
 
 
 def gradient_and_noise(
     operands: Operands, s: Support, ids: Tensor, geometry: Geometry | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Gradient at some zeros, and its noise by (1).
+    """The gradient at some zeros, and its noise by (1).
 
     Args:
         operands: (dy, x) of each batch.
-        s: the layer's support.
-        ids: of the zeros, (m,) int64.
-        geometry: of a convolution.
+        s: support of the layer.
+        ids: ids of the zeros, (m,) int64.
+        geometry: geometry of a convolution; None is a linear layer.
 
     Returns: the mean over the batches of the gradient, and the variance of one batch's gradient; (m,) float64 each.
     """
@@ -58,7 +58,7 @@ def sampled(dy: Tensor, x: Tensor, s: Support, ids: Tensor, geometry: Geometry |
 
 
 def signal(g: Tensor, v: Tensor, batches: int, rng: torch.Generator) -> tuple[Tensor, float]:
-    """(2): signal in the measured mean gradient.
+    """(2): the signal in the measured mean gradient.
 
     Returns: for each zero the fraction of its measured mean that is signal, by a draw from the posterior, in [0, 1];
     and the ratio of signal to noise power of one batch, over all zeros.
@@ -82,15 +82,15 @@ def signal(g: Tensor, v: Tensor, batches: int, rng: torch.Generator) -> tuple[Te
 
 
 def _likelihood(z: Tensor) -> Tensor:
-    """Of means in units of their noise, under each law, (m, laws)."""
+    """Likelihood of means, in units of their noise, under each component, (m, components)."""
     exponent = -0.5 * z[:, None].square() / (1 + POWERS) - 0.5 * (1 + POWERS).log()
     return (exponent - exponent.max(1, keepdim=True).values).exp()
 
 
 def bootstrap(pairs: Pairs, s: Support, ids: Tensor, geometry: Geometry | None, rng: torch.Generator) -> Tensor:
-    """One draw of the noise of a batch at all these places together.
+    """One draw of the joint noise of a batch at these ids.
 
-    The samples of one batch are drawn again with replacement. The draw is the new gradient minus the old one.
+    The samples of one batch are drawn again with replacement. The result is the new gradient minus the old one.
     """
     dy, x = pairs[int(torch.randint(len(pairs), (), generator=rng))]
     B = dy.shape[0]

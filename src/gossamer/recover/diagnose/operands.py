@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportConstantRedefinition=false
-"""Operands (dy, x) of backward passes: recorded from layers, checked, and scaled to units of their own."""
+"""Operands (dy, x) of backward passes: recorded from layers, checked, and scaled to the order of one."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,16 +14,16 @@ from ..units import exponent, shifted
 Operands = Sequence[tuple[Array, Array]]  # (dy, x) of each batch
 Pairs = list[tuple[Tensor, Tensor]]  # the same as tensors
 
-NEAR = 16  # operands whose largest entry lies within 2^-16 and 2^16 keep their units
+NEAR = 16  # operands whose largest entry is between 2^-16 and 2^16 are not scaled
 
 
 def record_operands(
     layers: Mapping[str, SparseLayer], passes: Iterable[Callable[[], object]]
 ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Operands (dy, x) of every layer in each of several backward passes.
+    """Runs several backward passes, and records the operands (dy, x) of every layer in each.
 
     Args:
-        layers: by name, as ``gs.sparse_layers(model)``.
+        layers: layers by name, as ``gs.sparse_layers(model)`` returns them.
         passes: functions that call ``loss(...).backward()``.
     """
     found: dict[str, Pairs] = {name: [] for name in layers}
@@ -40,14 +40,14 @@ def _appending(pairs: Pairs) -> Callable[[Tensor, Tensor], None]:
 
 
 def tensors(who: str, operands: Operands) -> Pairs:
-    """As tensors. Raises UsageError for anything else than tensors and arrays."""
+    """The operands as tensors. Raises UsageError unless they are tensors or arrays."""
     return [
         (tensor(who, f"dy of batch {b}", dy), tensor(who, f"x of batch {b}", x)) for b, (dy, x) in enumerate(operands)
     ]
 
 
 def in_units(operands: Pairs) -> tuple[Pairs, int, int]:
-    """2^-a dy and 2^-b x of all batches, with a and b: squares of their products neither overflow nor vanish.
+    """2^-a dy and 2^-b x of all batches, with a and b: squares of their products neither overflow nor underflow.
 
     a and b are 0 for operands whose largest entry is within ``NEAR`` binary orders of magnitude of one.
     """
@@ -57,7 +57,7 @@ def in_units(operands: Pairs) -> tuple[Pairs, int, int]:
 
 
 def not_finite(operands: Pairs) -> str | None:
-    """The sentence about the first operand that holds NaN or infinities; None if all are finite."""
+    """A sentence on the first operand with NaN or infinities; None if all are finite."""
     for b, pair in enumerate(operands):
         for name, values in zip(("dy", "x"), pair, strict=True):
             if bad := int((~values.isfinite()).sum()):
@@ -66,10 +66,10 @@ def not_finite(operands: Pairs) -> str | None:
 
 
 def checked(who: str, operands: Operands) -> Pairs:
-    """Finite operands in units of their own. Raises UsageError."""
+    """Checked operands, scaled to the order of one. Raises UsageError if they are not finite, or missing."""
     pairs = tensors(who, operands)
     if not pairs:
-        raise UsageError(who, "needs the operands (dy, x) of one batch at least")
+        raise UsageError(who, "needs the operands (dy, x) of at least one batch")
     if (broken := not_finite(pairs)) is not None:
-        raise UsageError(who, broken, remedy="leave out steps whose loss overflowed")
+        raise UsageError(who, broken, remedy="omit steps with an overflowed loss")
     return in_units(pairs)[0]

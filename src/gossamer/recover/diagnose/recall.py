@@ -1,16 +1,17 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportConstantRedefinition=false
-"""A layer that grows by sensed gradients is measured too: all gradients off its support, by a batch, at some places.
+"""The quality of the sensing of a layer. A batch measures the gradients of a fraction of the zeros, with noise.
 
-    recall          sensing is played: a fraction of the places, an average of noisy batches, the k strongest. Recall is
-                    the fraction of the truly strongest k of *all* zeros among them. The truth is drawn as noise.py
-                    says. Noise is drawn by the bootstrap over samples, as the gradients of a batch are not independent:
-                    a batch that doubles a whole row changes no rank within it                                     (3)
-    conditioning    sqrt(beta / alpha) of the input's columns on the support of an output row, at unit norm: how far
-                    weights of the same row can mask each other on this batch. Infinite where a row has more weights
+    recall          a simulation of sensing: take a fraction of the zeros, average noisy batches, choose the k
+                    strongest. Recall is the fraction of the truly strongest k of *all* zeros among them. The true
+                    gradients are drawn by noise.py (2). The noise is drawn by the bootstrap over samples, because the
+                    gradients of a batch are not independent: a batch that doubles a whole row changes no rank
+                    within it                                                                                      (3)
+    conditioning    sqrt(beta / alpha) of the input's columns on the support of an output row, at unit norm: how much
+                    weights of the same row can mask each other on this batch. It is infinite if a row has more weights
                     than the batch has samples
 
-:func:`measured_recall` plays the same with the gradient of all data as the truth.
+:func:`measured_recall` runs the same simulation with the gradient of all data as the true gradient.
 """
 
 import math
@@ -32,9 +33,9 @@ from .noise import bootstrap, gradient_and_noise, signal
 from .operands import Operands, checked
 from .spectra import extremes
 
-CALIBRATION = 1 << 19  # zeros whose noise is measured at most
-PLAYS = 8  # of (3)
-ROWS = 32  # output rows whose conditioning is computed
+CALIBRATION = 1 << 19  # largest number of zeros whose noise is measured
+PLAYS = 8  # number of simulations (3)
+ROWS = 32  # number of output rows for the conditioning
 
 
 def sensing(
@@ -50,29 +51,31 @@ def sensing(
     measured: float | None = None,
     rng: torch.Generator | None = None,
 ) -> Diagnosis:
-    """Diagnoses the sensing of one layer from its operands at the present weights.
+    """Diagnoses the sensing of one layer from its operands at the current weights.
+
+    If the gradient is 0 at all zeros, recall is that of chance, and the sentence reports it.
 
     Args:
-        operands: (dy, x) of one or several batches, as :func:`record_operands` gives them: output gradients (B, out)
-            and inputs (B, in), or images with ``geometry``. dy belongs to a loss averaged over its batch.
-        s: the layer's support, of single weights.
-        n_grow: number of weights that will be grown.
-        fraction: of the zeros that is sensed.
-        window, decay: steps that are averaged, and the factor of the moving average, as in ``gs.CSST``.
-        name: of the layer.
-        measured: recall as :func:`measured_recall` found it, for the sentence.
-        rng: of samples and noise; None is a fixed seed.
+        operands: (dy, x) of one or several batches, as :func:`record_operands` returns them: output gradients (B, out)
+            and inputs (B, in), or images with ``geometry``. The loss must be the mean over the batch.
+        s: support of the layer, of single weights.
+        n_grow: number of weights that will grow.
+        fraction: fraction of the zeros that is sensed.
+        window: number of averaged steps, as in ``gs.CSST``.
+        decay: factor of the moving average over the window, as in ``gs.CSST``.
+        geometry: geometry of a convolution; None is a linear layer.
+        name: name of the layer.
+        measured: the result of :func:`measured_recall`, for the sentence.
+        rng: generator of samples and noise; None is a fixed seed.
 
-    Without any gradient at the zeros recall is that of chance, and the sentence says so.
-
-    Raises: UsageError for tiles, no operands, operands of one sample only or with NaN or infinities, or settings out of
-    range.
+    Raises: UsageError if the support has blocks, if operands are missing, have one sample only, or hold NaN or
+    infinities, or if a setting is out of range.
     """
     who = "diagnose.sensing"
     _check(who, s, n_grow, 0, fraction, window, decay)
     pairs = checked(who, operands)
     if min(dy.shape[0] for dy, _ in pairs) < 2:
-        raise UsageError(who, "noise cannot be told from signal on a batch of one sample")
+        raise UsageError(who, "a batch of one sample cannot separate noise from signal", remedy="use larger batches")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     zeros, batch = s.total - s.n, pairs[0][0].shape[0]
     alpha, beta = support_conditioning(pairs, s, geometry, rng)
@@ -104,10 +107,11 @@ def measured_recall(
     trials: int = 8,
     rng: torch.Generator | None = None,
 ) -> float:
-    """Recall (3) with the mean gradient of all ``batches`` (dy, x) as the truth.
+    """Recall (3) with the mean gradient of all ``batches`` (dy, x) as the true gradient.
 
-    Each of the ``trials`` senses some zeros on ``window`` batches. The other arguments are those of :func:`sensing`.
-    The gradient of all zeros is made, a vector of their number. Batches have one size and losses averaged over each.
+    Each of the ``trials`` senses a sample of the zeros on ``window`` batches. The other arguments are those of
+    :func:`sensing`. Batches must have equal sizes, and the loss must be the mean over each. The gradient of all zeros
+    is computed as one vector.
 
     Raises: UsageError as :func:`sensing`, and if nothing grows or is sensed, or the window has more steps than there
     are batches.
@@ -117,10 +121,10 @@ def measured_recall(
     pairs, zeros = checked(who, batches), s.total - s.n
     check_count(who, "trials", trials, 1)
     if window > len(pairs):
-        raise UsageError(who, f"a window of {window} steps needs as many batches", got=len(pairs))
+        raise UsageError(who, f"a window of {window} steps needs at least {window} batches", got=len(pairs))
     if round(fraction * zeros) < 1:
         what = f"a fraction of {fraction} of {zeros} zeros is less than one, and nothing is sensed"
-        raise UsageError(who, what, remedy="a larger fraction")
+        raise UsageError(who, what, remedy="use a larger fraction")
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     everything = s.outside(torch.arange(zeros, device=s.col.device))
 
@@ -145,7 +149,7 @@ def support_conditioning(
 ) -> tuple[float, float]:
     """alpha and beta: extreme eigenvalues of the Gram matrix of an output row's inputs, the median over rows.
 
-    Columns have unit norm. Only the first batch counts, and 32 rows at most.
+    Columns have unit norm. Only the first batch and at most 32 rows are used.
     """
     x = tensor("diagnose.support_conditioning", "x", operands[0][1])
     full = (
@@ -174,9 +178,9 @@ def support_conditioning(
 
 
 def _check(who: str, s: Support, n_grow: int, least: int, fraction: float, window: int, decay: float) -> None:
-    """Refuses settings out of range. Raises UsageError."""
+    """Raises UsageError if a setting is out of range."""
     if s.block != (1, 1):
-        raise UsageError(who, "knows supports of single weights only", got=s.block)
+        raise UsageError(who, "supports only single weights, not blocks", got=s.block)
     check_count(who, "n_grow", n_grow, least)
     check_fraction(who, "fraction", fraction)
     check_count(who, "window", window, 1)
@@ -205,7 +209,7 @@ def _played(
     weights: Sequence[float],
     rng: torch.Generator,
 ) -> tuple[float, float]:
-    """(3): recall among all zeros, and among those of the strongest that lie in the sample."""
+    """(3): recall among all zeros, and among those of the strongest that are in the sample."""
     hits, lay, scale = 0, 0, sum(w * w for w in weights) ** 0.5
     for _ in range(PLAYS):
         truth = share * g + (share / batches).sqrt() * draw()
@@ -219,7 +223,7 @@ def _played(
 
 
 def _strongest(g: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """Positions of the k largest |g|. Where fewer are not zero, the others are drawn at random."""
+    """Positions of the k largest |g|. If fewer than k are non-zero, the others are drawn at random."""
     best = top_k(g.abs(), k)
     best = best[g[best] != 0]
     if short := min(k, g.numel()) - best.numel():

@@ -29,7 +29,7 @@ def worst(drawn: Tensor, deltas: Tensor, starts: int) -> Tensor:
 def swapped(A: Operator, support: Tensor, swaps: int, columns: Columns, square: float) -> tuple[float, Tensor]:
     """Exchanges one column of S at a time, as long as delta grows.
 
-    Of all pairs (l leaves, j enters) the ``PAIRS`` that promise most are tried, for both extreme eigenvectors.
+    Of all pairs (l leaves, j enters) the ``PAIRS`` with the largest bounds are tried, for both extreme eigenvectors.
     """
     support, norms = support.to(A.device), A.norms().double()
     unit = columns is unit_columns

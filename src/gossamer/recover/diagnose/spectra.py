@@ -13,14 +13,14 @@ Columns = Callable[[Operator, Tensor], Tensor]  # unit_columns or plain_columns
 
 
 def unit_columns(A: Operator, ids: Tensor) -> Tensor:
-    """Columns scaled to unit norm, zero columns as they are, (m, k)."""
+    """Columns scaled to unit norm, (m, k). Zero columns are not scaled."""
     a = A.columns(ids)
     norms = torch.linalg.vector_norm(a, dim=0)
     return a / torch.where(norms > 0, norms, 1.0)
 
 
 def plain_columns(A: Operator, ids: Tensor) -> Tensor:
-    """Columns as they are, (m, k)."""
+    """Columns without scaling, (m, k)."""
     return A.columns(ids)
 
 

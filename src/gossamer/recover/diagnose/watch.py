@@ -24,7 +24,7 @@ from .recall import sensing
 
 
 class _Seen(NamedTuple):
-    """What the passes of an event's step have shown of one layer."""
+    """The observations of one layer on the step of an event."""
 
     passes: list[Kept]
     support: Support  # before the event
@@ -34,17 +34,17 @@ class _Seen(NamedTuple):
 class Watch:
     """Diagnoses every event of a training: pass it to ``fit(on_step=...)``, or call it after each ``rewirer.step()``.
 
-    It observes the layers on event steps, and keeps the operands of such a step until it is called. Where they hold NaN
-    or infinities, as in a step that a loss scaler skips, the diagnosis is NaN and its sentence says why. Layers of
-    tiles, and batches of one sample, are left out.
+    It observes the layers on event steps, and keeps their operands until it is called. If the operands hold NaN or
+    infinities, as on a step that a loss scaler skips, the figures are NaN and the sentence gives the reason. Layers
+    with blocks, and batches of one sample, are not diagnosed.
 
     Args:
         rewirer: a :class:`~gossamer.Rewirer`, or a :class:`~gossamer.Multilevel`.
-        path: a file to which one line of JSON per event and layer is added.
-        tell: called with each :class:`Diagnosis`, e.g. ``lambda d: print(d.sentence)``.
+        path: a file; each event adds one line of JSON per layer.
+        tell: called with each :class:`Diagnosis`, as in ``lambda d: print(d.sentence)``.
 
     Attributes:
-        last: the diagnoses of the last step's event, by layer; {} if it had none.
+        last: the diagnoses of the last step, by layer; {} if it had no event.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Watch:
                 self._open.enter_context(layer.observe(partial(self._keep, name, layer)))
 
     def close(self) -> None:
-        """Ends the observation."""
+        """Stops the observation of the layers."""
         self._open.close()
 
     def _keep(self, name: str, layer: SparseLayer, dy: Tensor, x: Tensor) -> None:
-        """A backward pass of a layer."""
+        """Keeps the operands of a backward pass of a layer."""
         if not self.rewirer.is_event(self.rewirer.t + 1):
             return
         if name not in self._seen:
@@ -74,7 +74,7 @@ class Watch:
         self._seen[name].passes.append(kept(dy, x, layer.values.dtype))
 
     def __call__(self, *_: object) -> dict[str, Diagnosis]:
-        """The diagnoses of the event of the last step, by layer; {} if it had none."""
+        """Returns the diagnoses of the last step, by layer; {} if it had no event."""
         event, self.last = self.rewirer.last, {}
         if event is not None:
             seen = {name: self._seen[name] for name in self.rewirer.layers if name in self._seen}

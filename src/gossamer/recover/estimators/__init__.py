@@ -4,9 +4,9 @@
     SparseReLURegressor     a sparse two-layer ReLU network: ``fit_scalar`` (one target) or ``fit_vector`` (several)
     SparseReLUClassifier    the same with cross-entropy, for two or more classes: ``fit_vector``
 
-They need scikit-learn. Inputs are standardised inside, as a threshold compares coefficients across features. The
-scaling is folded back into the weights: ``network_`` and ``coef_`` act on the given inputs. Errors are ValueErrors, as
-in scikit-learn. X and y have no type here: they are what scikit-learn validates (arrays, data frames, lists).
+They need scikit-learn. ``fit`` standardises the inputs, because a threshold compares coefficients across features. The
+scaling is folded into the weights: ``network_`` and ``coef_`` act on the given inputs. Errors are ValueErrors, as in
+scikit-learn. X and y are not typed: scikit-learn accepts and checks arrays, data frames and lists.
 """
 
 from .classifier import SparseReLUClassifier

@@ -22,15 +22,15 @@ class SparseReLUClassifier(ClassifierMixin, BaseEstimator):
     """Classification by a sparse two-layer ReLU network with cross-entropy, by IHT on both layers together.
 
     Args:
-        n_nonzero: non-zero weights of both layers, biases not counted; None is a tenth of all, at least 50.
-        n_neurons: hidden neurons that may be used.
-        max_iter: Adam steps between and after the thresholds.
-        inflate: the support begins this many times as large.
+        n_nonzero: number of non-zero weights of both layers, without biases; None is a tenth of all, at least 50.
+        n_neurons: largest number of hidden neurons.
+        max_iter: number of Adam steps.
+        inflate: initial size of the support over its final size.
         batch_size: samples per step.
-        learning_rate: of Adam, cosine-annealed.
+        learning_rate: step size of Adam, cosine-annealed.
         alpha: decoupled weight decay.
-        random_state: seed, or a NumPy generator: of gates, batches, initial weights.
-        verbose: 1 shows progress.
+        random_state: seed or NumPy generator of gates, batches and initial weights.
+        verbose: 1 shows the progress.
 
     Attributes:
         classes_: labels, in the order of the outputs.

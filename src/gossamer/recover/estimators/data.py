@@ -1,6 +1,6 @@
 # pyright: strict, reportMissingTypeStubs=false, reportUntypedBaseClass=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
-"""What the estimators accept, and the scaling of columns."""
+"""Checks of the estimators' data and settings, and the scaling of columns."""
 
 import math
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor
 from ..._errors import is_real
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
-FLOOR = 50  # non-zeros of a network by default at least, where it has as many weights
+FLOOR = 50  # least default number of non-zeros, if the network has as many weights
 
 
 def validated(estimator: object, X: Any, y: Any, **how: bool) -> tuple[Numbers, Any]:
-    """Data that every fit accepts: at least two samples, finite numbers, in double precision. Raises ValueError."""
+    """Checked data in double precision. Raises ValueError unless there are two samples, all finite."""
     found: Any = validate_data(estimator, X, y, dtype=np.float64, ensure_min_samples=2, **how)
     return found
 
@@ -49,9 +49,9 @@ def count(asked: Any, default: int, most: int, described: str, two_layers: bool 
     if not is_real(asked) or asked % 1 or asked < 1:
         raise ValueError(f"n_nonzero must be a whole number of at least 1, or None; got {asked!r}")
     if two_layers and asked < 2:
-        raise ValueError(f"n_nonzero={asked} is too few: the two layers need one weight each, 2 at least")
+        raise ValueError(f"n_nonzero={asked} is too few: each of the two layers needs at least one weight")
     if asked > most:
-        what = f"n_nonzero={asked} asks for more non-zeros than there are coefficients"
+        what = f"n_nonzero={asked} is larger than the number of coefficients"
         raise ValueError(f"{what}: {described} have {most}")
     return int(asked)
 
@@ -64,6 +64,6 @@ def whole(name: str, value: Any) -> int:
 
 
 def check_inflation(value: Any) -> None:
-    """Raises ValueError for an ``inflate`` below 1, or none."""
+    """Raises ValueError unless ``inflate`` is a number of at least 1."""
     if not is_real(value) or not 1 <= value < math.inf:
         raise ValueError(f"inflate must be at least 1; got {value!r}")

@@ -10,7 +10,7 @@ from .data import Numbers, double
 
 
 def with_bias(network: ReLUNetwork) -> ReLUNetwork:
-    """A network on inputs with a constant one at the end, as one on the inputs alone with hidden biases."""
+    """Turns the weights of a constant last input 1 into hidden biases, and removes that input."""
     first, *rest = network.layers
     (p, d), rows, cols = first.support.shape, first.support.rows().long(), first.support.col.long()
     constant = cols == d - 1
@@ -21,7 +21,7 @@ def with_bias(network: ReLUNetwork) -> ReLUNetwork:
 
 
 def on_raw_inputs(network: ReLUNetwork, centre: Numbers, scale: Numbers) -> ReLUNetwork:
-    """A network on (x - centre) / scale, as one on x."""
+    """Turns a network on (x - centre) / scale into an equal network on x."""
     first, *rest = network.layers
     values = first.values / double(scale)[first.support.col.long()]
     moved = values * double(centre)[first.support.col.long()]
@@ -30,7 +30,7 @@ def on_raw_inputs(network: ReLUNetwork, centre: Numbers, scale: Numbers) -> ReLU
 
 
 def on_raw_targets(network: ReLUNetwork, mean: Numbers, spread: Numbers) -> ReLUNetwork:
-    """A network for (y - mean) / spread, as one for y."""
+    """Turns a network for (y - mean) / spread into an equal network for y."""
     last, scale = network.layers[-1], double(spread)
     values = last.values * scale[last.support.rows().long()]
     scaled = Layer(last.support, values, _biased(last) * scale + double(mean))

@@ -29,20 +29,21 @@ class SparseLinearRecovery(RegressorMixin, BaseEstimator):
     """Linear regression with at most ``n_nonzero`` non-zero coefficients, by the solvers of compressed sensing.
 
     Args:
-        n_nonzero: non-zero coefficients; None is a tenth of the features, at least one.
+        n_nonzero: largest number of non-zero coefficients; None is a tenth of the features, at least one.
         solver: ``"niht"``, ``"htp"``, ``"cosamp"``, ``"aiht"``, ``"iht"`` or ``"omp"``.
-        fit_intercept: with a constant that is not counted.
-        inflate: support while iterating over that of the result (``s_tilde / s``); not for ``"omp"``.
-        max_iter: iterations at most; ``"omp"`` makes ``n_nonzero``.
-        tol: residual over the norm of y at which it stops; None is the default of the solver.
-        verbose: 1 shows progress.
+        fit_intercept: fit a constant, which does not count as a coefficient.
+        inflate: size of the support during the iteration over its final size (``s_tilde / s``); not for ``"omp"``.
+        max_iter: largest number of iterations; ``"omp"`` makes ``n_nonzero``.
+        tol: the iteration stops at this residual over the norm of y; None is the default of the solver.
+        verbose: 1 shows the progress.
 
     Attributes:
         coef_: (features,).
         intercept_: the constant.
         support_: indices of the non-zeros.
         n_iter_: iterations.
-        converged_, reason_: those of :class:`gossamer.recover.Recovery`.
+        converged_: whether a stopping rule held, as in :class:`gossamer.recover.Recovery`.
+        reason_: why the solver stopped.
     """
 
     def __init__(

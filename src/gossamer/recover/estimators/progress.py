@@ -1,6 +1,6 @@
 # pyright: strict, reportMissingTypeStubs=false, reportUntypedBaseClass=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
-"""The progress of a fit: nothing, a bar on a terminal with rich, ten lines and the last step elsewhere."""
+"""The progress of a fit: nothing, a bar on a terminal with rich, or ten lines and the last step."""
 
 import sys
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Progress:
-    """Reports the progress of a fit, as a context. It is called with (step, value).
+    """Reports the progress of a fit. It is a context manager, and is called with (step, value).
 
     Args:
         estimator: its ``verbose`` turns the report on.

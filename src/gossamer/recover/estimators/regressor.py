@@ -21,17 +21,17 @@ class SparseReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Regression by a sparse two-layer ReLU network, by IHT on the convex reformulation (arXiv 2509.20323).
 
     Args:
-        n_nonzero: non-zero weights of the network; None is a tenth of the first layer's, at least 50. With one target,
-            weights fused across the two layers are counted, hidden biases among them. With several, the weights of
-            both layers are counted, biases are not.
-        n_neurons: hidden neurons that may be used.
-        max_iter: rounds (one target), or passes over the data (several, Adam steps in each).
-        inflate: the support begins this many times as large.
-        batch_size: samples per step; None is all (one target), 128 (several).
-        learning_rate: of Adam, with several targets.
-        tol: stops at this mean squared error over the variance of y; one target only.
-        random_state: seed, or a NumPy generator: of gates, batches, initial weights.
-        verbose: 1 shows progress.
+        n_nonzero: number of non-zero weights; None is a tenth of the weights of the first layer, at least 50. With one
+            target it counts the fused weights of the two layers, and the hidden biases. With several targets it counts
+            the weights of both layers, without biases.
+        n_neurons: largest number of hidden neurons.
+        max_iter: rounds with one target; passes of Adam over the data with several.
+        inflate: initial size of the support over its final size.
+        batch_size: samples per step; None is all with one target, 128 with several.
+        learning_rate: step size of Adam; several targets only.
+        tol: the fit stops at this mean squared error over the variance of y; one target only.
+        random_state: seed or NumPy generator of gates, batches and initial weights.
+        verbose: 1 shows the progress.
 
     Attributes:
         network_: a :class:`gossamer.recover.ReLUNetwork`, float64, on the given inputs.

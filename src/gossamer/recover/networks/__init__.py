@@ -4,7 +4,7 @@ gated         networks with fixed gates, found by any solver: ``fit_gated``
 scalar        one output, gates that follow the weights: ``fit_scalar``
 vector        several outputs, any loss, mini-batches: ``fit_vector``; ``projection`` is its topology
 deep          several hidden layers: ``fit_deep``
-relu, data    what they share: layers, network, result; checked data and PSNR
+relu, data    shared code: layers, network, result; checked data and PSNR
 """
 
 from .data import psnr

@@ -31,7 +31,7 @@ def classes_of(who: str, y: Tensor) -> int:
     if y.dim() != 1 or y.is_floating_point() or not len(y) or int(y.min()) < 0:
         raise UsageError(who, "labels must be whole numbers 0, 1, ..., one per sample", got=(tuple(y.shape), y.dtype))
     if int(y.min()) == int(y.max()):
-        raise UsageError(who, "there is only one class", remedy="samples of two classes at least")
+        raise UsageError(who, "there is only one class", remedy="give samples of at least two classes")
     return int(y.max()) + 1
 
 

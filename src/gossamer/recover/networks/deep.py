@@ -1,9 +1,9 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportConstantRedefinition=false
-"""Deeper sparse ReLU networks, one hidden layer after the other.   arXiv 2509.20323
+"""Sparse ReLU networks with several hidden layers, trained one after the other.   arXiv 2509.20323
 
-Each hidden layer is learned as that of a two-layer network (vector.py) on the outputs of the layers before it. Every
+Each hidden layer is trained as that of a two-layer network (vector.py) on the outputs of the layers before it. Every
 layer but the last gets s / layers non-zeros, and its temporary output layer is discarded (the authors' scheme). The
-last stage keeps both its layers and gets the non-zeros that are left.
+last stage keeps both its layers and gets the remaining non-zeros.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,18 @@ def fit_deep(
     """A ReLU network with several hidden layers and at most s non-zero weights.
 
     Args:
-        widths: of the hidden layers. The other arguments are those of :func:`fit_vector`.
-        polish: all values are refined together at the end, on the supports found.
+        widths: widths of the hidden layers.
+        polish: at the end, refine all values together, on fixed supports.
 
-    Raises: UsageError as :func:`fit_vector`, and for no widths.
+    The other arguments are those of :func:`fit_vector`.
+
+    Raises: UsageError as :func:`fit_vector`, and for empty widths.
     """
     if not widths:
-        raise UsageError("fit_deep", "widths must name one hidden layer at least", got=list(widths))
+        raise UsageError("fit_deep", "widths must have at least one hidden layer", got=list(widths))
     if "neurons" in settings:
-        what = "widths says how many neurons each layer has"
-        raise UsageError("fit_deep", what, got=settings["neurons"], remedy="leave neurons out")
+        what = "widths sets the number of neurons of each layer, so neurons is not allowed"
+        raise UsageError("fit_deep", what, got=settings["neurons"], remedy="omit neurons")
     x, y = checked("fit_deep", X, Y, loss, s, widths)
     x, y, units = in_units(x, y, loss)
     settings["on_step"] = units.told(settings.get("on_step"))
@@ -71,9 +73,9 @@ def fit_deep(
 
 
 def _shares(s: int, sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Non-zeros of each hidden layer but the last, and how many the last stage can hold.
+    """The non-zeros of each hidden layer but the last, and the capacity of the last stage.
 
-    A layer gets s / layers where it can hold them, and more where the last stage cannot hold what is left.
+    A layer gets s / layers if it can hold them, and more if the last stage cannot hold the rest.
     """
     room = [a * b for a, b in zip(sizes[:-3], sizes[1:-2], strict=True)]
     last = sizes[-3] * sizes[-2] + sizes[-2] * sizes[-1]

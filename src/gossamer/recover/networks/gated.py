@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""Networks whose gates are fixed: the model that the recovery theorems are about.   arXiv 2509.20323
+"""Networks with fixed gates: the model of the recovery theorems.   arXiv 2509.20323
 
     f(x) = sum_j 1[h_j x > 0] w_j x      the gates h_j fixed; convex in w
     y = A w,  A = [D_1 X ... D_p X],  D_j = diag 1[X h_j > 0]      solved by any solver
@@ -30,10 +30,12 @@ class GatedNetwork(NamedTuple):
     """A network with fixed gates.
 
     Attributes:
-        found: coefficients, found by a solver.
-        neurons, features, outputs: p, d and k.
-        generators: h (p, d); None where ``seed`` draws them.
-        seed: of the generators.
+        found: the coefficients, as the result of a solver.
+        neurons: number of neurons p.
+        features: number of inputs d.
+        outputs: number of outputs k.
+        generators: h (p, d); None if they are drawn from ``seed``.
+        seed: seed of the generators.
     """
 
     found: Recovery
@@ -44,7 +46,7 @@ class GatedNetwork(NamedTuple):
     seed: int
 
     def operator(self, X: Array) -> GatedReLU:
-        """The operator of these gates on other inputs."""
+        """The operator of these gates on the inputs X."""
         if self.generators is None:
             return GatedReLU.random(X, self.neurons, self.seed)
         return GatedReLU(X, self.generators)
@@ -56,7 +58,7 @@ class GatedNetwork(NamedTuple):
         return torch.stack([A.matvec(column.contiguous()) for column in x.T], 1)
 
     def signs(self, X: Array) -> tuple[Tensor, Tensor]:
-        """For each neuron in use: the sign with which its own weights agree best with its gates on X. Scalar output.
+        """For each neuron with weights, the sign with which these agree best with its gates on X. One output only.
 
         Returns: neurons (k,); signed fractions (k,) in [-1, 1]: the sign times the fraction of samples that agree.
         """
@@ -68,7 +70,7 @@ class GatedNetwork(NamedTuple):
         return used, torch.where(as_is >= flipped, as_is, -flipped)
 
     def to_relu(self, X: Array) -> ReLUNetwork:
-        """The same function as a ReLU network. Raises UsageError where gates and weights disagree on the inputs X."""
+        """The same function as a ReLU network. Raises UsageError if gates and weights disagree on the inputs X."""
         if self.outputs != 1:
             raise UsageError("GatedNetwork.to_relu", "only a scalar output can be converted", got=self.outputs)
         used, agree = self.signs(X)
@@ -78,9 +80,9 @@ class GatedNetwork(NamedTuple):
             if abs(float(a)) < 1
         ]
         if bad:
-            what = f"the gates of {len(bad)} neurons are not those of their own weights"
+            what = f"the gates of {len(bad)} neurons do not agree with their weights"
             what = f"{what}, so no ReLU network of this size is the same function"
-            remedy = "fit_scalar, which lets the gates follow the weights"
+            remedy = "use fit_scalar, in which the gates follow the weights"
             raise UsageError("GatedNetwork.to_relu", what, reasons=bad[:5], remedy=remedy)
         signs = self.found.values.new_ones(self.neurons)
         signs[used] = agree.sign().to(signs)
@@ -98,21 +100,22 @@ def fit_gated(
     solver: Callable[..., Recovery] = niht,
     **settings: Any,  # those of the solver
 ) -> GatedNetwork:
-    """The s-sparse coefficients of a network with fixed gates. Several outputs share the gates and the s non-zeros.
+    """Finds the s-sparse coefficients of a network with fixed gates. All outputs share the gates and the s non-zeros.
 
     Args:
         X: inputs (n, d), float32 or float64.
         Y: targets (n,) or (n, k).
-        s: non-zeros in all.
+        s: largest number of non-zeros of all outputs together.
         generators: h (p, d); None draws ``neurons`` of them from ``seed``.
-        neurons, seed: of the generators that are drawn.
-        solver: ``niht``, ``htp``, ``aiht``, ``cosamp``, ``iht`` or ``omp``. ``settings`` are passed to it.
+        neurons: number of drawn generators.
+        seed: seed of drawn generators.
+        solver: ``niht``, ``htp``, ``aiht``, ``cosamp``, ``iht`` or ``omp``. It gets ``settings``.
 
     Raises: UsageError as the solver.
     """
     x, y = inputs("fit_gated", X, Y)
     if not callable(solver):
-        raise UsageError("fit_gated", "solver is a function, as recover.niht", got=solver)
+        raise UsageError("fit_gated", "solver must be a function, as recover.niht", got=solver)
     h = None if generators is None else tensor("fit_gated", "generators", generators)
     gates = GatedReLU.random(x, neurons, seed) if h is None else GatedReLU(x, h)
     A = gates if y.shape[1] == 1 else Stacked(gates, y.shape[1])

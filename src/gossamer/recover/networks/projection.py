@@ -11,13 +11,13 @@
 A weight that enters starts at 0, so its entry does not change the function. Before (2) the weights of each neuron are
 balanced: |w1_j| = |w2_j|, with the function unchanged. A threshold across layers compares them.
 
-A neuron that has lost all its weights has no gradient and would never return. So each event but the last gives
-``scouts`` of these neurons a random gate: the pair of input and output weight that has the strongest gradient under
-that gate enters, the output weight with the mean size of its layer.
+A neuron without weights has no gradient and would never return. Each event but the last therefore gives ``scouts`` of
+these neurons a random gate. The pair of input and output weight with the strongest gradient under that gate enters. The
+output weight starts with the mean size of its layer.
 
-The slots of a :class:`~gossamer.Topology` cannot express three parts of this: |w| of all layers is ranked together with
-eta |g|; the sum of the sizes of the layers falls; and scouts need operands, as their gates are not those of the
-network. So it fills the slot ``project``, which names the new supports of all layers.
+The other slots of a :class:`~gossamer.Topology` cannot express three parts of this: |w| of all layers is ranked
+together with eta |g|; the sum of the sizes of the layers falls; and scouts need operands, because their gates are not
+those of the network. It therefore uses the slot ``project``, which returns the new supports of all layers.
 
 State: the operands of ``window`` batches. Cost of an event: one dense gradient of these batches, a block at a time.
 """
@@ -46,11 +46,13 @@ Pair = tuple[Tensor, Tensor]  # (dy, x) of one backward pass: (batch, out), (bat
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When the thresholds come and how many weights they keep.
+    """The steps of the thresholds, and the numbers of weights that they keep.
 
     Args:
-        stop: step of the last one; every: steps between them.
-        first: weights before the first; s: weights after the last.
+        stop: step of the last threshold.
+        every: steps between thresholds.
+        first: weights before the first threshold.
+        s: weights after the last threshold.
         swap: fraction of k that may enter at step 0.
     """
 
@@ -78,11 +80,11 @@ class Projection:
     """(2) and (3) on the layers of one network, over one training.
 
     Args:
-        layers: of the network, in order.
-        thresholds: when, and how many weights.
-        window: batches whose gradient decides.
-        scouts: neurons without weights that get another chance at each event.
-        seed: of the scouts.
+        layers: the layers of the network, in order.
+        thresholds: steps and sizes of the thresholds.
+        window: number of batches for the gradient.
+        scouts: number of neurons without weights that get a random gate at each event.
+        seed: seed of the scouts.
     """
 
     def __init__(self, layers: Sequence[SparseLinear], thresholds: Thresholds, window: int, scouts: int, seed: int):
@@ -93,7 +95,7 @@ class Projection:
 
     @property
     def topology(self) -> Topology:
-        """As a :class:`~gossamer.Topology`."""
+        """The projection as a :class:`~gossamer.Topology`."""
         return Topology(
             "projection",
             self.when,
@@ -108,12 +110,12 @@ class Projection:
         return Update(interval=self.events.gap(t)) if t in self.events else None
 
     def sense(self, t: int) -> Sensing | None:
-        """Slot of the topology: eta needs the gradient on the supports. :meth:`observing` keeps what g needs."""
+        """Slot of the topology: it requests the gradient on the supports, for eta. :meth:`observing` serves g."""
         return Sensing(count=0, active=True) if t in self.events else None
 
     @contextmanager
     def observing(self) -> Generator[None, None, None]:
-        """While this is open, the operands of the last ``window`` backward passes since the last event are kept."""
+        """A context that keeps the operands of the last ``window`` backward passes since the last event."""
         with ExitStack() as stack:
             for layer, kept in zip(self.layers, self.operands, strict=True):
                 stack.enter_context(layer.observe(partial(self._keep, kept)))
@@ -145,13 +147,13 @@ class Projection:
 
     @torch.no_grad()
     def balance_(self) -> None:
-        """Balances all neurons: before the event, after the optimizer's step."""
+        """Balances all neurons. Call it before the event, after the optimizer's step."""
         for before, after in zip(self.layers[:-1], self.layers[1:], strict=True):
             balance_(before, after)
 
     @torch.no_grad()
     def start_scouts_(self) -> None:
-        """Gives the scouts' output weights the mean size of their layer: after the event."""
+        """Gives the scouts' output weights the mean size of their layer. Call it after the event."""
         if self.entered:
             out = self.layers[-1]
             at = out.support.find(torch.tensor(self.entered, dtype=torch.int64, device=out.values.device))
@@ -173,8 +175,10 @@ def projected(
     Args:
         states: supports and weights of the layers.
         operands: (dy, x) of each layer in each batch; g is the mean of their gradients.
-        entering: most weights that enter.
-        pairs: ids of weights of the last two layers that enter in any case, and count among the k.
+        k: number of weights after the event.
+        eta: factor on the gradient.
+        entering: largest number of weights that enter.
+        pairs: ids of weights of the last two layers that always enter; they count in k.
 
     Each layer keeps at least one weight. Ties go to the lowest layer and id.
     """
@@ -197,7 +201,7 @@ def projected(
 
 
 def _room(k: int, layers: int) -> int:
-    """Pairs that may enter among k weights: each layer keeps one weight at least."""
+    """The number of pairs that may enter among k weights, with at least one other weight in each layer."""
     return max(0, (k - layers) // 2)
 
 
@@ -212,10 +216,10 @@ def _candidates(state: LayerState, passes: list[Pair], eta: float, most: int) ->
 
 
 def _joint_top(scores: Sequence[Tensor], sizes: Sequence[int], k: int, entering: int) -> list[Tensor]:
-    """Positions that are kept, for each layer: the k highest scores of all, but at most ``entering`` candidates.
+    """The kept positions of each layer: the k highest scores of all, but at most ``entering`` candidates.
 
     Args:
-        scores: of each layer: those of its ``sizes[i]`` weights, then those of its candidates.
+        scores: the scores of each layer: of its ``sizes[i]`` weights, then of its candidates.
     """
     lengths = [score.numel() for score in scores]
     owner = torch.cat([torch.full((n,), i, device=scores[i].device) for i, n in enumerate(lengths)])
@@ -232,13 +236,16 @@ def _joint_top(scores: Sequence[Tensor], sizes: Sequence[int], k: int, entering:
 def scouted(
     hidden: Support, out: Support, below: Sequence[Pair], above: Sequence[Pair], scouts: int, seed: int, t: int
 ) -> list[tuple[int, int]]:
-    """For some neurons without weights: ids of the input and the output weight that enter.
+    """The ids of the input and the output weight that enter, for some neurons without weights.
 
     Args:
-        hidden, out: supports of the last two layers.
-        below, above: their operands.
-        scouts: neurons at most.
-        seed, t: decide the neurons and their gates at event t.
+        hidden: support of the last layer but one.
+        out: support of the last layer.
+        below: operands of the last layer but one.
+        above: operands of the last layer.
+        scouts: largest number of neurons.
+        seed: seed of the neurons and their gates.
+        t: step of the event, also a seed.
     """
     p, d = hidden.shape
     dead = ((hidden.crow.diff() == 0) & (out.ccol.diff() == 0)).nonzero().flatten()

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""Sparse ReLU networks: layers of (support, values, bias), and their way into an ``nn.Sequential`` and back.
+"""Sparse ReLU networks: layers of (support, values, bias), and their conversion to ``nn.Sequential`` and back.
 
 f(x) = W_L (... W_2 (W_1 x + b_1)_+ ...) + b_L      every W sparse
 """
@@ -33,8 +33,8 @@ class ReLUNetwork(NamedTuple):
     """Sparse layers with a ReLU after each but the last.
 
     Attributes:
-        layers: from input to output.
-        fused: the network was fitted as one vector of fused coefficients w_j = u_j v_j. The last layer then holds
+        layers: the layers, from input to output.
+        fused: whether the network is one vector of fused coefficients w_j = u_j v_j. The last layer then holds
             v_j = +-1, and ``nonzeros`` does not count it.
     """
 
@@ -43,7 +43,7 @@ class ReLUNetwork(NamedTuple):
 
     @property
     def nonzeros(self) -> int:
-        """Number of non-zero weights, without biases, and without output weights of +-1 that only carry a sign."""
+        """Number of non-zero weights, without biases and without the output weights +-1 of a fused network."""
         counted = self.layers[:-1] if self.fused else self.layers
         return sum(int(layer.values.count_nonzero()) for layer in counted)
 
@@ -103,10 +103,10 @@ class Fit(NamedTuple):
 
     Attributes:
         network: the network.
-        losses: of every round or step: the mean squared error, or the loss asked for. Where the best round is
-            returned, its loss is the least.
-        converged: whether the fit reached what it aimed at.
-        reason: one sentence, why it ended.
+        losses: the mean squared error, or the chosen loss, of every round or step. If the network is that of the best
+            round, its loss is the smallest.
+        converged: whether the fit reached its tolerance.
+        reason: why the fit ended, one sentence.
     """
 
     network: ReLUNetwork
@@ -116,6 +116,6 @@ class Fit(NamedTuple):
 
 
 def largest(layer: Layer, n: int) -> Layer:
-    """The layer with its n largest weights only."""
+    """The layer with only its n largest weights."""
     keep = top_k(layer.values.abs(), n)
     return Layer(Support.from_ids(layer.support.ids()[keep], layer.support.shape), layer.values[keep], layer.bias)

@@ -8,22 +8,22 @@ Sequential convex updates: after each IHT step on the gated model (gated.py) the
     sigma_j <- the sign for which 1[sigma_j X w_j > 0] agrees better with D_j,  D_j <- 1[sigma_j X w_j > 0]        (3)
     ``newton`` times: w <- w + t (argmin ||A_S w - y|| - w), D_j as in (3), t halved until the loss falls          (4)
 
-and the network is sum_j sigma_j (sigma_j X w_j)_+ . What differs from the authors' code, and why:
+and the network is sum_j sigma_j (sigma_j X w_j)_+ . The differences from the authors' code, with the reasons:
 
-    signs          Theirs has sigma = +1 throughout. After the first update it can only represent non-negative output
+    signs          In theirs sigma = +1 always. After the first update it can only represent non-negative output
                    weights.
-    dead neurons   Theirs takes the weights of a neuron for its gate, so the gate of a neuron without weights is closed
-                   forever. Here such a neuron gets a new random gate each round, from the seed: a scout for what
-                   the other neurons do not explain.
+    dead neurons   In theirs the weights of a neuron are its gate, so the gate of a neuron without weights stays closed
+                   forever. Here a neuron without weights gets a new random gate each round, from the seed. It can then
+                   explain the residual of the other neurons.
     inflation      k falls cubically from ``inflate`` s to s over the first ``shrink`` of the rounds: s~ > s of the
                    theorem.
-    (4)            Theirs makes gradient steps only. On a fixed support with fixed gates the problem is least squares.
+    (4)            Theirs makes only gradient steps. On a fixed support with fixed gates the problem is least squares.
                    (4) solves it: a damped Gauss-Newton method, which is exact once the true gates are found.
-    step size      Where (4) has made the gradient on the support zero, eta is computed on support and candidates
+    step size      If (4) has made the gradient on the support zero, eta is computed on support and candidates
                    together.
 
-With mini-batches each of (1)-(3) sees one batch, and (4) is left out unless asked for. The best round with at most s
-non-zeros is returned. State: s coefficients, p signs, and p gates as bits for the samples of a round. Cost per round:
+With mini-batches each of (1)-(3) uses one batch, and (4) is off by default. The best round with at most s non-zeros is
+returned. State: s coefficients, p signs, and p gates as bits for the samples of a round. Cost per round:
 4 n d p for gates and gradient, and least squares of n x s.
 """
 
@@ -64,23 +64,24 @@ def fit_scalar(
     seed: int = 0,
     on_round: Callable[[int, float], object] | None = None,
 ) -> Fit:
-    """A two-layer ReLU network with one output and at most s non-zero fused coefficients.
+    """Fits a two-layer ReLU network with one output and at most s non-zero fused coefficients.
 
     Args:
         X: inputs (n, d), float32 or float64.
         y: targets (n,), of the same precision.
-        s: non-zeros.
-        neurons: hidden neurons that may be used.
-        rounds: of (1)-(4); with mini-batches, passes over the data.
-        inflate: the support begins this many times as large.
+        s: largest number of non-zeros.
+        neurons: largest number of hidden neurons.
+        rounds: rounds of (1)-(4); with mini-batches, passes over the data.
+        inflate: initial size of the support over its final size.
         shrink: fraction of the rounds after which the support has size s.
-        refine: Armijo steps (2).
-        newton: steps (4). None is 5 on full batches and 0 on mini-batches.
-        signs, revive: False for the authors' conventions.
+        refine: number of Armijo steps (2).
+        newton: number of steps (4). None is 5 on full batches and 0 on mini-batches.
+        signs: choose the signs sigma; False sets all to +1, as the authors do.
+        revive: give neurons without weights new random gates; False does not, as the authors do.
         batch: samples per step; None is all.
-        tolerance: it stops at this mean squared error over the mean square of y. Default 1e-16 in float64, 1e-12 in
-            float32.
-        seed: of gates and batches; it decides the result.
+        tolerance: the fit stops at this mean squared error over the mean square of y. Default 1e-16 in float64, 1e-12
+            in float32.
+        seed: seed of gates and batches; the result depends on it.
         on_round: called with (round, loss).
 
     Raises: UsageError if shapes or counts do not fit, or the data hold NaN or infinities.
@@ -90,7 +91,10 @@ def fit_scalar(
     least = (1e-16 if x.dtype == torch.float64 else 1e-12) if tolerance is None else tolerance
     newton = (5 if batch is None or batch >= len(x) else 0) if newton is None else newton
     rules = _Rules(s, neurons, rounds, inflate, shrink, refine, newton, signs, revive, batch, seed)
-    a, b = exponent(x), exponent(target)  # X = 2^a X', y = 2^b y', w = 2^(b - a) w'; losses are 4^b times those here
+    a, b = (
+        exponent(x),
+        exponent(target),
+    )  # X = 2^a X', y = 2^b y', w = 2^(b - a) w'; the losses of y are 4^b times those of y'
     best, losses, converged, reason = _iterated(shifted(x, -a), shifted(target, -b), rules, least, b, on_round)
     w, features = put_back(best.w, b - a), x.shape[1]
     if w is None:
@@ -115,7 +119,7 @@ class _Rules(NamedTuple):
     seed: int
 
     def size(self, t: int, coefficients: int) -> int:
-        """k in round t, from 0 on."""
+        """k in round t; the first round is 0."""
         if self.inflate == 1:
             return self.s
         left = max(0.0, 1 - t / max(self.shrink * self.rounds, 1e-9)) ** 3
@@ -142,12 +146,12 @@ def _checked(
     for name, value, least in (("s", s, 0), ("neurons", neurons, 1), ("rounds", rounds, 1), ("refine", refine, 0)):
         check_count(who, name, value, least)
     if target.shape[1] != 1:
-        remedy = "fit_vector for several outputs"
+        remedy = "use fit_vector for several outputs"
         raise UsageError(who, "y must have one column", got=tuple(target.shape), remedy=remedy)
     d = x.shape[1]
     if s > neurons * d:
         what = f"{neurons} neurons on {d} inputs have {neurons * d} coefficients"
-        raise UsageError(who, f"{what}, fewer than the {s} non-zeros asked for")
+        raise UsageError(who, f"{what}, and cannot have {s} non-zeros")
     if batch is not None:
         check_count(who, "batch", batch, 1)
     return x, target[:, 0]
@@ -156,7 +160,7 @@ def _checked(
 def _iterated(
     X: Tensor, y: Tensor, rules: _Rules, tolerance: float, b: int, on_round: Callable[[int, float], object] | None
 ) -> tuple[_State, list[float], bool, str]:
-    """All rounds: the best state, the losses in units of y as it came, whether it converged, and the reason."""
+    """Runs all rounds. Returns the best state, the losses in units of the given y, converged, and the reason."""
     n, d = X.shape
     state = _State(torch.empty(0, dtype=torch.int64, device=X.device), X.new_empty(0), X.new_ones(rules.neurons))
     losses: list[float] = []
@@ -208,7 +212,7 @@ def _round(X: Tensor, y: Tensor, now: _State, k: int, rules: _Rules, t: int, b: 
 
 
 def _gated(X: Tensor, now: _State, used: Tensor, z: Tensor, rules: _Rules, t: int, b: int) -> tuple[GatedReLU, Tensor]:
-    """The operator of the present gates, with new random gates for the neurons without weights; and the signs."""
+    """The operator of the current gates, with new random gates for the neurons without weights; and the signs."""
     n, p = X.shape[0], now.signs.numel()
     if rules.revive or t == b == 0:
         bits = _scouts(X, p, rules.seed, t if rules.revive else 0, b if rules.revive else 0)
@@ -224,7 +228,7 @@ def _gated(X: Tensor, now: _State, used: Tensor, z: Tensor, rules: _Rules, t: in
 
 
 def _newton(X: Tensor, y: Tensor, now: _State) -> _State | None:
-    """One step (4); None where no step length lowers the loss."""
+    """One step (4); None if no step length lowers the loss."""
     d = X.shape[1]
     used, z = products(X, now.ids, now.w, d)
     sigma = now.signs[used]

@@ -6,17 +6,18 @@ The two matrices of a network x -> W2 (W1 x)_+ form one vector, jointly s-sparse
     values on the supports    ``every`` steps of Adam on mini-batches                                              (1)
     supports                  a threshold of all weights together, as a topology: (2) and (3) of projection.py
 
-The training is :func:`gossamer.fit` with a :class:`gossamer.Rewirer`. What differs from the authors' code, and why:
+The training is :func:`gossamer.fit` with a :class:`gossamer.Rewirer`. The differences from the authors' code:
 
-    step         Theirs is a constant per problem and one step long. (1) refines, as their scalar version does.
+    step         Theirs makes one step, of a constant size for each problem. (1) makes several, as in their scalar
+                 version.
     threshold    Theirs keeps sums of updates in a count-sketch, and its streamed support compares new values with
                  old ones. Here the top k is exact, from one stream over blocks of the gradient, O(k + block).
 
-State: s values and two moments each; nothing but X has the dense size.
+State: s values with two moments each. Only X has the dense size.
 
-The length of Adam's steps does not depend on the data. So X, and the targets of a squared loss, are multiplied by a
-power of two that brings their largest entry into [2, 4), unless it lies in [1/4, 256). The first and the last layer
-take the factors back, as a ReLU lets positive factors through.
+The length of Adam's steps does not depend on the data. X, and the targets of a squared loss, are therefore multiplied
+by a power of two that brings their largest entry into [2, 4), unless it is in [1/4, 256). The first and the last layer
+undo these factors, which works because a ReLU commutes with positive factors.
 """
 
 import math
@@ -44,12 +45,12 @@ from .relu import Fit, ReLUNetwork, largest
 Watch = Callable[[int, float], object]  # called with the step and its loss
 
 LOSSES = {"squared": F.mse_loss, "cross_entropy": F.cross_entropy}
-USUAL = range(-2, 8)  # data whose largest entry has such an exponent keep their units
+USUAL = range(-2, 8)  # data whose largest entry has such an exponent are not scaled
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of (1)-(3) and their defaults, described at :func:`fit_vector`. Raises UsageError out of range."""
+    """Settings of (1)-(3) with their defaults, see :func:`fit_vector`. Raises UsageError if one is out of range."""
 
     loss: str = "squared"
     steps: int = 1000
@@ -92,25 +93,29 @@ def fit_vector(
     seed: int = Training.seed,
     on_step: Watch | None = None,
 ) -> Fit:
-    """A two-layer ReLU network with at most s non-zero weights in both layers together.
+    """Fits a two-layer ReLU network with at most s non-zero weights in both layers together.
 
     Args:
         X: inputs (n, d), float32 or float64.
-        Y: targets (n,) or (n, k) for ``loss="squared"``, the mean over all entries. Labels (n,) int64 for
-            ``"cross_entropy"``.
-        s: non-zeros. Biases, with ``bias=True``, are dense and not counted.
-        neurons: hidden neurons that may be used.
-        steps: steps of Adam; batch: samples of each, None is all; lr: its step size, cosine-annealed to 0.
-        every: steps between thresholds; window: batches whose gradient decides one.
-        inflate: the support begins this many times as large.
-        shrink: fraction of the steps after which the support has size s and stays.
+        Y: targets (n,) or (n, k) for ``loss="squared"``; labels (n,) int64 for ``"cross_entropy"``.
+        s: largest number of non-zeros, without biases.
+        neurons: largest number of hidden neurons.
+        loss: ``"squared"`` (the mean over all entries) or ``"cross_entropy"``.
+        steps: steps of Adam.
+        batch: samples per step; None is all.
+        lr: step size of Adam, cosine-annealed to 0.
+        every: steps between thresholds.
+        window: number of batches for the gradient of a threshold.
+        inflate: initial size of the support over its final size.
+        shrink: fraction of the steps after which the support is final and has size s.
         swap: fraction of the support that may be exchanged at the first threshold.
-        scouts: neurons without weights that get another chance at each threshold.
-        weight_decay: decoupled, of Adam.
-        seed: of all random choices.
+        scouts: number of neurons without weights that get a random gate at each threshold.
+        bias: give both layers dense biases.
+        weight_decay: decoupled weight decay of Adam.
+        seed: seed of all random choices.
         on_step: called with (step, loss of its batch).
 
-    Raises: UsageError if shapes or counts do not fit, the data hold NaN or infinities, or labels are of one class only.
+    Raises: UsageError if shapes or counts do not fit, the data hold NaN or infinities, or there is only one class.
     """
     who = "fit_vector"
     training = Training(loss, steps, batch, lr, every, window, shrink, swap, scouts, weight_decay, seed)
@@ -124,14 +129,14 @@ def fit_vector(
 
 
 def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) -> nn.Sequential:
-    """A random sparse network with n weights, split among its layers by their widths, as ERK does."""
+    """A random sparse network with n weights. The layers share them by their widths, as in ERK."""
     rng = generator(seed, 1)
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     shares = [rows + cols for rows, cols in shapes]
     modules: list[nn.Module] = []
     left = n
     for i, (rows, cols) in reversed(list(enumerate(shapes))):
-        # the last layer is the smallest: the other layers get what it cannot hold. One weight is left for each
+        # the last layer is the smallest: the other layers get the weights that it cannot hold, each at least one
         mine = left if i == 0 else max(1, min(left - i, round(left * shares[i] / sum(shares[: i + 1]))))
         kept = min(rows * cols, mine)
         left -= kept
@@ -144,9 +149,9 @@ def start(widths: Sequence[int], n: int, bias: bool, like: Tensor, seed: int) ->
 def train(
     model: nn.Sequential, X: Tensor, Y: Tensor, s: int, training: Training, on_step: Watch | None = None
 ) -> list[float]:
-    """(1)-(3) on a model of SparseLinear and ReLU modules, in place. Returns the loss of every step.
+    """Runs (1)-(3) on a model of SparseLinear and ReLU modules, in place. Returns the loss of every step.
 
-    Raises: UsageError where the loss is no finite number.
+    Raises: UsageError if the loss is not finite.
     """
     layers = [m for m in model if isinstance(m, SparseLinear)]
     stop, first = max(1, round(training.shrink * training.steps)), sum(layer.support.n for layer in layers)
@@ -181,7 +186,7 @@ def train(
             )
     except Diverged as diverged:
         what = f"the loss is {diverged.loss} at step {diverged.step}"
-        raise UsageError("fit_vector", what, remedy="a smaller lr, or inputs of unit scale") from diverged
+        raise UsageError("fit_vector", what, remedy="use a smaller lr, or inputs of unit scale") from diverged
     finally:
         rewirer.release()
     return losses
@@ -213,13 +218,13 @@ def checked(who: str, X: object, Y: object, loss: str, s: int, widths: Sequence[
     check_count(who, "s", s, len(widths) + 1)
     sizes = [x.shape[1], *widths, outputs(y, loss)]
     if s > (total := sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))):
-        what = f"the network has {total} weights, fewer than the {s} non-zeros asked for"
-        raise UsageError(who, what, remedy="more neurons, or a smaller s")
+        what = f"the network has {total} weights, and cannot have {s} non-zeros"
+        raise UsageError(who, what, remedy="use more neurons, or a smaller s")
     return x, y
 
 
 class Units(NamedTuple):
-    """The training sees 2^-a X and 2^-b Y. Losses of Y are 4^b times those."""
+    """The scaling of the data: training uses 2^-a X and 2^-b Y. The losses of Y are 4^b times those of 2^-b Y."""
 
     a: int
     b: int
@@ -229,7 +234,7 @@ class Units(NamedTuple):
         return None if on_step is None else lambda t, loss: on_step(t, times(loss, 2 * self.b))
 
     def fit(self, network: ReLUNetwork, losses: list[float], reason: str) -> Fit:
-        """The network on the given X, if its dtype can hold it; else one without weights, and a sentence."""
+        """The network on the given X if its dtype can hold it; else a network without weights, with the reason."""
         first, *between, last = network.layers
         below, above = put_back(first.values, -self.a), put_back(last.values, self.b)
         bias = None if last.bias is None else put_back(last.bias, self.b)
@@ -242,11 +247,11 @@ class Units(NamedTuple):
 
 
 def in_units(X: Tensor, Y: Tensor, loss: str) -> tuple[Tensor, Tensor, Units]:
-    """X and Y with the largest entry in [2, 4), or as they are where that is in [1/4, 256); labels as they are."""
+    """X and Y, scaled so that their largest entry is in [2, 4) unless it is in [1/4, 256). Labels are not scaled."""
     a, b = (0 if e in USUAL else e - 1 for e in (exponent(X), exponent(Y) if loss == "squared" else 0))
     return shifted(X, -a), shifted(Y, -b) if b else Y, Units(a, b)
 
 
 def outputs(Y: Tensor, loss: str) -> int:
-    """Number of outputs that the targets ask for."""
+    """Number of outputs of a network for these targets."""
     return int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1] if Y.dim() > 1 else 1

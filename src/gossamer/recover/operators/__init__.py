@@ -7,7 +7,7 @@
     Stacked         A on each of k right-hand sides at once                         state: that of A
     FromSciPy       an operator of SciPy                                            state: that of the operator
 
-:class:`Operator` is what a kind of your own defines: ``matvec``, ``adjoint``, ``columns``, ``norms``.
+Your own kind is a subclass of :class:`Operator` with ``matvec``, ``adjoint``, ``columns`` and ``norms``.
 """
 
 from .conversion import Matrix, operator, to_scipy

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
-"""What solvers accept for A: an :class:`Operator`, a matrix, or an operator of SciPy. And the way to SciPy."""
+"""Conversion of matrices and of SciPy's operators to :class:`Operator`, and from there to SciPy."""
 
 from typing import Any, TypeAlias
 
@@ -17,12 +17,12 @@ Matrix: TypeAlias = Operator | Array | Products
 
 
 def operator(A: object, who: str = "operator") -> Operator:
-    """The operator that A stands for.
+    """A as an operator.
 
-    An operator is returned as it is. A tensor or an array becomes :class:`Dense`. A sparse matrix of SciPy, or any
+    An operator is returned unchanged. A tensor or an array becomes :class:`Dense`. A sparse matrix of SciPy, or an
     object with ``matvec`` and ``rmatvec``, becomes :class:`FromSciPy`.
 
-    Raises: UsageError for anything else, in the name of ``who``.
+    Raises: UsageError for any other object, with the name ``who``.
     """
     if isinstance(A, Operator):
         return A
@@ -31,11 +31,11 @@ def operator(A: object, who: str = "operator") -> Operator:
     if is_sparse(A) or (callable(getattr(A, "matvec", None)) and callable(getattr(A, "rmatvec", None))):
         return FromSciPy(A)
     what = "A must be a matrix (tensor or array), an Operator, or a SciPy LinearOperator"
-    raise UsageError(who, what, got=type(A).__name__, remedy="to_numpy() of a data frame")
+    raise UsageError(who, what, got=type(A).__name__, remedy="convert a data frame by to_numpy()")
 
 
 def to_scipy(A: Matrix) -> Any:
-    """The operator, or matrix, as a ``scipy.sparse.linalg.LinearOperator`` on vectors of NumPy."""
+    """The operator or matrix as a ``scipy.sparse.linalg.LinearOperator`` on NumPy vectors."""
     from scipy.sparse.linalg import LinearOperator
 
     made = operator(A, "to_scipy")

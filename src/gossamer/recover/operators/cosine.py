@@ -20,10 +20,11 @@ class SubsampledDCT(Operator):
     average.
 
     Args:
-        rows: number of rows kept, of the ``cols`` rows of the transform.
+        rows: number of chosen rows.
         cols: size of the transform.
-        seed: of the random choice of rows.
-        dtype, device: of the products.
+        seed: seed of the random choice.
+        dtype: dtype of the products.
+        device: device of the products.
 
     Raises: UsageError for sizes below 1, or more rows than the transform has.
     """

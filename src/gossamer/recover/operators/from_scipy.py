@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
-"""SciPy's linear operators as operators here, and the way back. SciPy is imported when it is first needed."""
+"""SciPy's linear operators as :class:`Operator`. SciPy is imported at the first use."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -15,10 +15,10 @@ Numbers = Any  # an array of NumPy: its type depends on the precision
 
 
 class Products(Protocol):
-    """What SciPy's ``LinearOperator`` offers, and what ``aslinearoperator`` takes."""
+    """The members of SciPy's ``LinearOperator`` that are used here; ``aslinearoperator`` accepts such objects."""
 
     shape: tuple[int, ...]
-    dtype: Any  # NumPy's dtype, or None where the operator does not say
+    dtype: Any  # NumPy's dtype; None if it is unknown
 
     def matvec(self, x: Numbers) -> Numbers:
         """A x."""
@@ -30,10 +30,11 @@ class Products(Protocol):
 
 
 class FromSciPy(Operator):
-    """A ``scipy.sparse.linalg.LinearOperator``, or anything that ``aslinearoperator`` takes. Its products run on the
-    CPU.
+    """A ``scipy.sparse.linalg.LinearOperator``, or an object that ``aslinearoperator`` accepts.
 
-    Raises: UsageError for a complex operator, and for one without ``rmatvec``.
+    Its products run on the CPU.
+
+    Raises: UsageError for a complex operator, and for an operator without ``rmatvec``.
     """
 
     def __init__(self, linear: object):
@@ -43,14 +44,14 @@ class FromSciPy(Operator):
         self.linear: Any = made(linear)
         if np.issubdtype(self.linear.dtype or float, np.complexfloating):
             what = "A is complex; the solvers take real numbers only"
-            raise UsageError("operator", what, remedy="real and imaginary parts as rows and columns")
+            raise UsageError("operator", what, remedy="use real and imaginary parts as separate rows and columns")
         self.shape, self.device = (self.linear.shape[0], self.linear.shape[1]), torch.device("cpu")
         self.dtype = torch.float32 if self.linear.dtype == np.float32 else torch.float64
         try:
             self.linear.rmatvec(np.zeros(self.shape[0], dtype=numpy_type(self.dtype)))
         except NotImplementedError:
             what = "A has no rmatvec, and solvers need A^T r"
-            raise UsageError("operator", what, remedy="LinearOperator(..., rmatvec=...)") from None
+            raise UsageError("operator", what, remedy="use LinearOperator(..., rmatvec=...)") from None
 
     def _from(self, array: Numbers) -> Tensor:
         return torch.from_numpy(np.array(array, dtype=numpy_type(self.dtype)))  # a copy: SciPy may give a read-only one

@@ -29,7 +29,7 @@ class GatedReLU(Operator):
 
     Args:
         X: inputs (n, d), float32 or float64. They are not copied.
-        generators: h (p, d). :meth:`random` draws them from a seed and keeps none of them.
+        generators: h (p, d). :meth:`random` draws them from a seed and does not store them.
 
     Raises: UsageError for inputs or generators of another shape or dtype.
     """
@@ -54,7 +54,7 @@ class GatedReLU(Operator):
 
     @staticmethod
     def of_gates(X: Array, bits: Array) -> "GatedReLU":
-        """From gates as :func:`packed` holds them, (p, ceil(n / 8)) uint8."""
+        """The operator of gates in the form of :func:`packed`, (p, ceil(n / 8)) uint8."""
         made = GatedReLU.__new__(GatedReLU)
         made._take(_inputs("GatedReLU.of_gates", X), tensor("GatedReLU.of_gates", "bits", bits))
         return made

@@ -16,10 +16,12 @@ class Gaussian(Operator):
     """Independent N(0, 1/rows) entries. They are made from the seed each time they are needed and never stored.
 
     Args:
-        rows, cols: size of the matrix.
-        seed: decides every entry, on any device. Blocks of ``DRAWN`` columns are drawn on the CPU, each from its own
+        rows: number of rows.
+        cols: number of columns.
+        seed: determines every entry, on any device. Blocks of ``DRAWN`` columns are drawn on the CPU, each from its own
             random state.
-        dtype, device: of the products.
+        dtype: dtype of the products.
+        device: device of the products.
 
     Raises: UsageError for sizes below 1.
     """

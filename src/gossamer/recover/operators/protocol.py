@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""What a sensing matrix A (rows, cols) must offer to be solved with. It need not be stored.
+"""The interface of a sensing matrix A (rows, cols), which need not be stored.
 
     matvec(x)       A x                        (cols,) -> (rows,)
     adjoint(r)      A^T r, block by block      (rows,) -> pairs (first column, values), columns in order
@@ -7,7 +7,7 @@
     norms()         Euclidean column norms     (cols,)
 
 ``adjoint`` yields at most ``BLOCK_NUMBERS`` numbers at a time. A solver that keeps the s best of them needs O(s +
-block) memory besides the operator itself.
+block) memory in addition to the operator.
 """
 
 from abc import ABC, abstractmethod
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK_NUMBERS = 1 << 21  # numbers made at a time while streaming
+BLOCK_NUMBERS = 1 << 21  # largest size of a block in a stream
 PRECISIONS = (torch.float32, torch.float64)
 
 
 class Operator(ABC):
-    """A linear map of shape (rows, cols). A new one defines ``matvec``, ``adjoint``, ``columns`` and ``norms``."""
+    """A linear map of shape (rows, cols). A subclass defines ``matvec``, ``adjoint``, ``columns`` and ``norms``."""
 
     shape: tuple[int, int]
     dtype: torch.dtype

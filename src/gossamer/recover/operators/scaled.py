@@ -1,9 +1,9 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""A matrix in units of its own size: 2^-e A, with e from one look.
+"""A matrix scaled to the order of one: 2^-e A, with e from one product.
 
     2^e <= max |A^T v| < 2^(e + 1)      v fixed, |v_i| < 1, no entry zero                                          (1)
 
-In these units the norms of columns are about one. (1) sees every entry, so NaN and infinities show in it.
+The norms of the scaled columns are about one. Every entry enters (1), so NaN and infinities in A are found.
 """
 
 import math
@@ -17,7 +17,7 @@ from ..units import exponent_of, shifted
 from .conversion import operator
 from .protocol import BLOCK_NUMBERS, Operator, column_norms
 
-FAINT = 60  # below 2^-60 in (1) products may have vanished: A is looked at again with 2^60 v
+FAINT = 60  # below 2^-60 in (1) products may have underflowed: (1) is computed again with 2^60 v
 SQUARES = {torch.float32: 40, torch.float64: 480}  # exponents up to which squares of numbers near 2^e are safe
 
 
@@ -48,7 +48,7 @@ class Scaled(Operator):
 
 
 def normalised(who: str, A: object) -> tuple[Operator, int]:
-    """2^-e A by (1), and e. Raises UsageError if A is no operator, or holds NaN or infinities."""
+    """2^-e A by (1), and e. Raises UsageError if A is not an operator, or has NaN or infinite entries."""
     made = operator(A, who)
     v = torch.cos(torch.arange(1, made.shape[0] + 1, dtype=torch.float64) * 1.618).to(made.device, made.dtype)
     down = -made.shape[0].bit_length()  # no sum can overflow

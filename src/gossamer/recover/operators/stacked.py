@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""One operator on several right-hand sides at once. State: that of the operator.
+"""One operator on several right-hand sides. State: that of the operator.
 
 Y = A W,  Y (n, k),  W (cols, k)      as one vector each, row by row: coefficient (c, o) has id c k + o
 """
@@ -22,7 +22,7 @@ class Stacked(Operator):
         A: matrix or operator.
         k: number of right-hand sides.
 
-    Raises: UsageError for k below 1, or an A that is no operator.
+    Raises: UsageError for k below 1, or if A is not an operator.
     """
 
     def __init__(self, A: Matrix, k: int):

@@ -6,7 +6,7 @@ import niht``.
     fista                       the Lasso: ``fista``, ``ista``
     basis_pursuit, reweighted   l1 under equality constraints: ``basis_pursuit``, ``reweighted_l1``
     amp                         approximate message passing
-    result, thresholding        what they share: problem and result, H_s and the streamed gradient
+    result, thresholding        shared code: problem and result, H_s and the streamed gradient
 
-This package exports no function, so that a module never hides one.
+This package exports no functions, because modules have the same names.
 """

@@ -7,10 +7,10 @@
         ||A_S (x + eta g_S) - y||^2 <= ||A_S x - y||^2 - 0.9 eta ||g_S||^2
 
 (3) is Armijo's rule. g is half the gradient of ||.||^2, so its constant is 0.45, and exact line search satisfies it.
-Differs from the authors' code. Theirs: eta never grows back, and each trial starts from (1). Here: every inner step
-starts from the exact line search of its own g_S, which only rounding can make too long. Theirs: the first iteration
-has no support and moves nothing (eta = 1e-14). Here: it starts as NIHT does, from the s strongest of A^T y. The
-objective never rises in (3). Cost per step: that of IHT, and 4 m s per inner step.
+There are two differences from the authors' code. In theirs, eta never grows again, and each trial starts from (1).
+Here, every inner step starts from the exact line search for its g_S, which is too long only by rounding. In theirs, the
+first iteration has no support and changes nothing (eta = 1e-14). Here, it starts as NIHT, from the s largest entries of
+A^T y. The objective never rises in (3). Cost per step: that of IHT, and 4 m s per inner step.
 """
 
 import torch
@@ -37,9 +37,12 @@ def aiht(
     tolerance: float | None = None,
     on_step: Watch | None = None,
 ) -> Recovery:
-    """Solves y = A x for x with at most s non-zeros. Arguments, result and errors as in :func:`gossamer.recover.iht`.
+    """Solves y = A x for x with at most s non-zeros.
 
-    ``refine``: inner gradient steps on the fixed support after each threshold.
+    Args:
+        refine: inner gradient steps on the fixed support after each threshold.
+
+    The other arguments, the result and the errors are those of :func:`gossamer.recover.iht`.
     """
     p = problem("aiht", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
@@ -69,5 +72,5 @@ def refined(A_S: Tensor, y: Tensor, x: Tensor, rounds: int) -> Tensor:
                 break
             eta /= 2
         else:
-            break  # only rounding is left to gain
+            break  # further steps would only change rounding errors
     return x

@@ -5,8 +5,8 @@
     z <- y - A x + z ||x||_0 / m                                Onsager's term                                     (2)
 
 alpha: the minimax threshold at delta = m / d (:func:`gossamer.recover.theory.minimax_threshold`). A must have i.i.d.
-entries of zero mean; columns are scaled to unit norm here. On other matrices AMP may diverge; the result then says so.
-State: two dense vectors. Cost per step: 4 m d.
+entries of zero mean; columns are scaled to unit norm here. On other matrices AMP may diverge; ``reason`` then reports
+it. State: two dense vectors. Cost per step: 4 m d.
 """
 
 import math
@@ -36,9 +36,11 @@ def amp(
     """A sparse solution of y = A x for Gaussian-like A with fewer rows than columns.
 
     Args:
-        A: matrix (m, d) or operator, m < d; y: (m,), of the same precision.
+        A: matrix (m, d) or operator, m < d.
+        y: (m,), of the same precision.
         alpha: threshold in units of tau; None is the minimax threshold.
-        steps, tolerance, on_step: as in :func:`gossamer.recover.iht`.
+
+    The other arguments and the result are those of :func:`gossamer.recover.iht`.
 
     Raises: UsageError as :func:`gossamer.recover.iht`, and for m >= d without ``alpha``.
     """

@@ -36,17 +36,18 @@ def basis_pursuit(
     tolerance: float | None = None,
     on_step: Watch | None = None,
 ) -> Recovery:
-    """The solution of A x = y of least weighted l1 norm.
+    """The solution of A x = y of smallest weighted l1 norm.
 
     Args:
-        A: matrix (m, d) or operator, of full row rank; y: (m,), of the same precision.
-        weights: w (d,), positive, in any unit. None is 1 everywhere.
-        steps: iterations at most.
-        tolerance: relative size of ||x - z|| and of the dual residual at which it stops. Default 1e-7 in float64, 1e-4
-            in float32.
+        A: matrix (m, d) or operator, of full row rank.
+        y: (m,), of the same precision.
+        weights: w (d,), positive; a common factor does not matter. None is 1 everywhere.
+        steps: largest number of iterations.
+        tolerance: the iteration stops at this relative size of ||x - z|| and of the dual residual. Default 1e-7 in
+            float64, 1e-4 in float32.
         on_step: called with (iteration, ||x - z||) after each iteration.
 
-    Raises: UsageError as :func:`gossamer.recover.iht`, and if A lacks full row rank (the constraints then contradict
+    Raises: UsageError as :func:`gossamer.recover.iht`, and if A has no full row rank (the constraints then contradict
     or repeat each other).
     """
     p = problem("basis_pursuit", A, y, steps=steps)
@@ -81,13 +82,13 @@ def basis_pursuit(
 
 
 def _pseudo_inverse(M: Tensor) -> Tensor:
-    """A^T (A A^T)^{-1}, (d, m). Raises UsageError where the rows of A depend on each other."""
+    """A^T (A A^T)^{-1}, (d, m). Raises UsageError if the rows of A are linearly dependent."""
     factor, info = _cholesky(M @ M.T)
     diagonal: Tensor = factor.diagonal()
     least, most = float(diagonal.min()), float(diagonal.max())
     if info or least <= 10 * torch.finfo(M.dtype).eps ** 0.5 * most:
-        remedy = "drop rows that depend on others; with more rows than columns use fista or niht"
-        raise UsageError("basis_pursuit", "the rows of A depend on each other", remedy=remedy)
+        remedy = "drop dependent rows; with more rows than columns use fista or niht"
+        raise UsageError("basis_pursuit", "the rows of A are linearly dependent", remedy=remedy)
     return torch.cholesky_solve(M, factor).T.contiguous()
 
 
@@ -125,7 +126,7 @@ def _certified(M: Tensor, y: Tensor, z: Tensor, w: Tensor) -> Tensor | None:
 
 
 def _result(p: Problem, M: Tensor, z: Tensor, log: Log, steps: int, converged: bool, reason: str) -> Recovery:
-    """z as the result; its values are fitted once more to its support where that makes the residual smaller."""
+    """z as the result. Its values are fitted again to its support if that makes the residual smaller."""
     S, x = nonzeros(z)
     if 0 < S.numel() <= M.shape[0]:
         fit = least_squares(M[:, S], p.y)

@@ -7,9 +7,9 @@
     S <- supp H_s(b),  x <- b_S                 prune
     r <- y - A_S x
 
-x is fitted to S once more at the end, and in subspace pursuit at every step. It stops when S and r repeat: those of
-the last step, or of an earlier step, after which the iterates would repeat in a cycle.
-Cost per step: one stream of A^T r and a least-squares problem of m x 3 s, so it is useful where 3 s <= m.
+x is fitted to S again at the end, and in subspace pursuit at every step. The iteration stops when S and r equal those
+of the last step, or of an earlier one (the iterates would then repeat in a cycle).
+Cost per step: one stream of A^T r and a least-squares problem of m x 3 s, so it is useful for 3 s <= m.
 """
 
 import torch
@@ -35,9 +35,12 @@ def cosamp(
     tolerance: float | None = None,
     on_step: Watch | None = None,
 ) -> Recovery:
-    """Solves y = A x for x with at most s non-zeros. Arguments, result and errors as in :func:`gossamer.recover.iht`.
+    """Solves y = A x for x with at most s non-zeros.
 
-    ``merge``: how many times s columns are merged at each step. 2 is CoSaMP, 1 is subspace pursuit.
+    Args:
+        merge: each step merges ``merge`` times s columns. 2 is CoSaMP, 1 is subspace pursuit.
+
+    The other arguments, the result and the errors are those of :func:`gossamer.recover.iht`.
     """
     p = problem("cosamp", A, y, s, s_tilde, tolerance, steps=steps)
     check_count("cosamp", "merge", merge, 1)

@@ -8,10 +8,10 @@ Beck & Teboulle 2009, SIAM J. Imaging Sci. 2(1)
     ISTA    v <- x'
     FISTA   t' = (1 + sqrt(1 + 4 t^2)) / 2,  v <- x' + (t - 1) / t' (x' - x)                                       (2)
 
-The objective's error falls as O(1/k) and O(1/k^2). FISTA restarts its momentum when it points uphill (O'Donoghue &
-Candes 2015). lam sets the number of non-zeros. It stops when the duality gap is at most ``tolerance`` times 1/2
-||y||^2: the gap bounds the distance of the objective to its minimum. scikit-learn's Lasso with ``alpha`` on m samples
-is lam = m alpha. State: two dense vectors. Cost per step: 4 m d.
+The error of the objective falls as O(1/k) and O(1/k^2). FISTA restarts its momentum when it points uphill (O'Donoghue &
+Candes 2015). lam controls the number of non-zeros. The iteration stops when the duality gap, a bound on the error of
+the objective, is at most ``tolerance`` times 1/2 ||y||^2. scikit-learn's Lasso with ``alpha`` on m samples is
+lam = m alpha. State: two dense vectors. Cost per step: 4 m d.
 """
 
 import math
@@ -42,11 +42,12 @@ def fista(
     """The solution of the Lasso, min 1/2 ||A x - y||^2 + lam ||x||_1.
 
     Args:
-        A: matrix (m, d) or operator; y: (m,), of the same precision.
-        lam: strength. None is a hundredth of ||A^T y||_inf, the least lam at which x = 0.
-        momentum: FISTA; False is ISTA.
-        steps: iterations at most.
-        tolerance: duality gap over 1/2 ||y||^2 at which it stops. Default 1e-8 in float64, 1e-5 in float32.
+        A: matrix (m, d) or operator.
+        y: (m,), of the same precision.
+        lam: strength. None is a hundredth of ||A^T y||_inf, the smallest lam at which x = 0.
+        momentum: True is FISTA, False is ISTA.
+        steps: largest number of iterations.
+        tolerance: the iteration stops at this duality gap over 1/2 ||y||^2. Default 1e-8 in float64, 1e-5 in float32.
         on_step: called with (iteration, residual) after each iteration.
 
     Raises: UsageError if shapes or precisions do not fit, y or A hold NaN or infinities, or lam is not positive.
@@ -94,7 +95,7 @@ def ista(
     tolerance: float | None = None,
     on_step: Watch | None = None,
 ) -> Recovery:
-    """:func:`fista` without momentum; its other arguments, result and errors."""
+    """:func:`fista` without momentum. Arguments, result and errors are those of :func:`fista`."""
     return fista(A, y, lam, momentum=False, steps=steps, tolerance=tolerance, on_step=on_step)
 
 

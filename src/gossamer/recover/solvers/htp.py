@@ -5,10 +5,10 @@ Foucart 2011, SIAM J. Numer. Anal. 49(6)
     S <- supp H_s(x + mu A^T (y - A x))                                                                            (1)
     x <- argmin ||y - A_S x||                                                                                      (2)
 
-until S repeats. There are finitely many supports, so this ends; a cycle of several supports is noticed and reported.
-mu = 1 on columns of unit norm, as in the paper; here one over the mean square norm of the columns looked at, which is
-the same there. NIHT's step size does not apply: after (2) the gradient on S is zero. Cost per step: one stream of A^T
-r, least squares of m x s.
+until S repeats. The number of supports is finite, so this ends; a cycle of several supports is detected and reported.
+By default mu is one over the mean square norm of the sensed columns; for columns of unit norm this is mu = 1, as in the
+paper. NIHT's step size does not apply: after (2) the gradient on S is zero. Cost per step: one stream of A^T r, and
+least squares of m x s.
 """
 
 import torch
@@ -33,9 +33,12 @@ def htp(
     tolerance: float | None = None,
     on_step: Watch | None = None,
 ) -> Recovery:
-    """Solves y = A x for x with at most s non-zeros. Arguments, result and errors as in :func:`gossamer.recover.iht`.
+    """Solves y = A x for x with at most s non-zeros.
 
-    ``mu``: step size of (1).
+    Args:
+        mu: step size of (1).
+
+    The other arguments, the result and the errors are those of :func:`gossamer.recover.iht`.
     """
     p = problem("htp", A, y, s, s_tilde, tolerance, steps=steps)
     if (nothing := trivial(p)) is not None:
@@ -69,7 +72,7 @@ def _support(p: Problem, S: Tensor, x: Tensor, r: Tensor, mu: float | None) -> T
 
 
 def _stopped(p: Problem, best: tuple[Tensor, Tensor, float], log: Log, t: int, repeats: bool) -> Recovery:
-    """The best result where a support has come back: the last one (``repeats``), or an earlier one."""
+    """The best result after a support has repeated: the last support (``repeats``), or an earlier one."""
     why = "the support repeats" if repeats else "the supports repeat in a cycle, and the best of them is returned"
     log.note(best[2])
     reason = f"{why}; the residual of {p.told(best[2]):.3g} stays: {WHY}"

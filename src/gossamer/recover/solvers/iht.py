@@ -3,7 +3,7 @@
 
     x <- H_s(x + mu A^T (y - A x))                                                                                 (1)
 
-mu = 1 / ||A||^2 by default. It is safe and slow: the theory needs ||A|| < 1 / sqrt(mu). For exact recovery take
+The default mu = 1 / ||A||^2 is safe and slow: the theory needs ||A|| < 1 / sqrt(mu). For exact recovery use
 :func:`niht`. State: s indices and values. Cost per step: one A_S x and one stream of A^T r, 2 m (s + d) multiply-adds.
 Memory O(s + block + m s).
 """
@@ -39,11 +39,12 @@ def iht(
     Args:
         A: matrix (m, d) or operator, float32 or float64.
         y: (m,), of the same precision.
-        s: non-zeros of the result.
-        s_tilde: non-zeros while iterating, at least s. The result is cut back to s and fitted once more.
+        s: largest number of non-zeros of the result.
+        s_tilde: largest number of non-zeros during the iteration, at least s. The s largest of the result are kept and
+            fitted again.
         mu: step size. None is 1 / ||A||^2, estimated by power iteration.
-        steps: iterations at most.
-        tolerance: residual over ||y|| at which it stops. Default 1e-9 in float64, 2e-5 in float32.
+        steps: largest number of iterations.
+        tolerance: the iteration stops at this residual over ||y||. Default 1e-9 in float64, 2e-5 in float32.
         on_step: called with (iteration, residual) after each iteration.
 
     Raises: UsageError if shapes, precisions or counts do not fit, or y or A hold NaN or infinities.
@@ -52,7 +53,7 @@ def iht(
     if (nothing := trivial(p)) is not None:
         return nothing
     if mu is not None and not (is_real(mu) and 0.0 < mu < math.inf):
-        raise UsageError("iht", "mu, the step size, is a positive number", got=mu)
+        raise UsageError("iht", "mu, the step size, must be a positive number", got=mu)
     size = 0.99 / spectral_norm(p.A) ** 2 if mu is None else times(mu, 2 * p.a)
 
     def step(ids: Tensor, g: Tensor, before: Tensor, _last: Iterate) -> Iterate:
@@ -70,7 +71,7 @@ def spectral_norm(A: Operator, rounds: int = 100, tolerance: float = 1e-4) -> fl
         u = A.rmatvec(v / norm(v))
         before, largest = largest, norm(u)
         if largest == 0.0:
-            return 1.0  # A is zero, or v is orthogonal to its range: no step size matters
+            return 1.0  # A is zero, or v is orthogonal to its range: the step size does not matter
         v = A.matvec(u / largest)
         if largest - before <= tolerance * largest:
             break

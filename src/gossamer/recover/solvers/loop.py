@@ -2,7 +2,7 @@
 """The loop that IHT, NIHT and AIHT share.
 
     g <- A^T (y - A_S x) on S and at its strongest places elsewhere       one stream, see thresholding.py
-    S, x <- step(g)                                                       each solver's own
+    S, x <- step(g)                                                       the step of the solver
     until the residual is small enough, or x moves by no more than ``still`` ||x||
 
 Memory O(s + block + m s), as :class:`Iterate` holds the columns of A on its support.

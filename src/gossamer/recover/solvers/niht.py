@@ -8,8 +8,8 @@ Blumensath & Davies 2010, IEEE JSTSP 4(2)
     if the support changed, while mu > (1 - c) ||x' - x||^2 / ||A (x' - x)||^2:                                    (3)
         mu <- mu / (kappa (1 - c)), and (2) again
 
-Start: S = supp H_s(A^T y), x = 0. c = 0.01, kappa = 2. The step sizes of (3) need no further look at A^T r (see
-thresholding.py). State and cost as IHT, and A on 2 s columns per trial.
+Start: S = supp H_s(A^T y), x = 0. c = 0.01, kappa = 2. The step sizes of (3) do not need A^T r again (see
+thresholding.py). State and cost are those of IHT, and A on 2 s columns per trial.
 """
 
 import torch

@@ -2,14 +2,14 @@
 """Orthogonal matching pursuit: one column at a time, least squares after each.
 Pati, Rezaiifar & Krishnaprasad 1993; Tropp 2004
 
-    j  = argmax |a_j^T r| / ||a_j||                     lowest index among equals; a zero column never
+    j  = argmax |a_j^T r| / ||a_j||                     ties go to the lowest index; zero columns are skipped
     Q <- [Q, q],  q = (I - Q Q^T) a_j normalised        (orthogonalised twice: once loses digits)
     r <- r - q q^T r
     at the end  x = R^{-1} Q^T y,  A_S = Q R
 
-Exact if the coherence is below 1 / (2 s - 1). Columns are compared at unit norm, which needs one more pass over A at
-the beginning; for columns of equal norms that is the classical rule. Cost per step: one stream of A^T r and 4 m |S|.
-State: Q and R, O(m s).
+The result is exact if the coherence is below 1 / (2 s - 1). Columns are compared at unit norm, which needs one more
+pass over A at the beginning; for columns of equal norms this is the classical rule. Cost per step: one stream of A^T r
+and 4 m |S|. State: Q and R, O(m s).
 """
 
 import torch
@@ -24,7 +24,7 @@ from .result import Log, Recovery, Watch, finished, fitted, problem, trivial
 def omp(A: Matrix, y: Array, s: int, *, tolerance: float | None = None, on_step: Watch | None = None) -> Recovery:
     """Solves y = A x for x with at most s non-zeros, chosen one by one.
 
-    Arguments, result and errors as in :func:`gossamer.recover.iht`. There is no ``steps``: at most s are made.
+    Arguments, result and errors as in :func:`gossamer.recover.iht`. There is no ``steps``: it makes at most s steps.
     """
     p = problem("omp", A, y, s, None, tolerance)
     if (nothing := trivial(p)) is not None:

@@ -1,11 +1,11 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportConstantRedefinition=false
-"""How every solver begins and ends: the checked problem, the log of residuals, the result.
+"""The beginning and the end of every solver: the checked problem, the log of residuals, the result.
 
-    problem      A = 2^a A', y = 2^b y'         A' and y' are of the order of one; solvers see only these
-    finished     x = 2^(b - a) x'               exactly, or the result says that its dtype cannot hold x
+    problem      A = 2^a A', y = 2^b y'         A' and y' are of the order of one; solvers use only these
+    finished     x = 2^(b - a) x'               exact, or ``reason`` reports that the dtype cannot hold x
     Log          ||y - A x|| = 2^b ||y' - A' x'||
 
-So a solver computes the same bits for A and y as for 2^i A and 2^j y, for all i and j.
+A solver therefore computes the same bits for A and y as for 2^i A and 2^j y, for all i and j.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ USED_UP = "all {} iterations were used and it still moved; more steps, a larger 
 
 
 class Recovery(NamedTuple):
-    """What a solver found.
+    """The result of a solver.
 
     Attributes:
         support: positions of the non-zeros of x, (k,) int64, sorted.
         values: the non-zeros, (k,).
         size: number of entries of x.
-        residuals: ||y - A x|| after each iteration. The last one belongs to the x that is returned.
+        residuals: ||y - A x|| after each iteration. The last one is that of the returned x.
         iterations: number of iterations.
-        converged: whether the solver stopped by itself, not because its iterations were used up.
-        reason: one sentence, why it stopped.
+        converged: whether a stopping rule held; False if all iterations were used.
+        reason: why the solver stopped, one sentence.
     """
 
     support: Tensor
@@ -60,9 +60,9 @@ class Recovery(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A checked problem in units of its own: 2^-b y = (2^-a A) x with at most s non-zeros.
+    """A checked and scaled problem: 2^-b y = (2^-a A) x with at most s non-zeros.
 
-    While iterating a solver may keep ``inflated`` of them.
+    During the iteration a solver may keep ``inflated`` non-zeros.
     """
 
     A: Operator
@@ -88,14 +88,14 @@ def problem(
     *,
     steps: int = 1,
 ) -> Problem:
-    """Checks the arguments of a solver and takes the units out. Raises UsageError in the name of ``who``."""
+    """Checks the arguments of a solver and scales A and y. Raises UsageError with the name ``who``."""
     check_count(who, "steps", steps, 1)
     A, a = normalised(who, A)
     y = _right_hand_side(who, A, y)
     cols = A.shape[1]
     count = cols if s is None else check_count(who, "s", s, 0)
     if count > cols:
-        what = f"x has {cols} coefficients, fewer than the {count} non-zeros asked for"
+        what = f"x has {cols} coefficients, and cannot have {count} non-zeros"
         raise UsageError(who, what, remedy=f"s of at most {cols}")
     inflated = count if s_tilde is None else check_count(who, "s_tilde, which inflates the support,", s_tilde, count)
     relative = (1e-9 if y.dtype == torch.float64 else 2e-5) if tolerance is None else tolerance
@@ -108,7 +108,7 @@ def _right_hand_side(who: str, A: Operator, y: object) -> Tensor:
     """y as a finite vector (rows,) of the precision of A. Raises UsageError."""
     rows, y = A.shape[0], vector(who, "y", y)
     if y.shape != (rows,):
-        remedy = "Stacked(A, k) solves for several at once"
+        remedy = "use Stacked(A, k) for several right-hand sides"
         raise UsageError(who, f"y must be a vector with the {rows} rows of A", got=tuple(y.shape), remedy=remedy)
     if y.dtype not in PRECISIONS or y.dtype != A.dtype:
         raise UsageError(who, f"y must have the precision of A, {A.dtype}", got=y.dtype)
@@ -118,7 +118,7 @@ def _right_hand_side(who: str, A: Operator, y: object) -> Tensor:
 
 
 class Log:
-    """Residuals of a run, in the units of the given y. They are kept in ``residuals`` and passed to ``on_step``."""
+    """The residuals of a run, in the units of the given y. They are stored, and passed to ``on_step``."""
 
     def __init__(self, p: Problem, on_step: Watch | None):
         self.p, self.on_step = p, on_step
@@ -142,7 +142,7 @@ class Log:
 def finished(p: Problem, support: Tensor, x: Tensor, log: Log, steps: int, converged: bool, reason: str) -> Recovery:
     """The result in the units of the given A and y.
 
-    Where an inflated run found more than s non-zeros, the s largest are kept and their values are fitted once more.
+    If an inflated run found more than s non-zeros, the s largest are kept and their values are fitted again.
     """
     if support.numel() > p.s:
         support, x = hard(support, x, p.s)
@@ -159,7 +159,7 @@ def finished(p: Problem, support: Tensor, x: Tensor, log: Log, steps: int, conve
 
 
 def trivial(p: Problem) -> Recovery | None:
-    """The result where there is nothing to solve: s = 0, or y = 0. None otherwise."""
+    """The result for s = 0 or y = 0, which need no solver. None for other problems."""
     if p.s and bool(p.y.any()):
         return None
     none, log = torch.empty(0, dtype=torch.int64, device=p.y.device), Log(p, None)
@@ -168,10 +168,10 @@ def trivial(p: Problem) -> Recovery | None:
 
 
 def fitted(residual: float, p: Problem) -> str | None:
-    """The sentence about a residual that is small enough; None for a larger one."""
+    """The reason to stop at a residual that is small enough; None for a larger one."""
     return f"the residual is down to {p.told(residual):.2g}" if residual <= p.tolerance else None
 
 
 def stands(residual: float, p: Problem) -> str:
-    """The sentence about a run that does not move any more."""
+    """The reason to stop when the iterates do not change any more."""
     return f"support and values repeat; the residual of {p.told(residual):.3g} stays: {WHY}"

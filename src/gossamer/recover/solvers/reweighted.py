@@ -5,8 +5,8 @@ Candes, Wakin & Boyd 2008, J. Fourier Anal. Appl. 14
     x <- argmin sum_i w_i |x_i| subject to A x = y                                                                 (1)
     w_i <- 1 / (|x_i| + eps)                                                                                       (2)
 
-eps: by default a tenth of the root mean square of the non-zeros of x. Four to eight rounds are usual. It stops when x
-repeats.
+By default eps is a tenth of the root mean square of the non-zeros of x. Four to eight rounds are usual. The rounds stop
+when x repeats.
 """
 
 import torch
@@ -33,10 +33,11 @@ def reweighted_l1(
     """A sparse solution of A x = y, usually sparser than that of basis pursuit.
 
     Args:
-        rounds: problems (1) solved at most.
-        eps: in (2), in the units of x.
-        steps: iterations of each basis pursuit at most.
-        A, y, tolerance, on_step: as in :func:`gossamer.recover.basis_pursuit`; so are the errors.
+        rounds: largest number of problems (1).
+        eps: the constant in (2), in the units of x.
+        steps: largest number of iterations of each basis pursuit.
+
+    The other arguments, the result and the errors are those of :func:`gossamer.recover.basis_pursuit`.
     """
     check_count("reweighted_l1", "rounds", rounds, 1)
     if eps is not None and not eps > 0:

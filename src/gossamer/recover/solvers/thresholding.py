@@ -1,12 +1,12 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""The exact hard threshold, and one streamed look at the gradient that serves every step size.
+"""The exact hard threshold, and a streamed gradient that is valid for all step sizes.
 
-    H_s(z)       keeps the s largest |z|; exactly s where z has that many non-zeros; among equals the lowest index
-    sense        g = A^T r on the support and at its s strongest places elsewhere, from one stream over the columns
+    H_s(z)       keeps the s largest |z|, exactly s if z has that many non-zeros; ties go to the lowest index
+    sense        g = A^T r on the support and at its s largest entries elsewhere, from one stream over the columns
 
-Off the support of x the vector x + mu g is mu g. So, for every step size mu, the entries that H_s keeps lie on the
-support or among the s strongest entries of g off it. One pass over A^T r, with O(s + block) numbers in memory, serves
-all step sizes that a solver may try.
+Off the support of x, the vector x + mu g equals mu g. For every step size mu, the entries that H_s keeps are therefore
+on the support or among the s largest entries of g off it. One pass over A^T r, with O(s + block) numbers in memory, is
+enough for all step sizes that a solver tries.
 """
 
 import torch
@@ -35,14 +35,14 @@ class Largest:
         self.values = torch.empty(0, dtype=like.dtype, device=like.device)
 
     def offer(self, first: int, values: Tensor) -> None:
-        """Takes the values of ids first, first + 1, ..."""
+        """Adds the values of the ids first, first + 1, ..."""
         best = top_k(values.abs(), min(self.k, values.numel()))
         ids, values = torch.cat([self.ids, best + first]), torch.cat([self.values, values[best]])
         self.ids, self.values = hard(ids, values, self.k)
 
 
 def sense(A: Operator, r: Tensor, support: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """A^T r on the support and at its k strongest entries off it: ids, sorted, and values."""
+    """A^T r on the support and at its k largest entries off it: sorted ids, and values."""
     best, on = Largest(k, r), list[Tensor]()
     for first, g in A.adjoint(r):
         inside = support[torch.searchsorted(support, first) : torch.searchsorted(support, first + g.numel())] - first
