@@ -1,11 +1,11 @@
-"""At which density does a sparse layer break even with the dense one?
+"""The density at which a sparse layer takes as much time as the dense layer.
 
     python benchmarks/break_even.py --json sweep.json --markdown docs/speed.md --mark sweep
     python benchmarks/break_even.py --from sweep.json growth.json --picture docs/speed.svg --markdown docs/speed.md
 
-The speed-up over the best dense variant, forward and backward, at densities from 0.005 to 1, and the density where it
-is 1. The gate compares output and both gradients first. ``--picture`` draws the speed-up over the density (matplotlib);
-beside it the time over the non-zeros, if ``--from`` also names what ``growth.py`` wrote.
+Measures the speed-up over the best dense variant, forward and backward, at densities from 0.005 to 1, and the density
+where it is 1. First the gate compares output and both gradients. ``--picture`` draws the speed-up over the density
+(matplotlib), and the time over the non-zeros if ``--from`` also names a file of ``growth.py``.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """All rows at all densities: first every gate, then the times."""
+    """Measures all rows at all densities: first all gates, then the times."""
     rows = products.rows_of(args, ROWS)
     for work in rows:
         products.gate(work, DENSITIES, args)
@@ -76,7 +76,7 @@ def table(result: Result) -> Table:
 
 
 def pictured(result: Result, args: argparse.Namespace) -> Mapping[str, str]:
-    """Draws the picture if it was asked for. Returns what shows it on the page."""
+    """Draws the picture if ``--picture`` is given. Returns the Markdown that shows it."""
     if args.picture is None:
         return {}
     picture(result, args.picture)
@@ -87,7 +87,7 @@ def pictured(result: Result, args: argparse.Namespace) -> Mapping[str, str]:
 
 
 def picture(result: Result, path: Path) -> None:
-    """Speed-up over density with the break-even points, and time over non-zeros, as far as they were measured."""
+    """Draws speed-up over density with the break-even points, and time over non-zeros, if they were measured."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -95,7 +95,7 @@ def picture(result: Result, path: Path) -> None:
 
     panels = [draw for name, draw in (("sweep", _draw_sweep), ("growth", _draw_growth)) if name in result]
     if not panels:
-        raise gs.UsageError("--picture", "there is neither a sweep nor a growth to draw", remedy="--from sweep.json")
+        raise gs.UsageError("--picture", "there are no measurements to draw", remedy="--from sweep.json")
     style = {"svg.hashsalt": "gossamer", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
         size = (5.6 * len(panels), 4.0)

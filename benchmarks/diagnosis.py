@@ -1,11 +1,11 @@
-"""How well is the recall of sensing predicted, during the training of an MLP on Fashion-MNIST?
+"""The error of the predicted recall of sensing, during the training of an MLP on Fashion-MNIST.
 
     GOSSAMER_DATA=... python benchmarks/diagnosis.py --out DIR
     python benchmarks/diagnosis.py --isometry            isometry constants of five Gaussian matrices 256 x 512
 
-The network is 784-512-512-10 at density 0.05. At each stage the gradient of 200 batches at the present weights is the
-truth. The recall is predicted from ``window`` of these batches; a hundredth of the zeros is to grow. Writes
-DIR/recall.csv and prints a table.
+The network is 784-512-512-10 at density 0.05. At each stage the true gradient is that of 200 batches at the current
+weights. The recall is predicted from ``window`` of these batches; a hundredth of the zeros would grow. The script
+writes DIR/recall.csv and prints a table.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _ranged(values: Sequence[float]) -> str:
 
 
 def recall(stages: Sequence[int]) -> list[Row]:
-    """Trains to each stage in turn, and compares there."""
+    """Trains from stage to stage, and compares at each."""
     data = FashionMNIST().load()
     X, Y = data.inputs(data.train_x).flatten(1), data.train_y
     torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""The gate of all benchmarks: parity before time. What computes something else gets no time.
+"""The gate of all benchmarks: results are compared before times are measured. Wrong variants get no time.
 
-error     norm of the difference over the norm of what was expected
+error     norm of the difference over the norm of the expected result
 problems  the parts of a result whose error exceeds the tolerance
-sampled   output and both gradients of a sparse linear layer, checked in a few rows and columns by hand, so that the
-          dense matrix never exists
+sampled   a check of output and both gradients of a sparse linear layer, in a few rows and columns, without the dense
+          matrix
 """
 
 from collections.abc import Mapping
@@ -17,29 +17,29 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}
 
 
 class Mismatch(ArithmeticError):
-    """A variant computes something else, so there is no time to report."""
+    """A variant computes wrong results, so no time is reported."""
 
     def __init__(self, what: str):
         super().__init__(f"{what}. No time is reported.")
 
 
 def error(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Norm of the difference over the norm of the expected result."""
     got, expected = got.detach().double(), expected.detach().double()
     return float((got - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
 def problems(pairs: Mapping[str, tuple[Tensor, Tensor]], tolerance: float) -> list[str]:
-    """Which of the (got, expected) pairs differ by more than ``tolerance``, and by how much."""
+    """Names and errors of the (got, expected) pairs that differ by more than ``tolerance``."""
     errors = {what: error(*pair) for what, pair in pairs.items()}
     return [f"{what} by {e:.1e}" for what, e in errors.items() if not e <= tolerance]  # NaN compares as False
 
 
 def sampled(layer: gs.SparseLinear, x: Tensor, dy: Tensor) -> None:
-    """Checks output, weight gradient and input gradient in four rows and columns by hand.
+    """Checks output, weight gradient and input gradient in four rows and columns, by direct products.
 
     Args:
-        layer: in blocks of one weight.
+        layer: a layer of single weights.
         x: (batch, in).
         dy: (batch, out), gradient of the output.
 

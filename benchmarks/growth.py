@@ -1,10 +1,10 @@
-"""How does the cost of a training step grow with the number of non-zeros?
+"""The growth of the cost of a training step with the number of non-zeros.
 
     python benchmarks/growth.py --json growth.json --markdown docs/speed.md
 
-Square layers at density 0.01, batch 16, from 1e5 to 1e8 non-zeros (about 10 GB), and the exponent of the power law
-through the times. The gate compares output and both gradients in a few rows and columns with a product by hand.
-``break_even.py --from sweep.json growth.json --picture FILE`` draws it.
+Measures square layers at density 0.01, batch 16, from 1e5 to 1e8 non-zeros (about 10 GB), and fits the exponent of a
+power law to the times. The gate checks output and both gradients in a few rows and columns by direct products.
+``break_even.py --from sweep.json growth.json --picture FILE`` draws the result.
 """
 
 import argparse
@@ -28,7 +28,7 @@ DECADES, DECADES_QUICK = (5, 8), (3, 4)  # powers of ten of the non-zeros
 
 
 class Trained(NamedTuple):
-    """A layer with all that a training step of it needs."""
+    """A layer with optimizer and data for training steps."""
 
     layer: gs.SparseLinear
     optimizer: torch.optim.Optimizer
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
     @staticmethod
     def of(side: int, n: int, batch: int, seed: int) -> "Trained":
-        """A square layer with ``n`` non-zeros. Raises Mismatch where the gate fails."""
+        """A square layer with ``n`` non-zeros. Raises Mismatch if the gate fails."""
         rng = torch.Generator().manual_seed(seed)
         layer = gs.SparseLinear(side, side, density=n / side**2, bias=False, rng=rng)
         x, target = (batch_last(torch.randn(batch, side, generator=rng)) for _ in range(2))
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """Training steps of ever larger layers. One of them is in memory at a time, so each gate stands before its time."""
+    """Times training steps of larger and larger layers. Only one is in memory, so each gate runs before its time."""
     first, last = DECADES_QUICK if args.quick else DECADES
     points, kernels = [], {}
     for half in range(2 * first, 2 * last + 1):

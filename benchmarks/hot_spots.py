@@ -1,9 +1,9 @@
-"""Where does the time of a sparse training step go?
+"""The operators that take most time of a sparse training step.
 
     python benchmarks/hot_spots.py --models vgg16-bn --density 0.1
 
-Prints torch's profile of one step: the 25 operators that take most of it. The networks and the gate are those of
-``training.py``. Two steps warm up first.
+Prints torch's profile of one step: the 25 most expensive operators. The networks and the gate are those of
+``training.py``. Two steps without measurement come first.
 """
 
 import argparse

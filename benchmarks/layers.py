@@ -1,13 +1,14 @@
-"""How much faster is a sparse layer than the dense one, and than the sparse layers of other libraries?
+"""The speed of sparse layers, compared with dense layers and with the sparse layers of other libraries.
 
     python benchmarks/layers.py --json layers.json --markdown docs/speed.md --mark kernels
     python benchmarks/layers.py --rows conv-64 --densities 0.1          a part of it
     python benchmarks/layers.py --block 4 4 --dtype bfloat16            tiles of weights; activations in bfloat16
     python benchmarks/layers.py --from layers.json                      the table of an earlier run
 
-Linear layers and convolutions at 90, 95 and 98 % zeros, forward and backward. Output and both gradients are compared
-first. A mismatch ends the script with code 1 and no time; another library's mismatch stands in place of its time. Times
-are of one interleaved run per row, dense and all densities together, beside GFLOP/s, bytes and the machine's roofline.
+Measures linear layers and convolutions at 90, 95 and 98 % zeros, forward and backward. First it compares output and
+both gradients. A mismatch of gossamer ends the script with code 1 and without times. A mismatch of another library is
+shown instead of its time. Each row is one interleaved run of dense and of all densities. The table also has GFLOP/s,
+bytes and the roofline of the machine.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """All rows: first every gate, then the times."""
+    """Measures all rows: first all gates, then the times."""
     rows = products.rows_of(args, ROWS)
     wrong = {w.name: products.gate(w, args.densities, args, with_peers=True) for w in rows}
     roofline = timing.roofline(0.0 if args.quick else 2.0, args.quick)
@@ -62,7 +63,7 @@ def table(result: Result) -> Table:
 
 
 def _row(cell: dict[str, Any], roof: dict[str, float]) -> list[str]:
-    """One cell's columns, without those of other libraries."""
+    """The columns of one cell, without those of other libraries."""
     own, best = Timing(**cell["gossamer"]), Timing(**cell["dense"][cell["best dense"]])
     speed, moved = cell["flops"] / own.seconds, cell["bytes"] / own.seconds
     return [

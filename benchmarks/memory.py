@@ -1,11 +1,11 @@
-"""How much memory does a layer take that is too wide to exist densely, trained through CSST events?
+"""The memory of a layer that is too wide for a dense weight, in training with CSST events.
 
     python benchmarks/memory.py                       2**20 x 2**20, 10 million non-zeros (the dense matrix: 4 TiB)
     python benchmarks/memory.py --power 16 --nonzeros 100000 --steps 30
 
 Prints peak resident memory and bytes per non-zero as Markdown, and writes them as JSON with ``--json FILE``. The gate
-compares output and both gradients in a few rows and columns with a product by hand. The layer must also train: the loss
-falls, and events exchange blocks.
+checks output and both gradients in a few rows and columns by direct products. The layer must also train: the loss must
+fall, and events must exchange blocks.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 def train(
     layer: gs.SparseLinear, rewirer: gs.Rewirer, args: argparse.Namespace, rng: torch.Generator
 ) -> tuple[Mapping[str, Any], gs.Ledger]:
-    """Steps towards random targets. Returns what was seen, and the ledger of the steps."""
+    """Trains towards random targets. Returns the measurements, and the ledger of the steps."""
     x, target = (torch.randn(args.batch, layer.support.shape[1], generator=rng) for _ in range(2))
     ledger = gs.Ledger(layer, x, optimizer=rewirer.optimizer)
     seconds: dict[str, list[float]] = {"plain": [], "sensing": [], "event": []}
@@ -113,7 +113,7 @@ def train(
         loss.backward()
         ledger.step(args.batch, rewirer)
         losses.append(float(loss.detach()))
-        del loss  # it holds the activations, which the peak must not count twice
+        del loss  # frees the activations, so that the peak does not count them twice
         rewirer.step()
         rewirer.optimizer.zero_grad(set_to_none=True)
         seconds["event" if rewirer.last else "sensing" if sensing else "plain"].append(time.perf_counter() - begin)

@@ -1,7 +1,7 @@
-"""Whole networks that training.py, sensing.py, hot_spots.py and ownership.py train on random images, and their gate.
+"""The networks for training.py, sensing.py, hot_spots.py and ownership.py, which train on random images; their gate.
 
-gate    loss and gradients of the compact network, and its loss after one step, are those of the same network in the
-        masked layout, which dense torch multiplies
+gate    loss and gradients of the compact network, and its loss after one step, must equal those of the same network
+        in the masked layout, which uses torch's dense products
 """
 
 import argparse
@@ -18,7 +18,7 @@ from gate import Mismatch, error
 from gossamer.cli.models import MLP, VGG16, Model, ResNet18, ResNet20
 
 CLASSES = 10
-# Allowed errors in float32. Where rounding switches a ReLU, gradients differ by more than rounding.
+# Allowed errors in float32. If rounding switches a ReLU, gradients differ by more than rounding errors.
 LOSS, LOSS_AFTER, GRADIENT = 1e-4, 1e-3, 5e-2
 NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {  # name -> network, shape of its input
     "vgg16-bn": (VGG16(), (3, 32, 32)),
@@ -62,7 +62,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parsed(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with the defaults that depend on others."""
+    """The arguments, with the defaults that depend on other arguments."""
     args = p.parse_args(argv)
     args.budget = (0.0 if args.quick else 10.0) if args.budget is None else args.budget
     args.batch = 8 if args.quick else args.batch
@@ -70,7 +70,7 @@ def parsed(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.N
     args.models = args.models or list(args.networks)
     unknown = [name for name in args.models if name not in args.networks]
     if unknown:
-        p.error(f"there is no network {unknown[0]!r}; there is {', '.join(args.networks)}")
+        p.error(f"unknown network {unknown[0]!r}: one of {', '.join(args.networks)}")
     return args
 
 
@@ -97,7 +97,7 @@ def sparse_network(name: str, density: float, args: argparse.Namespace, layout: 
 
 
 def kernels_of(net: nn.Module) -> list[str]:
-    """Names of the kernels that its sparse layers run."""
+    """Names of the kernels of its sparse layers."""
     return sorted({name for layer in gs.sparse_layers(net).values() for name in layer.kernels.values()})
 
 

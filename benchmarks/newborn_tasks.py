@@ -1,6 +1,6 @@
-"""The tasks of ``newborns.py``: records of their settings that make networks and batches and measure what was held out.
+"""The tasks of ``newborns.py``: records of settings that make networks and batches, and measure the held-out data.
 
-A task's fields are its whole identity: two runs of equal fields, cell and data are the same run.
+The fields of a task identify it: two runs with equal fields, cell and data are the same run.
 """
 
 import math
@@ -18,20 +18,20 @@ from gossamer.cli import files
 from gossamer.cli.models import MLP
 from gossamer.cli.tasks import Data, FashionMNIST, Planted, Task, normalised, stream
 
-HELD_OUT = 10  # one in so many is held out
+HELD_OUT = 10  # one in HELD_OUT examples is held out
 
 
 @dataclass(kw_only=True)
 class Setting:
-    """What all cells of a task share."""
+    """The settings that all cells of a task share."""
 
     steps: int
     batch: int
-    lr: float = 1e-3  # of dense weights; of sparse ones lr / density^0.5
+    lr: float = 1e-3  # for dense weights; sparse weights have lr / density^0.5
     weight_decay: float = 0.01
     warm_up: int = 0  # steps; then half a cosine to 0
-    every: int  # RigL's and SET's steps between events, CSST's at first
-    last_every: int  # CSST's at the end
+    every: int  # steps between events of RigL and SET, and between the first ones of CSST
+    last_every: int  # steps between the last events of CSST
     stop: float = 0.75  # of the steps
 
     def rate(self, t: int) -> float:
@@ -39,7 +39,7 @@ class Setting:
         return min(1.0, (t + 1) / self.warm_up if self.warm_up else 1.0) * (1 + math.cos(math.pi * t / self.steps)) / 2
 
     def topology(self, method: str) -> gs.Topology:
-        """RigL and SET with their usual 0.3, CSST with half of the connections exchanged at first."""
+        """The topology: RigL and SET exchange 0.3 of the connections at first, as usual, and CSST one half."""
         stop = round(self.stop * self.steps)
         if method == "csst":
             settings = gs.CSST(stop, self.every, self.last_every, drop_fraction=0.5, selectivity=1.0)
@@ -56,7 +56,7 @@ class Setting:
         raise NotImplementedError
 
     def metric(self, net: nn.Module) -> float:
-        """On what was held out."""
+        """The metric on the held-out data."""
         raise NotImplementedError
 
 
@@ -69,15 +69,15 @@ class Images(Setting):
     every: int = 100
     last_every: int = 1000
     widths: tuple[int, ...] = (512, 512)
-    made: bool = False  # images that are made, not read
-    folder: InitVar[str | None] = None  # where the files are
+    made: bool = False  # artificial images instead of files
+    folder: InitVar[str | None] = None  # folder of the files
 
     def __post_init__(self, folder: str | None):
         self.folder = folder
 
     @cached_property
     def data(self) -> Data:
-        """The first nine tenths of the training set, and as its test set the last."""
+        """The data: the first nine tenths of the training set for training, the last tenth as the test set."""
         if self.made:
             return Planted(features=20, relevant=8, hidden=8, examples=1000).load()
         x, y = FashionMNIST(self.folder).paths()[:2]
@@ -131,13 +131,13 @@ class Text(Setting):
         """All of it."""
         if self.file is None or not self.file.is_file():
             raise gs.UsageError(
-                "newborns", "the task text needs a text", got=self.file, remedy="--data FILE, or --tasks images"
+                "newborns", "the task text needs a text file", got=self.file, remedy="--data FILE, or --tasks images"
             )
         return self.file.read_text()
 
     @cached_property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Characters to train on, and those held out, as numbers."""
+        """The training characters and the held-out characters, as numbers."""
         number = {c: i for i, c in enumerate(self.alphabet)}
         codes = torch.tensor([number[c] for c in self.text])
         n = len(codes) - len(codes) // HELD_OUT
@@ -163,7 +163,7 @@ class Text(Setting):
 
 
 class Block(nn.Module):
-    """Attention to what came before, then a perceptron, each on normalised inputs and added to them."""
+    """Causal attention, then a perceptron, each on normalised inputs and with a residual connection."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -173,7 +173,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, context, width) -> the same."""
+        """(batch, context, width) -> (batch, context, width)."""
         h = self.norm1(x)
         q, k, v = (project(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q, self.k, self.v))
         x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))

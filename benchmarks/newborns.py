@@ -1,4 +1,4 @@
-"""Does it matter under AdamW which optimizer state a newborn connection gets?
+"""The effect of the optimizer state of newborn connections under AdamW.
 
     python benchmarks/newborns.py --results runs/newborns.jsonl --data tinyshakespeare.txt                    measure
     python benchmarks/newborns.py --results runs/newborns.jsonl --tasks images --budget 600                   a part
@@ -9,16 +9,16 @@ Every setting of ``Rewirer(..., newborn=...)`` is measured on two tasks:
     images   Fashion-MNIST, multilayer perceptron; accuracy on the last tenth of the training set (no test set is read)
     text     a small transformer on the characters of a text (``--data``); bits per character on its last tenth.
 
-Let l_t be the loss of the batch of step t, before the step changes anything, and E the steps that end with an event:
+Let l_t be the loss of the batch of step t before the update, and E the steps that end with an event:
 
     rise    mean over t in E of  mean(l_{t+1} .. l_{t+5}) - m      m, sd: mean, standard deviation of l_{t-19} .. l_t
     peak    mean over t in E of  max(l_{t+1} .. l_{t+20}) - (m + 2 sd)
-    above   fraction of E where that is positive
+    above   fraction of E where the peak is positive
 
 The null models are ``dense`` and ``static``, a random support that never changes. ``static`` is measured at the steps
-where RigL and SET have their events: this is what the three numbers are by chance and by the trend of the loss. The
-most telling cells are run first, all seeds and settings of one before the next. A finished cell is one line of
-``--results`` and is not run again, so the next command continues a run that was cut. The tasks: ``newborn_tasks.py``.
+of the events of RigL and SET: it shows the three numbers that chance and the trend of the loss give. The most important
+cells run first, with all seeds and settings of one cell before the next. A finished cell is one line of ``--results``
+and is not run again, so the same command continues an interrupted run. The tasks are in ``newborn_tasks.py``.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from report import Result, Table
 
 BEFORE, SOON, AFTER = 20, 5, 20  # steps around an event
 NULLS = ("static", "dense")
-BASE = "zero"  # the setting that others are compared with
-ORDER = (  # task, method, density: the most telling first
+BASE = "zero"  # the setting with which all others are compared
+ORDER = (  # task, method, density: the most important first
     ("text", "csst", 0.1), ("images", "csst", 0.01), ("text", "rigl", 0.1), ("images", "rigl", 0.01),
     ("images", "csst", 0.05), ("images", "rigl", 0.05), ("images", "set", 0.01), ("images", "set", 0.05),
     ("text", "static", 0.1), ("images", "static", 0.01), ("images", "static", 0.05),
@@ -65,7 +65,7 @@ class Cell(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the cells that are missing, then makes the table of all that are there."""
+    """Runs the missing cells, then makes the table of all finished cells."""
     args = arguments(argv)
     torch.set_num_threads(args.threads)
     begin, ran = time.perf_counter(), 0
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             spent = args.budget is not None and time.perf_counter() - begin >= args.budget
             if ran == args.cells or spent:
-                print(f"cut before {' '.join(map(str, cell))}: the same command goes on", file=sys.stderr)
+                print(f"stopped before {' '.join(map(str, cell))}: repeat the command to continue", file=sys.stderr)
                 break
             found = measured(cell, task)
             append(args.results, found)
@@ -136,7 +136,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
-    """All that were asked for, in order."""
+    """All requested cells, in order."""
     for task, method, density in ORDER:
         if task in args.tasks:
             for seed in range(args.seeds):
@@ -195,7 +195,7 @@ def machine() -> Result:
 def around(losses: Sequence[float], events: Sequence[int]) -> Result:
     """``rise``, ``peak`` and ``above`` around the events, from the losses of the steps 1, 2, ...
 
-    Returns: None for each where no event has enough steps around it.
+    Returns: the three numbers; None for each if no event has enough steps around it.
     """
     rises, peaks = [], []
     for t in events:
@@ -212,12 +212,12 @@ def around(losses: Sequence[float], events: Sequence[int]) -> Result:
 
 
 def key(cell: Cell, task: Setting) -> str:
-    """What identifies a line."""
+    """The key that identifies a line."""
     return json.dumps([cell, asdict(task)])
 
 
 def read(path: Path) -> dict[str, Result]:
-    """Finished cells by their keys. A line that was cut is skipped."""
+    """Finished cells by their keys. An incomplete line is skipped."""
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -229,7 +229,7 @@ def read(path: Path) -> dict[str, Result]:
 
 
 def append(path: Path, row: Result) -> None:
-    """Adds a line, after a line break if the last line was cut."""
+    """Adds a line, after a line break if the last line is incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     with path.open("a") as file:
@@ -237,7 +237,7 @@ def append(path: Path, row: Result) -> None:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Prints the table, and puts it on the page that was asked for. Returns the exit code."""
+    """Prints the table, and writes it into the page of ``--markdown``. Returns the exit code."""
     settings = {name: json.loads(json.dumps(asdict(task))) for name, task in args.settings.items()}
     rows = [row for row in read(args.results).values() if row["setting"] == settings[row["task"]]]
     if not rows:
@@ -255,7 +255,7 @@ Group = tuple[str, float, str, str | None]  # task, density, method, newborn
 
 
 def tabulated(rows: Sequence[Result]) -> Table:
-    """Tasks, densities and methods by settings; each setting beside "zero" with the same seeds."""
+    """Tasks, densities and methods by settings. Each setting is compared with "zero" at the same seeds."""
     groups: dict[Group, dict[int, Result]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["density"], row["method"], row["newborn"]), {})[row["seed"]] = row
@@ -315,7 +315,7 @@ def spread(values: Sequence[float], digits: int, signed: bool = False, error: bo
 
 
 def notes(rows: Sequence[Result]) -> list[str]:
-    """What the columns are, and where they were measured."""
+    """The notes: the meaning of the columns, and the machine."""
     machines = sorted({timing.about(row["machine"]).rpartition(";")[0] for row in rows})
     kernels = sorted({name for row in rows for name in row["kernels"] if name != "torch"}) or ["torch"]
     days = sorted({row["machine"]["started"][:10] for row in rows})

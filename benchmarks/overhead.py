@@ -1,15 +1,16 @@
-"""What does a call of a sparse layer cost beyond its kernels?
+"""The cost of a call of a sparse layer without its kernels.
 
     python benchmarks/overhead.py --json overhead.json --markdown docs/speed.md
 
-Chains of 4 and of 68 layers are timed in turn, forward and backward. The layers are so small that the arithmetic is
-nothing, so the slope over the length of the chain is the cost of one call, free of what a chain pays once. Beside it
-stand the same slope for torch's dense layers, and the layer's two kernels alone, called on the same operands.
+Chains of 4 and of 68 layers are timed alternately, forward and backward. The layers are so small that the arithmetic
+takes almost no time. The slope over the length of the chain is therefore the cost of one call, without the fixed cost
+of a chain. The table also has the slope of torch's dense layers, and the time of the two kernels of the layer alone, on
+the same operands.
 
-The slope bounds the overhead from above. The slope less the kernels' calls is the part that is surely not theirs: their
-own calls also hold some glue, such as the binding and the allocation of the output.
+The slope is an upper bound of the overhead. The slope minus the time of the kernel calls is a lower bound, because a
+kernel call also has some overhead, such as the binding and the allocation of the output.
 
-The gate: the output of each sparse layer, and its gradients, are those of the dense product with the same weight.
+The gate: the output and the gradients of each sparse layer must equal those of the dense product with the same weight.
 """
 
 import argparse
@@ -35,7 +36,7 @@ FEW, MANY, MANY_QUICK = 4, 68, 12  # layers of the two chains
 
 
 class Case(NamedTuple):
-    """A sparse layer, the dense one of its shape, and the shape of their input."""
+    """A sparse layer, the dense layer of the same shape, and the shape of their input."""
 
     name: str
     sparse: Callable[[], gs.SparseLayer]
@@ -69,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """All cases: first every gate, then the times."""
+    """Measures all cases: first all gates, then the times."""
     for case in CASES:
         gate(case)
     return {"overhead": [timed(case, args) for case in CASES]}
 
 
 def gate(case: Case) -> None:
-    """One sparse layer without its bias against the dense product. Raises Mismatch."""
+    """Compares a sparse layer without bias with the dense product. Raises Mismatch."""
     layer, x = case.sparse(), torch.randn(case.shape)
     layer.bias = None
     dy = torch.randn_like(layer(x))
@@ -126,7 +127,7 @@ def _chain(make: Callable[[], nn.Module], k: int, x: Tensor) -> Callable[[], Non
 
 
 def _kernels_alone(layer: gs.SparseLayer, x: Tensor, k: int) -> Callable[[], None]:
-    """The two kernels that the layer's calls choose, on its operands, k times."""
+    """The two kernels that the layer uses, called k times on its operands."""
     s, values = layer.support, layer.values.detach()
     with torch.no_grad():
         dy = batch_last(torch.randn_like(layer(x)))

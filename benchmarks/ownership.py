@@ -1,13 +1,13 @@
-"""What do the checks cost that keep supports, gradients and optimizer state together, on plain steps?
+"""The cost, on plain steps, of the checks that keep supports, gradients and optimizer state consistent.
 
     python benchmarks/ownership.py --json ownership.json --markdown docs/guides/loops.md --mark ownership
 
-    step     a plain training step by a Rewirer that neither senses nor rewires, over the same step by its optimizer
-             alone; batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of one network, in turn
-    call     a layer's forward pass, over the same product called with a support that is not checked; and the check of
-             the support alone; inference and training mode, input (8, 1024), linear 1024 at density 0.02
+    step     a plain training step of a Rewirer that neither senses nor rewires, over the same step of only the
+             optimizer; batch 128, SGD with momentum 0.9, density 0.05, budget erk; two copies of a network, alternately
+    call     the forward pass of a layer, over the same product without a check of the support; and the check of the
+             support alone; inference and training mode, input (8, 1024), linear 1024 at density 0.02
 
-The gate: both networks of a step must hold the same bits at the end.
+The gate: both networks of a step must have the same bits at the end.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def measured(args: argparse.Namespace) -> Result:
 
 
 def step(name: str, model: Model, shape: tuple[int, ...], args: argparse.Namespace) -> dict[str, Any]:
-    """A plain step with a Rewirer and without."""
+    """Times a plain step with and without a Rewirer."""
     rng = torch.Generator().manual_seed(args.seed)
     net = gs.sparsify(model.build(shape, 10, rng), DENSITY, rng=rng, fuse=True).train()
     x, y = torch.randn(BATCH, *shape, generator=rng), torch.randint(10, (BATCH,), generator=rng)
@@ -69,7 +69,7 @@ def step(name: str, model: Model, shape: tuple[int, ...], args: argparse.Namespa
 
 
 def calls(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A call of a layer over its product; the check of the support."""
+    """Times the call of a layer, its product, and the check of the support."""
     layer, x = gs.SparseLinear(1024, 1024, density=0.02), torch.randn(8, 1024)
     s, repeats, rounds = layer.support, 200 if args.quick else 2000, 3 if args.quick else 60
     product = layer.layout.linear

@@ -1,9 +1,9 @@
-"""One sparse product per row, forward and backward, beside the dense one: for layers.py, tiles.py, break_even.py.
+"""Sparse products and dense ones, forward and backward, for layers.py, tiles.py and break_even.py.
 
-gate    output and both gradients of every variant are those of the dense product with the same weight
+gate    output and both gradients of every variant must equal those of the dense product with the same weight
 cells   one interleaved run over a row: dense once, the sparse variants at every density
 
-FLOPs are 6 B P n for n weights at P output positions. Bytes are the least that could move: input, output and their
+FLOPs are 6 B P n for n weights at P output positions. Bytes are the least possible traffic: input, output and their
 gradients, the values, their gradient and the index, once each.
 """
 
@@ -46,7 +46,7 @@ class Work(NamedTuple):
         else:
             made = gs.SparseLinear(self.inputs, self.outputs, dtype=args.dtype, **common)
         if made.block == (1, 1):
-            with torch.no_grad():  # libraries that look for non-zeros would not see a kept weight that is 0 by chance
+            with torch.no_grad():  # libraries that search for non-zeros would miss a kept weight that is 0 by chance
                 made.values[made.values == 0] = 1.0
         return made
 
@@ -85,7 +85,7 @@ def parser(description: str | None, rows: Sequence[Work]) -> argparse.ArgumentPa
 def parsed(
     p: argparse.ArgumentParser, argv: Sequence[str] | None, block: tuple[int, int] = (1, 1)
 ) -> argparse.Namespace:
-    """The arguments, with the defaults that depend on others."""
+    """The arguments, with the defaults that depend on other arguments."""
     args = p.parse_args(argv)
     args.dtype = getattr(torch, args.dtype)
     args.block = list(getattr(args, "block", block))
@@ -94,17 +94,17 @@ def parsed(
 
 
 def rows_of(args: argparse.Namespace, rows: Sequence[Work]) -> list[Work]:
-    """The rows that were asked for. Raises UsageError if there is none."""
+    """The requested rows. Raises UsageError if there is none."""
     rows = TINY if args.quick else rows
     found = [w for w in rows if w.name.startswith(tuple(args.rows))]
     if not found:
         names = ", ".join(w.name for w in rows)
-        raise gs.UsageError("--rows", "no name of a row begins so", got=args.rows, remedy=names)
+        raise gs.UsageError("--rows", "no row has a name that begins with it", got=args.rows, remedy=names)
     return found
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What all cells of a run have in common."""
+    """The settings that all cells of a run share."""
     return {"batch": args.batch, "dtype": str(args.dtype).removeprefix("torch."), "block": args.block}
 
 
@@ -114,8 +114,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def gate(work: Work, densities: Sequence[float], args: argparse.Namespace, with_peers: bool = False) -> set[str]:
     """Compares output and gradients of every variant with dense torch.
 
-    Returns: the names of other libraries' variants that are wrong.
-    Raises: Mismatch where one of the others is wrong.
+    Returns: the names of wrong variants of other libraries.
+    Raises: Mismatch if another variant is wrong.
     """
     tolerance, wrong = TOLERANCE[args.dtype], set[str]()
     for density in densities:
@@ -143,7 +143,7 @@ def cells(
     """One interleaved run over a row: dense once, the others at every density.
 
     Args:
-        wrong: other libraries' variants that the gate rejected; None leaves other libraries out.
+        wrong: variants of other libraries that the gate rejected; None omits other libraries.
     """
     print(f"timing {work.name}", file=sys.stderr)
     x, dy = work.operands(args)
@@ -173,7 +173,7 @@ def cells(
 
 
 def _account(work: Work, layer: gs.SparseLayer, density: float, operands: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """The cell's name, and what its product computes and moves."""
+    """The name of the cell, with the FLOPs and bytes of its product."""
     s, values = layer.support, layer.values
     size = [t.numel() * t.element_size() for t in (*operands, values)]
     return {
@@ -189,7 +189,7 @@ def _account(work: Work, layer: gs.SparseLayer, density: float, operands: tuple[
 def _peers(
     ending: str, own: Timing, calls: dict[str, Variant], taken: dict[str, Timing], wrong: set[str]
 ) -> dict[str, dict[str, Any]]:
-    """The fastest variant of each other library at the density that the names end with."""
+    """The fastest variant of each other library at one density; its names have this ``ending``."""
     found: dict[str, dict[str, Any]] = {}
     for family in FAMILIES:
         names = [name for name, v in calls.items() if v.family == family and name.endswith(ending)]

@@ -1,11 +1,11 @@
-"""How accurate are the topologies of the README, and at which cost of training?
+"""The accuracy of the topologies in the README, and their cost of training.
 
     python benchmarks/readme_results.py --write README.md --picture docs/accuracy.svg
 
 Makes the table between the marks of the README, and the picture, from ``experiments/results/fashion.json``. That file
 is the ``table.json`` of ``gossamer sweep experiments/fashion.yaml``. Accuracy: on the test set after the last epoch,
-mean ± standard deviation over the seeds. FLOPs: of training, sensing included, over those of the dense network on the
-same steps. The picture needs matplotlib.
+mean ± standard deviation over the seeds. FLOPs: those of training, with sensing, over those of the dense network for
+the same steps. The picture needs matplotlib.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: methods by densities; in a cell the accuracy, and the FLOPs below. The best sparse mean is bold."""
+    """Markdown: methods by densities. Each cell has the accuracy, and the FLOPs below. The best sparse mean is bold."""
     densities = sorted({row["settings"]["density"] for row in rows if row["settings"]}, reverse=True)
     best = {d: max(accuracy(row) for row in rows if row["settings"].get("density") == d) for d in densities}
     lines = [f"| method | {' | '.join(f'density {d:g}' for d in densities)} |", "|---|" + "---|" * len(densities)]

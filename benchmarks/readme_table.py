@@ -1,13 +1,13 @@
-"""Which accuracy did the runs of a sweep reach, at which cost?
+"""The accuracy and the cost of the runs of a sweep, as a table for a page.
 
     python benchmarks/readme_table.py runs/fashion                      print it
     python benchmarks/readme_table.py runs/fashion --write README.md    between <!-- results --> and <!-- /results -->
     python benchmarks/readme_table.py runs/csst --write docs/methods/csst.md --mark csst
 
 Makes the table for the README or a page of the docs from the ``table.json`` that ``gossamer sweep`` and ``gossamer
-report`` leave in a folder. Rows are methods, columns are densities. A cell holds the mean ± standard deviation over the
-seeds of the test accuracy after the last epoch; below it, the training FLOPs over dense and the seconds of a run; and
-how many runs diverged or are missing.
+report`` write into a folder. Rows are methods, columns are densities. A cell holds the mean ± standard deviation over
+the seeds of the test accuracy after the last epoch. Below it are the training FLOPs over dense, the seconds of a run,
+and the numbers of diverged and missing runs.
 """
 
 import argparse

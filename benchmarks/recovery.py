@@ -1,10 +1,10 @@
-"""How much memory and time does recovery take on a gated-ReLU operator that is far too large to store?
+"""The memory and the time of recovery on a gated-ReLU operator that is far too large to store.
 
     python benchmarks/recovery.py                                  n = 2000, d = 1000, p = 10 000, s = 500
     python benchmarks/recovery.py --sweep 100 500 1000 2000        the peak over s, and DIR/memory.png (matplotlib)
 
-Planted coefficients, float64, the solver aiht. Each point has a process of its own, so that its peak of resident bytes
-is its own. Results are written to ``--out DIR``.
+The coefficients are planted, in float64, and the solver is aiht. Each point runs in a separate process, so that its
+peak of resident bytes includes no other point. Results are written to ``--out DIR``.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def peak_bytes() -> int:
 
 
 def measure(n: int, d: int, p: int, s: int, steps: int) -> dict[str, float]:
-    """One point, in this process."""
+    """Measures one point, in this process."""
     import torch
 
     from gossamer.recover import GatedReLU, aiht

@@ -1,7 +1,7 @@
-"""What a benchmark does around its measurement: arguments, exit code, tables, files, and the tables of a page.
+"""The shared parts of the benchmarks: arguments, exit code, tables, files, and the tables in a page.
 
-A script measures sections: a dict from names to what was measured, ready for JSON. ``run`` calls it, or reads what an
-earlier run wrote with ``--json``, prints the table of each section, and puts it between the marks of a page.
+A script measures sections: a dict from names to measurements, ready for JSON. ``run`` calls it, or reads the ``--json``
+file of an earlier run, prints the table of each section, and writes it between the marks of a page.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from gate import Mismatch
 from gossamer.cli.console import markdown as markdown
 from gossamer.cli.console import show as show
 
-Result = dict[str, Any]  # section -> what was measured, ready for JSON
+Result = dict[str, Any]  # section -> measurements, ready for JSON
 QUICK = "QUICK: tiny sizes, these times mean nothing"
 
 
@@ -55,15 +55,15 @@ def run(
     tables: Tables,
     texts: Callable[[Result], Mapping[str, str]] = lambda result: {},
 ) -> int:
-    """Measures or reads, then prints and writes what was asked for.
+    """Measures or reads the sections, then prints the tables and writes the requested files.
 
     Args:
-        args: of :func:`parser`.
-        measure: gives the sections; it raises Mismatch where a gate fails, before anything is timed.
+        args: the arguments of :func:`parser`.
+        measure: returns the sections; it raises Mismatch if a gate fails, before the first time is measured.
         tables: the table of each section.
         texts: makes other texts for marks of the page, and other files.
 
-    Returns: the exit code: 0; 1 where a gate failed; 2 where something was asked for that cannot be done.
+    Returns: the exit code: 0; 1 if a gate failed; 2 if a request cannot be fulfilled.
     """
     timing.prepare(args.threads, args.seed)
     try:
@@ -78,7 +78,7 @@ def run(
 
 
 def read(files: Sequence[Path]) -> Result:
-    """What ``--json`` wrote. The rows of several files are joined, under the settings of the first file."""
+    """Reads files of ``--json``. The rows of several files are joined, with the settings of the first file."""
     first, *others = (json.loads(file.read_text()) for file in files)
     for other in others:
         for name, found in other.items():
@@ -90,7 +90,7 @@ def read(files: Sequence[Path]) -> Result:
 
 
 def finish(args: argparse.Namespace, result: Result, tables: Tables, more: Mapping[str, str]) -> int:
-    """Prints the table of every section that was measured, and writes the files. Returns the exit code."""
+    """Prints the table of every measured section, and writes the files. Returns the exit code."""
     made = {name: table(result) for name, table in tables.items() if name in result}
     notes = [timing.about(result["machine"])] + [QUICK] * bool(result["quick"])
     for name, table in made.items():
@@ -115,7 +115,7 @@ def text_of(table: Table) -> str:
 
 
 def fill(path: Path, texts: Mapping[str, str]) -> int:
-    """Puts each text between its marks on a page. Returns 2, and changes nothing, unless every mark is there once."""
+    """Writes each text between its marks in a page. Returns 2, without changes, unless every mark is there once."""
     page = path.read_text()
     for name, text in texts.items():
         between = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)

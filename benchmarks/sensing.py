@@ -1,11 +1,11 @@
-"""What do the sensing and the events of CSST cost?
+"""The cost of the sensing and of the events of CSST.
 
     python benchmarks/sensing.py --json sensing.json --markdown docs/speed.md
 
-Steps of every kind under a short cycle of CSST, at density 0.05: plain steps; one at whose end the coordinates are
-drawn; sensing steps, the last of them with the event; and one after it, which pays for what the event leaves to be
-done. From these times follows what CSST's default schedule costs. Fraction and decay are the defaults. The number of
-blocks exchanged is that of the first event, the largest. The networks and the gate are those of ``training.py``.
+Times the steps of every kind in a short cycle of CSST, at density 0.05: plain steps; a step that draws the coordinates
+at its end; sensing steps, the last of them with the event; and the step after it, which includes delayed work of the
+event. The cost of CSST's default schedule follows from these times. Fraction and decay are the defaults. The number of
+exchanged blocks is that of the first event, the largest. The networks and the gate are those of ``training.py``.
 """
 
 import argparse
@@ -34,19 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """All networks: first every gate, then the times."""
+    """Measures all networks: first all gates, then the times."""
     for name in args.models:
         networks.gate(name, DENSITY, args)
     return {"batch": args.batch, "sensing": [sensing(name, args) for name in args.models]}
 
 
 def sensing(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One network's times, and what the default schedule makes of them."""
+    """The times of one network, and the resulting cost of the default schedule."""
     print(f"timing the sensing of {name}", file=sys.stderr)
     trainee = Trainee(sparse_network(name, DENSITY, args), batch_of(name, args), args.fused)
     taken, exchanged = timed(trainee, args)
     if not exchanged:
-        raise Mismatch(f"{name}: the event exchanged nothing, so its time would mean nothing")
+        raise Mismatch(f"{name}: the event exchanged no block, so its time would have no meaning")
     plain, draw, one, event, after = (t.seconds for t in taken.values())
     rewiring, plan = event - one + after - plain, schedule(gs.CSST(STEPS).resolve(STEPS))
     extra = plan["windows"] * (draw - plain) + plan["sensing steps"] * (one - plain)
@@ -66,7 +66,7 @@ def sensing(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(trainee: Trainee, args: argparse.Namespace) -> tuple[dict[str, Timing], int]:
-    """Seconds of each kind of step over whole cycles, and the blocks exchanged at an event."""
+    """Seconds of each kind of step over whole cycles, and the number of blocks that an event exchanges."""
     every, window = CYCLE_QUICK if args.quick else CYCLE
     topology = gs.CSST(10**6, every, every, window).resolve(None)
     rewirer = gs.Rewirer(trainee.net, trainee.optimizer, topology, rng=torch.Generator().manual_seed(args.seed))
@@ -87,7 +87,7 @@ def timed(trainee: Trainee, args: argparse.Namespace) -> tuple[dict[str, Timing]
 
 
 def schedule(topology: gs.Topology) -> dict[str, int]:
-    """How many windows, sensing steps and events a topology has."""
+    """The numbers of windows, sensing steps and events of a topology."""
     steps = range(1, topology.stop + 1)
     asked = [found for t in steps if (found := topology.sense(t)) is not None]
     return {
@@ -99,7 +99,7 @@ def schedule(topology: gs.Topology) -> dict[str, int]:
 
 
 def _kind(topology: gs.Topology, t: int) -> str:
-    """What happens at step t: an event, sensing, the draw for the next step, what comes after an event, or nothing."""
+    """The kind of step t: an event, sensing, the draw for the next step, the step after an event, or plain."""
     if topology.when(t) is not None:
         return "event"
     if topology.sense(t) is not None:
@@ -110,7 +110,7 @@ def _kind(topology: gs.Topology, t: int) -> str:
 
 
 def table(result: Result) -> Table:
-    """What sensing and events add."""
+    """The additional time of sensing and events."""
     columns = ["network", "plain step, ms", "with sensing", "spread", "sensing, amortised"]
     columns += ["an event, plain steps", "events, amortised"]
     rows = []

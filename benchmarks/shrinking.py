@@ -1,12 +1,12 @@
-"""What do proximal and mirror-descent training reach: accuracy against non-zeros, cost, and the density asked for?
+"""The results of proximal and mirror-descent training: accuracy against non-zeros, cost, and the reached density.
 
     python benchmarks/shrinking.py curve runs/lenet --picture lenet.png     accuracy against non-zeros
     python benchmarks/shrinking.py cost runs/bregman                        accuracy, density, FLOPs, seconds beside SGD
     python benchmarks/shrinking.py target runs/target                       density asked for and reached
 
-Prints a table of a folder that ``gossamer sweep`` left. All numbers are those that the runs recorded: accuracy on the
-test set after the last epoch, the fraction of non-zero weights of all linear and convolutional layers, the ledger's
-training FLOPs over the dense network's, seconds of training.
+Prints a table of a folder of ``gossamer sweep``. All numbers are records of the runs: accuracy on the test set after
+the last epoch, the fraction of non-zero weights of all linear and convolutional layers, the training FLOPs by the
+ledger over those of the dense network, seconds of training.
 """
 
 import argparse
@@ -30,7 +30,7 @@ HIDDEN = (
     "accumulate",
     "averaging",
     "group",
-)  # settings no table varies
+)  # settings that no table varies
 
 
 def words(settings: Row) -> str:
@@ -50,7 +50,7 @@ def is_number(value: object) -> bool:
 
 
 def grouped(runs: Iterable[Row], key: Any) -> dict[str, list[Row]]:
-    """Runs by a key, in the order in which the keys come."""
+    """Runs by a key, in order of the first run with each key."""
     groups: dict[str, list[Row]] = {}
     for run in runs:
         groups.setdefault(json.dumps(key(run), sort_keys=True), []).append(run)
@@ -73,7 +73,7 @@ def finished(runs: Sequence[Row]) -> list[Row]:
 
 
 def failures(runs: Sequence[Row]) -> str:
-    """How many runs finished, diverged and stopped."""
+    """The numbers of finished, diverged and stopped runs, as text."""
     counts = {status: sum(run["status"] == status for run in runs) for status in ("finished", "diverged", "stopped")}
     return ", ".join(f"{n} {status}" if status != "finished" else str(n) for status, n in counts.items() if n)
 
@@ -120,7 +120,7 @@ def picture(points: Sequence[tuple[str, float, float]], path: Path) -> None:
 
 
 def cost(runs: Sequence[Row]) -> str:
-    """Accuracy, density and cost beside the dense run."""
+    """Accuracy, density and cost, compared with the dense run."""
     dense = finished([run for run in runs if run["config"]["method"]["name"] == "dense"])
     seconds = mean(run["seconds"] for run in dense) if dense else None
     rows = []
@@ -152,7 +152,7 @@ def cost(runs: Sequence[Row]) -> str:
 
 
 def target(runs: Sequence[Row]) -> str:
-    """Asked and reached zeros, in per cent of all weights, and the largest miss over seeds in points."""
+    """Target and reached zeros, in per cent of all weights, and the largest error over seeds in points."""
     rows = []
     key = ("model", "optimizer", "density")
     for group in grouped(runs, lambda run: [run["config"][name] for name in key]).values():

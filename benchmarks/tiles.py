@@ -1,9 +1,9 @@
-"""What do tiles of weights gain over single weights?
+"""The speed of blocks of weights, compared with single weights.
 
     python benchmarks/tiles.py --json tiles.json --markdown docs/speed.md
 
-The speed-up over the best dense variant, forward and backward, of the same density in tiles of 1 x 1 to 16 x 16. The
-gate compares output and both gradients first. Each tile has an interleaved run of its own, with dense.
+Measures the speed-up over the best dense variant, forward and backward, of the same density in blocks of 1 x 1 to
+16 x 16. First the gate compares output and both gradients. Each block has a separate interleaved run with dense.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """Every row in every tile: first every gate, then the times."""
+    """Measures every row in every block: first all gates, then the times."""
     rows = [w for w in products.rows_of(args, TILED) if w not in TINY[:1]]
     cases = [(w, block, argparse.Namespace(**{**vars(args), "block": list(block)})) for w in rows for block in TILES]
     for work, _, tiled in cases:
@@ -40,7 +40,7 @@ def measured(args: argparse.Namespace) -> Result:
 
 
 def table(result: Result) -> Table:
-    """Speed-ups, a column for each tile."""
+    """Speed-ups, one column for each block."""
     found = result["tiles"]
     blocks = list(dict.fromkeys(tuple(cell["block"]) for cell in found))
     ratios = {(cell["work"], cell["density"], tuple(cell["block"])): times(cell["ratio"]) for cell in found}

@@ -1,14 +1,13 @@
-"""How all benchmarks measure time, and on which machine.
+"""The measurement of time in all benchmarks, and the record of the machine.
 
 interleaved   all variants in turn, round after round, until the budget is spent, so that a disturbance of the machine
-              hits all of them. A turn is one call that is not timed (it wakes the threads and fills the caches) and one
-              that is; median and quartiles are of the timed calls. Where the process holds several OpenMP runtimes, a
-              turn first waits until the threads of the other runtime sleep.
-roofline      peak:       the best of several products of large dense matrices, 2 n^3 flops; or of the native module's
-                          own loop of multiply-adds, where it has one and that is faster
+              affects all of them. A turn is one call without timing (it wakes the threads and fills the caches) and one
+              with timing; median and quartiles are those of the timed calls. If the process has several OpenMP
+              runtimes, a turn first waits until the threads of the other runtime sleep.
+roofline      peak:       the best of several products of large dense matrices, 2 n^3 flops; or of the loop of
+                          multiply-adds in the native module, if it has one that is faster
               bandwidth:  the best of several triads a = b + s c on vectors much larger than the last cache, counted as
-                          three numbers per element (as STREAM counts: the read of a line before it is overwritten does
-                          not count)
+                          three numbers per element (as in STREAM, without the read of a line before it is overwritten)
 """
 
 import os
@@ -48,7 +47,7 @@ class Timing(NamedTuple):
 
     @staticmethod
     def read(record: Mapping[str, Any]) -> "Timing":
-        """The summary that a record holds among other things."""
+        """The summary in a record, whose other entries are ignored."""
         return Timing(*(record[field] for field in Timing._fields))
 
     @property
@@ -58,14 +57,14 @@ class Timing(NamedTuple):
 
 
 def prepare(threads: int, seed: int) -> None:
-    """Sets threads and random state, and keeps freed memory, which helps dense and sparse steps alike."""
+    """Sets threads and random state, and keeps freed memory, which speeds up dense and sparse steps."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     torch.manual_seed(seed)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], budget: float, least: int = 5) -> dict[str, Timing]:
-    """Times the calls in turn for ``budget`` seconds, but for at least ``least`` rounds."""
+    """Times the calls in turn for ``budget`` seconds, and for at least ``least`` rounds."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     wait = WAIT if len(openmp()) > 1 else 0.0
     begin, rounds = time.perf_counter(), 0
@@ -81,7 +80,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], budget: float, least:
 
 
 def repeated(call: Callable[[], object], budget: float, least: int) -> Timing:
-    """Times one call for ``budget`` seconds, but at least ``least`` times. One call before that warms up."""
+    """Times one call for ``budget`` seconds, and at least ``least`` times, after one call without timing."""
     call()
     begin, taken = time.perf_counter(), list[float]()
     while len(taken) < least or time.perf_counter() - begin < budget:
@@ -100,7 +99,7 @@ def batch_last(t: Tensor) -> Tensor:
 
 
 def openmp() -> list[str]:
-    """File names of the OpenMP runtimes in this process; empty where the system does not list them."""
+    """File names of the OpenMP runtimes in this process; empty if the system does not list them."""
     maps = Path("/proc/self/maps")
     names = (line.rsplit("/", 1)[-1].strip() for line in maps.read_text().splitlines()) if maps.is_file() else ()
     return sorted({name for name in names if re.match(r"lib(g|i)?omp\d*[-.]", name)})
@@ -155,7 +154,7 @@ def _fastest(calls: Mapping[str, Callable[[], object]], budget: float) -> dict[s
 
 
 def _native_peak() -> dict[str, float]:
-    """The peak by the native module's own loop of multiply-adds, where the module is there and has such a loop."""
+    """The peak by the loop of multiply-adds in the native module, if there is one."""
     with suppress(ImportError):
         measure = getattr(import_module("gossamer._backend.native"), "peak_flops", None)
         return {} if measure is None else {"flops by multiply-adds": float(measure())}

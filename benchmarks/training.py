@@ -1,15 +1,16 @@
-"""How much faster is a whole training step of a sparse network than one of the dense network?
+"""The speed of a whole training step of a sparse network, compared with the dense network.
 
     python benchmarks/training.py --json training.json --markdown docs/speed.md --mark training
     python benchmarks/training.py --models mlp --densities 0.05 --budget-rule uniform
 
-VGG-16-BN and ResNet-18 at CIFAR's shapes and an MLP 784-1024-1024-10, batch 128: forward, cross-entropy, backward, SGD
-with momentum 0.9. The gate compares loss, gradients and the loss after one step with those of the same network in the
-masked layout, which dense torch multiplies. A mismatch ends the script with code 1 and no time.
+Times VGG-16-BN and ResNet-18 at CIFAR's shapes and an MLP 784-1024-1024-10, batch 128: forward, cross-entropy,
+backward, SGD with momentum 0.9. The gate compares loss, gradients and the loss after one step with those of the same
+network in the masked layout, which uses torch's dense products. A mismatch ends the script with code 1 and without
+times.
 
-All variants see the same random images: the dense network in NCHW and in channels-last (model and images), the sparse
-one in NCHW, as a loader gives them. Where sparseprop is installed, the same sparse network is timed with the layers
-that sparseprop itself replaces (those that it finds faster than dense ones); of these, the first loss is compared.
+All variants get the same random images: the dense network in NCHW and in channels-last (model and images), the sparse
+one in NCHW, as a loader returns them. If sparseprop is installed, the same sparse network is also timed with those
+sparseprop layers that sparseprop measures as faster than dense ones; here only the first loss is compared.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """All networks: first every gate, then the times."""
+    """Measures all networks: first all gates, then the times."""
     for name in args.models:
         for density in args.densities:
             networks.gate(name, density, args)
@@ -90,7 +91,7 @@ def _dense_variants(
 
 
 def _sparseprop(name: str, batch: tuple[Tensor, Tensor], args: argparse.Namespace) -> dict[float, Trainee]:
-    """The same networks with sparseprop's layers, where its own measurement prefers them. Other losses are left out."""
+    """The same networks with the sparseprop layers that its measurement prefers, if their losses are correct."""
     swap, found = import_module("sparseprop.utils").swap_modules_with_sparse, {}
     for density in args.densities:
         masked = gs.densify(sparse_network(name, density, args, "masked"))
@@ -102,7 +103,7 @@ def _sparseprop(name: str, batch: tuple[Tensor, Tensor], args: argparse.Namespac
 
 
 def _account(t: Trainee, batch: int) -> dict[str, Any]:
-    """What is kept, and the fraction of the dense step's FLOPs, by the ledger."""
+    """The numbers of kept weights, and the FLOPs over those of the dense step, by the ledger."""
     layers = gs.sparse_layers(t.net)
     weights = [m for m in t.net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     kept = sum(layer.support.weights for layer in layers.values())

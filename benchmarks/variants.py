@@ -1,13 +1,13 @@
 """One product, forward and backward, by every library that can compute it: dense torch, gossamer, torch.sparse, peers.
 
-Each variant gets its input and its output's gradient in the memory order that it prefers. It computes the output and
-the gradients of input and weight, and keeps none of them: what it allocates is freed within the call, as in the middle
-of a network.
+Each variant gets its input and the gradient of its output in the memory order that suits it best. It computes the
+output and the gradients of input and weight, and keeps none of them: all its memory is freed within the call, as in the
+middle of a network.
 
     dense        nn.Linear, batch first and batch last; nn.Conv2d, NCHW and channels last
     gossamer     SparseLinear, SparseConv2d, batch last
     torch.sparse a CSR matrix times a dense one, by torch's autograd (the weight's gradient is dense); no convolution
-    sparseprop   its modules; the convolution over the batch, and over the output's width (it takes the faster one)
+    sparseprop   its modules; the convolution over the batch, and over the output's width (the faster one counts)
     sparselab    its SparseLinear; no convolution
 """
 
@@ -29,9 +29,9 @@ class Variant(NamedTuple):
     """One way to compute the product."""
 
     family: str
-    form: str  # which one of several variants of the family
+    form: str  # name of the variant within the family
     forward: Callable[[Tensor], Tensor]
-    weight: Tensor  # the parameter that is trained
+    weight: Tensor  # the trained parameter
     x: Tensor
     dy: Tensor
     flat: Callable[[Tensor], Tensor]  # gradient of `weight` -> that of the dense weight's non-zeros, row by row
@@ -134,10 +134,10 @@ def _sparselab(module: Any, layer: gs.SparseLayer, x: Tensor, dy: Tensor) -> Var
     rows, cols = layer.dense_shape
     peer = module.SparseLinear(
         cols, rows, bias=False, sparsity=1 - layer.density
-    )  # draws weights of its own: give it these
+    )  # it has drawn other weights: set these
     peer._csr = module.PaddedCSR.from_dense(layer.to_dense())
     peer._values = nn.Parameter(torch.from_numpy(peer._csr.values))
-    import_module("sparselab.ops")._clear_transpose_cache()  # its keys are ids, which Python uses again
+    import_module("sparselab.ops")._clear_transpose_cache()  # its keys are ids, which Python reuses
     live = torch.cat(
         [torch.arange(a, a + n) for a, n in zip(peer._csr.row_start.tolist(), peer._csr.row_nnz.tolist(), strict=True)]
     )

@@ -1,10 +1,10 @@
-"""How fast does a layer train that is too wide to exist densely?
+"""The speed of training of a layer that is too wide for a dense weight.
 
     python benchmarks/wide.py --json wide.json --markdown docs/speed.md
 
-A layer of 2**20 x 2**20 with 10 million non-zeros, batch 16: training steps per second, and the bytes per non-zero as
-the ledger accounts them. ``memory.py`` measures what is resident. The gate compares output and both gradients in a few
-rows and columns with a product by hand.
+Measures a layer of 2**20 x 2**20 with 10 million non-zeros, batch 16: training steps per second, and the bytes per
+non-zero by the ledger. ``memory.py`` measures resident bytes. The gate checks output and both gradients in a few rows
+and columns by direct products.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(args: argparse.Namespace) -> Result:
-    """Steps with the input's gradient, and steps as a first layer takes them, without it."""
+    """Times steps with the gradient of the input, and steps without it, as in a first layer."""
     power, n = SIZE_QUICK if args.quick else SIZE
     trained = Trained.of(2**power, n, BATCH, args.seed)
     first = trained._replace(x=trained.x.detach())

@@ -1,4 +1,4 @@
-"""The tables: every law runs over one of these. Sizes are tiny, prime where they can be, and include what breaks things."""
+"""The tables of cases for the laws. Sizes are tiny, prime if possible, and include difficult cases."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -20,11 +20,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def table(cases: dict) -> pytest.MarkDecorator:
-    """Parametrize over a table, its keys as the tests' names, the argument called ``case``."""
+    """A mark that parametrizes a test over a table. The argument is ``case``, and the keys name the tests."""
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
-# ---------------------------------------------------------------- supports: name -> (shape, block, ids or how many random ones)
+# ---------------------------------------------------------------- supports: name -> (shape, ids or their number, block)
 
 
 def _support(shape: tuple[int, int], kept: int | list[int], block: tuple[int, int] = (1, 1)) -> gs.Support:
@@ -57,7 +57,7 @@ SUPPORTS = {
 
 
 class Conv(NamedTuple):
-    """in, out, geometry, image size, blocks (n), tile."""
+    """Input channels, output channels, geometry, image size, number of blocks, block."""
 
     channels: int
     filters: int
@@ -139,7 +139,7 @@ RULES: dict[str, gs.rules.Rule] = {
 
 
 def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
-    """One of every kind, events from ``every`` steps apart to twice that."""
+    """One topology of every kind. The distance of events grows from ``every`` to 2 ``every`` steps."""
     regular = {"stop": stop, "every": every}
     growing = {**regular, "last_every": 2 * every, "window": window}
     half = {**growing, "fraction": 0.5, "drop_fraction": 0.3}
@@ -169,7 +169,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
 
 STOP = 23
 TOPOLOGIES = topologies(STOP, 4, 3)
-LAYOUT_NAMES = ("masked", "csr")  # those whose support a topology may change
+LAYOUT_NAMES = ("masked", "csr")  # layouts whose support a topology may change
 MAIN = ("static", "set", "rigl", "snfs", "gmp", "csst", "csst iht", "csst merging", "csst pooled", "csst by flow")
 
 # ---------------------------------------------------------------- recovery
@@ -232,7 +232,7 @@ def planted_network(
 
 
 class Data(NamedTuple):
-    """Batches that a seed decides."""
+    """Batches that depend only on a seed."""
 
     features: tuple[int, ...]
     classes: int
@@ -270,7 +270,7 @@ def convnet(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 
 def seeded(model: nn.Sequential, seed: int) -> nn.Sequential:
-    """The same model whatever torch's random state."""
+    """The model with values that depend only on the seed, not on torch's random state."""
     rng = generator(seed)
     for name, p in model.named_parameters():
         if p.dim() > 1:
@@ -286,7 +286,7 @@ def train(
     rewirer: gs.Rewirer | None,
     batches: Iterable[tuple[Tensor, Tensor]],
 ) -> list[float]:
-    """The loop of the README, as a user writes it; the losses."""
+    """Trains with the loop of the README. Returns the losses."""
     losses = []
     for x, y in batches:
         loss = F.cross_entropy(model(x), y)
@@ -307,6 +307,6 @@ def same_supports(a: nn.Module, b: nn.Module) -> bool:
 
 
 def same_state(a: nn.Module, b: nn.Module) -> bool:
-    """Parameters and buffers equal bit for bit."""
+    """Whether parameters and buffers are equal bit for bit."""
     mine, theirs = a.state_dict(), b.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(t, theirs[key]) for key, t in mine.items())
