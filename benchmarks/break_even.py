@@ -1,4 +1,4 @@
-"""The density at which a sparse layer takes as much time as the dense layer.
+"""At which density does a sparse layer take as much time as the dense layer?
 
     python benchmarks/break_even.py --json sweep.json --markdown docs/speed.md --mark sweep
     python benchmarks/break_even.py --from sweep.json growth.json --picture docs/speed.svg --markdown docs/speed.md

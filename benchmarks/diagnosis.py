@@ -1,4 +1,4 @@
-"""The error of the predicted recall of sensing, during the training of an MLP on Fashion-MNIST.
+"""How accurate is the predicted recall of sensing, during the training of an MLP on Fashion-MNIST?
 
     GOSSAMER_DATA=... python benchmarks/diagnosis.py --out DIR
     python benchmarks/diagnosis.py --isometry            isometry constants of five Gaussian matrices 256 x 512

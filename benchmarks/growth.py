@@ -1,4 +1,4 @@
-"""The growth of the cost of a training step with the number of non-zeros.
+"""How does the cost of a training step grow with the number of non-zeros?
 
     python benchmarks/growth.py --json growth.json --markdown docs/speed.md
 

@@ -1,4 +1,4 @@
-"""The operators that take most time of a sparse training step.
+"""Which operators take most time of a sparse training step?
 
     python benchmarks/hot_spots.py --models vgg16-bn --density 0.1
 

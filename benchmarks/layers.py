@@ -1,4 +1,4 @@
-"""The speed of sparse layers, compared with dense layers and with the sparse layers of other libraries.
+"""How fast are sparse layers, compared with dense layers and with the sparse layers of other libraries?
 
     python benchmarks/layers.py --json layers.json --markdown docs/speed.md --mark kernels
     python benchmarks/layers.py --rows conv-64 --densities 0.1          a part of it

@@ -1,4 +1,4 @@
-"""The memory of a layer that is too wide for a dense weight, in training with CSST events.
+"""How much memory does a layer need in training with CSST events, if it is too wide for a dense weight?
 
     python benchmarks/memory.py                       2**20 x 2**20, 10 million non-zeros (the dense matrix: 4 TiB)
     python benchmarks/memory.py --power 16 --nonzeros 100000 --steps 30

@@ -1,4 +1,4 @@
-"""The effect of the optimizer state of newborn connections under AdamW.
+"""What is the effect of the optimizer state of newborn connections under AdamW?
 
     python benchmarks/newborns.py --results runs/newborns.jsonl --data tinyshakespeare.txt                    measure
     python benchmarks/newborns.py --results runs/newborns.jsonl --tasks images --budget 600                   a part

@@ -1,4 +1,4 @@
-"""The cost of a call of a sparse layer without its kernels.
+"""What does a call of a sparse layer cost without its kernels?
 
     python benchmarks/overhead.py --json overhead.json --markdown docs/speed.md
 

@@ -1,4 +1,4 @@
-"""The cost, on plain steps, of the checks that keep supports, gradients and optimizer state consistent.
+"""What do the checks cost, on plain steps, that keep supports, gradients and optimizer state consistent?
 
     python benchmarks/ownership.py --json ownership.json --markdown docs/guides/loops.md --mark ownership
 

@@ -1,4 +1,4 @@
-"""The accuracy of the topologies in the README, and their cost of training.
+"""How accurate are the topologies of the README, and what does their training cost?
 
     python benchmarks/readme_results.py --write README.md --picture docs/accuracy.svg
 

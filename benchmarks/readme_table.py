@@ -1,4 +1,4 @@
-"""The accuracy and the cost of the runs of a sweep, as a table for a page.
+"""Which accuracy did the runs of a sweep reach, and at which cost?
 
     python benchmarks/readme_table.py runs/fashion                      print it
     python benchmarks/readme_table.py runs/fashion --write README.md    between <!-- results --> and <!-- /results -->

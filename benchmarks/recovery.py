@@ -1,4 +1,4 @@
-"""The memory and the time of recovery on a gated-ReLU operator that is far too large to store.
+"""How much memory and time does recovery need on a gated-ReLU operator that is far too large to store?
 
     python benchmarks/recovery.py                                  n = 2000, d = 1000, p = 10 000, s = 500
     python benchmarks/recovery.py --sweep 100 500 1000 2000        the peak over s, and DIR/memory.png (matplotlib)

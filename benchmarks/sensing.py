@@ -1,4 +1,4 @@
-"""The cost of the sensing and of the events of CSST.
+"""What do the sensing and the events of CSST cost?
 
     python benchmarks/sensing.py --json sensing.json --markdown docs/speed.md
 

@@ -1,4 +1,4 @@
-"""The results of proximal and mirror-descent training: accuracy against non-zeros, cost, and the reached density.
+"""Which accuracy, density and cost do proximal and mirror-descent training reach?
 
     python benchmarks/shrinking.py curve runs/lenet --picture lenet.png     accuracy against non-zeros
     python benchmarks/shrinking.py cost runs/bregman                        accuracy, density, FLOPs, seconds beside SGD

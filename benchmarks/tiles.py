@@ -1,4 +1,4 @@
-"""The speed of blocks of weights, compared with single weights.
+"""How fast are blocks of weights, compared with single weights?
 
     python benchmarks/tiles.py --json tiles.json --markdown docs/speed.md
 

@@ -1,4 +1,4 @@
-"""The speed of a whole training step of a sparse network, compared with the dense network.
+"""How fast is a whole training step of a sparse network, compared with the dense network?
 
     python benchmarks/training.py --json training.json --markdown docs/speed.md --mark training
     python benchmarks/training.py --models mlp --densities 0.05 --budget-rule uniform

@@ -1,4 +1,4 @@
-"""The speed of training of a layer that is too wide for a dense weight.
+"""How fast does a layer train that is too wide for a dense weight?
 
     python benchmarks/wide.py --json wide.json --markdown docs/speed.md
 

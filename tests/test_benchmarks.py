@@ -265,7 +265,7 @@ def test_medians_quartiles_and_turns(benchmark):
 
 def test_what_cannot_be_measured_is_refused(benchmark, capsys):
     assert benchmark("layers").main([*FAST, "--rows", "nothing"]) == 2
-    assert "no name of a row begins so" in capsys.readouterr().err
+    assert "no row has a name that begins with it" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         benchmark("training").main([*FAST, "--models", "vgg16"])
 
@@ -295,7 +295,7 @@ def test_newborns_goes_on_where_it_was_cut(newborns, tmp_path, capsys):
     first = file.read_text()
     file.write_text(first + first[:100])  # a line that was cut
     assert script.main([*common, "--tasks", "text", "--cells", "2"]) == 0 and asked == ["zero", "fresh", "zero"]
-    assert "cut before text rigl 0.1 fresh 0" in capsys.readouterr().err
+    assert "stopped before text rigl 0.1 fresh 0" in capsys.readouterr().err
     assert script.main([*common, "--tasks", "images"]) == 0 and asked[3:] == ["zero", "fresh"] * 6
     assert script.main([*common, "--tasks", "images", "--newborn", "sensed", "--cells", "1"]) == 0 and asked[15:] == [
         "sensed"

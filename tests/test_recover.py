@@ -369,7 +369,7 @@ def test_a_solver_says_what_is_wrong():
         recover.omp(A, y / 0, 3)
     with pytest.raises(gs.UsageError, match="s_tilde, which inflates"):
         recover.htp(A, y, 5, s_tilde=4)
-    with pytest.raises(gs.UsageError, match="rows of A depend on each other"):
+    with pytest.raises(gs.UsageError, match="rows of A are linearly dependent"):
         basis_pursuit(torch.cat([A, A[:1]]), torch.cat([y, y[:1]]))
     with pytest.raises(gs.UsageError, match="lam must be positive"):
         recover.fista(A, y, -1.0)

@@ -62,8 +62,7 @@ def plan(
         budget: budget for :func:`~gossamer.sparsify`.
         block: block for :func:`~gossamer.sparsify`.
         blocks: blocks that are also measured in csr, if they fit into the layer.
-        include: layers to replace, as for :func:`~gossamer.sparsify`.
-        exclude: layers that stay dense, as for :func:`~gossamer.sparsify`.
+        include, exclude: layers to replace and layers that stay dense, as for :func:`~gossamer.sparsify`.
         densities: the range (least, most) in which the break-even density is searched.
         batch_last: whether the network will be batch-last if it has csr layers. None: True on the CPU.
         dense_bytes: a layer with a larger dense weight is csr, and its dense weight is never made.
