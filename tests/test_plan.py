@@ -169,8 +169,8 @@ def test_break_even_in_noise():
 
 WORDS = {
     "found": ({"each": 38.0}, 9 / 38, "sparse wins below density 0.24"),
-    "never": ({"fixed": 11.0}, None, "dense wins down to density 0.002 at least"),
-    "always": ({"each": 1.0}, None, "sparse wins up to density 0.9 at least"),
+    "never": ({"fixed": 11.0}, None, "dense wins at least down to density 0.002"),
+    "always": ({"each": 1.0}, None, "sparse wins at least up to density 0.9"),
 }
 
 
@@ -280,7 +280,9 @@ def test_what_is_too_large_is_never_dense():
     timer, asked = watched(clock())
     plan = gs.plan(nn.Sequential(layer), (2, wide), timer=timer, blocks=())
     assert (
-        plan.layouts == {"0": "csr"} and plan.rows[0].reason == "too large to exist densely" and plan.totals[1] is None
+        plan.layouts == {"0": "csr"}
+        and plan.rows[0].reason == "its dense weight is too large"
+        and plan.totals[1] is None
     )
     assert [c.layout for _, candidates in asked for c in candidates] == ["csr"]
     work = Work((wide, wide), None, (1, wide), False, True, True, FLOAT, CPU)
@@ -378,7 +380,7 @@ def test_inputs_of_other_kinds():
     for given in (words, (words,), (words, torch.ones(1))):
         timer, asked = watched(clock())
         assert planned(Words(), given, timer=timer).row("out").inputs == ((3, 5, 6),) and asked[0][0].input_gradient
-    with pytest.raises(gs.UsageError, match="or a batch itself"):
+    with pytest.raises(gs.UsageError, match="or a batch, if"):
         planned(Words(), (3, 5))
 
 
@@ -521,7 +523,7 @@ REFUSALS = {
         "0 is 17 x 13, in the plan 16 x 13",
     ),
     "another block's plan": ({"layout": planned(block=(2, 1))}, r"0 has blocks of \(1, 1\), in the plan \(2, 1\)"),
-    "a shape of nothing": ({"layout": "auto", "input_shape": (8, 0)}, "the shape|that of a whole batch"),
+    "a shape of nothing": ({"layout": "auto", "input_shape": (8, 0)}, "the shape|the shape of a batch"),
     "an impossible shape": ({"layout": "auto", "input_shape": (8, 12)}, "does not run on an input of shape"),
 }
 
@@ -536,8 +538,8 @@ def test_sparsify_refuses_before_it_changes_anything(case):
 
 
 PLAN_REFUSALS = {
-    "no batch": ({"shape": (13,)}, "of a whole batch"),
-    "no number": ({"shape": (8, "13")}, "of a whole batch"),
+    "no batch": ({"shape": (13,)}, "the shape of a batch"),
+    "no number": ({"shape": (8, "13")}, "the shape of a batch"),
     "neither sparse nor a density": ({"density": None}, "no sparse layer, and no density"),
     "density": ({"density": 95}, "95 % zeros is density=0.05"),
     "nothing sparse": ({"budget": {"0": 1.0, "2": 1.0, "4": 1.0}}, "gives every layer density 1"),
@@ -545,14 +547,14 @@ PLAN_REFUSALS = {
     "a name": ({"include": "fc"}, "plan: include='fc' matches no module"),
     "block": ({"block": (0, 1)}, "block must be two positive"),
     "blocks": ({"blocks": [(4, 0)]}, "block must be two positive"),
-    "densities": ({"densities": (0.5, 0.1)}, "range to look in"),
-    "densities in per cent": ({"densities": (5, 90)}, "range to look in"),
+    "densities": ({"densities": (0.5, 0.1)}, "must be a range"),
+    "densities in per cent": ({"densities": (5, 90)}, "must be a range"),
     "threads": ({"threads": 0}, "threads must be at least 1"),
     "seconds": ({"seconds": -1.0}, "seconds must be at least 0"),
     "dense bytes": ({"dense_bytes": 0}, "dense_bytes must be at least 1"),
     "a pick of a sparse model": (
         {"model": nn.Sequential(gs.SparseLinear(13, 4, density=0.5)), "density": None, "include": "0"},
-        "leave them out",
+        "omit them for a sparse model",
     ),
 }
 
@@ -694,7 +696,7 @@ def test_a_run_follows_its_plan_and_says_where_sparse_wins(runs, tmp_path, capsy
     report(str(tmp_path))
     printed = capsys.readouterr().out
     assert (
-        "fc1 csr (sparse wins up to density 0.9 at least)" in printed
+        "fc1 csr (sparse wins at least up to density 0.9)" in printed
         and "fc2 masked (sparse wins below density 0.091)" in printed
     )
 
