@@ -1,4 +1,4 @@
-"""The tables: every law runs over one of these. Sizes are tiny, prime where they can be, and include what breaks things."""
+"""The tables: every law runs over one of these. Sizes are tiny, prime where possible, and include hard cases."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -24,7 +24,7 @@ def table(cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
-# ---------------------------------------------------------------- supports: name -> (shape, block, ids or how many random ones)
+# ---------------------------------------------------------------- supports: name -> (shape, ids or a number, block)
 
 
 def _support(shape: tuple[int, int], kept: int | list[int], block: tuple[int, int] = (1, 1)) -> gs.Support:

@@ -285,7 +285,7 @@ def test_another_function_that_senses_nothing_leaves_set_as_it_is():
 
 
 def mest(**more) -> Topology:
-    """docs/extend.md's."""
+    """docs/guides/extend.md's."""
     events = regular(4, 13)
 
     def asked(t):

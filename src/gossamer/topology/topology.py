@@ -62,7 +62,7 @@ class Topology:
         slots = SLOTS if self.project is None else {**SLOTS, "project": PROJECT}
         problems = [call_problem(name, getattr(self, name), asks) for name, asks in slots.items()]
         if reasons := [p for p in problems if p]:
-            remedy = "docs/extend.md shows every slot"
+            remedy = "docs/guides/extend.md shows every slot"
             raise UsageError(self.name, "this is no topology", reasons=reasons, remedy=remedy)
         if self.candidates not in CANDIDATES:
             raise UsageError(self.name, f"candidates must be one of {', '.join(CANDIDATES)}", got=self.candidates)
