@@ -1,9 +1,8 @@
 """Tasks: data, and the metrics of a trained model. The task measures every method in the same way.
 
 A task is a frozen record of its settings. ``check()`` refuses missing files before any work. ``load()`` gives
-:class:`Data`. ``metrics()`` measures a model on the test set. Images stay uint8 in memory and are normalised batch by
-batch. Batches depend only on the seed, the epoch and the position, so a run that was stopped in the middle of an epoch
-resumes exactly.
+:class:`Data`. ``metrics()`` measures a model on the test set. Images stay uint8 in memory; batches are normalised.
+Batches depend only on seed, epoch and position, so a run that was stopped in the middle of an epoch resumes exactly.
 """
 
 import math
@@ -137,8 +136,7 @@ class Files(Task):
     """A task read from official files.
 
     Args:
-        data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
-            else ``data``.
+        data: folder that holds the files, or the folder above it. Default: the variable GOSSAMER_DATA, else ``data``.
     """
 
     data: str | None = None
@@ -208,8 +206,7 @@ class Cifar(Files):
     """What the two CIFAR sets share: 60,000 colour images of 32 x 32 pixels, binary version.
 
     Args:
-        data: folder that holds the files, or the data set's own folder below it. Default: the variable GOSSAMER_DATA,
-            else ``data``.
+        data: folder that holds the files, or the folder above it. Default: the variable GOSSAMER_DATA, else ``data``.
         augment: random crops (padding 4) and mirror images while training.
     """
 
