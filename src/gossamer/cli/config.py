@@ -8,9 +8,11 @@ a part discards the part's settings.
 """
 
 import re
+import textwrap
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .._errors import UsageError
@@ -200,7 +202,8 @@ def parser_of(
         lines = {path: helps(PATHS[path], constructor_of(PATHS[path], name, "")) for path, name in chosen.names.items()}
         lines[""] = helps("run", Config)
     for path, name in chosen.names.items():
-        about = " ".join((constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n\n")[0].split())
+        about = (constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n\n")[0]
+        about = textwrap.fill(" ".join(about.split()), get_terminal_size().columns - 4)
         group = parser.add_argument_group(f"{PATHS[path]} {name}", about)
         if names is not None:
             line = (
