@@ -259,13 +259,22 @@ LAYER_REFUSALS = {
     "block": (lambda: gs.SparseLinear(3, 4, density=0.5, block=(0, 1)), "block must be two positive"),
     "no outputs": (lambda: gs.SparseLinear(3, 0, density=0.5), "shape must be two positive"),
     "fan-in": (lambda: gs.SparseLinear(3, 4, density=0.2, min_fan_in=1), "cannot give each of 4"),
-    "kernel size": (lambda: gs.SparseConv2d(3, 4, (3, 3, 3), density=0.5), "one whole number or two"),
-    "same with stride": (lambda: gs.SparseConv2d(3, 4, 3, stride=2, padding="same", density=0.5), "padding is numbers"),
-    "same with even kernel": (lambda: gs.SparseConv2d(3, 4, 2, padding="same", density=0.5), "padding is numbers"),
-    "padding's name": (lambda: gs.SparseConv2d(3, 4, 3, padding="sane", density=0.5), "padding is numbers"),
+    "kernel size": (lambda: gs.SparseConv2d(3, 4, (3, 3, 3), density=0.5), "one whole number, or a pair"),
+    "same with stride": (
+        lambda: gs.SparseConv2d(3, 4, 3, stride=2, padding="same", density=0.5),
+        "padding must be one or two",
+    ),
+    "same with even kernel": (
+        lambda: gs.SparseConv2d(3, 4, 2, padding="same", density=0.5),
+        "padding must be one or two",
+    ),
+    "padding's name": (lambda: gs.SparseConv2d(3, 4, 3, padding="sane", density=0.5), "padding must be one or two"),
     "features": (lambda: linear()(torch.zeros(2, 10).double()), "last dimension of the input must be 11"),
     "channels": (lambda: image_layer("csr")(torch.zeros(2, 4, 5, 5).double()), r"\(batch, 3, height, width\)"),
-    "support of another layer": (lambda: gs.set_support_(linear(), gs.Support.full((3, 4))), r"the layer is \(7, 11\)"),
+    "support of another layer": (
+        lambda: gs.set_support_(linear(), gs.Support.full((3, 4))),
+        r"must have shape \(7, 11\)",
+    ),
 }
 
 

@@ -350,10 +350,10 @@ REFUSALS = {
     "by hand, always": (made(when=lambda t: Update(step_optimizer=False)), "the weights never move"),
     "grow_score of two": (
         made(grow_score=lambda layer, dropped: 0),
-        r"grow_score must take \(layer, dropped, update, limit, rng\), and takes \(layer, d",
+        r"grow_score must take \(layer, dropped, update, limit, rng\), but it takes \(layer, d",
     ),
-    "drop_score of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), and takes \(\)"),
-    "no function": (made(when=5), r"when must take \(t\), and is 5"),
+    "drop_score of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), but it takes \(\)"),
+    "no function": (made(when=5), r"when must take \(t\), but it is 5"),
     "several at once": (
         made(n_exchange=len, allocate=lambda a: a),
         r"(?s)n_exchange must.*allocate must take \(layers, drops, grows, scores\)",
