@@ -319,18 +319,18 @@ def bad_states(layer: gs.SparseLayer) -> dict[str, tuple[dict[str, torch.Tensor]
     col, crow, values = layer.col.clone(), layer.crow.clone(), layer.values.detach()
     other = gs.Support.random(layer.support.shape, layer.support.n, rng=generator(77))
     return {
-        "no index": (state(col=None, crow=None), "come without each other"),
-        "half an index": (state(crow=None), "come without each other"),
+        "no index": (state(col=None, crow=None), "must be loaded together"),
+        "half an index": (state(crow=None), "must be loaded together"),
         "unsorted": (state(col=col.flip(0)), "increase strictly|lie in"),
         "out of range": (state(col=col + 11), "columns must lie in"),
         "negative": (state(col=col - 11), "columns must lie in"),
         "float": (state(col=col.float()), "vector of integers"),
         "short column list": (state(col=col[:-1]), "crow must run from 0"),
         "short pointers": (state(crow=crow[:-1]), "crow must have 8 entries"),
-        "short values": (state(values=values[:-1]), "for 23 kept blocks"),
+        "short values": (state(values=values[:-1]), "23 kept blocks need"),
         "index of another support alone": (
             state(values=None, crow=other.crow, col=other.col),
-            "comes without its values",
+            "its values are missing",
         ),
     }
 
