@@ -441,7 +441,7 @@ DENSE_FOR_A_REASON = {
     "groups": (lambda: nn.Conv2d(4, 4, 3, groups=2), "0", "groups=2: "),
     "padding mode": (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "0", "padding_mode='reflect'"),
     "asymmetric padding": (lambda: nn.Conv2d(4, 4, 2, padding="same"), "0", "not symmetric"),
-    "hook": (hooked, "0", "hooks, which would be lost"),
+    "hook": (hooked, "0", "hooks, which the conversion would remove"),
     "lazy": (lambda: nn.LazyLinear(4), "0", "run one batch"),
     "subclass": (lambda: Special(4, 4), "0", "Special is a subclass"),
     "weight norm": (
