@@ -361,19 +361,19 @@ REFUSALS = {
     "candidates": (made(candidates="everywhere"), "candidates must be one of sensed, anywhere"),
     "allocates, and a schedule": (
         made(allocate=allocate_pooled, keeps_layer_sizes=False, final_density=0.1),
-        "final_density and merge set sizes too",
+        "final_density and merge set them too",
     ),
     "allocates, and merges": (
         made(allocate=allocate_pooled, keeps_layer_sizes=False, merge=True),
-        "final_density and merge set sizes too",
+        "final_density and merge set them too",
     ),
     "allocates in secret": (
         at_an_event(allocate=lambda s, d, g, c: [sum(g), 0]),
-        "(?s)their sizes ask for.*keeps_layer_sizes=False",
+        "(?s)the sizes of the layers require.*keeps_layer_sizes=False",
     ),
     "allocates too few": (
         at_an_event(allocate=lambda s, d, g, c: [1, 1], keeps_layer_sizes=False),
-        "are to grow in all",
+        "the sum must be",
     ),
     "allocates too many": (
         at_an_event([layer([1.0] * 3)] * 2, allocate=lambda s, d, g, c: [sum(g), 0], keeps_layer_sizes=False),
@@ -381,11 +381,14 @@ REFUSALS = {
     ),
     "an exchange for one": (
         at_an_event(n_exchange=lambda s, c: [1]),
-        "n_exchange must give a whole number of blocks for each of 2 layers",
+        "n_exchange must return a whole number of blocks for each of 2 layers",
     ),
     "half a block": (at_an_event(n_exchange=lambda s, c: [1.5, 1]), "a whole number"),
     "one score in all": (at_an_event(drop_score=lambda s: s.w.sum()), "one score for each of the 6 kept blocks"),
-    "ids without scores": (at_an_event(grow_score=lambda s, d, c, k, r: (s.ids, s.h[:1])), "as many scores"),
+    "ids without scores": (
+        at_an_event(grow_score=lambda s, d, c, k, r: (s.ids, s.h[:1])),
+        "must return ids and scores",
+    ),
     "regrown without a gradient": (
         lambda: event(made()(), Update(0.5, allow_regrow=True), [layer([1.0], g=None)], generator()),
         r"(?s)blocks that were just dropped are scored by the gradient.*Sensing\(active=True\)",
