@@ -418,7 +418,7 @@ def test_an_average_loads_saves_and_updates_batch_norm():
 
 def test_an_average_of_another_model_is_refused():
     mean = gs.AveragedModel(gs.sparsify(mlp(), 0.3))
-    with pytest.raises(gs.UsageError, match=r"(?s)not the one.*'0' has another"):
+    with pytest.raises(gs.UsageError, match=r"(?s)does not fit the model that this.*'0' has another"):
         mean.update_parameters(gs.sparsify(mlp(), 0.3, layout="masked"))
     with pytest.raises(gs.UsageError, match="not the one"):
         mean.update_parameters(nn.Sequential(nn.Linear(13, 17)))

@@ -768,10 +768,13 @@ REFUSALS = {
         lambda: sparse_run(gs.GMP(100, final_density=0.29), budget="pooled"),
         "(?s)only prunes.*4: 17 blocks now",
     ),
-    "fan-in that is not there": (lambda: sparse_run(gs.CSST(200, min_fan_in=9)), "asks that every output unit keeps 9"),
+    "fan-in that is not there": (
+        lambda: sparse_run(gs.CSST(200, min_fan_in=9)),
+        "min_fan_in=9: every output unit must have as many",
+    ),
     "fan-in that will not be there": (
         lambda: sparse_run(gs.GMP(100, final_density=0.02, min_fan_in=1), density=1.0),
-        "they must have them",
+        "min_fan_in=1: every output unit must have as many",
     ),
 }
 
