@@ -425,20 +425,23 @@ def test_my_settings_stand_in_the_help(mine, capsys):
 MISTAKES = {
     "no such module": ({"model": "mien.Net"}, "a file: model mien.Net: cannot import mien: No module named 'mien'"),
     "no such name": ({"model": "mine.Nett"}, "module mine has no 'Nett'; did you mean 'Net'"),
-    "no class": ({"model": "mine.torch"}, "is no class and no function"),
+    "no class": ({"model": "mine.torch"}, "is neither a class nor a function"),
     "a wrong setting": (
         {"model": {"name": "mine.Net", "widht": 3}},
         "unknown key 'model.widht' of model mine.Net; did you mean 'model.width'",
     ),
     "a wrong type": ({"model": {"name": "mine.Net", "width": "x"}}, "model.width: Expected a int"),
-    "no topology": ({"method": "mine.Unfit"}, r"method mine.Unfit: this is no method\n  - it has no resolve\(steps\)"),
-    "no task": ({"task": "mine.Unfit"}, "this is no task\n  - it has no check"),
-    "no rule": ({**SHADOW, "optimizer": "mine.Unfit"}, "this is no optimizer\n  - it has no "),
+    "no topology": (
+        {"method": "mine.Unfit"},
+        r"method mine.Unfit: it cannot serve as the method\n  - it has no resolve\(steps\)",
+    ),
+    "no task": ({"task": "mine.Unfit"}, "it cannot serve as the task\n  - it has no check"),
+    "no rule": ({**SHADOW, "optimizer": "mine.Unfit"}, "it cannot serve as the optimizer\n  - it has no "),
     "no penalty": (
         {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unfit"}},
         "ProxSGD: penalty must be a penalty",
     ),
-    "nothing that YAML can say": ({"method": "mine.Needs"}, "no plain value stands for its parameter 'thing'"),
+    "nothing that YAML can say": ({"method": "mine.Needs"}, "YAML cannot hold its parameter 'thing'"),
     "refused by torch": ({"optimizer": {"name": "torch.optim.RMSprop", "lr": -1.0}}, "Invalid learning rate: -1.0"),
 }
 
