@@ -50,12 +50,10 @@ def fit(
     ledger: Accounts | None = None,
     on_step: Callable[[Step], object] | None = None,
 ) -> None:
-    """A plain training loop, once over ``batches``.
+    """A plain training loop, once over ``batches`` of (input, target).
 
     Args:
-        batches: pairs (input, target).
-        rewirer: a :class:`~gossamer.Rewirer` or a :class:`~gossamer.Multilevel`; its ``step()`` is called in place of
-            ``optimizer.step()``.
+        rewirer: a :class:`~gossamer.Rewirer` or a :class:`~gossamer.Multilevel`, stepped in place of the optimizer.
         scheduler: stepped after every optimizer step.
         target: a :class:`~gossamer.TargetDensity`, stepped after both.
         loss: (output, target) -> the loss, a tensor of no dimensions.
