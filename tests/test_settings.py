@@ -436,7 +436,7 @@ MISTAKES = {
     "no rule": ({**SHADOW, "optimizer": "mine.Unfit"}, "this is no optimizer\n  - it has no "),
     "no penalty": (
         {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unfit"}},
-        "ProxSGD: penalty must be a penalty",
+        "ProxSGD: this is not a penalty",
     ),
     "nothing that YAML can say": ({"method": "mine.Needs"}, "no plain value stands for its parameter 'thing'"),
     "refused by torch": ({"optimizer": {"name": "torch.optim.RMSprop", "lr": -1.0}}, "Invalid learning rate: -1.0"),
