@@ -152,7 +152,7 @@ def test_a_rule_is_told_every_member_that_it_lacks(case):
 def test_a_penalty_is_told_every_member_that_it_lacks():
     with pytest.raises(
         gs.UsageError,
-        match=r"(?s)must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
+        match=r"(?s)this is not a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
     ):
         gs.ProxSGD(Half())
 

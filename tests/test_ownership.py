@@ -420,7 +420,7 @@ def test_an_average_of_another_model_is_refused():
     mean = gs.AveragedModel(gs.sparsify(mlp(), 0.3))
     with pytest.raises(gs.UsageError, match=r"(?s)does not fit the model that this.*'0' has another"):
         mean.update_parameters(gs.sparsify(mlp(), 0.3, layout="masked"))
-    with pytest.raises(gs.UsageError, match="not the one"):
+    with pytest.raises(gs.UsageError, match="does not fit the model that this"):
         mean.update_parameters(nn.Sequential(nn.Linear(13, 17)))
     for decay in (1.0, -0.1, float("nan"), "0.9"):
         with pytest.raises(gs.UsageError, match="decay"):

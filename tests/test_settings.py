@@ -439,7 +439,7 @@ MISTAKES = {
     "no rule": ({**SHADOW, "optimizer": "mine.Unfit"}, "it cannot serve as the optimizer\n  - it has no "),
     "no penalty": (
         {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unfit"}},
-        "ProxSGD: penalty must be a penalty",
+        "ProxSGD: this is not a penalty",
     ),
     "nothing that YAML can say": ({"method": "mine.Needs"}, "YAML cannot hold its parameter 'thing'"),
     "refused by torch": ({"optimizer": {"name": "torch.optim.RMSprop", "lr": -1.0}}, "Invalid learning rate: -1.0"),
