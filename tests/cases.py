@@ -161,7 +161,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
         "csst merging": gs.CSST(**half, mode="merge"),
         "csst pooled": gs.CSST(**half, allocate="pooled"),
         "csst by flow": gs.CSST(**{**half, "fraction": 0.3}, candidates="flow"),
-        "csst reborn": gs.CSST(**half, step_optimizer=False, allow_regrow=True),
+        "csst regrowing": gs.CSST(**half, step_optimizer=False, allow_regrow=True),
         "csst shrinking": gs.CSST(**half, final_density=0.2),
     }
     return {name: method.resolve(None) for name, method in methods.items()}

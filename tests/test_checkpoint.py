@@ -29,7 +29,7 @@ from cases import (
     train,
 )
 from gossamer import checkpoint, laws
-from gossamer.checkpoint import disk
+from gossamer.checkpoint import disk, file
 from gossamer.checkpoint.file import seal
 from gossamer.training.loop import fit
 from gossamer.training.rewirer import Rewirer
@@ -700,6 +700,14 @@ def test_what_no_file_can_hold_is_refused_at_saving(state, tmp_path):
         checkpoint.save(tmp_path / "x", mlp(), target=Part())
     with pytest.raises(gs.UsageError, match="extra must be a dict"):
         checkpoint.save(tmp_path / "x", mlp(), extra=[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    """Such as that of a topology with millions of events."""
+    monkeypatch.setattr(file, "LONGEST", 1000)
+    with pytest.raises(gs.UsageError, match="checkpoint.save: the states hold too many numbers"):
+        checkpoint.save(tmp_path / "x", mlp(), extra={"events": list(range(1000))})
     assert not list(tmp_path.iterdir())
 
 

@@ -37,7 +37,7 @@ SENSING = (
     "csst merging",
     "csst pooled",
     "csst by flow",
-    "csst reborn",
+    "csst regrowing",
 )
 ANY = pytest.mark.parametrize("name", TOPOLOGIES)
 
@@ -456,7 +456,7 @@ def test_an_input_that_was_overwritten_before_backward_is_refused(layout):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["rigl", "csst", "csst reborn", "snfs"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "csst regrowing", "snfs"])
 def test_activation_checkpointing_changes_nothing(name, reentrant):
     from torch.utils.checkpoint import checkpoint
 

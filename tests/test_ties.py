@@ -132,7 +132,7 @@ def in_layout(topology: Topology, layout: str, block: tuple[int, int] = (1, 1)) 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 3)])
 @pytest.mark.parametrize(
-    "name", ["rigl", "snfs", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst reborn"]
+    "name", ["rigl", "snfs", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst regrowing"]
 )
 def test_ties_are_broken_alike_in_every_layout(name, block):
     (one, losses, grown), (two, again, _) = (in_layout(TOPOLOGIES[name], layout, block) for layout in ("csr", "masked"))
@@ -254,7 +254,7 @@ def slots(topology: Topology, wrap: Callable) -> Topology:
     )
 
 
-TWINS = {
+COUNTERPARTS = {
     "wrapped": lambda topology: slots(topology, inside),
     "partial": lambda topology: slots(topology, functools.partial),
     "wrapped again": lambda topology: slots(topology, tripled),
@@ -270,7 +270,7 @@ def run(topology: Topology, steps: int = 20) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("counterpart", TWINS.values(), ids=TWINS.keys())
+@pytest.mark.parametrize("counterpart", COUNTERPARTS.values(), ids=COUNTERPARTS.keys())
 def test_a_topology_of_other_objects_is_the_same(counterpart):
     for name in ("set", "set growing", "rigl", "snfs", "gmp", "csst", "csst pooled", "csst merging"):
         assert same_state(run(TOPOLOGIES[name]), run(counterpart(TOPOLOGIES[name]))), name

@@ -63,10 +63,10 @@ def matrix(kept: dict[int, float]) -> tuple[gs.Support, Tensor]:
     )
 
 
-@pytest.mark.parametrize("share", TABLE)
-def test_drop_and_grow_by_hand(share):
+@pytest.mark.parametrize("fraction", TABLE)
+def test_drop_and_grow_by_hand(fraction):
     s, w = matrix(W)
-    goes, comes = TABLE[share]
+    goes, comes = TABLE[fraction]
     results = [set(W) - gone | come for gone in goes for come in comes]
     for ties in range(9):
         new = gs.rewire(
@@ -460,10 +460,10 @@ def test_set_drops_as_its_paper():
             stay = set(dense.kept(name)) - set(dropped)
             now = set(layer.support.ids().tolist())
             assert stay <= now and len(now - stay) == k
-            reborn = (
+            regrown = (
                 set(dropped) & now
             )  # SET starts them anew: but a block that goes and comes at once is simply kept by the surgery
-            dense.rewire(name, sorted(set(dropped) - reborn), sorted(now - stay - reborn))
+            dense.rewire(name, sorted(set(dropped) - regrown), sorted(now - stay - regrown))
         return True
 
     assert lockstep(gs.SET(50, 6, 0.4), 55, rule) >= 3

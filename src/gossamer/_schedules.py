@@ -15,7 +15,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ._errors import UsageError, check_at_least
+from ._errors import UsageError, check_at_least, is_real
 
 Schedule = Callable[[int], float]  # optimizer step, from 1 on -> value
 
@@ -95,7 +95,7 @@ class Events:
 def growing(every: int, last_every: int, stop: int) -> Events:
     """Events from step ``every`` on, before ``stop``. The intervals change exponentially to ``last_every`` steps."""
     for name, value in (("every", every), ("last_every", last_every), ("stop", stop)):
-        if value != int(value) or value < 1:
+        if not is_real(value) or value % 1 or value < 1:
             raise UsageError("growing", f"{name} counts optimizer steps, a whole number of at least 1", got=value)
     steps, t = list[int](), every
     while t < stop:
@@ -128,9 +128,10 @@ def step_of(who: str, name: str, stop: int | float, steps: int | None) -> int:
 
     Raises: UsageError if ``stop`` is neither, or if it is a fraction and ``steps`` is None.
     """
+    if not is_real(stop) or not stop > 0.0 or (is_count(stop) and (stop % 1 or stop < 1)):
+        what = f"{name} counts optimizer steps, or is a fraction of the run, a number in (0, 1]"
+        raise UsageError(who, what, got=stop, remedy=f"{name}=0.75 for three quarters of the run")
     if is_count(stop):
-        if stop != int(stop) or stop < 1:
-            raise UsageError(who, f"{name} counts optimizer steps, a whole number of at least 1", got=stop)
         return int(stop)
     if steps is None:
         what = f"{name}={stop:g} is a fraction of the run, but the number of steps of the run is not known"

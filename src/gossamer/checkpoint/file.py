@@ -66,6 +66,9 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     except UnicodeEncodeError as error:
         raise UsageError("checkpoint.save", f"the name of a tensor is not valid text: {error}") from error
     text += b" " * (-len(text) % 8)
+    if len(text) > LONGEST:
+        what = f"the states hold too many numbers that are no tensors: a header of {len(text):,} bytes"
+        raise UsageError("checkpoint.save", what, remedy=f"at most {LONGEST:,}; a topology with fewer events")
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
