@@ -458,18 +458,14 @@ MISTAKES = {
     "a wrong type": ({"model": {"name": "mine.Net", "width": "x"}}, "model.width: Expected a int"),
     "what the run gives": ({"method.final_density": 0.1}, "did you mean 'density'"),
     "a key without its part": ({"lr": 0.1}, "did you mean 'optimizer.lr'"),
-    "a key like no other": ({"optimizer.zzz": 1}, r"unknown key 'optimizer.zzz' of optimizer sgd
-"),
+    "a key like no other": ({"optimizer.zzz": 1}, r"unknown key 'optimizer.zzz' of optimizer sgd\n"),
     "no steps": ({"method": "mine.for_steps"}, "method.steps has no default"),
     "no topology": (
         {"method": "mine.Unsuitable"},
-        r"method mine.Unsuitable: it cannot serve as the method
-  - it has no resolve\(steps\)",
+        r"method mine.Unsuitable: it cannot serve as the method\n  - it has no resolve\(steps\)",
     ),
-    "no task": ({"task": "mine.Unsuitable"}, "it cannot serve as the task
-  - it has no check"),
-    "no rule": ({**SHADOW, "optimizer": "mine.Unsuitable"}, "it cannot serve as the optimizer
-  - it has no "),
+    "no task": ({"task": "mine.Unsuitable"}, "it cannot serve as the task\n  - it has no check"),
+    "no rule": ({**SHADOW, "optimizer": "mine.Unsuitable"}, "it cannot serve as the optimizer\n  - it has no "),
     "no penalty": (
         {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unsuitable"}},
         "ProxSGD: this is not a penalty",
