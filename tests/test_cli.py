@@ -181,7 +181,7 @@ def test_doctor_says_which_native_build_runs_and_why(capsys, monkeypatch):
     torch.set_num_threads(3)
     out = doctored(**here)
     assert "native, avx2 build: 8 float32 lanes, 3 OpenMP threads" in out and "1048576 bytes" in out
-    assert "avx512, avx2; avx2 is the best that can run here; not avx512: this processor does not know it" in out
+    assert "avx512, avx2; avx2 is the best that can run here; not avx512: this processor does not support it" in out
     assert "avx2 by GOSSAMER_ISA" in doctored("GOSSAMER_ISA=avx2", **here)
     assert "not avx512: it is broken" in doctored(**{**here, "UNUSABLE": {"avx512": "it is broken"}})
     out = doctored("GOSSAMER_BACKEND=reference", **here)
@@ -275,22 +275,22 @@ def test_a_wrong_argument_is_refused_before_any_work(message, tmp_path, monkeypa
 
 
 HOSTILE = {
-    "an argument is UTF-8 text": ["--out", "a\x00b"],
-    "an argument is UTF-8 text without": ["--task.data=\udcff"],
+    "an argument must be UTF-8 text": ["--out", "a\x00b"],
+    "an argument must be UTF-8 text without": ["--task.data=\udcff"],
     "without control characters": ["--method", "\x1b[31m"],
     "at most 40 brackets": ["--model.widths=" + "[" * 50],
     "at most 4,000 letters": ["--exclude=" + "x" * 5000],
-    "threads are started": ["--threads", "100000"],
-    "seed: a whole number below 2^63": ["--seed", str(2**63)],
-    "optimizer.lr: a finite number": ["--optimizer.lr", "1e300"],
-    "batch: a whole number below 2^31": ["--batch", "9" * 30],
+    "threads are allowed": ["--threads", "100000"],
+    "seed: must be a whole number below 2^63": ["--seed", str(2**63)],
+    "optimizer.lr: must be a finite number": ["--optimizer.lr", "1e300"],
+    "batch: must be a whole number below 2^31": ["--batch", "9" * 30],
     "take 12,": ["--model.widths=[1000000,1000000]"],
     "optimizer steps": ["--epochs", "2000000000", "--batch", "1"],
     "cannot be written: Not a directory": ["--out", "/dev/null/x", "--null_models=false"],
     "this is a folder": ["."],
     "File name too long": ["9" * 3000],
-    "--change names settings": ["--change", "epochs"],
-    "--resume is true or false": ["--resume=maybe"],
+    "--change works only with --resume": ["--change", "epochs"],
+    "--resume must be true or false": ["--resume=maybe"],
     "the key 'seed' is given twice": ["twice.yaml"],
 }
 

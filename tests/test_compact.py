@@ -329,9 +329,9 @@ def test_reasons_are_given():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), hooked, grouped, nn.ReLU(), shared, last)
     text = str(gs.compact(model).compaction_report)
     for reason in (
-        "its output goes into 2 (Linear), which is left alone",
+        "its output goes into 2 (Linear), which must not change",
         "it has hooks",
-        "its output goes into 5 (Linear), which is left alone",
+        "its output goes into 5 (Linear), which must not change",
         "it shares a parameter with another module",
     ):
         assert reason in text

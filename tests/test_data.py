@@ -45,8 +45,8 @@ def test_idx_gives_back_what_was_written(tmp_path, images, pack):
 
 
 DAMAGE = {
-    "truncated: the header announces 6 x 28 x 28": lambda raw: raw[:-1],
-    "truncated: the header alone": lambda raw: raw[:9],
+    "truncated: the header gives 6 x 28 x 28": lambda raw: raw[:-1],
+    "truncated: the header has": lambda raw: raw[:9],
     "too long": lambda raw: raw + b"0",
     "two zero bytes": lambda raw: b"\x01" + raw[1:],
     "type 8": lambda raw: raw[:2] + b"\x0d" + raw[3:],

@@ -512,8 +512,8 @@ def test_a_network_with_csr_layers_is_kept_batch_last(case):
 
 
 REFUSALS = {
-    "no input shape": ({"layout": "auto"}, "needs to know their inputs"),
-    "an input shape for nothing": ({"layout": "csr", "input_shape": (8, 13)}, 'input_shape is for layout="auto" alone'),
+    "no input shape": ({"layout": "auto"}, "needs input_shape"),
+    "an input shape for nothing": ({"layout": "csr", "input_shape": (8, 13)}, 'only layout="auto" uses input_shape'),
     "misspelt": ({"layout": "autol"}, "did you mean 'auto'"),
     "a layer the plan has not": ({"layout": planned(mlp(), exclude="2")}, r"2 is not in the plan"),
     "another model's plan": (

@@ -450,7 +450,7 @@ def test_the_help_has_whole_sentences(name, capsys):
 MISTAKES = {
     "no such module": ({"model": "mien.Net"}, "a file: model mien.Net: cannot import mien: No module named 'mien'"),
     "no such name": ({"model": "mine.Nett"}, "module mine has no 'Nett'; did you mean 'Net'"),
-    "no class": ({"model": "mine.torch"}, "is no class and no function"),
+    "no class": ({"model": "mine.torch"}, "is neither a class nor a function"),
     "a wrong setting": (
         {"model": {"name": "mine.Net", "widht": 3}},
         "unknown key 'model.widht' of model mine.Net; did you mean 'model.width'",
@@ -462,15 +462,15 @@ MISTAKES = {
     "no steps": ({"method": "mine.for_steps"}, "method.steps has no default"),
     "no topology": (
         {"method": "mine.Unsuitable"},
-        r"method mine.Unsuitable: this is no method\n  - it has no resolve\(steps\)",
+        r"method mine.Unsuitable: it cannot serve as the method\n  - it has no resolve\(steps\)",
     ),
-    "no task": ({"task": "mine.Unsuitable"}, "this is no task\n  - it has no check"),
-    "no rule": ({**SHADOW, "optimizer": "mine.Unsuitable"}, "this is no optimizer\n  - it has no "),
+    "no task": ({"task": "mine.Unsuitable"}, "it cannot serve as the task\n  - it has no check"),
+    "no rule": ({**SHADOW, "optimizer": "mine.Unsuitable"}, "it cannot serve as the optimizer\n  - it has no "),
     "no penalty": (
         {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unsuitable"}},
-        "ProxSGD: penalty must be a penalty",
+        "ProxSGD: this is not a penalty",
     ),
-    "nothing that YAML can say": ({"method": "mine.Needs"}, "no plain value stands for its parameter 'thing'"),
+    "nothing that YAML can say": ({"method": "mine.Needs"}, "YAML cannot hold its parameter 'thing'"),
     "refused by torch": ({"optimizer": {"name": "torch.optim.RMSprop", "lr": -1.0}}, "Invalid learning rate: -1.0"),
 }
 

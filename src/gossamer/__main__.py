@@ -1,4 +1,4 @@
-"""``python -m gossamer`` is the ``gossamer`` command."""
+"""``python -m gossamer`` runs the ``gossamer`` command."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""The command line: tasks, models, methods, one run, sweeps, reports. It imports the library; nothing imports it."""
+"""The command line: tasks, models, methods, one run, sweeps, reports. No other module of the library imports it."""

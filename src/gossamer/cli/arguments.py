@@ -14,11 +14,11 @@ SWITCHES = ("help", "print_config", *(key for key, value in vars(Config).items()
 
 
 class Arguments(NamedTuple):
-    """What was given on the command line."""
+    """The parsed command line."""
 
     file: Path | None
-    settings: dict[str, str]  # --key value, the dots kept
-    options: dict[str, str]  # of the command itself
+    settings: dict[str, str]  # --key value; keys contain dots, as in method.every
+    options: dict[str, str]  # options of the command itself
 
     def says(self, option: str) -> bool:
         """Whether a switch of the command is on."""
@@ -26,10 +26,13 @@ class Arguments(NamedTuple):
 
 
 def split(who: str, argv: Sequence[str], options: Collection[str], switches: Collection[str] = ()) -> Arguments:
-    """Sorts the arguments into the file, settings, and the command's own options; only switches may stand without a
-    value.
+    """Splits the arguments into the file, the settings and the command's options.
 
-    Raises: UsageError.
+    Args:
+        options: names of the command's options.
+        switches: names of the options that need no value.
+
+    Raises: UsageError if a value is missing, a switch is not a bool, or there are several files.
     """
     files: list[str] = []
     given: dict[str, str] = {}
@@ -46,15 +49,15 @@ def split(who: str, argv: Sequence[str], options: Collection[str], switches: Col
             value = "true"
         elif not equals and not follows:
             if key not in options and key not in PATHS:
-                schema({key: Value("", who)})  # a misspelt key is the likelier mistake
+                schema({key: Value("", who)})  # report a misspelt key before a missing value
             raise UsageError(who, f"--{key} needs a value")
         elif not equals:
             value = waiting.pop(0)
         given[key] = value
     if len(files) > 1:
-        raise UsageError(who, f"one CONFIG.yaml at most: {', '.join(files)}", remedy="settings are --key value")
+        raise UsageError(who, f"one CONFIG.yaml at most: {', '.join(files)}", remedy="write settings as --key value")
     own = {key: given.pop(key) for key in [*given] if key in options}
     for key in switches:
         if own.get(key, "false").lower() not in ("true", "false"):
-            raise UsageError(who, f"--{key} is true or false", got=own[key])
+            raise UsageError(who, f"--{key} must be true or false", got=own[key])
     return Arguments(Path(files[0]) if files else None, given, own)

@@ -1,4 +1,4 @@
-"""From a configuration to a run before its first step: data, model, optimizer, rewirer, and control of the penalty."""
+"""From a configuration to the parts of a run: data, model, optimizer, rewirer, and control of the penalty."""
 
 import math
 import re
@@ -35,19 +35,19 @@ from .parts import Part, parameters
 from .record import Config
 from .tasks import Data, stream
 
-LONGEST = 10**8  # optimizer steps: schedules list their events
+LONGEST = 10**8  # optimizer steps of a run; bounded because schedules hold a list of their events
 
 
 class ModelLike(Protocol):
-    """A record of a network's settings."""
+    """A record of the settings of a network."""
 
     def build(self, shape: tuple[int, ...], classes: int, rng: torch.Generator) -> nn.Module:
-        """The dense network, its values drawn."""
+        """The dense network with initial values."""
         ...
 
 
 class Trial(NamedTuple):
-    """All parts of a run, built and checked against each other."""
+    """All parts of a run."""
 
     config: Config
     task: Any  # a TaskLike
@@ -55,15 +55,15 @@ class Trial(NamedTuple):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
-    rewirer: Rewirer | Multilevel | None  # None for a dense model, and where the optimizer alone changes the support
-    target: TargetDensity | None  # of the density, if it is steered to
+    rewirer: Rewirer | Multilevel | None  # None for a dense model, and if only the optimizer changes the support
+    target: TargetDensity | None  # steers the penalty, if the configuration has a target
     ledger: Ledger
     each: int  # optimizer steps per epoch
-    plan: Plan | None  # of the layouts, where they were measured
+    plan: Plan | None  # the measured layouts, for layout auto
 
     @property
     def states(self) -> dict[str, Any]:
-        """The parts besides the model that a checkpoint holds."""
+        """The parts that a checkpoint holds in addition to the model."""
         return {
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
@@ -74,10 +74,13 @@ class Trial(NamedTuple):
 
 
 def build(config: Config, planned: Plan | None = None) -> Trial:
-    """Data, model, optimizer and all the rest, in the state before the first step. Raises UsageError where they do not
-    go together.
+    """Makes all parts of a run, in their state before the first step.
 
-    ``planned`` is the plan of a run that is resumed under the layout ``auto``; without one the layers are measured.
+    Args:
+        config: the settings.
+        planned: for layout ``auto``, the plan of the run that is resumed; None measures the layers.
+
+    Raises: UsageError if the parts do not fit together.
     """
     config = config.resolved()
     if config.tensorboard:
@@ -97,7 +100,7 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
     steps = each * config.epochs
     if steps > LONGEST:
         what = f"a run has at most {LONGEST:,} optimizer steps"
-        raise UsageError("epochs", what, got=steps, remedy="fewer --epochs")
+        raise UsageError("epochs", what, got=steps, remedy="use fewer --epochs")
     optimizer = optimizer_of(config, model, final)
     scheduler = LambdaLR(optimizer, step_size(config, steps))
     rewirer = rewiring(model, optimizer, config, steps, final)
@@ -110,9 +113,9 @@ def build(config: Config, planned: Plan | None = None) -> Trial:
 
 
 def network(part: Part, shape: tuple[int, ...], classes: int, rng: torch.Generator) -> nn.Module:
-    """The dense network of a model: a module, or what a record builds.
+    """The dense network of a model. The constructor makes it, or makes a record whose ``build`` makes it.
 
-    Draws from torch's own generator follow from ``rng``.
+    torch's global generator is seeded from ``rng`` meanwhile.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.initial_seed())
@@ -120,13 +123,13 @@ def network(part: Part, shape: tuple[int, ...], classes: int, rng: torch.Generat
         if isinstance(made, nn.Module):
             return made
         if reasons := misfits(made, ModelLike):
-            remedy = "a class or function that makes a torch.nn.Module; docs/cli.md shows one"
+            remedy = "give a class or function that makes a torch.nn.Module; docs/cli.md shows one"
             raise UsageError(f"model {part.name}", "this makes no model", reasons=reasons, remedy=remedy)
         return made.build(shape, classes, rng)
 
 
 def planning(config: Config, data: Data) -> tuple[Any, ...]:
-    """What a plan of this run depends on: the arguments of :func:`measured_plan`."""
+    """The arguments of :func:`measured_plan` for this run: all that its plan depends on."""
     picked = config.density, config.budget, config.block, config.exclude
     return config.model, (config.batch, *data.shape), data.classes, *picked, config.autocast, torch.get_num_threads()
 
@@ -143,7 +146,7 @@ def measured_plan(
     autocast: bool,
     threads: int,
 ) -> Plan:
-    """The plan of a model at its final density, measured once a process: the null models follow the same plan."""
+    """The plan of a model at its final density. It is measured once per process: the null models use the same plan."""
     net = network(model, batch[1:], classes, stream(0, "init"))
     picked = {"density": density, "budget": budget, "block": block, "exclude": exclude}
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -151,10 +154,12 @@ def measured_plan(
 
 
 def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) -> tuple[nn.Module, dict[str, float]]:
-    """The model, sparse if the method is, at its first size; and, if the support shrinks later, each layer's density at
-    the end.
+    """Makes the model sparse, unless the method is dense.
 
-    A layer that the budget makes dense stays so. The others begin ``start`` times as large as they end, or full.
+    If the support shrinks later, each sparse layer begins with ``start`` times its final density, at most 1, or with
+    density 1. A layer that the budget makes dense stays dense.
+
+    Returns: the model at its first density, and the final density of each layer that shrinks.
     """
     if not config.sparse:
         return model, {}
@@ -162,7 +167,7 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
     options: dict[str, Any] = {
         "layout": planned or config.layout,
         "min_fan_in": config.min_fan_in,
-        "fuse": config.model.name in CATALOG["model"],  # nobody hooks, slices or changes these
+        "fuse": config.model.name in CATALOG["model"],  # safe: no hooks or changes by the user in these models
         "rng": stream(config.seed, "support"),
     }
     final: dict[str, float] = {}
@@ -184,7 +189,10 @@ def sparsified(model: nn.Module, config: Config, planned: Plan | None = None) ->
 
 
 def initial_densities(model: nn.Module, config: Config) -> dict[str, float]:
-    """The density of each layer at the first step, where a penalty makes the zeros; density 1 is sparse too."""
+    """The density of each layer at the first step, for methods in which a penalty makes the zeros.
+
+    A layer with density 1 is made sparse too.
+    """
     given = select("sparsify", model, 1.0, "pooled", config.block, None, config.exclude)
     names = list(given.blocks)
     shapes = [tuple(given.owners[name].weight.shape) for name in names]  # type: ignore[union-attr, arg-type]
@@ -193,20 +201,20 @@ def initial_densities(model: nn.Module, config: Config) -> dict[str, float]:
 
 
 def _exactly(densities: Mapping[str, float]) -> list[str]:
-    """The patterns that pick these layers and no others."""
+    """Patterns that match exactly these layers."""
     return [f"re:^{re.escape(name)}$" for name in densities]
 
 
-# -------------------------------------------------------------------- what moves the values and changes the support
+# -------------------------------------------------------------------- optimizer and rewirer
 
 
 def optimizer_of(config: Config, model: nn.Module, final: Mapping[str, float]) -> torch.optim.Optimizer:
-    """The torch optimizer; the step size of layer l is lr times its density to the power -density_exponent.
+    """The optimizer. The step size of a layer is lr * density ** -density_exponent.
 
-    ``final`` holds the densities that count by layer name, where they differ from those that the layers begin with.
+    ``final`` holds the density of each layer that shrinks, by layer name. It replaces the initial density.
     """
     part, power = config.optimizer, config.density_exponent
-    own_decay = config.has_rule and "weight_decay" in parameters(part.constructor)  # of all parameters, as xRDA has it
+    own_decay = config.has_rule and "weight_decay" in parameters(part.constructor)  # xRDA decays all parameters itself
     decay = 0.0 if own_decay else part.settings.get("weight_decay")
     groups = parameter_groups(model, lr=part.settings.get("lr"), weight_decay=decay, density_exponent=power)
     layers = sparse_layers(model)
@@ -224,7 +232,7 @@ def optimizer_of(config: Config, model: nn.Module, final: Mapping[str, float]) -
 
 
 def fitted(group: dict[str, Any], rule: Rule) -> dict[str, Any]:
-    """The group, under plain l1 if its tensors have no groups of the penalty's kind: rows, kernels, channels."""
+    """The group, with plain l1 if the groups of the penalty (rows, kernels, channels) do not exist in its tensors."""
     penalty = rule.penalty
     if not isinstance(penalty, GroupL1) or not group["penalised"]:
         return group
@@ -235,21 +243,21 @@ def fitted(group: dict[str, Any], rule: Rule) -> dict[str, Any]:
 def rewiring(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, steps: int, final: dict[str, float]
 ) -> Rewirer | Multilevel | None:
-    """What changes the support beside the optimizer; None for a dense model, and where the optimizer alone does."""
+    """The object that changes the support; None for a dense model, and if only the optimizer changes the support."""
     if config.multilevel:
         return config.method.make(model=model, optimizer=optimizer)
     if not config.sparse or config.zeros_by_penalty:
         return None
     topology = topology_of(config, steps)
-    if final and isinstance(topology, Topology):  # the Rewirer refuses what is none
+    if final and isinstance(topology, Topology):  # Rewirer refuses any other object
         topology = replace(topology, budget=final)
     return Rewirer(model, optimizer, topology, rng=stream(config.seed, "topology"), newborn=config.newborn)
 
 
 def topology_of(config: Config, steps: int) -> Topology:
-    """The topology of a run of so many steps.
+    """The topology of a run of ``steps`` optimizer steps.
 
-    In a run too short for any exchange: nothing, or pruning once to the end.
+    A run that is too short for an exchange is static; if its support shrinks, it is pruned once.
     """
     settings, short = config.topology(), too_short(config, steps)
     if short is None:
@@ -262,26 +270,26 @@ def topology_of(config: Config, steps: int) -> Topology:
 
 
 def too_short(config: Config, steps: int) -> str | None:
-    """Why a run of so many steps holds no exchange, in a sentence; None if it holds one, or if the method has none."""
+    """Why a run of ``steps`` steps has no exchange, as a sentence; None if it has one, or if the method has none."""
     every, stop = (config.method.settings.get(name) for name in ("every", "stop"))
     if every is None or stop is None or config.starts_dense:
         return None
     last = step_of(config.method.name, "stop", stop, steps)
     if every < last:
         return None
-    what = f"the first exchange would come at step {every}, and none comes after {last} of the {steps} steps"
+    what = f"the first exchange would come at step {every}, and exchanges end before step {last} of {steps}"
     return f"no weight will be exchanged: {what} (--method.every, --method.stop, --epochs)"
 
 
 def steering(optimizer: torch.optim.Optimizer, rewirer: Any, config: Config, steps: int) -> TargetDensity | None:
-    """The control of the penalty's strength, if it is steered."""
+    """The control of the penalty's strength, if the configuration has a target."""
     multilevel = rewirer if config.multilevel else None
     return config.target.make(optimizer=optimizer, density=config.density, steps=steps, multilevel=multilevel)
 
 
 def step_size(config: Config, steps: int) -> Callable[[int], float]:
-    """The factor on the step size after t optimizer steps: linear warm-up, times the schedule's."""
-    shapes: dict[str, Callable[[float], float]] = {  # of the fraction of the run that is over
+    """The factor on the step size as a function of the steps made: linear warm-up times the schedule."""
+    shapes: dict[str, Callable[[float], float]] = {  # functions of the completed fraction of the run
         "cosine": lambda p: 0.5 * (1 + math.cos(math.pi * p)),
         "halving": lambda p: 0.5 ** int(5 * p + 1e-9),
         "constant": lambda p: 1.0,

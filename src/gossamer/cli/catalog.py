@@ -1,8 +1,7 @@
-"""The names of the command line: for each kind of part, name -> constructor. The constructor's signature is the part's
-schema.
+"""The names of the command line: for each kind of part, name -> constructor.
 
-A name is the class's name in lower case. Presets stand here once: ``sgd`` and ``iht``. Any other name is an import path
-(``parts.py``).
+The signature of a constructor declares the settings of the part. A name is the name of the class in lower case, or a
+preset that is defined here: ``sgd``, ``adamw`` and ``iht``. Any other name is an import path (``parts.py``).
 """
 
 from collections.abc import Callable, Iterable
@@ -22,15 +21,15 @@ Constructor = Callable[..., Any]
 
 
 def dense() -> None:
-    """No sparsity: the null model that bounds every method from above."""
+    """No sparsity: the null model to compare every method with."""
 
 
 def proximal() -> None:
-    """The optimizer makes the zeros and revives them: proxsgd, iht, rda, xrda, linbreg, adabreg; layout shadow."""
+    """The optimizer sets weights to zero and revives them: proxsgd, iht, rda, xrda, linbreg, adabreg; layout shadow."""
 
 
 def none() -> None:
-    """The strength of the penalty stays as it is."""
+    """The strength of the penalty is constant."""
 
 
 def sgd(
@@ -44,9 +43,9 @@ def sgd(
 
     Args:
         lr: step size.
-        momentum: of the gradient.
-        nesterov: Nesterov's form of momentum.
-        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+        momentum: factor on the velocity at each step, in [0, 1).
+        nesterov: use Nesterov's form of momentum.
+        weight_decay: decay of the non-zero weights towards 0; biases and normalisation parameters have none.
     """
     return torch.optim.SGD(params, lr, momentum, nesterov=nesterov, weight_decay=weight_decay)
 
@@ -62,19 +61,20 @@ def adamw(
 
     Args:
         lr: step size.
-        betas: decay of the mean gradient and of the mean squared gradient.
-        eps: added to the root of the latter.
-        weight_decay: pull of the non-zero weights towards 0; biases and normalisation have none.
+        betas: decay rates of the mean gradient and of the mean squared gradient.
+        eps: added to the root of the mean squared gradient.
+        weight_decay: decay of the non-zero weights towards 0; biases and normalisation parameters have none.
     """
     return torch.optim.AdamW(params, lr, betas, eps, weight_decay)
 
 
 def iht(density: float, momentum: float = 0.9) -> ProxSGD:
-    """Iterative hard thresholding: after each gradient step every weight tensor keeps its largest entries, the run's
-    density of them.
+    """Iterative hard thresholding: after each gradient step every weight keeps its largest entries.
+
+    The density of the run is the fraction of entries that stay.
 
     Args:
-        momentum: of the mean gradient, in [0, 1).
+        momentum: decay rate of the mean gradient, in [0, 1).
     """
     return ProxSGD(TopK(density=density), momentum)
 

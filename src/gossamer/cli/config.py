@@ -1,10 +1,9 @@
 # pyright: strict
-"""From YAML and flags to a configuration, in one pass: merge the layers -> find the constructors -> check the types ->
-construct.
+"""From YAML and flags to a configuration: merge the layers -> find the constructors -> check the types -> construct.
 
 A part with settings is ``method: csst`` or ``method: {name: csst, every: 50}`` in YAML, ``--method csst --method.every
-50`` on the command line. A layer is a source and its settings. A later layer overrides an earlier one; another name of
-a part discards the part's settings.
+50`` on the command line. A layer is a source (a file or the command line) and its settings. A later layer overrides an
+earlier one. If it gives a part another name, the earlier settings of that part are dropped.
 """
 
 import re
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 PENALTY = "optimizer.penalty"
-PATHS = {**{name: name for name in PARTS}, PENALTY: "penalty"}  # where a part stands -> its kind
+PATHS = {**{name: name for name in PARTS}, PENALTY: "penalty"}  # dotted key of a part -> its kind
 DEFAULTS: dict[str, str] = {name: cast(Part, getattr(Config, name)).name for name in PARTS}
-RENAMED = {  # last word of an old key -> words of the new one, or the new key
+RENAMED = {  # last word of an old key -> candidates for the new key
     "drop": ("drop_fraction",),
     "share": ("allocate", "fraction"),
     "unit": ("block",),
@@ -53,24 +52,24 @@ RENAMED = {  # last word of an old key -> words of the new one, or the new key
     "reach": ("target.reach",),
 }
 
-Layer = tuple[str, Mapping[str, Any]]  # (source, settings); the source is named where something is wrong
+Layer = tuple[str, Mapping[str, Any]]  # (source, settings); error messages name the source
 
 
 class Value(NamedTuple):
-    """A setting as it was given, and by whom."""
+    """The value of a setting before its type is checked, and its source."""
 
-    value: Any  # whatever YAML holds
+    value: Any  # anything that YAML can hold
     where: str
 
 
 class Schema(NamedTuple):
-    """The parts that were chosen and the settings that they declare."""
+    """The chosen parts and the settings that they declare."""
 
-    names: dict[str, str]  # path of a part -> its name
+    names: dict[str, str]  # dotted key of a part -> its name
     settings: dict[str, Setting]  # by dotted key
 
     def problem(self, key: str) -> tuple[str, str]:
-        """What is wrong with an unknown key, and the remedy."""
+        """The problem with an unknown key, and the remedy."""
         path = max((path for path in self.names if key.startswith(f"{path}.")), key=len, default="")
         own = [known for known in self.settings if known.startswith(f"{path}.")] if path else []
         names = [f"{path}.name", *own] if path else [*self.settings, *PARTS]
@@ -101,7 +100,7 @@ def configure(*layers: Layer) -> Config:
 
 
 def merged(layers: tuple[Layer, ...]) -> dict[str, Value]:
-    """Every setting that was given, by dotted key (``method.name`` is the name of the method), and where."""
+    """All given settings with their sources, by dotted key (``method.name`` is the name of the method)."""
     out: dict[str, Value] = {}
     for where, tree in layers:
         layer = dict(spread(tree))
@@ -114,7 +113,7 @@ def merged(layers: tuple[Layer, ...]) -> dict[str, Value]:
 
 
 def spread(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key; what is no mapping under the key of a part is its name."""
+    """Settings by dotted key. A value that is no mapping under the key of a part is the name of the part."""
     for key, value in tree.items():
         if key in PATHS and isinstance(value, Mapping):
             inner = cast(Mapping[str, Any], value)
@@ -146,7 +145,7 @@ def schema(given: Mapping[str, Value]) -> Schema:
 
 
 def typed(chosen: Schema, given: Mapping[str, Value]) -> Tree:
-    """All settings by dotted key, of the types that the constructors declare. Raises UsageError."""
+    """All settings by dotted key, converted to the types that the constructors declare. Raises UsageError."""
     for key, one in chosen.settings.items():
         if one.default is REQUIRED and key not in given:
             raise UsageError("gossamer run", f"{key} has no default, and no value was given", remedy=f"--{key} VALUE")
@@ -158,7 +157,7 @@ def typed(chosen: Schema, given: Mapping[str, Value]) -> Tree:
             for name in outer:
                 place = place.setdefault(name, {})
             place[last] = value.value
-    parser: Any = parser_of(chosen)  # jsonargparse's types are partly unknown
+    parser: Any = parser_of(chosen)  # Any: jsonargparse is partly untyped
     try:
         found = parser.parse_object(tree)
     except (ArgumentError, OverflowError) as error:
@@ -169,7 +168,7 @@ def typed(chosen: Schema, given: Mapping[str, Value]) -> Tree:
     values: Tree = {key: found[key] for key in chosen.settings}
     for key, one in chosen.settings.items():
         if values[key] is None and not one.may_be_none:
-            what, remedy = f"{key}: a value is missing", f"leave the key out for its default, {one.default}"
+            what, remedy = f"{key}: a value is missing", f"omit the key to get its default, {one.default}"
             raise UsageError(given[key].where, what, remedy=remedy)
         check_range(key, values[key])
     return values
@@ -178,7 +177,7 @@ def typed(chosen: Schema, given: Mapping[str, Value]) -> Tree:
 def constructed(chosen: Schema, values: Tree) -> Config:
     """The configuration of checked settings."""
     parts: dict[str, Part] = {}
-    for path in reversed(chosen.names):  # the penalty before its optimizer
+    for path in reversed(chosen.names):  # the penalty is made before its optimizer
         own = {key.removeprefix(f"{path}."): value for key, value in values.items() if key.startswith(f"{path}.")}
         inner = {"penalty": parts[PENALTY]} if path == "optimizer" and PENALTY in parts else {}
         own = {key: value for key, value in own.items() if "." not in key}
@@ -193,7 +192,10 @@ def constructed(chosen: Schema, values: Tree) -> Config:
 def parser_of(
     chosen: Schema, names: Mapping[str, Any] | None = None, **more: Any
 ) -> "ArgumentParser":  # more: arguments of jsonargparse's parser
-    """The jsonargparse parser of these parts: an option for every setting, and for ``names``, with these defaults."""
+    """The jsonargparse parser of these parts, with one option for every setting.
+
+    ``names`` adds help texts, and options for the names of the parts with these defaults.
+    """
     from jsonargparse import ArgumentParser
 
     parser: Any = ArgumentParser(**more, exit_on_error=False, allow_abbrev=False)
@@ -207,7 +209,8 @@ def parser_of(
         group = parser.add_argument_group(f"{PATHS[path]} {name}", about)
         if names is not None:
             line = (
-                f"{lines[''].get(path, 'what makes the zeros.')} {', '.join(CATALOG[PATHS[path]])}; or an import path"
+                f"{lines[''].get(path, 'penalty that makes the zeros.')} {', '.join(CATALOG[PATHS[path]])}; "
+                "or an import path"
             )
             default = {"default": names[path]} if names[path] else {"required": True}
             group.add_argument(f"--{path}.name", type=str, metavar="NAME", help=line, **default)
@@ -222,7 +225,7 @@ def parser_of(
 
 
 def expected(message: str) -> str:
-    """jsonargparse's message in fewer lines: the key, what is expected, what was got."""
+    """jsonargparse's message on one line: the key, what is expected, what was got."""
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
     message = re.sub(r'Parser key "([\w.]+)":\s+', r"\1: ", message)
     message = re.sub(r"\s*\n\s*", " ", message).strip()
@@ -230,6 +233,6 @@ def expected(message: str) -> str:
 
 
 def _add(group: Any, key: str, one: Setting, line: str) -> None:  # an argument group of jsonargparse
-    """Adds one option; a setting without default is required."""
+    """Adds one option. It is required if the setting has no default."""
     default = {"required": True} if one.default is REQUIRED else {"default": one.default}
     group.add_argument(f"--{key}", type=one.type, help=line.replace("%", "%%") or None, **default)

@@ -1,4 +1,4 @@
-"""Tables on the terminal: by rich on a terminal where it is installed, else as aligned plain text."""
+"""Tables: drawn by rich on a terminal if it is installed, else as aligned plain text."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 
 def help_format() -> type:
-    """jsonargparse's format of a help text, which shows the defaults; the description keeps its lines."""
+    """The formatter of help texts: it shows the defaults and keeps the line breaks of the description."""
     from argparse import RawDescriptionHelpFormatter
 
     from jsonargparse import DefaultHelpFormatter
@@ -23,7 +23,7 @@ def live() -> bool:
 
 
 def width() -> int | None:
-    """Characters of a line: COLUMNS, or the width of the terminal; None for other output."""
+    """Characters of a line: the variable COLUMNS, else the width of the terminal, else None."""
     given = os.environ.get("COLUMNS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
@@ -31,10 +31,10 @@ def width() -> int | None:
 
 
 def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], most: int | None, first: Sequence[str]) -> list[int]:
-    """The columns that fit into ``most`` characters. Columns are left out, those named in ``first`` first, then from
-    the right.
+    """The indices of the columns that fit into ``most`` characters.
 
-    Cells are never cut. The two columns on the left always stay.
+    Columns in ``first`` are left out first, then columns from the right. The two columns on the left always stay. Cells
+    are never cut.
     """
     sizes = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
     kept = list(range(len(columns)))
@@ -56,9 +56,15 @@ def show(
     left: int = 1,
     drop: Sequence[str] = (),
 ) -> None:
-    """Prints a table of strings, its first ``left`` columns aligned to the left, and the notes below it.
+    """Prints a table of strings and the notes below it.
 
-    Where the table is wider than the lines, columns are left out: those named in ``drop`` first, then from the right.
+    Args:
+        title: line above the table.
+        columns: names of the columns.
+        rows: cells.
+        notes: paragraphs below the table.
+        left: number of columns, from the left, that are aligned to the left.
+        drop: columns to leave out first if the table is too wide; then columns from the right are left out.
     """
     most = width()
     kept = fitted(columns, rows, most, drop)
@@ -87,7 +93,7 @@ def show(
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """The table as lines of text, its first ``left`` columns to the left."""
+    """The table as lines of text, its first ``left`` columns aligned to the left."""
     lines = [columns, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     lines.insert(1, ["-" * width for width in widths])

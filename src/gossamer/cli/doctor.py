@@ -1,4 +1,4 @@
-"""What is available on this machine, and why the rest is not."""
+"""``gossamer doctor``: what is available on this machine, and why the rest is not."""
 
 import ctypes
 import os
@@ -16,11 +16,11 @@ from .._errors import nearest
 from . import extras
 from .console import show
 
-BUILDS = ("avx512", "avx2", "plain")  # every build that exists
+BUILDS = ("avx512", "avx2", "plain")  # all builds, best first
 
 
 def doctor() -> int:
-    """Print versions, threads, kernels, GPU and extras. Works with the core alone."""
+    """Prints versions, threads, kernels, GPU and extras. It needs no extra packages. Returns the exit code 0."""
     columns, rows = ("what", "here"), [[what, said] for what, said in findings()]
     lacking = [f"{name}: {extras.pip_command(name)}" for name in extras.EXTRAS if extras.missing(name)]
     show("gossamer doctor", columns, rows, [*remedies(), *lacking], left=2)
@@ -40,7 +40,7 @@ def findings() -> list[tuple[str, str]]:
         ("processor", f"{processor()}, {os.cpu_count()} cores"),
         (
             "threads",
-            f"{threads} (torch), {torch.get_num_interop_threads()} between operators; --threads sets the first",
+            f"{threads} within an operator (set by --threads), {torch.get_num_interop_threads()} between operators",
         ),
         ("vector instructions", torch.backends.cpu.get_cpu_capability()),
         ("BLAS", blas()),
@@ -55,7 +55,7 @@ def findings() -> list[tuple[str, str]]:
 
 
 def sparse_kernels() -> str:
-    """Which kernels the csr layout runs here, and why."""
+    """The kernels that the csr layout runs on this machine, and why."""
     asked, m = os.environ.get(kernels.ENVIRONMENT), native.BEST
     by = f"{kernels.ENVIRONMENT}={asked}"
     if asked not in (None, "", "native", "reference"):
@@ -69,11 +69,11 @@ def sparse_kernels() -> str:
     if asked == "reference":
         return f"reference (plain torch, slower), by {by}"
     what = f"native, {m.isa} build{f', by {by}' if asked else ''}: {m.lanes} float32 lanes, {openmp()}"
-    return f"{what}, tiles for a second cache of {m.cache_bytes()} bytes"
+    return f"{what}, tiles for a level-2 cache of {m.cache_bytes()} bytes"
 
 
 def builds() -> str:
-    """Which native builds there are, and why the one that runs was chosen."""
+    """The native builds that are installed, and why one of them was chosen."""
     there = [isa for isa in BUILDS if find_spec(f"{native.__name__}._{isa}") is not None]
     if not there:
         return "none"
@@ -87,12 +87,12 @@ def builds() -> str:
     unusable = dict(native.UNUSABLE)
     if native.BEST is not None and not asked:
         known = {*unusable, *(m.isa for m in native.BUILDS)}
-        unusable |= {isa: "this processor does not know it" for isa in there if isa not in known}
+        unusable |= {isa: "this processor does not support it" for isa in there if isa not in known}
     return "; ".join([*parts, *(f"not {isa}: {reason}" for isa, reason in unusable.items())])
 
 
 def openmp() -> str:
-    """Whether the native kernels run on torch's own threads."""
+    """The threads of the native kernels, and whether they share torch's OpenMP runtime."""
     build = native.BEST
     if build is None or not build.openmp:
         return "one thread (built without OpenMP)"
@@ -100,7 +100,7 @@ def openmp() -> str:
     torchs = next(map(_omp_of, (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")), None)
     if ours is None or torchs is None:
         return f"{count} OpenMP threads"
-    return f"{count} OpenMP threads {'shared with torch' if ours == torchs else 'of their own beside those of torch'}"
+    return f"{count} OpenMP threads {'shared with torch' if ours == torchs else 'in addition to those of torch'}"
 
 
 def _omp_of(library: str | Path) -> int | None:
@@ -112,7 +112,7 @@ def _omp_of(library: str | Path) -> int | None:
 
 
 def remedies() -> list[str]:
-    """What to do where the native kernels cannot run; [] if there is nothing to do."""
+    """What to do if the native kernels do not run; [] if there is nothing to do."""
     asked = os.environ.get(kernels.ENVIRONMENT)
     if asked not in (None, "", "native", "reference"):
         return [f"sparse kernels: unset {kernels.ENVIRONMENT}, or set it to native or reference"]
@@ -121,11 +121,11 @@ def remedies() -> list[str]:
     if os.environ.get(native.ENVIRONMENT):
         return [f"sparse kernels: unset {native.ENVIRONMENT}"]
     install = "pip install -v --force-reinstall --no-deps ."
-    return [f"sparse kernels: install g++ and Python's headers (python3-dev), then again: {install}"]
+    return [f"sparse kernels: install g++ and the headers of Python (python3-dev), then run {install}"]
 
 
 def blas() -> str:
-    """The linear algebra that torch was built with."""
+    """The linear algebra libraries that torch was built with."""
     found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     parts = [found.group(1) if found else "unknown"]
     parts += ["oneDNN"] * torch.backends.mkldnn.is_available() + ["OpenMP"] * torch.backends.openmp.is_available()
@@ -133,12 +133,12 @@ def blas() -> str:
 
 
 def gpu() -> str:
-    """The GPUs torch sees, or why there is none."""
+    """The GPUs that torch finds, or why it finds none."""
     if torch.cuda.is_available():
         return (
             ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
             + " (the command line trains on the CPU)"
         )
     if torch.version.cuda is None and torch.version.hip is None:
-        return "none: this torch is built for the CPU alone"
-    return "none: torch is built for one, but finds no device or driver"
+        return "none: this build of torch is for the CPU only"
+    return "none: this build of torch supports GPUs, but finds no device or driver"

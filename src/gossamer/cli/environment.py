@@ -1,4 +1,4 @@
-"""Where a run takes place: versions, machine, commit."""
+"""The environment of a run: versions, machine, commit."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def environment() -> dict[str, Any]:
-    """All of it, ready for JSON."""
+    """The environment as a dict for JSON."""
     return {
         "gossamer": __version__,
         "commit": commit(),
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the checkout with this package, ``-modified`` if files differ from it; None outside a checkout."""
+    """The commit of the checkout of this package, with ``-modified`` if files differ; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -49,13 +49,13 @@ def commit() -> str | None:
 
 
 def check_memory(who: str, what: str, numbers: int) -> None:
-    """Refuses (UsageError) more float32 numbers than fit into this machine's memory."""
+    """Raises UsageError if so many float32 numbers do not fit into the memory of this machine."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return  # a system without this figure
+        return  # the system does not report the size of its memory
     held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 4 * numbers > held:
         raise UsageError(
-            who, f"{what} take {4 * numbers:,} bytes, and this machine has {held:,}", remedy="smaller settings"
+            who, f"{what} take {4 * numbers:,} bytes; this machine has {held:,}", remedy="use smaller settings"
         )
 
 

@@ -1,4 +1,4 @@
-"""Optional packages: which ones a part of the command line needs, and the pip command that brings the missing ones."""
+"""Optional packages: the packages that a part of the command line needs, and the pip command for missing ones."""
 
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -10,7 +10,7 @@ class Extra(NamedTuple):
     """One optional-dependency group of the package."""
 
     purpose: str
-    modules: dict[str, str]  # importable name -> what pip installs it from
+    modules: dict[str, str]  # importable name -> requirement for pip
 
 
 EXTRAS = {
@@ -26,17 +26,17 @@ EXTRAS = {
     ),
     "board": Extra("TensorBoard events of a run", {"tensorboard": "tensorboard"}),
     "recover": Extra("the estimators of gossamer.recover", {"sklearn": "scikit-learn", "scipy": "scipy"}),
-    "plot": Extra("pictures: of gossamer recover and the benchmarks", {"matplotlib": "matplotlib"}),
+    "plot": Extra("pictures of gossamer recover and of the benchmarks", {"matplotlib": "matplotlib"}),
 }
 
 
 def missing(extra: str) -> list[str]:
-    """What pip has to install for ``extra`` to work here; empty if nothing."""
+    """The requirements of ``extra`` that are not installed."""
     return sorted({source for module, source in EXTRAS[extra].modules.items() if find_spec(module) is None})
 
 
 def pip_command(extra: str) -> str:
-    """The command that installs what ``extra`` lacks here."""
+    """The command that installs the missing packages of ``extra``."""
     return "pip install " + " ".join(f'"{source}"' if "[" in source else source for source in missing(extra))
 
 

@@ -1,5 +1,4 @@
-"""Readers of the official files of MNIST-like (IDX) and CIFAR data sets. What is truncated or foreign is refused, with
-the reason.
+"""Readers of the official files of MNIST-like (IDX) and CIFAR data sets. Truncated and other files are refused.
 
 IDX      0x00 0x00 type rank | rank x uint32 big-endian sizes | data          type 0x08: unsigned byte; plain or gzip
 CIFAR    records of label_bytes + 3072 bytes: label(s), then 32 x 32 red, green, blue planes
@@ -21,7 +20,7 @@ PIXELS = 3 * 32 * 32
 
 
 def find(folders: list[Path], names: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """(paths, missing names) of files ``NAME`` or ``NAME.gz`` in the one of ``folders`` that holds most of them."""
+    """(paths, missing names) of files ``NAME`` or ``NAME.gz`` in the folder that holds most of them."""
 
     def look(folder: Path) -> list[Path | None]:
         return [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in names]
@@ -31,14 +30,18 @@ def find(folders: list[Path], names: tuple[str, ...]) -> tuple[list[Path], list[
 
 
 def contents(path: Path) -> bytes:
-    """All bytes of a plain or (by its first two bytes) gzip file; UsageError if the gzip stream is damaged."""
+    """All bytes of a plain or gzip file (recognised by its first two bytes).
+
+    Raises: UsageError if the gzip stream is damaged.
+    """
     raw = path.read_bytes()
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
         return gzip.decompress(raw)
     except (EOFError, OSError, zlib.error) as error:
-        raise UsageError(str(path), f"truncated or damaged gzip file: {error}", remedy="get the file again") from error
+        what = f"truncated or damaged gzip file: {error}"
+        raise UsageError(str(path), what, remedy="download the file again") from error
 
 
 def read_idx(path: Path, rank: int) -> Tensor:
@@ -52,13 +55,13 @@ def read_idx(path: Path, rank: int) -> Tensor:
     header = 4 + 4 * rank
     if len(raw) < header:
         raise UsageError(
-            str(path), f"truncated: the header alone is {header} bytes", got=len(raw), remedy="get the file again"
+            str(path), f"truncated: the header has {header} bytes", got=len(raw), remedy="download the file again"
         )
     sizes = [int(v) for v in np.frombuffer(raw, ">u4", rank, 4)]
     if len(raw) - header != math.prod(sizes):
         what = "truncated" if len(raw) - header < math.prod(sizes) else "too long"
-        expected = f"the header announces {' x '.join(map(str, sizes))} = {math.prod(sizes)} bytes of data"
-        raise UsageError(str(path), f"{what}: {expected}", got=len(raw) - header, remedy="get the file again")
+        expected = f"the header gives {' x '.join(map(str, sizes))} = {math.prod(sizes)} bytes of data"
+        raise UsageError(str(path), f"{what}: {expected}", got=len(raw) - header, remedy="download the file again")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(sizes).copy())
 
 
@@ -72,6 +75,6 @@ def read_cifar(path: Path, label_bytes: int, records: int) -> tuple[Tensor, Tens
     if len(raw) != records * size:
         what = "truncated" if len(raw) < records * size else "too long, or another format"
         expected = f"{records} records of {size} bytes are {records * size} bytes"
-        raise UsageError(str(path), f"{what}: {expected}", got=len(raw), remedy="get the file again")
+        raise UsageError(str(path), f"{what}: {expected}", got=len(raw), remedy="download the file again")
     table = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(records, size).copy())
     return table[:, label_bytes:].reshape(records, 3, 32, 32).contiguous(), table[:, label_bytes - 1].long()

@@ -1,16 +1,16 @@
-"""The folder of one run: its files, what a run may do with it, and how damaged files are mended.
+"""The folder of one run: its files, the checks before a run uses it, and the repair of damaged files.
 
 config.yaml              the resolved configuration
-environment.json         where the run began: versions, machine, commit
-plan.json                with layout auto: what was measured, and the layout of each layer
+environment.json         versions, machine and commit at the beginning of the run
+plan.json                with layout auto: the measurements, and the layout of each layer
 metrics.jsonl            one line per epoch
-checkpoint.safetensors   the last good state, of the last epoch or the interruption; with configuration and metrics
+checkpoint.safetensors   the state after the last epoch or at the interruption, with configuration and metrics
 diagnosis.jsonl          with ``diagnose``: one line per event and layer
-result.json              the figures, once the run has finished or diverged
-lock                     while a run writes here: the number of its process
+result.json              the figures of a finished or diverged run
+lock                     while a run writes here: the id of its process
 
-Every file is replaced at once and synchronised. Damaged metrics and a damaged configuration are restored from the
-checkpoint. A damaged result is computed again from it.
+Every file is replaced atomically and synchronised to disk. Damaged metrics and a damaged configuration are restored
+from the checkpoint. A damaged result is computed again from it.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ FIGURES = (
 
 
 class Folder:
-    """A run's folder; ``status`` is new, stopped, finished or diverged."""
+    """The folder of a run; ``status`` is new, stopped, finished or diverged."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -60,9 +60,9 @@ class Folder:
 
     @property
     def status(self) -> str:
-        """How far the run in this folder has come.
+        """new, stopped, finished or diverged.
 
-        A result that cannot be read does not count: the checkpoint leads to the same one.
+        A run whose result cannot be read is stopped: resuming its checkpoint gives the same result.
         """
         result = read_json(self.result)
         if result is not None and result.get("status") in OVER and _complete(result):
@@ -71,14 +71,14 @@ class Folder:
 
     @property
     def over(self) -> bool:
-        """True if nothing is left to do."""
+        """Whether the run has finished or diverged."""
         return self.status in OVER
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from writing here.
+        """A context in which no other process writes into the folder.
 
-        Makes the folder, and removes it if nothing was written. Raises UsageError.
+        It makes the folder, and removes it if it stays empty. Raises UsageError.
         """
         try:
             made = make(self.path)
@@ -95,16 +95,15 @@ class Folder:
                     folder.rmdir()
 
     def tidy(self) -> None:
-        """Removes the lock of a dead process from a run that is over. A lock that is held stays."""
+        """Removes the lock of a process that has ended. A lock that is held stays."""
         if self.lock.exists():
             with suppress(UsageError), self.locked():
                 pass
 
     def settings(self) -> Tree:
-        """The settings of the run in this folder, from the result, from config.yaml, or from the checkpoint where that
-        is damaged.
+        """The settings of the run: from the result, else from config.yaml, else from the checkpoint.
 
-        Raises: UsageError if none can be read.
+        Raises: UsageError if none of them can be read.
         """
         if self.over:
             return self.figures()["config"]
@@ -119,12 +118,12 @@ class Folder:
         with suppress(UsageError):
             if said := self._said():
                 return said["settings"]
-        remedy = "delete it, and give the same settings again without --resume: what the folder holds is continued"
+        remedy = "delete it, and give the same settings again without --resume: the run in the folder continues"
         raise UsageError(str(self.config), f"damaged, and no checkpoint holds a copy: {damage}", remedy=remedy)
 
     @property
     def damage(self) -> str:
-        """Why the run in this folder cannot be read, in a sentence; "" if it can."""
+        """Why the run in this folder cannot be read, as a sentence; "" if it can."""
         try:
             if self.status != "new":
                 self.settings()
@@ -133,10 +132,9 @@ class Folder:
         return ""
 
     def check(self, config: Config, resume: bool, change: Collection[str] = ()) -> None:
-        """Refuses a folder that holds another run, or this one without ``resume``. Settings named in ``change`` may
-        differ.
+        """Raises UsageError if the folder holds another run, or this run without ``resume``.
 
-        Raises: UsageError.
+        The settings in ``change`` may differ.
         """
         begun = self.status != "new"
         if begun and not resume:
@@ -150,29 +148,29 @@ class Folder:
         befores = [
             *([self.settings()] if begun else []),
             *([said["settings"]] if said else []),
-        ]  # an edited config.yaml is another configuration
+        ]  # both: an edited config.yaml differs from the checkpoint, and is another configuration
         different = dict.fromkeys(sentence for before in befores for sentence in differences(before, now, change))
         if different:
-            remedy = "the same settings (none at all takes them from the folder), --change KEYS to go on with others, "
+            remedy = "use the same settings (omit them to take those of the folder), --change KEYS to change some, "
             remedy += "or another --out"
             raise UsageError(
                 str(self.path), "the run in this folder has another configuration", reasons=different, remedy=remedy
             )
 
     def plan(self) -> Plan | None:
-        """The plan that the run in this folder follows, if it follows one. Raises UsageError."""
+        """The plan of the run in this folder, None without a plan. Raises UsageError if it is damaged."""
         if not self.planned.is_file():
             return None
         try:
             return Plan.from_json(self.planned.read_text(encoding="utf-8"))
         except (UsageError, ValueError, RecursionError) as error:
             if not self.checkpoint.is_file():
-                return None  # no checkpoint depends on it yet: it is measured again
-            what = "damaged: the layouts that the checkpoint was made with are not known"
+                return None  # no checkpoint depends on the plan: it can be measured again
+            what = "damaged: the layouts of the model in the checkpoint cannot be read"
             raise UsageError(str(self.planned), what, reasons=[str(error)[:200]], remedy="another --out") from error
 
     def begin(self, config: Config, plan: Plan | None = None) -> None:
-        """Writes the files that exist before the first step, where they are missing or damaged."""
+        """Writes the files that must exist before the first step, if they are missing or damaged."""
         if read_json(self.environment) is None:
             write(self.environment, json.dumps(environment(), indent=2) + "\n")
         if plan is not None and (not self.planned.is_file() or not self.checkpoint.is_file()):
@@ -187,11 +185,11 @@ class Folder:
         append(self.metrics, json.dumps(row))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics, one dict per epoch; a line that cannot be read is left out."""
+        """The metrics, one dict per epoch, without unreadable lines."""
         return [row for row in read_lines(self.metrics) if "epoch" in row]
 
     def restore(self, rows: list[dict[str, Any]], step: int) -> None:
-        """Sets the metrics to those of the checkpoint that is resumed, and removes diagnoses of later steps."""
+        """Replaces the metrics by ``rows`` of the checkpoint, and removes diagnoses of later steps."""
         write(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         if self.diagnosis.is_file():
             write(
@@ -200,36 +198,36 @@ class Folder:
             )
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the figures; the run is over."""
+        """Writes the figures of a finished or diverged run."""
         write(self.result, json.dumps(result, indent=2) + "\n")
 
     def figures(self) -> dict[str, Any]:
-        """The figures that :meth:`finish` wrote."""
+        """Reads the figures that :meth:`finish` wrote."""
         return json.loads(self.result.read_text(encoding="utf-8"))
 
     def _said(self) -> dict[str, Any] | None:
-        """The configuration in the checkpoint; None if there is no checkpoint. Raises UsageError."""
+        """The configuration in the checkpoint; None without a checkpoint. Raises UsageError."""
         if not self.checkpoint.exists():
             return None
-        remedy = f"delete {self.checkpoint.name}, and --resume begins the run anew; or another --out"
+        remedy = f"delete {self.checkpoint.name}, and --resume starts the run again; or use another --out"
         try:
             extra = checkpoint.inspect(self.checkpoint)["extra"]
         except UsageError as error:
             raise UsageError(error.who, error.what, reasons=error.reasons, remedy=remedy) from error
         said = extra.get("config")
         if not isinstance(said, dict) or not isinstance(said.get("settings"), dict) or said != named(said["settings"]):
-            raise UsageError(str(self.checkpoint), "this checkpoint is not that of a run", remedy=remedy)
+            raise UsageError(str(self.checkpoint), "gossamer run did not write this checkpoint", remedy=remedy)
         return said
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """Settings, and the digest of those that decide the figures: the configuration as a checkpoint holds it."""
+    """The configuration for a checkpoint: the settings, and a digest of those that can change the results."""
     deciding = {key: value for key, value in flat(tree).items() if key not in ELSEWHERE}
     return {"sha256": hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(), "settings": tree}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no such file, or it is damaged."""
+    """The object in a JSON file; None if the file is missing or damaged."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError, OSError):
@@ -238,7 +236,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines. A line that cannot be read, torn by a kill, is left out."""
+    """The objects in a file of JSON lines. Unreadable lines, which a killed process leaves, are skipped."""
     if not path.is_file():
         return
     for line in path.read_bytes().splitlines():
@@ -249,7 +247,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _complete(result: dict[str, Any]) -> bool:
-    """Whether a result has its figures; the result of a folder of null models has none."""
+    """Whether a result has all its figures. A job with null models has no figures in its own result."""
     config = result.get("config")
     if not isinstance(config, dict) or any(key not in config for key in KEYS):
         return False

@@ -1,9 +1,8 @@
-"""Grids of small computations: each cell is computed once, in one of several processes, and its row is written as soon
-as it is known.
+"""Grids of small computations. Several processes compute the cells, and every finished row is written at once.
 
-settings.json   what the grid was asked with; a folder of other settings is refused
-rows.jsonl      one line per finished cell: the cell's own keys, then what was computed
-table.csv       the same, at the end
+settings.json   the settings of the grid; a folder with other settings is refused
+rows.jsonl      one line per finished cell: the keys of the cell, then the results
+table.csv       the same rows, written at the end
 """
 
 import csv
@@ -27,24 +26,28 @@ Row = dict[str, Any]
 def compute(
     who: str, out: str, settings: Row, cells: Sequence[Row], work: Callable[[Row], Row], jobs: int = 1
 ) -> tuple[list[Row], Path]:
-    """All rows of a grid, those that are missing computed, and the folder.
+    """Computes the missing rows of a grid; returns all rows and the folder.
 
     Args:
-        settings: of all cells; they are kept, and compared if the folder exists.
-        cells: what distinguishes each: numbers and strings.
-        work: a function of a module; it gets settings and cell together.
-        jobs: processes; each uses one thread.
+        who: the name of the command, for messages.
+        out: folder.
+        settings: settings of all cells. They are saved, and compared if the folder exists.
+        cells: the keys of each cell, with numbers or strings as values.
+        work: function at the top level of a module, from the union of settings and cell to the results.
+        jobs: processes, one thread each.
+
+    Raises: UsageError if the folder holds results of other settings. KeyboardInterrupt on Ctrl-C.
     """
     if check_count(who, "jobs", jobs, 1) > THREADS:
-        raise UsageError(who, f"at most {THREADS} processes are started", got=jobs)
+        raise UsageError(who, f"at most {THREADS} jobs are allowed", got=jobs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     said, there = folder / "settings.json", json.loads(json.dumps(settings))
     if said.is_file() and (before := read_json(said)) is None:
         raise UsageError(
             str(said),
-            "damaged: the settings of the results in this folder are not known",
-            remedy="another --out, or delete the folder",
+            "damaged: the settings of the results in this folder cannot be read",
+            remedy="use another --out, or delete the folder",
         )
     if said.is_file() and before != there:
         different = [
@@ -56,7 +59,7 @@ def compute(
             who,
             f"{folder} holds results of other settings",
             reasons=sorted(different),
-            remedy="another --out, or the same settings",
+            remedy="use another --out, or the same settings",
         )
     write(said, json.dumps(settings, indent=2) + "\n")
     path = folder / "rows.jsonl"
@@ -72,7 +75,7 @@ def compute(
                 file.flush()
                 advance()
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("stopped; what is finished is saved, and the same command continues") from stop
+        raise KeyboardInterrupt("stopped; finished cells are saved: repeat the command to continue") from stop
     order = {_key(cell, cell): i for i, cell in enumerate(cells)}
     rows = sorted(
         (row for row in rows if cells and _key(row, cells[0]) in order), key=lambda row: order[_key(row, cells[0])]
@@ -82,7 +85,7 @@ def compute(
 
 
 def numbers(who: str, name: str, values: Sequence[Any], least: float) -> list[Any]:
-    """A list of an option, checked."""
+    """The list of an option. Raises UsageError unless it holds numbers of at least ``least``."""
     if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) or v < least for v in values):
         raise UsageError(
             who, f"{name} must be a list of numbers of at least {least}, as in --{name} '[1, 2]'", got=values
@@ -91,7 +94,7 @@ def numbers(who: str, name: str, values: Sequence[Any], least: float) -> list[An
 
 
 def pyplot(who: str) -> Any:
-    """Matplotlib, without a screen. Raises UsageError where it is not installed."""
+    """The module matplotlib.pyplot, set up to draw without a screen. Raises UsageError if it is not installed."""
     from . import extras
 
     extras.require("plot", who)
@@ -119,7 +122,7 @@ def _results(work: Callable[[Row], Row], settings: Row, todo: Sequence[Row], job
 
 
 def _complete_lines(path: Path) -> list[Row]:
-    """The rows of a file; a line that cannot be read, cut by an interruption, is forgotten and computed again."""
+    """The rows of a file. A line that an interruption has cut is removed from it, and its cell is computed again."""
     rows = list(read_lines(path))
     if path.is_file():
         write(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -167,7 +170,7 @@ class _bar:
 
 
 def save(plt: Any, figure: Any, path: Path) -> None:
-    """Writes a figure as a PNG, says so, and closes it."""
+    """Writes a figure as a PNG, prints the path, and closes the figure."""
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

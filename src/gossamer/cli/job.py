@@ -1,6 +1,6 @@
 """The command ``gossamer run``: from arguments to configurations, folders, runs and the table.
 
-Without a configuration it is the main job: digits, 95 % zeros by CSST, beside its null models dense and static random.
+Without a configuration it runs the main job: digits, 95 % zeros by CSST, and its null models dense and static random.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ MAIN_JOB: Tree = {
     "null_models": True,
     "density_exponent": 0.25,
     "threads": 1,
-}  # more threads wait on so small a network
+}  # one thread: the network is too small for more
 OPTIONS = ("out", "resume", "change", "help", "print_config")
 USAGE = "gossamer run [CONFIG.yaml] [--key value ...] [--out DIR] [--resume [--change KEYS]] [--print_config]"
-DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml, overridden by --key value.
-Without CONFIG.yaml they begin at the main job: digits at 95 % zeros by CSST, beside
-its null models (dense; static random at the same budget). The settings listed for the
-task, model, method and optimizer are those of the chosen ones: gossamer run --method
-rigl --help shows RigL's. In place of a name each takes an import path of your own class
-or function: --model my_package.Net.
+DESCRIPTION = """Train one configuration. Settings come from CONFIG.yaml; --key value overrides them.
+Without CONFIG.yaml the defaults below apply: the digits data set at 95 % zeros, with
+CSST, and two null models, dense and static random at the same budget. The settings
+below belong to the chosen task, model, method and optimizer. For others, name them:
+gossamer run --method rigl --help shows the settings of RigL. Instead of a name, give
+the import path of your own class or function: --model my_package.Net.
 
 example: gossamer run experiments/digits.yaml --density 0.02 --method rigl --seed 1"""
 
@@ -48,7 +48,7 @@ def job(argv: Sequence[str]) -> int:
     given = split(WHO, argv, OPTIONS, ("resume", "help", "print_config"))
     change = tuple(filter(None, given.options.get("change", "").split(",")))
     if change and not given.says("resume"):
-        raise UsageError(WHO, "--change names settings in which a resumed run may differ", remedy="--resume beside it")
+        raise UsageError(WHO, "--change works only with --resume", remedy="add --resume")
     base = begins(given)
     if given.says("help"):
         print(help_text(given, base))
@@ -62,7 +62,10 @@ def job(argv: Sequence[str]) -> int:
 
 
 def begins(given: Arguments) -> Layer:
-    """The settings of the file, or of the main job; without null models where the optimizer makes the zeros."""
+    """The settings of the file, or of the main job.
+
+    The main job has no null models if the optimizer makes the zeros.
+    """
     if given.file is None:
         name = given.settings.get("optimizer", given.settings.get("optimizer.name", Config.optimizer.name))
         penalised = is_rule(constructor_of("optimizer", name, WHO))
@@ -75,7 +78,7 @@ def begins(given: Arguments) -> Layer:
 
 
 def finish(config: Config, out: Path, resume: bool, change: tuple[str, ...]) -> int:
-    """Does all runs of the job and prints the table; returns the exit code."""
+    """Trains all runs of the job and prints the table; returns the exit code."""
     runs = variants(config, out)
     try:
         with watch_for(len(runs)) as watch:
@@ -86,27 +89,27 @@ def finish(config: Config, out: Path, resume: bool, change: tuple[str, ...]) -> 
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped between two runs"
         if Folder(out).status == "new":
-            print("stopped before anything had begun", file=sys.stderr)
+            print("stopped before the first run began", file=sys.stderr)
         else:
-            print(f"{said}; everything is saved. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
+            print(f"{said}; the state is saved. To continue:\n  gossamer run --out {out} --resume", file=sys.stderr)
         return 130
     report(str(out))
     diverged = {path: result for path, result in results.items() if result["status"] == "diverged"}
     for path, result in diverged.items():
         print(divergence(path, result), file=sys.stderr)
-    print(f"\neverything is in {out}")
+    print(f"\nall results are in {out}")
     return 1 if diverged else 0
 
 
 def together(
     config: Config, out: Path, runs: dict[Path, Config], resume: bool, change: tuple[str, ...], watch: Silent
 ) -> dict[Path, dict[str, Any]]:
-    """A run and its null models, in folders below the job's folder."""
+    """Trains a run and its null models, in sub-folders of the job's folder."""
     folder = Folder(out)
     with folder.locked():
         folder.check(config, resume, change)
         for variant in runs.values():
-            build(variant)  # refuses now what would be refused after the first run
+            build(variant)  # check all variants before the first run
         folder.begin(config)
         results = {path: run(one, path, resume=True, change=change, watch=watch) for path, one in runs.items()}
         folder.finish({"status": "finished", "config": settings(config)})
@@ -114,10 +117,7 @@ def together(
 
 
 def place(given: Arguments, base: Layer, change: tuple[str, ...]) -> tuple[Config, Path]:
-    """The configuration and the folder of a job; those of the run to resume, if that is asked for.
-
-    Raises UsageError.
-    """
+    """The configuration and the folder of a job, or of the run that is resumed. Raises UsageError."""
     asked, flags = given.options.get("out"), (WHO, given.settings)
     out = Path(asked) if asked else None
     if not given.says("resume"):
@@ -125,18 +125,18 @@ def place(given: Arguments, base: Layer, change: tuple[str, ...]) -> tuple[Confi
         return config.resolved(), out or unused(config)
     out = out or latest(configure(base, flags))
     if Folder(out).status == "new":
-        raise UsageError(WHO, f"there is no run to resume in {out}", remedy="without --resume a new run begins")
+        raise UsageError(WHO, f"there is no run to resume in {out}", remedy="omit --resume to begin a new run")
     config = configure(base if given.file else (str(Folder(out).config), Folder(out).settings()), flags)
     known = [*PARTS, *flat(settings(config))]
     for key in change:
         if key not in known:
             what = f"--change: unknown key {key!r}{nearest(key, known)}"
-            raise UsageError(WHO, what, remedy="keys as in --key value, with commas")
+            raise UsageError(WHO, what, remedy="write keys as in --key value, separated by commas")
     return config.resolved(), out
 
 
 def variants(config: Config, out: Path) -> dict[Path, Config]:
-    """The runs of a job by folder: the configuration alone in ``out``, or in sub-folders beside its null models."""
+    """The runs of a job by folder: one run in ``out``, or a sub-folder for the run and each null model."""
     alone = dataclasses.replace(config, null_models=False)
     if not config.null_models:
         return {out: alone}
@@ -145,12 +145,10 @@ def variants(config: Config, out: Path) -> dict[Path, Config]:
 
 
 def divergence(path: Path, result: dict[str, Any]) -> str:
-    """What happened, what was kept, what to try."""
-    what = (
-        f"{path}: the loss became {result['loss']} at step {result['step']}, and training was stopped before that step"
-    )
+    """The message on a diverged run: what happened, what was kept, what to try."""
+    what = f"{path}: the loss became {result['loss']} at step {result['step']}, and training stopped before that step"
     kept = f"the checkpoint after epoch {result['checkpoint_epoch']} is kept"
-    remedy = "a smaller --optimizer.lr, some hundred steps of --warm_up, --clip 1, or a smaller --density_exponent"
+    remedy = "a smaller --optimizer.lr, a --warm_up of some hundred steps, --clip 1, or a smaller --density_exponent"
     return f"{what}; {kept}\n  To fix it: {remedy}"
 
 
@@ -158,13 +156,13 @@ def divergence(path: Path, result: dict[str, Any]) -> str:
 
 
 def help_text(given: Arguments, base: Layer) -> str:
-    """The options of the chosen task, model, method and optimizer, with the defaults that the command begins at."""
+    """The help text: the options of the chosen task, model, method and optimizer, with the defaults of the command."""
     names = {key: value for key, value in given.settings.items() if key.removesuffix(".name") in PATHS}
     asked, begins = merged((base, (WHO, names))), merged((base,))
     defaults = {path: begins.get(f"{path}.name", Value(DEFAULTS.get(path), WHO)).value for path in PATHS}
     optimizer = asked.get("optimizer.name", Value(DEFAULTS["optimizer"], WHO)).value
     if has_penalty(constructor_of("optimizer", optimizer, WHO)):
-        asked.setdefault(f"{PENALTY}.name", Value("l1", WHO))  # its settings are shown; there is no default
+        asked.setdefault(f"{PENALTY}.name", Value("l1", WHO))  # an example, to show settings: it is no default
     chosen = schema(asked)
     parser = parser_of(chosen, defaults, prog=WHO, description=DESCRIPTION, formatter_class=help_format())
     parser.set_defaults({key: value.value for key, value in asked.items() if key in chosen.settings})
@@ -172,17 +170,17 @@ def help_text(given: Arguments, base: Layer) -> str:
     own = parser.add_argument_group("the command")
     for option, metavar, line in (
         ("out", "DIR", "folder of the run; by default runs/ and a name made of the settings"),
-        ("change", "KEYS", "settings in which the resumed run may differ: KEY,KEY"),
+        ("change", "KEYS", "settings that the resumed run may change: KEY,KEY"),
     ):
         own.add_argument(f"--{option}", metavar=metavar, default=SUPPRESS, help=line)
     for option, line in (
-        ("resume", "continue the run in --out; its settings are in the folder"),
-        ("print_config", "print the configuration as YAML, and do nothing else"),
+        ("resume", "continue the run in --out with the settings in its folder"),
+        ("print_config", "print the configuration as YAML and stop"),
     ):
         own.add_argument(f"--{option}", action="store_true", default=SUPPRESS, help=line)
     text = parser.format_help()
     for path in PATHS:
-        text = text.replace(f"--{path}.name NAME", f"--{path} NAME     ")  # the columns stay
+        text = text.replace(f"--{path}.name NAME", f"--{path} NAME     ")  # spaces keep the columns aligned
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
@@ -190,7 +188,7 @@ def help_text(given: Arguments, base: Layer) -> str:
 
 
 def label(config: Config) -> str:
-    """A folder's name made of the settings that matter most."""
+    """The name of a folder, made of the main settings."""
     size = f"-{config.density:g}" if config.sparse else ""
     return f"{config.task.name}-{config.model.name}-{config.method.name}{size}-seed{config.seed}"
 

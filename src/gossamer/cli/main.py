@@ -1,7 +1,6 @@
-"""The ``gossamer`` command. It can be imported with the core alone: a command asks for its extra packages when it is
-run.
+"""The ``gossamer`` command. Importing it needs only torch. A command checks its extra packages when it runs.
 
-Exit codes: 0 done, 1 a run diverged, 2 misuse or something missing, 130 interrupted (saved).
+Exit codes: 0 done, 1 a run diverged, 2 wrong use or a missing package or file, 130 interrupted (the state is saved).
 """
 
 import sys
@@ -17,17 +16,17 @@ USAGE = """usage: gossamer COMMAND ...
 
 Sparse training from the first step to the last.
 
-  run [CONFIG.yaml] [--key value ...]   train one configuration; without any: digits at 95 % zeros
-                                        by CSST, beside dense and static random
-  sweep FILE.yaml [--key value ...]     train the configurations and seeds that are not finished,
+  run [CONFIG.yaml] [--key value ...]   train one configuration; by default the digits data set
+                                        at 95 % zeros, with CSST, dense and static random
+  sweep FILE.yaml [--key value ...]     train all unfinished configurations and seeds of a file,
                                         and print the table
   report DIR                            print the table of a folder of runs again
   recover phase|planted|inr|mnist       compressed sensing: phase diagrams, planted networks,
                                         images, MNIST; tables and pictures
-  doctor                                show what is available here: kernels, threads, GPU, extras
+  doctor                                show what this machine has: kernels, threads, GPU, extras
 
-  gossamer COMMAND --help               the options of a command, with their defaults and an example
-  gossamer --version
+  gossamer COMMAND --help               show the options of a command, their defaults, an example
+  gossamer --version                    show the version
 
 example: gossamer run --density 0.02 --method rigl
 """
@@ -41,7 +40,7 @@ EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code. Misuse is one message on standard error."""
+    """Runs the command line; returns the exit code. A UsageError is printed as a message on standard error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         for word in argv:
@@ -63,26 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (MemoryError, RecursionError) as error:
         what = (
-            "there is not enough memory for this"
+            "the command needs more memory than is available"
             if isinstance(error, MemoryError)
-            else "something is nested too deeply"
+            else "an argument or a file is nested too deeply"
         )
         print(f"gossamer: {what}\n  To fix it: smaller settings", file=sys.stderr)
         return 2
 
 
 def check_word(word: str) -> None:
-    """Refuses (UsageError) an argument that is no text of one line, or that is nested deeper than any setting."""
+    """Checks the form of an argument. Raises UsageError on control characters, excessive length or nesting."""
     strange = next((c for c in word if ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000), None)
     if strange is not None:
-        raise UsageError("gossamer", "an argument is UTF-8 text without control characters", got=word[:60])
+        raise UsageError("gossamer", "an argument must be UTF-8 text without control characters", got=word[:60])
     if len(word) > LONGEST:
         raise UsageError(
-            "gossamer", f"an argument has at most {LONGEST:,} letters", got=len(word), remedy="a CONFIG.yaml"
+            "gossamer", f"an argument has at most {LONGEST:,} letters", got=len(word), remedy="use a CONFIG.yaml"
         )
     if sum(map(word.count, "[{")) > NESTED:
         raise UsageError(
-            "gossamer", f"an argument has at most {NESTED} brackets", got=word[:60], remedy="a CONFIG.yaml"
+            "gossamer", f"an argument has at most {NESTED} brackets", got=word[:60], remedy="use a CONFIG.yaml"
         )
 
 
@@ -146,7 +145,7 @@ def _first_line(command: Callable[..., None]) -> str:
 
 
 def _call(name: str, command: Callable[..., None], argv: list[str]) -> int:
-    """Calls a command whose signature is the schema of its options."""
+    """Calls a command with options parsed from ``argv``; the command's signature declares the options."""
     from argparse import ArgumentError
 
     from jsonargparse import ArgumentParser
@@ -177,10 +176,10 @@ def _doctor(argv: list[str]) -> int:
     from .doctor import doctor
 
     if argv and argv[0] not in ("-h", "--help"):
-        raise UsageError("gossamer doctor", "there are no options", got=argv[0], remedy="gossamer doctor")
+        raise UsageError("gossamer doctor", "there are no options", got=argv[0], remedy="run it without arguments")
     if argv:
         print(
-            "usage: gossamer doctor\n\nShow what is available here: kernels, threads, GPU, extras. No options.\n\n"
+            "usage: gossamer doctor\n\nShow what this machine has: kernels, threads, GPU, extras. No options.\n\n"
             "example: gossamer doctor"
         )
         return 0

@@ -1,4 +1,4 @@
-"""What a run measures: one line of metrics per epoch, and the figures of the whole run."""
+"""The measurements of a run: one line of metrics per epoch, and the figures of the whole run."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,25 +16,25 @@ ACCOUNTS = (
     "flops",
     "dense_flops",
     "seconds",
-)  # in every line of metrics, beside what the task measures
+)  # in every line of metrics, in addition to the metrics of the task
 
 
 @dataclass
 class Position:
-    """Where a run stands between two optimizer steps."""
+    """The position of a run between two optimizer steps, and its counts so far."""
 
-    epoch: int = 0  # epochs completed
-    step: int = 0  # optimizer steps in the epoch under way
-    loss: float = 0.0  # sum of their losses
-    seconds: float = 0.0  # of training so far, evaluation excluded
-    rows: list[dict[str, Any]] = field(default_factory=list)  # metrics, one line per epoch so far
-    grown: int = 0  # blocks that grew where something was sensed, at all events so far
-    sensed: int = 0  # blocks that were sensed for them
-    least_selective: float = 0.0  # the largest fraction of the sensed that any layer grew at any event
-    events: int = 0  # changes of the support so far
+    epoch: int = 0  # completed epochs
+    step: int = 0  # optimizer steps in the current epoch
+    loss: float = 0.0  # sum of the losses of these steps
+    seconds: float = 0.0  # time of training, without evaluation
+    rows: list[dict[str, Any]] = field(default_factory=list)  # metrics, one line per epoch
+    grown: int = 0  # blocks that grew in layers with sensed blocks, at all events
+    sensed: int = 0  # blocks that were sensed for these events
+    least_selective: float = 0.0  # the largest value of grown / sensed of any layer and event
+    events: int = 0  # changes of the support
 
     def note(self, event: Event | None) -> None:
-        """Counts what an event grew of what was sensed."""
+        """Counts the grown and the sensed blocks of an event."""
         if event is None:
             return
         self.events += 1
@@ -46,12 +46,12 @@ class Position:
 
 
 def density(ledger: Ledger) -> float:
-    """Fraction of the weights of all linear and convolutional layers that may be non-zero now."""
+    """The current fraction of weights that may be non-zero, over all linear and convolutional layers."""
     return ledger.kept / ledger.weights
 
 
 def measured(trial: Trial, at: Position, loss: float | None) -> dict[str, Any]:
-    """One line of metrics: the task's, measured now, and the accounts so far."""
+    """One line of metrics: the current metrics of the task, and the accounts of the run so far."""
     metrics = trial.task.metrics(trial.model, trial.data)
     step, ledger = at.epoch * trial.each, trial.ledger
     lr, flops = trial.optimizer.param_groups[-1]["lr"], ledger.flops.total
@@ -61,7 +61,7 @@ def measured(trial: Trial, at: Position, loss: float | None) -> dict[str, Any]:
 
 
 def figures(trial: Trial, at: Position) -> dict[str, Any]:
-    """What a run cost and what it left."""
+    """The figures of a run: costs, sizes and settings."""
     model, ledger, layers = trial.model, trial.ledger, sparse_layers(trial.model)
     stored = sum(p.numel() for p in model.parameters())
     return {
@@ -89,12 +89,12 @@ def figures(trial: Trial, at: Position) -> dict[str, Any]:
 
 
 def events(trial: Trial, at: Position) -> int | None:
-    """Changes of the support so far; None where the optimizer changes it at every step."""
+    """The number of changes of the support; None if the optimizer changes it at every step."""
     return None if trial.rewirer is None and trial.config.zeros_by_penalty else at.events
 
 
 def write_events(folder: Folder, config: Config, row: dict[str, Any]) -> None:
-    """TensorBoard events of one epoch, if asked for."""
+    """Writes the TensorBoard events of one epoch if the configuration has ``tensorboard``."""
     if not config.tensorboard:
         return
     from torch.utils.tensorboard import SummaryWriter

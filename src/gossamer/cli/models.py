@@ -1,6 +1,6 @@
-"""Models: frozen records of their settings. ``build`` makes the dense network; ``sparsify`` makes it sparse.
+"""Models: frozen records of settings. ``build`` makes the dense network; ``sparsify`` then makes it sparse.
 
-Initial values: normal with variance 2 / fan_in (Kaiming), biases 0, from an explicit generator.
+Initial weights are normal with variance 2 / fan_in (Kaiming), from an explicit generator. Initial biases are 0.
 """
 
 import math
@@ -16,10 +16,13 @@ from .environment import check_memory
 
 
 class Model:
-    """What every model does."""
+    """The interface of all models."""
 
     def build(self, shape: tuple[int, ...], classes: int, rng: torch.Generator) -> nn.Module:
-        """The dense network for inputs of this shape (without the batch). Raises UsageError if they do not fit."""
+        """The dense network with initial values, for inputs of this shape (without the batch dimension).
+
+        Raises: UsageError if the inputs do not fit.
+        """
         net = self.net(shape, classes)
         for m in net.modules():
             if isinstance(m, (nn.Linear, nn.Conv2d)):
@@ -29,7 +32,7 @@ class Model:
         return net
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """The network, its values not yet drawn."""
+        """The network before the initial values are drawn."""
         raise NotImplementedError
 
 
@@ -38,14 +41,14 @@ class MLP(Model):
     """Fully connected network with ReLU: inputs of any shape, hidden layers of any widths.
 
     Args:
-        widths: hidden widths, from the input on; none is a linear classifier.
+        widths: widths of the hidden layers, first layer first; [] gives a linear classifier.
     """
 
     widths: tuple[int, ...] = (256, 256)
 
     def __post_init__(self):
         if any(width < 1 for width in self.widths):
-            raise UsageError("model mlp", "widths are whole numbers of at least 1", got=self.widths)
+            raise UsageError("model mlp", "widths must be whole numbers of at least 1", got=self.widths)
 
     def net(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         sizes = [math.prod(shape), *self.widths, classes]
@@ -135,7 +138,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.more = width - before
-        self.subsample = nn.AvgPool2d(1, stride)  # the mean of one: every stride-th pixel
+        self.subsample = nn.AvgPool2d(1, stride)  # windows of one pixel: takes every stride-th pixel
         self.projection = None
         if projection and (stride != 1 or self.more):
             self.projection = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
@@ -146,13 +149,13 @@ class Block(nn.Module):
         if self.projection is not None:
             return F.relu(y + self.projection(x))
         if self.subsample.stride != 1 or self.more:
-            short = self.subsample(x).transpose(0, 1)  # (channels, b, ...): padded so, it keeps a format of either kind
+            short = self.subsample(x).transpose(0, 1)  # (channels, b, ...): padding it so keeps the memory format
             x = F.pad(short, (0, 0, 0, 0, 0, 0, self.more // 2, self.more - self.more // 2)).transpose(0, 1)
         return F.relu(y + x)
 
 
 class ResNet(nn.Module):
-    """A 3 x 3 stem, stages of residual blocks, mean pooling, one linear layer. Later stages halve the image."""
+    """A 3 x 3 stem, stages of residual blocks, mean pooling, one linear layer. Each later stage halves the image."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, classes: int, projection: bool):
         super().__init__()
@@ -176,5 +179,5 @@ class ResNet(nn.Module):
 def _image(who: str, shape: tuple[int, ...], least: int) -> tuple[int, ...]:
     if len(shape) != 3 or min(shape[1:]) < least:
         what = f"needs images (channels, rows, cols) of at least {least} x {least} pixels"
-        raise UsageError(who, what, got=shape, remedy="--model mlp takes any input")
+        raise UsageError(who, what, got=shape, remedy="--model mlp, which takes inputs of any shape")
     return shape

@@ -1,9 +1,8 @@
-"""Parts of a run (task, model, method, optimizer, penalty, target): a name, and the settings that its constructor
-declares.
+"""Parts of a run (task, model, method, optimizer, penalty, target): a name, and the settings of its constructor.
 
-A name stands in the catalog or is an import path, ``my_package.MyTopology``: a class or a function. Both are read in
-the same way: each parameter of the signature is a setting, with its type, default and line of the docstring. What the
-run knows by itself it gives to a constructor that names it (``GIVEN``); such parameters are no settings.
+A name is in the catalog, or it is the import path of a class or function, ``my_package.MyTopology``. Each parameter of
+the constructor is a setting, with its type, its default and its line of the docstring. The parameters in ``GIVEN`` are
+no settings: the run passes its own values for them.
 """
 
 import importlib
@@ -22,7 +21,7 @@ from ..rules import SparseOptimizer
 from .catalog import CATALOG, Constructor
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-GIVEN: dict[str, tuple[str, ...]] = {  # kind -> parameters that the run gives
+GIVEN: dict[str, tuple[str, ...]] = {  # kind -> parameters that the run passes
     "task": (),
     "model": ("shape", "classes", "rng"),
     "method": ("model", "optimizer", "final_density", "min_fan_in", "budget"),
@@ -34,39 +33,42 @@ REQUIRED = inspect.Parameter.empty
 
 
 class Setting(NamedTuple):
-    """One setting, as a signature declares it."""
+    """The declaration of one setting."""
 
     type: Any  # a type of plain values
-    default: Any  # REQUIRED if there is none
+    default: Any  # REQUIRED if the signature has no default
 
     @property
     def may_be_none(self) -> bool:
-        """Whether None is a value."""
+        """Whether None is a valid value."""
         return NoneType in get_args(self.type) or self.type in (NoneType, Any)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A name and the values of all its settings; ``make`` calls the constructor."""
+    """The name of a part and the values of all its settings. ``make`` calls the constructor."""
 
     kind: str
     name: str
-    settings: Mapping[str, Any]  # a penalty is a Part itself
+    settings: Mapping[str, Any]  # the value of a penalty is a Part
 
     def __hash__(self) -> int:
         return hash((self.kind, self.name, repr(self.settings)))
 
     @property
     def constructor(self) -> Constructor:
-        """The class or function behind the name. Raises UsageError."""
+        """The class or function with this name. Raises UsageError."""
         return constructor_of(self.kind, self.name, f"{self.kind} {self.name}")
 
     def takes(self, name: str) -> bool:
         """Whether the constructor has this parameter."""
         return name in parameters(self.constructor)
 
-    def make(self, **given: Any) -> Any:  # what a constructor makes is known to the caller alone
-        """What the constructor makes of the settings, and of those of ``given`` that it names. Raises UsageError."""
+    def make(self, **given: Any) -> Any:  # Any: the type depends on the constructor
+        """Calls the constructor with the settings and with those of ``given`` that are among its parameters.
+
+        Raises: UsageError if the constructor refuses its arguments.
+        """
         constructor = self.constructor
         takes = parameters(constructor)
         values = {key: value.make() if isinstance(value, Part) else value for key, value in self.settings.items()}
@@ -79,7 +81,7 @@ class Part:
 
 
 def constructor_of(kind: str, name: object, where: str) -> Constructor:
-    """The class or function of a name of the catalog, or of an import path. Raises UsageError."""
+    """The class or function of a name in the catalog, or of an import path. Raises UsageError."""
     known = CATALOG[kind]
     if isinstance(name, str) and name in known:
         return known[name]
@@ -90,25 +92,25 @@ def constructor_of(kind: str, name: object, where: str) -> Constructor:
 
 
 def imported(kind: str, path: str, where: str) -> Constructor:
-    """The class or function at an import path; modules of the current folder are found too. Raises UsageError."""
+    """The class or function at an import path. Modules of the current folder are found too. Raises UsageError."""
     module, _, attribute = path.rpartition(".")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except (ImportError, SyntaxError) as error:
-        remedy = f"a module of the current folder or of an installed package; or one of {', '.join(CATALOG[kind])}"
+        remedy = f"name a module of the current folder or an installed package; or one of {', '.join(CATALOG[kind])}"
         raise UsageError(where, f"{kind} {path}: cannot import {module}: {error}", remedy=remedy) from error
     if found is None:
         names = [name for name in dir(sys.modules[module]) if not name.startswith("_")]
         raise UsageError(where, f"{kind} {path}: module {module} has no {attribute!r}{nearest(attribute, names)}")
     if not callable(found):
-        raise UsageError(where, f"{kind} {path} is no class and no function", got=found)
+        raise UsageError(where, f"{kind} {path} is neither a class nor a function", got=found)
     return found
 
 
 def parameters(constructor: Constructor) -> dict[str, inspect.Parameter]:
-    """The parameters of a signature that can be given by name. Raises UsageError."""
+    """The parameters of a signature that can be passed by name. Raises UsageError if it cannot be read."""
     try:
         signature = inspect.signature(constructor)
     except (TypeError, ValueError) as error:
@@ -118,22 +120,22 @@ def parameters(constructor: Constructor) -> dict[str, inspect.Parameter]:
 
 
 def is_rule(constructor: Constructor) -> bool:
-    """Whether an optimizer's constructor makes a rule; that of a torch optimizer takes ``params``."""
+    """Whether an optimizer's constructor makes a rule. The constructor of a torch optimizer takes ``params``."""
     return "params" not in parameters(constructor)
 
 
 def constructors(kind: str, constructor: Constructor) -> list[Constructor]:
-    """All constructors that declare a part's settings; the last one wins.
+    """All constructors that declare settings of a part; later ones override earlier ones.
 
-    A rule's step size and decay are the SparseOptimizer's.
+    The SparseOptimizer declares the step size and the weight decay of a rule.
     """
     return [SparseOptimizer, constructor] if kind == "optimizer" and is_rule(constructor) else [constructor]
 
 
 def settings_of(kind: str, constructor: Constructor) -> dict[str, Setting]:
-    """The settings that a part's signatures declare, by name.
+    """The settings of a part by name.
 
-    Raises UsageError where one has no plain value and no default.
+    Raises: UsageError if a parameter has no default and YAML cannot hold its value.
     """
     found: dict[str, Setting] = {}
     for one in constructors(kind, constructor):
@@ -147,8 +149,8 @@ def settings_of(kind: str, constructor: Constructor) -> dict[str, Setting]:
                 found[name] = Setting(kind_of_value, parameter.default)
             elif parameter.default is REQUIRED:
                 who = getattr(one, "__qualname__", str(one))
-                what = f"no plain value stands for its parameter {name!r}" if name != "name" else "'name' is taken"
-                raise UsageError(f"{kind} {who}", what, remedy=f"a default for {name}, or another name")
+                what = f"YAML cannot hold its parameter {name!r}" if name != "name" else "'name' cannot be a parameter"
+                raise UsageError(f"{kind} {who}", what, remedy=f"give {name} a default, or rename it")
     return found
 
 
@@ -158,12 +160,12 @@ def has_penalty(constructor: Constructor) -> bool:
 
 
 def is_penalty(hint: object) -> bool:
-    """Whether a parameter of this type is a part of its own: a penalty."""
+    """Whether the type of a parameter is Penalty. A penalty is a part itself."""
     return hint is Penalty
 
 
 def hints_of(constructor: Constructor) -> dict[str, Any]:
-    """The annotations of a class's or function's parameters; none where they cannot be evaluated."""
+    """The types of the parameters of a class or function; {} if they cannot be evaluated."""
     try:
         return get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
     except (NameError, TypeError, AttributeError):
@@ -171,7 +173,7 @@ def hints_of(constructor: Constructor) -> dict[str, Any]:
 
 
 def plain(hint: Any) -> Any:
-    """The part of a type that YAML can hold: str, numbers, bool, None, tuples and lists; None if there is none."""
+    """The subset of a type that YAML can hold: str, numbers, bool, None, tuples and lists; None if it is empty."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (int, float, bool, str, NoneType, Any, list, tuple) or origin is Literal:
         return hint
@@ -190,7 +192,7 @@ def default_part(kind: str, name: str) -> Part:
 
 
 def helps(kind: str, constructor: Constructor) -> dict[str, str]:
-    """The line of the docstring on each setting, from a class and its bases."""
+    """The text on each setting in the docstrings of the constructors and their base classes."""
     from docstring_parser import parse
 
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a run prints while it trains: nothing, lines of text, or a live bar."""
+"""The progress of a run: nothing, lines of text, or a live bar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .console import live
 
 
 class Silent:
-    """Prints nothing; the calls that every watch of a run gets. A context manager around one or several runs."""
+    """The interface of all progress displays; it prints nothing. A context manager around one or several runs."""
 
     def __enter__(self) -> Silent:
         return self
@@ -17,10 +17,10 @@ class Silent:
         pass
 
     def begin(self, label: str, epochs: int, each: int, done: int) -> None:
-        """A run begins that has ``each`` optimizer steps in each of ``epochs``; ``done`` of them were made before."""
+        """A run begins with ``each`` optimizer steps per epoch; ``done`` of all its steps were made before."""
 
     def say(self, label: str, sentence: str) -> None:
-        """A sentence on a run, before its first step."""
+        """A note on a run, before its first step."""
 
     def step(self, loss: float) -> None:
         """An optimizer step was made."""
@@ -55,7 +55,7 @@ class Lines(Silent):
 
 
 class Bars(Silent):
-    """A live bar for the run under way, one for all if there are several, and a line for each that is over."""
+    """A live bar for the current run, one for all runs if there are several, and a line for each finished run."""
 
     def __init__(self, runs: int):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -99,17 +99,17 @@ class Bars(Silent):
 
 
 def watch_for(runs: int) -> Silent:
-    """Bars on a terminal, lines elsewhere."""
+    """The display: Bars on a terminal with rich, else Lines."""
     return Bars(runs) if live() else Lines()
 
 
 def headline(row: dict[str, Any]) -> str:
-    """The main metric as text."""
+    """The accuracy as text."""
     return f"accuracy {100 * row['accuracy']:.2f} %"
 
 
 def outcome(result: dict[str, Any]) -> str:
-    """One line on a run that is over."""
+    """One line on a finished or diverged run."""
     if result["status"] == "diverged":
         return f"diverged: the loss is {result['loss']} at step {result['step']}"
     flops, seconds = f"{result['flops_ratio']:.4f} of the dense training FLOPs", f"{result['seconds']:.1f} s"

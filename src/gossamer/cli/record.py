@@ -1,7 +1,7 @@
 # pyright: strict
-"""One run as a value: its parts, and the settings of the run itself.
+"""The configuration of one run: its parts, and the settings of the run itself.
 
-A setting that the library has too has the library's default.
+A setting that is also a parameter of a library function has the default of that function.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from .catalog import dense, proximal
 from .parts import Part, default_part, is_rule, parameters
 
 SCHEDULES = ("cosine", "halving", "constant")
-SEEDS = 2**63  # torch's generators and NumPy's take these
-WHOLE, REAL = 2**31, 1e10  # every other number stays below, in size: float32 and int32 hold its products with weights
+SEEDS = 2**63  # the generators of torch and NumPy accept smaller seeds
+WHOLE, REAL = 2**31, 1e10  # bounds of all other numbers: float32 and int32 hold their products with weights
 THREADS = max(256, os.cpu_count() or 1)
-ELSEWHERE = ("task.data", "null_models", "tensorboard", "diagnose")  # settings that do not decide a run's figures
+ELSEWHERE = ("task.data", "null_models", "tensorboard", "diagnose")  # settings that do not change the results of a run
 
 Tree = dict[str, Any]  # nested settings, as YAML and JSON hold them: str, numbers, None, lists, dicts
 
@@ -41,41 +41,44 @@ def library(function: Callable[..., Any], name: str) -> Any:  # the default of a
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Args:
         task: data set and metrics.
         model: network.
         method: how the support is chosen and changed.
-        optimizer: how the values move.
-        target: none, or targetdensity: the strength of the penalty is steered so that the run ends at ``density``.
+        optimizer: how the values of the weights are updated.
+        target: control of the penalty; targetdensity steers its strength so that the run ends at ``density``.
         density: fraction of the weights of the sparse layers that may be non-zero, in (0, 1].
-        budget: how layers share it: erk, er, uniform or pooled.
-        start: size of each layer's support at the first step over its size at the end, at most the whole layer; above
-            1 the support shrinks while training. gmp starts dense.
-        initial: density at the first step of methods proximal and multilevel; null: 1 for proximal, the density for
-            multilevel.
-        gain: factor on the initial values; 0.41 gives those of torch's own layers.
-        positive_bias: draw the biases from 0 to this over the root of the fan-in; null: biases are 0.
-        layout: csr (sparse storage and kernels), masked (dense ones: a simulation), or auto: per layer the faster one,
-            measured here; shadow (dense storage, sparse products, dense weight gradient) for method proximal.
-        block: rows and columns of the tiles that are kept or not, [1, 1] for single weights.
+        budget: how the layers share the non-zero weights: erk, er, uniform or pooled.
+        start: size of each layer's support at the first step, as a multiple of its size at the end, at most the whole
+            layer; above 1 the support shrinks during training. Method gmp starts dense.
+        initial: density at the first step, for methods proximal and multilevel; null is 1 for proximal and ``density``
+            for multilevel.
+        gain: factor on the initial values; 0.41 gives the initial values of torch's layers.
+        positive_bias: draw each initial bias uniformly between 0 and this value over the square root of the fan-in;
+            null sets the biases to 0.
+        layout: storage of the sparse layers. csr: sparse storage and kernels. masked: dense storage and kernels, a
+            simulation. auto: the faster of the two for each layer, measured on this machine. shadow: dense storage and
+            weight gradient, sparse products, for method proximal.
+        block: rows and columns of the blocks that are kept or removed as a whole; [1, 1] for single weights.
         exclude: names or 're:PATTERN' of layers that stay dense.
-        min_fan_in: incoming blocks that every output unit keeps.
+        min_fan_in: least number of incoming blocks of every output unit.
         newborn: optimizer state of a connection that grows: fresh, zero, sensed or auto.
         epochs: passes over the training set.
         batch: examples per batch.
         accumulate: batches per optimizer step.
-        schedule: of the step size: cosine (to 0 at the end), halving (after each fifth of the run) or constant.
+        schedule: course of the step size: cosine (to 0 at the end), halving (after each fifth of the run) or constant.
         warm_up: optimizer steps over which the step size grows linearly from 0.
         density_exponent: the step size of a layer is divided by its density to this power.
-        clip: largest norm of the gradient; null: no limit.
-        autocast: forward pass in bfloat16.
-        seed: of the initial values, the support, the topology's choices and the order of the data.
-        threads: threads of torch; null: all that it would use.
-        null_models: also train dense, and static random at the same budget, with the same seed and steps.
+        clip: largest norm of the gradient; null sets no limit.
+        autocast: run the forward pass in bfloat16.
+        seed: seed of the initial values, the support, the choices of the method and the order of the data.
+        threads: threads of torch; null takes torch's default.
+        null_models: also train two null models with the same seed and steps, dense and static random at the same
+            budget.
         tensorboard: also write TensorBoard events.
-        diagnose: at every event write to diagnosis.jsonl what the sensing of each layer is worth
+        diagnose: at every event write a diagnosis of each layer's sensing to diagnosis.jsonl
             (gossamer.recover.diagnose).
     """
 
@@ -121,20 +124,20 @@ class Config:
         for name, value in least.items():
             check_at_least(name, name, getattr(self, name), value)
         if min(self.block) < 1:
-            raise UsageError("block", "rows and columns of a tile are at least 1", got=self.block)
+            raise UsageError("block", "rows and columns of a block must be at least 1", got=self.block)
         if self.threads is not None:
             check_at_least("threads", "threads", self.threads, 1)
         if self.threads is not None and self.threads > THREADS:
-            what = f"this machine has {os.cpu_count()} cores; at most {THREADS} threads are started"
+            what = f"at most {THREADS} threads are allowed; this machine has {os.cpu_count()} cores"
             raise UsageError("threads", what, got=self.threads)
         if self.clip is not None and not self.clip > 0.0:
-            raise UsageError("clip", "the largest norm of the gradient is a positive number", got=self.clip)
+            raise UsageError("clip", "the largest norm of the gradient must be a positive number", got=self.clip)
         if not abs(self.density_exponent) <= 10.0:
-            what = "a power of the density, a number in [-10, 10]"
+            what = "the exponent of the density must be a number in [-10, 10]"
             raise UsageError("density_exponent", what, got=self.density_exponent)
 
     def resolved(self) -> "Config":
-        """The same with every default that depends on the machine written out."""
+        """A copy in which explicit values replace the defaults that depend on the machine."""
         return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
 
     # ---------------------------------------------------------------- what kind of run it is
@@ -151,7 +154,7 @@ class Config:
 
     @property
     def zeros_by_penalty(self) -> bool:
-        """Whether the optimizer makes the zeros, not a topology."""
+        """Whether the optimizer, and not a topology, makes the zeros."""
         return self.multilevel or self.method.constructor is proximal
 
     @property
@@ -161,22 +164,22 @@ class Config:
 
     @property
     def steered(self) -> bool:
-        """Whether the strength of the penalty is steered to the density."""
+        """Whether the strength of the penalty is steered so that the run ends at the density."""
         return self.target.name != "none"
 
     @property
     def starts_dense(self) -> bool:
-        """Whether layers start dense: the method only prunes, so its ``final_density`` has no default."""
+        """Whether layers start dense: true for methods that only prune (``final_density`` has no default)."""
         final = parameters(self.method.constructor).get("final_density")
         return self.start == 1.0 and final is not None and final.default is inspect.Parameter.empty
 
     @property
     def shrinks(self) -> bool:
-        """Whether the support is larger at the first step than at the end, by a topology."""
+        """Whether a topology makes the support smaller from the first step to the last."""
         return self.starts_dense or self.start > 1.0
 
-    def topology(self) -> Any:  # None for a method without topology, else a TopologyLike: together.py checks it
-        """The record that the method's settings make, with what the run gives it. Raises UsageError."""
+    def topology(self) -> Any:  # None or a TopologyLike; together.py checks it
+        """The topology of the method, None if the method has none. Raises UsageError."""
         final = {"final_density": self.density} if self.shrinks else {}
         return None if self.multilevel else self.method.make(min_fan_in=self.min_fan_in, budget=self.budget, **final)
 
@@ -189,7 +192,7 @@ KEYS = tuple(field.name for field in dataclasses.fields(Config))
 
 
 def settings(config: Config) -> Tree:
-    """The nested dict that ``parse`` turns into this configuration again; what YAML and JSON hold."""
+    """The configuration as a nested dict for YAML and JSON. ``parse`` turns it back into a configuration."""
     return {key: _tree(getattr(config, key)) for key in KEYS}
 
 
@@ -206,7 +209,10 @@ def flat(tree: Mapping[str, Any]) -> Tree:
 
 
 def differences(old: Tree, new: Tree, apart: Collection[str] = ()) -> list[str]:
-    """Sentences on the settings that differ between two runs and decide figures, except keys or parts ``apart``."""
+    """One sentence for each setting that differs between two runs and can change their results.
+
+    The keys and parts in ``apart`` are not compared.
+    """
     a, b = flat(old), flat(new)
     apart = (*ELSEWHERE, *apart)
     keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and not {key, key.partition(".")[0]} & {*apart}]
@@ -214,20 +220,20 @@ def differences(old: Tree, new: Tree, apart: Collection[str] = ()) -> list[str]:
 
 
 def check_range(key: str, value: object) -> None:
-    """Refuses numbers that no part of a run could hold."""
+    """Raises UsageError if a number is too large for the arithmetic of a run."""
     if isinstance(value, (list, tuple)):
         for one in cast(Sequence[object], value):
             check_range(key, one)
     elif isinstance(value, int):
         seed = key.rpartition(".")[2] == "seed"
         if not abs(value) < (SEEDS if seed else WHOLE):
-            raise UsageError(key, f"a whole number below 2^{63 if seed else 31} in size", got=value)
+            raise UsageError(key, f"must be a whole number below 2^{63 if seed else 31} in size", got=value)
     elif isinstance(value, float) and not abs(value) <= REAL:
-        raise UsageError(key, f"a finite number of at most {REAL:.0e} in size", got=value)
+        raise UsageError(key, f"must be a finite number of at most {REAL:.0e} in size", got=value)
 
 
-def _tree(value: Any) -> Any:  # a setting of any plain type
-    """A part as a dict with its name, tuples as lists."""
+def _tree(value: Any) -> Any:  # Any: settings of all plain types
+    """The value for YAML: a part becomes a dict with its name, a tuple becomes a list."""
     if isinstance(value, Part):
         return {"name": value.name, **{key: _tree(one) for key, one in value.settings.items()}}
     return [_tree(one) for one in cast(Sequence[Any], value)] if isinstance(value, (tuple, list)) else value

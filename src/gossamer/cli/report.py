@@ -1,8 +1,8 @@
-"""The table of a folder of runs, made from the folder alone: means and standard deviations over seeds.
+"""The table of a folder of runs: means and standard deviations over seeds. Its only input is the folder.
 
-Runs that differ only in the seed are one row. Repeats of a seed add nothing to the spread: they are averaged first, and
-counted separately. The row counts runs that diverged or are not finished. Accuracy is that of the last epoch: no epoch
-is picked by its test figure.
+Runs that differ only in the seed form one row. Repeats of a seed are averaged before the standard deviation is taken,
+and counted separately. A row counts its diverged and unfinished runs. Accuracy is measured after the last epoch: no
+epoch is selected by its test accuracy.
 """
 
 import csv
@@ -34,24 +34,24 @@ SPARSE = (
 )  # settings without a meaning for a dense model
 FIGURES = ("density", "nonzero", "parameters", "flops_ratio", "peak_bytes", "seconds")
 GROWN = "grown of sensed"
-LEAST = ("kernel", "memory", "seconds", GROWN, "parameters", "loss")  # columns that a narrow terminal does not show
-PROGRESS = ("epoch", "step", "train_loss", "loss")  # in every run's metrics, not in the table
+LEAST = ("kernel", "memory", "seconds", GROWN, "parameters", "loss")  # columns that a narrow terminal leaves out
+PROGRESS = ("epoch", "step", "train_loss", "loss")  # metrics of every run that the table leaves out
 
 
 def collect(path: Path) -> list[Row]:
-    """Every run below a folder: its result, or its settings and ``status: stopped``.
+    """The result of every run below a folder. An unfinished run has its settings and ``status: stopped``.
 
-    Raises UsageError if there is none.
+    Raises UsageError if there is no run.
     """
     found = [Folder(config.parent) for config in sorted(path.rglob("config.yaml"))]
     for folder in found:
         if folder.damage:
             print(f"not in the table: {folder.damage}", file=sys.stderr)
     found = [folder for folder in found if not folder.damage]
-    folders = [folder for folder in found if not folder.settings().get("null_models")]  # that one only holds others
+    folders = [folder for folder in found if not folder.settings().get("null_models")]  # its runs are in sub-folders
     if not folders:
         raise UsageError(
-            str(path), "no run in this folder", remedy="a folder that gossamer run or gossamer sweep wrote"
+            str(path), "no run in this folder", remedy="give a folder that gossamer run or gossamer sweep wrote"
         )
     return [
         folder.figures() if folder.over else {"status": "stopped", "config": folder.settings()} for folder in folders
@@ -124,7 +124,7 @@ def _sd(values: Sequence[float]) -> float | None:
 
 
 def _varied(all_settings: Sequence[Row]) -> list[str]:
-    """Settings that distinguish the rows. Those of a part are compared among the rows with the same part."""
+    """Settings that distinguish the rows. Settings of a part are compared only between rows with the same part."""
     seen: dict[str, dict[Any, set[str]]] = {}
     for settings in all_settings:
         for key, value in settings.items():
@@ -192,28 +192,27 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + repeats
         + "."
     ]
-    notes.append("Parameters: those that may be non-zero.")
-    notes.append("FLOPs: of training, sensing included, over the dense model's on the same steps.")
+    notes.append("Parameters: the number of parameters that may be non-zero.")
+    notes.append("FLOPs: FLOPs of training, with sensing, over those of the dense model for the same steps.")
     if any(row["sensed"] for row in rows):
         notes.append(
-            "Grown of sensed: growth is selective where it is small; in brackets the largest of any layer and event."
+            "Grown of sensed: grown blocks over sensed blocks; a small value means that growth selects strictly."
+            " In brackets: the largest value of any layer and event."
         )
     if any(row["simulated"] for row in rows):
         notes.append(
-            "Simulated: the masked layout runs dense kernels; sparse kernels would need these FLOPs."
-            " Memory and seconds are those of dense kernels."
+            "Simulated: the masked layout runs dense kernels. The FLOPs are those that sparse kernels would need;"
+            " memory and seconds are those of dense kernels."
         )
     idle = sorted({row["method"] for row in rows if row["unchanged"] and row["method"] not in ("dense", "static")})
     if idle:
         notes.append(
-            f"No change of the support took place in a run of {', '.join(idle)}: it has too few steps for method.every."
+            f"No change of the support took place in a run of {', '.join(idle)}: it has fewer steps than method.every."
         )
     for plan in dict.fromkeys(tuple(row.get("planned", ())) for row in rows):
         if plan:
             notes.append(f"Layouts measured on this machine: {'; '.join(plan)}.")
-    notes.append(
-        "Memory: peak bytes of values, indices, gradients, optimizer state and sensing; activations not counted."
-    )
+    notes.append("Memory: peak bytes of values, indices, gradients, optimizer state and sensing, without activations.")
     return notes
 
 
@@ -268,7 +267,7 @@ def report(dir: str) -> None:
     """Print the table of the runs in a folder, and write it there as table.md, table.csv and table.json.
 
     Args:
-        dir: a folder written by gossamer run or gossamer sweep.
+        dir: a folder that gossamer run or gossamer sweep wrote.
     """
     path = Path(dir)
     rows = aggregate(collect(path))
@@ -288,7 +287,7 @@ def _least(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    """The numbers, one column per leaf."""
+    """The rows as CSV, one column for each number or string in them."""
     leaves = [
         {key: json.dumps(value) if isinstance(value, list) else value for key, value in flat(row).items()}
         for row in rows

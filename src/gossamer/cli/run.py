@@ -1,7 +1,7 @@
 """One training run, from a configuration to a folder of results.
 
-Everything random follows from the seed, and the state between two optimizer steps is saved completely. So a run that
-was stopped at any step and resumed ends with the same weights and metrics, bit for bit, as one that was never stopped.
+All random numbers follow from the seed. A checkpoint holds the complete state between two optimizer steps. A run that
+was stopped at any step and resumed therefore gives the same weights and metrics, bit for bit, as an uninterrupted run.
 """
 
 import signal
@@ -27,7 +27,7 @@ from .record import Config, settings
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the run was saved between two steps."""
+    """A run was stopped by Ctrl-C or SIGTERM. Its state was saved between two steps."""
 
     def __init__(self, folder: Folder, at: Position):
         self.folder, self.at = folder, at
@@ -35,15 +35,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def save(trial: Trial, folder: Folder, at: Position) -> None:
-    """Writes the checkpoint, with the configuration and its digest."""
+    """Writes the checkpoint, the configuration and its digest."""
     extra = {**asdict(at), "config": named(settings(trial.config))}
     checkpoint.save(folder.checkpoint, trial.model, **trial.states, extra=extra)
 
 
 def load(trial: Trial, folder: Folder) -> Position:
-    """Reads the checkpoint; returns where it was saved.
+    """Reads the checkpoint; returns its position in the run.
 
-    If it has other settings (``change``), it is written again with these.
+    If settings were changed on resuming, the checkpoint is written again with the new ones.
     """
     extra = checkpoint.load(folder.checkpoint, trial.model, **trial.states)
     said, at = extra.pop("config"), Position(**extra)
@@ -55,22 +55,23 @@ def load(trial: Trial, folder: Folder) -> Position:
 def run(
     config: Config, path: Path | str, *, resume: bool = False, change: Collection[str] = (), watch: Silent | None = None
 ) -> dict[str, Any]:
-    """Trains what ``config`` describes and leaves everything in the folder ``path``.
+    """Trains the configuration and writes all results into the folder ``path``.
 
     Args:
+        config: the settings of the run.
+        path: folder of the run.
         resume: continue the run in the folder, if there is one; it must have the same configuration.
-        change: keys of settings that may differ from those that the run had so far.
-        watch: is told every step and epoch.
+        change: keys of settings that may differ from the settings of the run so far.
+        watch: shows the progress.
 
-    Returns: the figures in ``result.json``. ``status`` is ``finished``; or ``diverged`` if the loss became NaN or
-    infinite, and then the checkpoint of the last epoch is kept.
+    Returns: the figures in ``result.json``. ``status`` is ``finished``, or ``diverged`` if the loss became NaN or
+    infinite. A diverged run keeps the checkpoint of the last epoch.
 
-    Raises: UsageError, before any work, or if another process writes there, or if a file cannot be written. Stopped on
-        Ctrl-C or SIGTERM,
-    after saving.
+    Raises: UsageError, before any work, if the settings do not fit together, if another process writes into the
+    folder, or if a file cannot be written. Stopped on Ctrl-C or SIGTERM, after saving.
     """
     config, folder, watch = config.resolved(), Folder(path), watch or Silent()
-    if folder.over:  # nothing will be written
+    if folder.over:  # the results are complete: read them, write nothing
         folder.check(config, resume, change)
         folder.tidy()
         return folder.figures()
@@ -86,7 +87,7 @@ def run(
 
 
 class Training:
-    """The training of a trial in a folder: from the folder's checkpoint, if there is one, to the end."""
+    """The training of a trial, from the checkpoint in its folder, if there is one, to the end."""
 
     def __init__(self, trial: Trial, folder: Folder, watch: Silent, interrupt: "Interrupt"):
         self.trial, self.folder, self.watch, self.interrupt = trial, folder, watch, interrupt
@@ -97,7 +98,7 @@ class Training:
         self.at = load(trial, folder) if self.begun else Position()
 
     def to_the_end(self) -> dict[str, Any]:
-        """Trains epoch by epoch; returns the result. Raises Stopped."""
+        """Trains the remaining epochs; returns the result. Raises Stopped."""
         config, each, label = self.trial.config, self.trial.each, self.folder.path.name
         done = self.at.epoch * each + self.at.step
         self.folder.restore(self.at.rows, done)
@@ -122,7 +123,7 @@ class Training:
         return {"status": "finished", "metrics": last, **figures(self.trial, self.at)}
 
     def epoch(self) -> None:
-        """The rest of the epoch under way."""
+        """Trains the rest of the current epoch."""
         trial, config, at = self.trial, self.trial.config, self.at
         self.clock = time.perf_counter()
         fit(
@@ -140,7 +141,7 @@ class Training:
         )
 
     def on_step(self, step: Step) -> None:
-        """Counts a step; saves and stops if that is asked for."""
+        """Counts a step. After Ctrl-C or SIGTERM it saves and raises Stopped."""
         at, now = self.at, time.perf_counter()
         at.step, at.loss, at.seconds = at.step + 1, at.loss + step.loss, at.seconds + now - self.clock
         self.clock = now
@@ -153,7 +154,7 @@ class Training:
             raise Stopped(self.folder, at)
 
     def record(self, loss: float | None) -> None:
-        """One line of metrics, and the checkpoint that belongs to it."""
+        """Writes one line of metrics and the checkpoint of the same step."""
         row = measured(self.trial, self.at, loss)
         self.at.rows.append(row)
         self.folder.append(row)
@@ -163,7 +164,10 @@ class Training:
 
 
 class Interrupt:
-    """Inside this context Ctrl-C and SIGTERM set ``wanted``, read between steps; a second Ctrl-C stops at once."""
+    """A context in which Ctrl-C and SIGTERM set ``wanted``, which is read between steps.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
 
     def __init__(self) -> None:
         self.wanted = False

@@ -1,8 +1,7 @@
-"""YAML as configurations need it: one mapping of strings to plain values.
+"""The subset of YAML for configurations: one mapping of strings to plain values.
 
-Everything else in YAML is refused with its line: a key given twice, anchors and aliases (ten lines can stand for a
-    billion values), deep
-nesting, dates, binary data, tags.
+Everything else is refused, with its line: duplicate keys, anchors and aliases (with them ten lines can hold a billion
+values), deep nesting, dates, binary data, tags.
 """
 
 from pathlib import Path
@@ -13,21 +12,21 @@ import yaml
 from .._errors import UsageError, nearest
 
 LARGEST = 1_000_000  # bytes of a file
-DEEPEST = 20  # collections in collections
+DEEPEST = 20  # levels of nested collections
 PLAIN_VALUES = (str, bool, int, float, type(None), list, dict)
 
 
 class Strict(yaml.SafeLoader):
-    """Refuses what no configuration needs, by yaml's own exceptions, which know the line."""
+    """Refuses everything that no configuration needs. It raises the exceptions of yaml, which hold the line."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One value of the file, at any depth."""
+        """Reads one value of the file, at any depth."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not read: write the value again", event.start_mark
+                None, None, "anchors and aliases are not allowed: write the value again", event.start_mark
             )
         self.depth += 1
         if self.depth > DEEPEST:
@@ -37,13 +36,13 @@ class Strict(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are strings, each given once."""
+        """A mapping whose keys are different strings."""
         seen: set[str] = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
             if not isinstance(name, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {str(name)[:40]!r} is no string", key.start_mark
+                    None, None, f"the key {str(name)[:40]!r} is not a string", key.start_mark
                 )
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", key.start_mark)
@@ -51,16 +50,16 @@ class Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """A value of a plain kind."""
+        """A value of a plain type."""
         value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
         if not isinstance(value, PLAIN_VALUES):
-            problem = f"a {type(value).__name__} is no value of a setting: write it in quotes"
+            problem = f"a setting cannot be a {type(value).__name__}: write it in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds. Raises UsageError."""
+    """The mapping in a YAML file. Raises UsageError."""
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         what = (
@@ -68,11 +67,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             if path.is_dir()
             else f"there is no such configuration file{nearest(path.name, siblings)}"
         )
-        raise UsageError(str(path), what, remedy="settings are --key value")
+        raise UsageError(str(path), what, remedy="give the path of a YAML file; write settings as --key value")
     try:
         size = path.stat().st_size
         if size > LARGEST:
-            raise UsageError(str(path), f"{size:,} bytes are no configuration, which has at most {LARGEST:,}")
+            raise UsageError(str(path), f"a configuration has at most {LARGEST:,} bytes", got=size)
         tree = yaml.load(path.read_bytes(), Strict)
     except OSError as error:
         raise UsageError(str(path), f"cannot be read: {error.strerror or error}") from error
@@ -82,13 +81,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(str(path), f"not valid YAML: {_said(error)}") from error
     if not isinstance(tree, dict):
         raise UsageError(
-            str(path), "a configuration is a mapping of keys to values", got=None if tree is None else str(tree)[:60]
+            str(path),
+            "a configuration must be a mapping of keys to values",
+            got=None if tree is None else str(tree)[:60],
         )
     return tree
 
 
 def _said(error: Exception) -> str:
-    """The line and the problem, in one line."""
+    """The line number and the problem of a YAML error, on one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f"line {mark.line + 1}: " if mark is not None else ""
     return where + " ".join(str(problem or error).split())[:200]

@@ -1,8 +1,8 @@
 """Several configurations and seeds from one file: starts missing runs, resumes interrupted ones, prints the table.
 
-out: runs/fashion                       where the folders of the runs go
+out: runs/fashion                           folder of the runs
 base: {task: fashion-mnist, epochs: 15}     settings of all runs
-grid:                                       blocks; a run for every combination of the values in a block
+grid:                                       blocks: one run for every combination of the values in a block
   - {method: [dense], seed: [0, 1, 2]}
   - {method: [static, csst], density: [0.1, 0.02], seed: [0, 1, 2]}
 """
@@ -34,15 +34,16 @@ WHO = "gossamer sweep"
 OPTIONS = ("out", "jobs", "threads", "help")
 HELP = """usage: gossamer sweep FILE.yaml [--jobs N] [--threads N] [--out DIR] [--key value ...]
 
-Run every configuration of a sweep file that is not finished yet, then print the table.
+Train all unfinished configurations of a sweep file, then print the table.
 
-  FILE.yaml      base (settings of all runs), grid (blocks of lists of values) and out
-  --jobs N       runs at a time, each in a process of its own (default: 1)
-  --threads N    threads of each run (default: the file's; with several jobs an equal
-                 part of this machine's cores)
-  --out DIR      folder of the runs (default: the file's out, else runs/FILE)
-  --key value    any setting, for all runs; where the grid varies this key, the one
-                 value replaces those of the grid
+  FILE.yaml      has the keys base (settings of all runs), grid (blocks of lists of
+                 values) and out (folder of the runs)
+  --jobs N       number of runs at the same time, one process each (default: 1)
+  --threads N    threads of each run (default: the setting in FILE.yaml; with several
+                 jobs, the cores of this machine divided by the jobs)
+  --out DIR      folder of the runs (default: out in FILE.yaml, else runs/FILE)
+  --key value    any setting, for all runs; it replaces all values of this key in the
+                 grid
 
 example: gossamer sweep experiments/fashion.yaml --epochs 1 --seed 0 --out runs/short
 """
@@ -60,13 +61,13 @@ class Job(NamedTuple):
 
 
 def command(argv: Sequence[str]) -> None:
-    """The command ``gossamer sweep``: its options, and overrides of any setting. Raises UsageError."""
+    """The command ``gossamer sweep``. Raises UsageError."""
     given = split(WHO, argv, OPTIONS, ("help",))
     if given.says("help"):
         print(HELP, end="")
         return
     if given.file is None:
-        raise UsageError(WHO, "which sweep? A FILE.yaml is missing", remedy="gossamer sweep experiments/fashion.yaml")
+        raise UsageError(WHO, "the sweep file is missing", remedy="gossamer sweep experiments/fashion.yaml")
     known = [*SETTINGS, *OPTIONS]
     for key in given.settings:
         if "." not in key and key not in known:
@@ -83,14 +84,17 @@ def sweep(
     threads: int | None = None,
     overrides: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Run every configuration of a sweep file that is not finished yet, then print the table over all seeds.
+    """Trains all unfinished configurations of a sweep file, then prints the table over all seeds.
 
     Args:
         file: YAML file with the keys base (settings of all runs), grid (blocks of lists of values) and out.
-        out: folder for the runs; by default the file's ``out``, else runs/ and the file's name.
-        jobs: runs at a time, each in a process of its own.
-        threads: threads of each run; by default an equal part of this machine's cores when there are several jobs.
-        overrides: settings of all runs, by dotted key. A key that the grid varies takes this one value instead.
+        out: folder of the runs; by default ``out`` in the file, else runs/ and the name of the file.
+        jobs: number of runs at the same time, one process each.
+        threads: threads of each run; by default the setting in the file, and with several jobs the cores of this
+            machine divided by the jobs.
+        overrides: settings of all runs, by dotted key. They replace all values of their key in the grid.
+
+    Raises: UsageError, also after the other runs if a run failed. KeyboardInterrupt on Ctrl-C, after saving.
     """
     if not 1 <= jobs <= THREADS:
         raise UsageError(WHO, f"--jobs must be at least 1, and at most {THREADS}", got=jobs)
@@ -108,7 +112,7 @@ def sweep(
         failed = _side_by_side(remaining, jobs) if jobs > 1 else _one_by_one(remaining)
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped"
-        raise KeyboardInterrupt(f"{said}; everything is saved, and the same command continues") from stop
+        raise KeyboardInterrupt(f"{said}; the state is saved: repeat the command to continue") from stop
     failed = {**damaged, **failed}
     if len(failed) < len(todo):
         report(str(folder))
@@ -117,13 +121,13 @@ def sweep(
         raise UsageError(WHO, f"{len(failed)} of {len(todo)} runs failed", reasons=reasons)
 
 
-# -------------------------------------------------------------------- what is to be done
+# -------------------------------------------------------------------- the list of runs
 
 
 def plan(
     file: Path, out: str | None, threads: int | None, overrides: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[list[Job], Path]:
-    """All runs of a sweep file, every configuration checked, and the folder they go to. Raises UsageError."""
+    """All runs of a sweep file, with checked configurations, and their common folder. Raises UsageError."""
     said, base, blocks = contents(file)
     folder = Path(out or said or Path("runs") / file.stem)
     blocks = [overridden(block, overrides) for block in blocks]
@@ -132,12 +136,12 @@ def plan(
     for choice in itertools.chain.from_iterable(combinations(block) for block in blocks):
         label = slug(choice) or "run"
         if len(label) > LONGEST or label.strip(".") == "":
-            what = f"no folder can be called {label[:40]!r}...: a choice of the grid is too long"
-            raise UsageError(str(file), what, remedy="put it into base")
+            what = f"{label[:40]!r}... cannot be the name of a folder: values of the grid are too long or only dots"
+            raise UsageError(str(file), what, remedy="put them into base")
         if label in jobs and overrides:
-            continue  # blocks that differ in overridden keys alone
+            continue  # the overrides made two blocks equal
         if label in jobs:
-            raise UsageError(str(file), f"the grid asks for {label} twice")
+            raise UsageError(str(file), f"the grid contains the run {label} twice")
         config = configure((str(file), base), (str(file), choice), (WHO, overrides), (WHO, own))
         jobs[label] = Job(label, config, Folder(folder / label))
     for job in jobs.values():
@@ -146,28 +150,28 @@ def plan(
 
 
 def contents(file: Path) -> tuple[str, Tree, list[Tree]]:
-    """The folder, the settings of all runs and the blocks of the grid that a sweep file holds. Raises UsageError."""
+    """The folder, the settings of all runs, and the blocks of the grid of a sweep file. Raises UsageError."""
     tree = read_yaml(file)
     for key in tree:
         if key not in KEYS:
-            remedy = f"a sweep has {', '.join(KEYS)}; gossamer run {file} trains one configuration"
+            remedy = f"a sweep file has the keys {', '.join(KEYS)}; gossamer run {file} trains one configuration"
             raise UsageError(str(file), f"unknown key {key!r}{nearest(str(key), KEYS)}", remedy=remedy)
     said, base, grid = tree.get("out", ""), tree.get("base") or {}, tree.get("grid") or [{}]
     if not isinstance(said, str):
-        raise UsageError(str(file), "out is the path of a folder", got=said)
+        raise UsageError(str(file), "out must be the path of a folder", got=said)
     blocks: Any = [grid] if isinstance(grid, Mapping) else grid
     mappings = isinstance(blocks, list) and all(isinstance(block, Mapping) for block in blocks)
     if not isinstance(base, Mapping) or not mappings:
-        what = "base is a mapping of settings, grid a list of mappings from keys to lists of values"
+        what = "base must be a mapping of settings, and grid a list of mappings from keys to lists of values"
         raise UsageError(str(file), what)
     runs = sum(math.prod(len(v) if isinstance(v, list) else 1 for v in block.values()) for block in blocks)
     if runs > MOST:
-        raise UsageError(str(file), f"the grid asks for {runs:,} runs, more than {MOST:,}")
+        raise UsageError(str(file), f"the grid has {runs:,} runs, more than {MOST:,}")
     return said, dict(base), blocks
 
 
 def overridden(block: Tree, overrides: Mapping[str, str]) -> Tree:
-    """A block of the grid in which every key that is overridden has one value: the one of ``overrides``."""
+    """The block in which ``overrides`` replaces all values of its keys."""
     out: Tree = {}
     for key, values in block.items():
         name = key.removesuffix(".name")
@@ -181,26 +185,26 @@ def overridden(block: Tree, overrides: Mapping[str, str]) -> Tree:
 
 
 def _within(part: Mapping[str, Any], inner: Mapping[str, str]) -> Tree:
-    """The settings of a part, those that are overridden replaced."""
+    """The settings of a part with those of ``inner`` replaced."""
     return {key: inner.get(key, value) for key, value in part.items()}
 
 
 def _count(name: str, given: str | None) -> int | None:
-    """The whole number of an option."""
+    """The whole number of an option, or None if the option was not given."""
     if given is not None and not given.isdecimal():
         raise UsageError(WHO, f"{name}: Expected a int. Got value: {given}", remedy=f"--{name} 2")
     return None if given is None else int(given)
 
 
 def combinations(block: Mapping[str, Any]) -> Iterator[Tree]:
-    """Every choice of one value per key; a value that is no list stands for itself."""
+    """Every choice of one value per key. A value that is no list is the only choice."""
     lists = [value if isinstance(value, list) else [value] for value in block.values()]
     for values in itertools.product(*lists):
         yield dict(zip(block, values, strict=True))
 
 
 def slug(choice: Mapping[str, Any]) -> str:
-    """A folder's name for a choice: ``csst-density0.1-seed0``."""
+    """The name of a run's folder: ``csst-density0.1-seed0``."""
 
     def words(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -215,7 +219,7 @@ def slug(choice: Mapping[str, Any]) -> str:
 
 
 def _check_same(job: Job) -> None:
-    """A folder that exists must hold this run; if the run is over, the number of threads may differ."""
+    """Refuses an existing folder with another run. If that run is over, the number of threads may differ."""
     if job.folder.status == "new" or job.folder.damage:
         return
     old, new = job.folder.settings(), settings(job.config.resolved())
@@ -223,13 +227,13 @@ def _check_same(job: Job) -> None:
         old["threads"] = new["threads"]
     different = differences(old, new)
     if different:
-        remedy = "another --out, or move that folder away"
+        remedy = "use another --out, or move that folder"
         raise UsageError(
             str(job.folder.path), "holds a run with another configuration", reasons=different, remedy=remedy
         )
 
 
-# -------------------------------------------------------------------- doing it
+# -------------------------------------------------------------------- training
 
 
 def _one_by_one(jobs: list[Job]) -> dict[str, str]:
@@ -244,7 +248,10 @@ def _one_by_one(jobs: list[Job]) -> dict[str, str]:
 
 
 def _side_by_side(jobs: list[Job], at_once: int) -> dict[str, str]:
-    """Each run in its own process, ``at_once`` at a time. On Ctrl-C all of them save. Returns what failed, and why."""
+    """Trains each run in its own process, ``at_once`` at a time. On Ctrl-C all of them save.
+
+    Returns: label and reason of each failed run.
+    """
     context = multiprocessing.get_context("spawn")
     waiting, busy, failed = list(jobs), {}, {}
     with watch_for(len(jobs)) as watch, Interrupt() as interrupt:

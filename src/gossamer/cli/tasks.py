@@ -1,8 +1,9 @@
-"""Tasks: data, and the metrics of a trained model. The task measures every method in the same way.
+"""Tasks: data, and the metrics of a trained model.
 
-A task is a frozen record of its settings. ``check()`` refuses missing files before any work. ``load()`` gives
-:class:`Data`. ``metrics()`` measures a model on the test set. Images stay uint8 in memory; batches are normalised.
-Batches depend only on seed, epoch and position, so a run that was stopped in the middle of an epoch resumes exactly.
+A task is a frozen record of settings. ``check()`` raises UsageError on missing files, before any work. ``load()``
+returns :class:`Data`. ``metrics()`` measures a model on the test set. Images are uint8 in memory; each batch is
+normalised when it is read. Batches depend only on the seed, the epoch and the position, so a run that was stopped
+within an epoch resumes exactly.
 """
 
 import math
@@ -26,7 +27,7 @@ STREAMS = ("init", "support", "topology", "order", "augment", "data", "torch")
 
 
 def stream(seed: int, name: str, *at: int) -> torch.Generator:
-    """The generator of one purpose (of ``STREAMS``), epoch and position; the same in every process."""
+    """The random generator of one purpose (of ``STREAMS``), epoch and position. Every process gets the same one."""
     state = np.random.SeedSequence([seed, STREAMS.index(name), *at]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
 
@@ -49,11 +50,11 @@ class Data(NamedTuple):
         return tuple(self.train_x.shape[1:])
 
     def inputs(self, raw: Tensor) -> Tensor:
-        """Raw inputs (b, *shape) as normalised float32."""
+        """Raw inputs (b, *shape), converted to float32 and normalised."""
         return (raw.float() - self.mean) / self.std
 
     def batches(self, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (x, y) of one epoch in its own random order, from batch ``start`` on; the last one may be smaller."""
+        """Batches (x, y) of one epoch, in random order, from batch ``start`` on. The last one may be smaller."""
         order = torch.randperm(len(self.train_y), generator=stream(seed, "order", epoch))
         for i in range(start, math.ceil(len(order) / batch)):
             where = order[i * batch : (i + 1) * batch]
@@ -89,13 +90,13 @@ def normalised(
 
 
 class Task:
-    """What every task does."""
+    """The interface of all tasks."""
 
     def check(self) -> None:
         """Raises UsageError if the task cannot be loaded here: missing files or packages."""
 
     def load(self) -> Data:
-        """The data, read and verified. Raises UsageError."""
+        """Reads and checks the data. Raises UsageError."""
         raise NotImplementedError
 
     def metrics(self, model: nn.Module, data: Data) -> dict[str, float]:
@@ -114,7 +115,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Digits(Task):
-    """Handwritten digits, 1,797 images of 8 x 8 pixels, part of scikit-learn: no files to get.
+    """Handwritten digits, 1,797 images of 8 x 8 pixels, a part of scikit-learn: no download.
 
     The last 500 are the test set.
     """
@@ -133,23 +134,23 @@ class Digits(Task):
 
 @dataclass(frozen=True)
 class Files(Task):
-    """A task read from official files.
+    """A task that reads the official files of a data set.
 
     Args:
-        data: folder that holds the files, or the folder above it. Default: the variable GOSSAMER_DATA, else ``data``.
+        data: folder of the files, or the folder above it. Default: the variable GOSSAMER_DATA, else ``data``.
     """
 
     data: str | None = None
 
     title: ClassVar[str]
     home: ClassVar[str]
-    folders: ClassVar[tuple[str, ...]]  # sub-folders to look in, the official one first
+    folders: ClassVar[tuple[str, ...]]  # sub-folders to search, the official one first
     names: ClassVar[tuple[str, ...]]
 
     def paths(self) -> list[Path]:
         """The files, in the order of ``names``.
 
-        Raises UsageError with the missing ones, the folders searched, and the source.
+        Raises: UsageError with the missing files, the searched folders and the source of the files.
         """
         root = Path(self.data or os.environ.get("GOSSAMER_DATA") or "data")
         folders = [root / folder for folder in self.folders] + [root]
@@ -159,8 +160,8 @@ class Files(Task):
                 f"task {self.title}",
                 f"{len(lacking)} of {len(self.names)} data files are missing",
                 reasons=[*lacking, "looked in " + ", ".join(str(folder) for folder in folders)],
-                remedy=f"get them from {self.home} and put them in {folders[0]}, "
-                "or name their folder by --task.data or GOSSAMER_DATA",
+                remedy=f"download them from {self.home} into {folders[0]}, "
+                "or give their folder by --task.data or GOSSAMER_DATA",
             )
         return found
 
@@ -169,7 +170,7 @@ class Files(Task):
 
 
 class Idx(Files):
-    """What the two data sets in IDX files share."""
+    """The common part of the two data sets in IDX files."""
 
     names = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
@@ -203,11 +204,11 @@ class FashionMNIST(Idx):
 
 @dataclass(frozen=True)
 class Cifar(Files):
-    """What the two CIFAR sets share: 60,000 colour images of 32 x 32 pixels, binary version.
+    """The common part of the two CIFAR sets: 60,000 colour images of 32 x 32 pixels, binary version.
 
     Args:
-        data: folder that holds the files, or the folder above it. Default: the variable GOSSAMER_DATA, else ``data``.
-        augment: random crops (padding 4) and mirror images while training.
+        data: folder of the files, or the folder above it. Default: the variable GOSSAMER_DATA, else ``data``.
+        augment: crop (padding 4) and mirror the training images at random.
     """
 
     augment: bool = True
@@ -244,20 +245,20 @@ class CIFAR100(Cifar):
 
 @dataclass(frozen=True)
 class Planted(Task):
-    """Gaussian inputs labelled by a sparse two-layer ReLU network, the teacher, that reads few of them.
+    """Gaussian inputs with the labels of a sparse two-layer ReLU network, the teacher, which reads few inputs.
 
-    Adds the metric ``found``: the fraction of the squared weights of the model's first layer on the inputs that the
-    teacher reads.
+    Adds the metric ``found``, a fraction of the squared weights of the model's first layer: the part on the inputs
+    that the teacher reads.
 
     Args:
-        features: inputs.
-        relevant: inputs that the teacher uses.
-        hidden: hidden units of the teacher.
-        fan_in: inputs each hidden unit reads.
-        classes: labels; all are equally frequent up to chance.
-        examples: training examples; a quarter as many are the test set.
-        noise: fraction of the training labels that are replaced by random ones.
-        seed: of the teacher and the data; the run has its own.
+        features: number of inputs.
+        relevant: number of inputs that the teacher reads.
+        hidden: number of hidden units of the teacher.
+        fan_in: number of inputs of each hidden unit.
+        classes: number of labels, about equally frequent.
+        examples: number of training examples; the test set has a quarter as many.
+        noise: fraction of the training labels that random labels replace.
+        seed: seed of the teacher and the data; the seed of the run is another setting.
     """
 
     features: int = 64
@@ -292,7 +293,7 @@ class Planted(Task):
             raise UsageError("task planted", "noise is a fraction, a number in [0, 1]", got=self.noise)
 
     def teacher(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(inputs it uses (relevant,), first weight (hidden, features), second weight (classes, hidden))."""
+        """(indices of the inputs it reads (relevant,), first weight (hidden, features), second (classes, hidden))."""
         used = torch.randperm(self.features, generator=rng)[: self.relevant].sort().values
         first = torch.zeros(self.hidden, self.features)
         for row in first:
@@ -320,11 +321,8 @@ class Planted(Task):
             None,
         )
         if first is None:
-            raise UsageError(
-                "task planted",
-                f"the model's first layer must be linear with {self.features} inputs",
-                remedy="--model mlp",
-            )
+            what = f"the model's first layer must be linear with {self.features} inputs"
+            raise UsageError("task planted", what, remedy="--model mlp")
         weight = first.to_dense() if isinstance(first, SparseLinear) else first.weight
         power = weight.detach().double().square().sum(0)  # (features,)
         used, _, _ = self.teacher(stream(self.seed, "data"))
@@ -343,8 +341,8 @@ TASKS: dict[str, type[Task]] = {
 
 def _check_labels(path: Path, y: Tensor, classes: int) -> None:
     if len(y) == 0:
-        raise UsageError(str(path), "holds no example")
+        raise UsageError(str(path), "the file has no example")
     if int(y.max()) >= classes:
         raise UsageError(
-            str(path), f"labels must be below {classes}: this is another data set, or a damaged file", got=int(y.max())
+            str(path), f"labels must be below {classes}: the file is damaged or of another data set", got=int(y.max())
         )

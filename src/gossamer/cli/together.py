@@ -1,5 +1,5 @@
 # pyright: strict
-"""What does not go together in a configuration is refused here, before any work."""
+"""Checks, before any work, that the settings of a configuration fit together."""
 
 import inspect
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from .record import Config
 
 
 class TaskLike(Protocol):
-    """What a run needs of a task."""
+    """The methods that a run calls on a task."""
 
     def check(self) -> None:
         """Raises UsageError if the task cannot be loaded here: missing files or packages."""
@@ -28,12 +28,12 @@ class TaskLike(Protocol):
         ...
 
     def metrics(self, model: nn.Module, data: Any) -> dict[str, float]:
-        """What is measured on the test set; ``accuracy`` is one of them."""
+        """The metrics on the test set; ``accuracy`` must be one of them."""
         ...
 
 
 def check_parts(config: Config) -> None:
-    """Makes every part that needs no data. Refuses what its constructor refuses, and what does not fit."""
+    """Makes every part that needs no data. Raises UsageError if a constructor does, or if a part does not fit."""
     protocols: dict[str, type] = {"task": TaskLike, "method": TopologyLike, "optimizer": Rule}
     made: dict[str, Any] = {"task": config.task.make(), "method": config.topology()}
     if config.has_rule:
@@ -49,50 +49,52 @@ def check_parts(config: Config) -> None:
         if reasons:
             name = getattr(config, kind).name
             remedy = f"docs/cli.md shows what a {kind} needs"
-            raise UsageError(f"{kind} {name}", f"this is no {kind}", reasons=reasons, remedy=remedy)
+            raise UsageError(f"{kind} {name}", f"it cannot serve as the {kind}", reasons=reasons, remedy=remedy)
 
 
 def check_together(config: Config) -> None:
-    """Refuses methods, optimizers and layouts that do not go together."""
+    """Raises UsageError if the method, the optimizer and the layout do not fit together."""
     _check_layout(config)
     _check_optimizer(config)
     _check_sizes(config)
     if config.multilevel and config.clip is not None:
-        what = "method multilevel measures a gradient in its fine steps that clipping does not see"
-        raise UsageError("clip", what, remedy="no clip")
+        what = "clipping does not work with method multilevel: its fine steps compute a gradient that is not clipped"
+        raise UsageError("clip", what, remedy="--clip null")
     if config.has_rule and config.null_models:
-        what = f"{config.optimizer.name} makes zeros by itself: the null models need an optimizer without penalty"
-        raise UsageError("null_models", what, remedy="--null_models false, and runs of their own in a sweep")
+        what = f"the null models need an optimizer without penalty, and {config.optimizer.name} has one"
+        raise UsageError("null_models", what, remedy="--null_models false, and a sweep with separate runs")
     if tuple(config.block) != (1, 1) and config.zeros_by_penalty:
-        raise UsageError("block", f"method {config.method.name} is of single weights", got=config.block)
+        what = f"method {config.method.name} supports only single weights"
+        raise UsageError("block", what, got=config.block, remedy="--block '[1, 1]'")
 
 
 def _check_layout(config: Config) -> None:
     method = config.method.name
     if (config.zeros_by_penalty and not config.multilevel) != (config.layout == "shadow"):
         reasons = [
-            "proximal revives any zero, and needs layout shadow: dense storage and weight gradient",
-            "layout shadow needs proximal",
+            "method proximal can revive any zero, and needs the dense storage and weight gradient of layout shadow",
+            "layout shadow needs method proximal",
         ]
-        what = f"method {method} with layout {config.layout}"
+        what = f"method {method} does not work with layout {config.layout}"
         raise UsageError("layout", what, reasons=reasons, remedy="--layout shadow --method proximal, or neither")
     if config.multilevel and config.layout != "csr":
-        raise UsageError("layout", f"method multilevel with layout {config.layout}", remedy="--layout csr")
+        what = f"method multilevel does not work with layout {config.layout}"
+        raise UsageError("layout", what, remedy="--layout csr")
 
 
 def _check_optimizer(config: Config) -> None:
     method, optimizer = config.method.name, config.optimizer.name
     if config.zeros_by_penalty and not config.has_rule:
-        what = f"method {method} leaves the zeros to the optimizer, and {optimizer} makes none"
+        what = f"method {method} needs an optimizer that makes zeros, and {optimizer} makes none"
         raise UsageError("optimizer", what, remedy=f"--optimizer {' or '.join(_rules())}")
     if config.multilevel and not _is_mirror(config.optimizer.constructor):
         what = f"method multilevel needs a mirror variable, and {optimizer} has none"
-        raise UsageError("optimizer", what, remedy="linbreg or adabreg")
+        raise UsageError("optimizer", what, remedy="--optimizer linbreg or adabreg")
     if config.has_rule and method in ("dense", "static"):
-        what = f"{optimizer} makes zeros by itself, and method {method} keeps the support as it is"
+        what = f"optimizer {optimizer} makes zeros, and method {method} does not change the support"
         raise UsageError("optimizer", what, remedy="--method proximal --layout shadow")
     if config.steered and not (config.zeros_by_penalty and config.has_rule):
-        what = f"there is no penalty to steer in method {method} with optimizer {optimizer}"
+        what = f"method {method} with optimizer {optimizer} has no penalty to steer"
         raise UsageError("target", what, remedy="--method proximal or multilevel; or --target none")
 
 
@@ -100,11 +102,11 @@ def _check_sizes(config: Config) -> None:
     method = config.method.name
     if config.start > 1.0 and not config.method.takes("final_density"):
         takers = [name for name, one in METHODS.items() if "final_density" in inspect.signature(one).parameters]
-        what = f"method {method} does not shrink the support while training"
+        what = f"method {method} does not shrink the support during training"
         raise UsageError("start", what, got=config.start, remedy=f"--start 1; or --method {', '.join(takers)}")
     if config.initial is not None and not config.zeros_by_penalty:
-        remedy = "--initial null; --start 10 begins ten times as large"
-        what = f"methods proximal and multilevel have an initial density; method {method} begins at start x density"
+        remedy = "--initial null, and --start 10 for an initial density of 10 x density"
+        what = f"only methods proximal and multilevel use it; method {method} begins at start x density"
         raise UsageError("initial", what, got=config.initial, remedy=remedy)
 
 
@@ -113,10 +115,10 @@ def _rules() -> list[str]:
 
 
 def _is_mirror(constructor: Constructor) -> bool:
-    """Whether these rules have a mirror variable; of a function, or of a user's rule, Multilevel itself decides."""
+    """Whether an optimizer of the catalog has a mirror variable. True for other ones: Multilevel checks them itself."""
     return constructor not in OPTIMIZERS.values() or (inspect.isclass(constructor) and issubclass(constructor, Mirror))
 
 
 def _is_record(constructor: Constructor) -> bool:
-    """Whether a model's constructor makes a cheap record of settings, not the network itself."""
+    """Whether the constructor of a model makes a record of settings, which is cheap, and not the network."""
     return inspect.isclass(constructor) and not issubclass(constructor, nn.Module)

@@ -9,8 +9,12 @@ from ..layers import SparseLayer, sparse_layers
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Replaces every sparse layer by torch's own layer with the same weights, in place. Returns: the model (a new
-    module if the model is itself a single layer). Batch-last counterparts become torch's modules too."""
+    """Replaces every sparse layer by torch's layer with the same weights, in place.
+
+    Batch-last counterparts are replaced by torch's modules too.
+
+    Returns: the model (a new module if the model is a single layer).
+    """
     model = plain_modules(replaced(model, {layer: _dense(layer) for layer in sparse_layers(model).values()}))
     if "sparsity_report" in vars(model):
         del model.sparsity_report
@@ -18,8 +22,10 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def _dense(layer: SparseLayer) -> nn.Module:
-    """The ``nn.Linear`` or ``nn.Conv2d`` with this layer's weights, and its very bias: an optimizer that holds it
-    stays valid."""
+    """The ``nn.Linear`` or ``nn.Conv2d`` with the weights of this layer.
+
+    It has the same parameter as bias, so an optimizer with this parameter stays valid.
+    """
     rows, cols, g, bias = *layer.dense_shape[:2], layer.geometry, layer.bias is not None
     dense: nn.Linear | nn.Conv2d
     if g is None:

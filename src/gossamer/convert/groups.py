@@ -12,24 +12,29 @@ from ..layers import sparse_layers
 def parameter_groups(
     model: nn.Module, *, lr: float | None = None, weight_decay: float | None = None, density_exponent: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimizer. The step of a sparse layer can follow its density; biases and
-    normalisation do not decay.
+    """Parameter groups for any torch optimizer.
 
-    The pre-activation of a sparse neuron moves by lr sum_{j in S} x_j^2 per unit of output gradient: the movement
-    shrinks with the density. So layer l of density d_l gets the step lr d_l^-a and the weight decay wd d_l^a (their
-    product, the decay per step, is unchanged), with a = ``density_exponent``: 0 is one step size for all, 0.25 is a
-    safe choice for SGD, Adam-type optimizers take up to 1 (after Dey, Bergsma, Hestness, arXiv 2405.15743). Dense
-    weights keep (lr, wd); parameters of fewer than 2 dimensions get (lr, 0).
+        layer l of density d_l:                lr_l = lr d_l^-a,  wd_l = wd d_l^a,  a = density_exponent
+        dense weights:                         lr, wd
+        parameters of fewer than 2 dimensions: lr, 0
 
-    The groups also have two keys for a :class:`~gossamer.SparseOptimizer`. ``penalised``: the values of sparse layers
-    (or, in a model that has none, all weights of two or more dimensions). ``compact``: values that are stored compact.
+    The pre-activation of a sparse neuron moves by lr sum_{j in S} x_j^2 per unit of output gradient. It moves less at a
+    lower density; a larger step size makes up for it. The decay per step, lr wd, does not change. a = 0 gives one step
+    size for all, 0.25 is safe for SGD, and Adam-type optimizers work up to 1 (after Dey, Bergsma, Hestness, arXiv
+    2405.15743).
+
+    The groups have two more keys for a :class:`~gossamer.SparseOptimizer`. ``penalised``: the values of sparse layers
+    (in a model without sparse layers, all weights of two or more dimensions). ``compact``: values in compact storage.
 
     Args:
-        lr: the step size; needed when ``density_exponent`` is not 0, otherwise optional.
-        weight_decay: of weights; None leaves it to the optimizer's own. Biases and normalisation have none either way.
+        model: a model, sparse or dense.
+        lr: step size; required unless ``density_exponent`` is 0.
+        weight_decay: decay of the weights; None takes the default of the optimizer. Biases and normalisation
+            parameters do not decay.
+        density_exponent: the exponent a.
     """
     if density_exponent and lr is None:
-        raise UsageError("parameter_groups", "density_exponent scales the step size, so it needs lr")
+        raise UsageError("parameter_groups", "density_exponent scales the step size, so it needs lr", remedy="give lr")
     groups: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
     for name, layer in sparse_layers(model).items():
@@ -59,7 +64,7 @@ def _group(
     penalised: bool = False,
     compact: bool = False,
 ) -> dict[str, Any]:
-    """One group; settings that are None are left to the optimizer."""
+    """One group. A setting that is None is omitted: the optimizer then takes its default."""
     given = {"weight_decay": weight_decay, "lr": lr}
     marks = {"name": name, "penalised": penalised, "compact": compact}
     return {"params": params, **marks, **{key: value for key, value in given.items() if value is not None}}

@@ -20,16 +20,17 @@ def reinitialise_(
     positive_bias: float | None = None,
     rng: torch.Generator | None = None,
 ) -> nn.Module:
-    """New values for the sparse layers of a model, with variance gain^2 2 / (density fan_in), which keeps the variance
-    of activations.
+    """Draws new values for the sparse layers of a model.
+
+    The variance is gain^2 2 / (density fan_in). With gain 1 it keeps the variance of the activations.
 
     Args:
+        model: a model with sparse layers.
         distribution: ``"normal"`` or ``"uniform"``.
         gain: factor on the values.
-        positive_bias: draws the biases of sparse layers uniformly from [0, positive_bias / sqrt(fan_in)]: neurons are
-            then active at the start although nearly all their weights are zero (Bungert et al. 2022). None leaves
-            biases as they are.
-        rng: None is torch's default generator.
+        positive_bias: draws the biases of sparse layers uniformly from [0, positive_bias / sqrt(fan_in)]. Neurons with
+            few non-zero weights are then active at the start (Bungert et al. 2022). None does not change biases.
+        rng: generator; None is torch's default generator.
 
     Returns: the model.
     """

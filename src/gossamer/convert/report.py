@@ -1,5 +1,5 @@
 # pyright: strict
-"""The report of :func:`~gossamer.sparsify`: what became of every module, and why; as a table."""
+"""The report of :func:`~gossamer.sparsify`: a table of all modules, sparse and dense, with reasons."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from .._plan.record import Plan
 
 
 class Row(NamedTuple):
-    """One module of a model, as :func:`~gossamer.sparsify` left it."""
+    """One module of a model after :func:`~gossamer.sparsify`."""
 
     name: str
     kind: str
@@ -17,30 +17,30 @@ class Row(NamedTuple):
     sparse: bool
     density: float
     nonzeros: int
-    reason: str  # why it was left dense, "" if it was replaced
-    layout: str = ""  # of a sparse layer
-    break_even: float | None = None  # density below which csr is faster than dense, if it was planned and found
-    wins: str = ""  # the same as a sentence, if it was planned
+    reason: str  # why it is dense; "" if it was replaced
+    layout: str = ""  # layout of a sparse layer
+    break_even: float | None = None  # density below which csr is faster than dense, if a plan has found it
+    wins: str = ""  # the same as a sentence, if there is a plan
 
     @property
     def outcome(self) -> str:
-        """What became of the module, as text."""
+        """sparse or dense, with the layout or the reason."""
         if not self.sparse:
             return f"dense: {self.reason}"
         return f"sparse ({self.layout}{', ' if self.wins else ''}{self.wins})"
 
 
 class Report(NamedTuple):
-    """What :func:`~gossamer.sparsify` did: ``str(report)`` is a table."""
+    """The result of :func:`~gossamer.sparsify`; ``str(report)`` is a table."""
 
     rows: tuple[Row, ...]
     asked: float
-    plan: Plan | None = None  # the measurement that layouts follow, if there was one
-    fused: tuple[str, ...] = ()  # normalisations that also compute the ReLU that follows, if that was asked for
+    plan: Plan | None = None  # the measurement that chose the layouts
+    fused: tuple[str, ...] = ()  # normalisations that also compute the ReLU that follows them
 
     @property
     def density(self) -> float:
-        """Density over the replaced layers."""
+        """The density of all replaced layers together."""
         return self._kept / self._weights
 
     @property
@@ -63,6 +63,6 @@ class Report(NamedTuple):
 
 
 def table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells as lines of text, in columns that are aligned on the left."""
+    """Rows of cells as lines of text, in columns aligned to the left."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -1,5 +1,5 @@
 # pyright: strict
-"""From a dense model to a sparse one. Everything is checked and built before the model is touched."""
+"""From a dense model to a sparse one. All checks are made, and all layers built, before the model is changed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from ..selection import Convertible, Pick, Selection, geometry_of, select
 from ..support import Support, grid_of
 from .report import Report, Row
 
-AUTO = "auto"  # the layouts of a plan that sparsify makes itself
+AUTO = "auto"  # sparsify makes a plan, and takes the layouts of the plan
 
 
 Init = Literal["kaiming", "keep", "magnitude"]
@@ -48,35 +48,36 @@ def sparsify(
     """Replaces every ``nn.Linear`` and ``nn.Conv2d`` of a model by its sparse counterpart, in place.
 
     Args:
+        model: the dense model.
         density: fraction of the weights of the replaced layers that may be non-zero, in (0, 1].
-        budget: how the layers divide it: ``"erk"``, ``"er"``, ``"uniform"`` (first layer dense), ``"pooled"``, a
-            function (shapes, density) -> densities, or a mapping layer name -> density. A layer that is given density
-            1 is left dense, unless ``density`` itself is 1 (the start of a pruning run).
-        layout: ``"csr"`` (compact, O(n)); ``"masked"`` (dense storage and kernels: a simulation); ``"shadow"`` (dense
-            storage and weight gradient, other products sparse, for a ``SparseOptimizer``; ``density`` is then the
-            density at the start); ``"auto"``: for each layer the faster of csr and masked on this machine, measured
-            now by :func:`~gossamer.plan`; or such a plan. Supports and values do not depend on the layout.
-        input_shape: for ``"auto"``, the shape of a batch, or a batch itself.
-        batch_last: keep activations with the batch innermost in memory, from the first sparse layer on, which is fast
-            for csr and shadow. The modules between the layers become counterparts with the same parameters, results
-            and meaning. None: on the CPU, if a layer is csr or shadow.
-        fuse: let the counterpart of a batch normalisation also compute an ``nn.ReLU`` directly behind it in an
-            ``nn.Sequential``. That is faster, but single modules then mean something else. The normalisation's output,
-            and what a later hook sees there, has no negative numbers; a slice of the network that ends between the two
-            includes the ReLU; to replace the ReLU does not remove it. The report names the pairs, ``print(model)``
-            shows them. Pairs with hooks, and models without counterparts, stay as they are.
-        include, exclude: which layers: names (a container's name includes all below it), ``"re:PATTERN"`` or compiled
-            patterns (searched in the qualified name), or module types.
-        init: ``"kaiming"`` draws new values; ``"keep"`` keeps the model's weights on a random support; ``"magnitude"``
-            keeps its largest weights.
-        min_fan_in: incoming blocks that every output unit gets at least.
-        rng: of supports and values. None: torch's default generator.
+        budget: how the layers share it: ``"erk"``, ``"er"``, ``"uniform"`` (first layer dense), ``"pooled"``, a
+            function (shapes, density) -> densities, or a mapping layer name -> density. A layer that gets density 1
+            stays dense, unless ``density`` itself is 1 (the start of a pruning run).
+        layout: ``"csr"`` (compact storage, O(n)); ``"masked"`` (dense storage and kernels: a simulation);
+            ``"shadow"`` (dense storage and weight gradient, other products sparse, for a ``SparseOptimizer``;
+            ``density`` is the initial density); a plan; or ``"auto"``: :func:`~gossamer.plan` measures csr and masked
+            on this machine, and each layer gets the faster one. Supports and values do not depend on the layout.
+        input_shape: for ``"auto"``, the shape of a batch, or a batch.
+        batch_last: store activations with the batch as the innermost dimension, from the first sparse layer on. This
+            is fast for csr and shadow. It replaces the modules between the layers by counterparts with the same
+            parameters and results. None: True on the CPU if a layer is csr or shadow.
+        fuse: a batch normalisation also computes the ``nn.ReLU`` that follows it in an ``nn.Sequential``. This is
+            faster, but changes single modules: the output of the normalisation, also in later hooks, has no negative
+            numbers; a slice of the network that ends between the two includes the ReLU; replacing the ReLU does not
+            remove it. The report and ``print(model)`` show the fused pairs. Pairs with hooks are not fused.
+        include: layers to replace: names (a container's name includes all its layers), ``"re:PATTERN"`` or compiled
+            patterns (searched in the qualified name), or module types. None: all.
+        exclude: layers that stay dense, in the same form.
+        init: ``"kaiming"`` draws new values; ``"keep"`` keeps the weights of the model on a random support;
+            ``"magnitude"`` keeps the largest weights.
+        min_fan_in: least number of incoming blocks of every output unit.
+        rng: generator of supports and values. None: torch's default generator.
         verbose: print the report.
 
-    Returns: the model (a new module if the model is itself a single layer). ``model.sparsity_report`` lists what was
-    replaced, by which layout, and what was left dense and why.
+    Returns: the model (a new module if the model is a single layer). ``model.sparsity_report`` lists the replaced
+    layers with their layouts, and the dense ones with the reasons.
 
-    Raises: UsageError, before anything is changed.
+    Raises: UsageError, before the model is changed.
     """
     who = "sparsify"
     check_density(who, density)
@@ -84,7 +85,7 @@ def sparsify(
     check_choice(who, "init", init, get_args(Init))
     if fuse and batch_last is False:
         what = "fuse=True needs batch-last counterparts, and batch_last=False makes none"
-        raise UsageError(who, what, remedy="leave out one of the two")
+        raise UsageError(who, what, remedy="omit one of the two")
     given = select(who, model, density, budget, block, include, exclude)
     if layout == AUTO and input_shape is not None and given.blocks:
         layout = plan(
@@ -118,7 +119,7 @@ def sparsify(
 
 
 def _check_layout(layout: str | Layout | Plan, input_shape: Input | None) -> None:
-    """Refuses an unknown layout, an input shape that is not used, and a missing one."""
+    """Raises UsageError if the layout is unknown, or if the input shape is missing or not used."""
     who, names = "sparsify", (*LAYOUTS, AUTO)
     if not isinstance(layout, Layout | Plan) and layout not in names:
         what, remedy = (
@@ -127,27 +128,27 @@ def _check_layout(layout: str | Layout | Plan, input_shape: Input | None) -> Non
         )
         raise UsageError(who, what, remedy=remedy)
     if layout == AUTO and input_shape is None:
-        remedy = "input_shape=(128, 3, 32, 32), say: the shape of a batch, or a batch itself"
-        raise UsageError(who, 'layout="auto" measures the layers, and needs to know their inputs', remedy=remedy)
+        remedy = "give the shape of a batch, as in input_shape=(128, 3, 32, 32), or a batch"
+        raise UsageError(who, 'layout="auto" measures the layers, and needs input_shape', remedy=remedy)
     if layout != AUTO and input_shape is not None:
-        remedy = 'leave it out, or layout="auto"'
-        raise UsageError(who, 'input_shape is for layout="auto" alone', got=input_shape, remedy=remedy)
+        remedy = 'omit it, or use layout="auto"'
+        raise UsageError(who, 'only layout="auto" uses input_shape', got=input_shape, remedy=remedy)
 
 
 def _layouts(given: Selection, layout: str | Layout | Plan, block: tuple[int, int]) -> dict[str, Layout]:
-    """The layout of each layer that is made sparse."""
+    """The layout of each replaced layer. Raises UsageError if a plan does not fit."""
     if isinstance(layout, Plan):
         shapes = {name: tuple(layer.weight.shape) for name, layer in given.layers.items()}
         problems = layout.problems(shapes, block)
         if problems:
-            remedy = "a plan of this model: plan(model, input_shape, density=..., and block, include, exclude as here)"
-            raise UsageError("sparsify", "the plan is not of these layers", reasons=problems, remedy=remedy)
+            remedy = "make a plan of this model with the same block, include and exclude: plan(model, input_shape, ...)"
+            raise UsageError("sparsify", "the plan does not fit these layers", reasons=problems, remedy=remedy)
         return {name: LAYOUTS[layout.choice(name)] for name in given.blocks}
     return {name: layout_named(layout, "sparsify") for name in given.blocks}
 
 
 class _Birth(NamedTuple):
-    """How supports and values are made."""
+    """The arguments for making supports and values."""
 
     block: tuple[int, int]
     init: Init
@@ -156,8 +157,10 @@ class _Birth(NamedTuple):
 
 
 def _sparse(m: Convertible, n: int, layout: Layout, how: _Birth) -> SparseLayer:
-    """The sparse counterpart of a layer with n kept blocks. Its bias is the very parameter: an optimizer that holds it
-    stays valid."""
+    """The sparse counterpart of a layer, with n kept blocks.
+
+    It has the same parameter as bias, so an optimizer with this parameter stays valid.
+    """
     matrix = m.weight.detach().flatten(1)  # (rows, cols)
     if how.init == "magnitude":
         support = _largest(matrix, n, how.block, how.min_fan_in)
@@ -187,7 +190,7 @@ class _Like(TypedDict):
 
 
 def _largest(matrix: Tensor, n: int, block: tuple[int, int], min_fan_in: int) -> Support:
-    """The n blocks of largest norm, first the ``min_fan_in`` largest of every block row; of equal ones the lower id."""
+    """The n blocks of largest norm, with the ``min_fan_in`` largest of every block row. Ties go to the lower id."""
     (rows, cols), (h, w), grid = matrix.shape, block, grid_of(matrix.shape, block)
     tiles = nn.functional.pad(matrix, (0, grid[1] * w - cols, 0, grid[0] * h - rows))
     norm = tiles.view(grid[0], h, grid[1], w).double().square().sum((1, 3))
@@ -201,7 +204,7 @@ def _largest(matrix: Tensor, n: int, block: tuple[int, int], min_fan_in: int) ->
 
 
 def _row(name: str, m: nn.Module, reason: str, planned: Plan | None) -> Row:
-    """The report's row of one module."""
+    """The row of one module in the report."""
     kind = type(m).__name__
     if isinstance(m, SparseLayer):
         row = Row(name, kind, tuple(m.dense_shape), not reason, m.density, m.support.weights, reason, m.layout.name)

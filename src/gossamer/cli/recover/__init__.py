@@ -1,6 +1,6 @@
-"""``gossamer recover phase | planted | inr | mnist``: what compressed sensing recovers, as tables and pictures.
+"""``gossamer recover phase | planted | inr | mnist``: experiments in compressed sensing, as tables and pictures.
 
-Each is a grid of cells that are computed in processes and kept in a folder, so that a run can be resumed.
+Each experiment computes a grid of cells in several processes. A folder keeps the cells, so a run can be resumed.
 """
 
 from .digits import mnist

@@ -1,4 +1,4 @@
-"""``gossamer recover mnist``: digits by sparse networks."""
+"""``gossamer recover mnist``: MNIST classified by sparse networks."""
 
 import itertools
 import math
@@ -34,20 +34,22 @@ def mnist(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """MNIST by sparse two-layer networks without biases: accuracy over width and non-zeros.
+    """MNIST classified by sparse two-layer networks without biases: accuracy over width and non-zeros.
 
     The baseline is iterative magnitude pruning.
 
     Args:
-        digits: "all" ten, or "01".
-        widths: hidden neurons.
-        nonzeros: weights of both layers together.
-        methods: iht (fit_vector) and imp.
+        digits: "all", or "01" for the digits 0 and 1 only.
+        widths: numbers of hidden neurons; by default [100].
+        nonzeros: numbers of non-zero weights of both layers together; by default [1000], for digits "01" [200].
+        methods: iht (the function fit_vector) and imp (iterative magnitude pruning); by default both.
         seeds: runs per cell.
-        steps, batch, lr: of iht.
-        imp_steps: Adam steps of each pruning round, same batch size, lr 1e-3.
-        data: folder of the files; default GOSSAMER_DATA, else data.
-        out: folder; by default runs/recover/mnist-DIGITS.
+        steps: optimizer steps of iht.
+        batch: examples per batch.
+        lr: step size of iht.
+        imp_steps: Adam steps of each pruning round of imp, with step size 1e-3.
+        data: folder of the files; by default the variable GOSSAMER_DATA, else data.
+        out: folder of the results; by default runs/recover/mnist-DIGITS.
         jobs: processes.
         picture: write heat.png (needs matplotlib).
     """
@@ -57,7 +59,7 @@ def mnist(
     counts = {"seeds": seeds, "steps": steps, "batch": batch, "imp_steps": imp_steps, "jobs": jobs}
     _check(digits, methods, widths, nonzeros, lr, counts)
     plt = pyplot(WHO) if picture else None
-    _mnist(data, digits)  # before the processes begin: are the files there?
+    _mnist(data, digits)  # refuses missing files before the processes begin
     settings = {"digits": digits, "steps": steps, "batch": batch, "lr": lr, "imp_steps": imp_steps, "data": data}
     grid = list(itertools.product(methods, widths, nonzeros))
     cells = [{"method": m, "width": p, "s": s, "seed": seed} for m, p, s in grid for seed in range(seeds)]
@@ -77,7 +79,7 @@ def mnist(
 def _check(
     digits: str, methods: list[str], widths: list[int], nonzeros: list[int], lr: float, counts: dict[str, int]
 ) -> None:
-    """Refuses settings out of range. Raises UsageError."""
+    """Raises UsageError if a setting is out of range."""
     for method in methods:
         if method not in ("iht", "imp"):
             raise UsageError(WHO, f"unknown method {method!r}", remedy="iht or imp")
@@ -89,8 +91,8 @@ def _check(
         raise UsageError(WHO, "lr must be a positive number", got=lr)
     if max(nonzeros) > (weights := min(widths) * (PIXELS + (2 if digits == "01" else 10))):
         what = f"a network of {min(widths)} neurons has {weights} weights"
-        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(WHO, what, remedy="larger widths, or fewer nonzeros")
+        what = f"{what}, and cannot have {max(nonzeros)} non-zeros"
+        raise UsageError(WHO, what, remedy="use larger widths or fewer nonzeros")
 
 
 def _heat(plt: Any, means: dict[Any, float], methods: list[str], widths: list[int], nonzeros: list[int]) -> Any:
@@ -111,7 +113,7 @@ def _heat(plt: Any, means: dict[Any, float], methods: list[str], widths: list[in
 
 
 def mnist_cell(cell: Row) -> Row:
-    """One network: test accuracy, weights that are not zero."""
+    """Trains one network; returns its test accuracy and its number of non-zero weights."""
     torch.set_num_threads(1)
     x, y, test_x, test_y = _mnist(cell["data"], cell["digits"])
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``gossamer recover inr``: an image as a sparse network."""
+"""``gossamer recover inr``: an image as a sparse network (an implicit neural representation)."""
 
 import math
 import time
@@ -31,18 +31,18 @@ def inr(
 ) -> None:
     """An image as a sparse network of its pixel coordinates: PSNR over the number of non-zeros, and the pictures.
 
-    Features [sin, cos](2 pi B c) of integer coordinates c, B ~ N(0, sigma^2), as in arXiv 2509.20323.
+    The features are [sin, cos](2 pi B c) of integer coordinates c, with B ~ N(0, sigma^2), as in arXiv 2509.20323.
 
     Args:
-        image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (GOSSAMER_DATA); or a
-            PNG file (needs matplotlib).
-        nonzeros: to try.
-        neurons: hidden neurons.
-        frequencies: rows of B; twice as many features.
-        sigma: scale of B.
-        rounds: of fit_scalar.
-        seed: of B and the fit.
-        out: folder.
+        image: "digit", an 8 x 8 digit of scikit-learn; "mnist", image 1000 of MNIST's test set (GOSSAMER_DATA); or the
+            path of a PNG file (needs matplotlib).
+        nonzeros: numbers of non-zero weights; by default [25, 50, 100, 200, 400].
+        neurons: number of hidden neurons.
+        frequencies: number of rows of B; the network has twice as many features.
+        sigma: standard deviation of B.
+        rounds: rounds of fit_scalar.
+        seed: seed of B and of the fit.
+        out: folder of the results.
         jobs: processes.
         picture: write inr.png (needs matplotlib).
     """
@@ -54,15 +54,15 @@ def inr(
         raise UsageError(WHO, "sigma must be a positive number", got=sigma)
     if max(nonzeros) > (places := neurons * 2 * frequencies):
         what = f"{neurons} neurons on {2 * frequencies} features have {places} weights"
-        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(WHO, what, remedy="more neurons or frequencies, or fewer nonzeros")
+        what = f"{what}, and cannot have {max(nonzeros)} non-zeros"
+        raise UsageError(WHO, what, remedy="use more neurons or frequencies, or fewer nonzeros")
     plt = pyplot(WHO) if picture or image not in ("digit", "mnist") else None
     pixels = load_image(image)
     settings = {"image": image, "neurons": neurons, "frequencies": frequencies, "sigma": sigma}
     settings |= {"rounds": rounds, "seed": seed}
     rows, folder = compute(WHO, out, settings, [{"s": s} for s in nonzeros], inr_cell, jobs)
     table = [[str(r["s"]), str(r["nonzeros"]), f"{r['psnr']:.2f}", f"{r['seconds']:.1f}"] for r in rows]
-    columns = ["asked", "non-zeros", "PSNR (dB)", "seconds"]
+    columns = ["allowed", "non-zeros", "PSNR (dB)", "seconds"]
     show(f"{image}, {pixels.shape[0]} x {pixels.shape[1]} pixels", columns, table)
     if plt is not None and picture:
         save(plt, _panels(plt, pixels, rows), folder / "inr.png")
@@ -71,7 +71,7 @@ def inr(
 
 
 def _panels(plt: Any, pixels: Tensor, rows: list[Row]) -> Any:
-    """The image, and what each network makes of it."""
+    """The image, and its approximation by each network."""
     figure, axes = plt.subplots(1, len(rows) + 1, figsize=(2 * (len(rows) + 1), 2.5))
     shown = [("original", pixels.tolist())]
     shown += [(f"{r['nonzeros']} weights\n{r['psnr']:.1f} dB", r["pixels"]) for r in rows]
@@ -91,7 +91,7 @@ def _curve(plt: Any, rows: list[Row], title: str) -> Any:
 
 
 def load_image(image: str) -> Tensor:
-    """Grey values in [0, 1], (height, width) float64."""
+    """The image as grey values in [0, 1], (height, width) float64. Raises UsageError."""
     if image == "digit":
         from sklearn.datasets import load_digits
 
@@ -107,7 +107,7 @@ def load_image(image: str) -> Tensor:
 
 
 def inr_cell(cell: Row) -> Row:
-    """One representation."""
+    """Fits one network; returns its PSNR and its predicted pixels."""
     torch.set_num_threads(1)
     pixels, begin = load_image(cell["image"]), time.perf_counter()
     h, w = pixels.shape

@@ -17,7 +17,7 @@ from ..grid import Row, compute, numbers, pyplot, save
 
 AMPLITUDES = ("gaussian", "signs")
 LASSO = {"fista": solvers.fista, "ista": solvers.ista}
-LAM = 1e-3  # of the Lasso, over ||A^T y||_inf, where everything is zero
+LAM = 1e-3  # strength of the Lasso's penalty over ||A^T y||_inf, at which the solution becomes 0
 
 
 def phase(
@@ -33,20 +33,22 @@ def phase(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Phase diagram of a solver: how often it recovers s-sparse vectors from m Gaussian measurements of d numbers.
+    """Phase diagram of a solver: how often it recovers s-sparse vectors of length d from m Gaussian measurements.
 
-    Over delta = m / d and rho = s / m, with the Donoho-Tanner curve of l1 for comparison.
+    The axes are delta = m / d and rho = s / m. The Donoho-Tanner curve of l1 is shown for comparison.
 
     Args:
-        solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista (the Lasso at a
-            thousandth of the strength at which x = 0; its values are fitted once more to its support).
+        solver: omp, iht, niht, htp, cosamp, aiht, amp, basis_pursuit, reweighted_l1, fista or ista. The last two solve
+            the Lasso, with a thousandth of the penalty at which x becomes 0, and then fit the values to the support by
+            least squares.
         d: length of the vectors.
-        deltas, rhos: of the grid, as in --deltas '[0.2, 0.5]'; by default 0.1 to 0.9 and 0.05 to 0.95.
-        trials: problems per cell.
-        amplitudes: of the non-zeros, gaussian or signs.
-        error: relative error that counts as recovered.
-        seed: of all problems.
-        out: folder; by default runs/recover/phase-SOLVER.
+        deltas: values of delta, as in --deltas '[0.2, 0.5]'; by default 0.1, 0.2, ..., 0.9.
+        rhos: values of rho; by default 0.05, 0.1, ..., 0.95.
+        trials: number of random problems per cell.
+        amplitudes: distribution of the non-zeros: gaussian or signs.
+        error: largest relative error of a vector that counts as recovered.
+        seed: seed of all problems.
+        out: folder of the results; by default runs/recover/phase-SOLVER.
         jobs: processes.
         picture: write phase.png (needs matplotlib).
     """
@@ -78,7 +80,7 @@ def phase(
 
 
 def _diagram(plt: Any, rows: list[Row], deltas: list[float], rhos: list[float], title: str, trials: int) -> Any:
-    """Success over m / d and s / m, with the curve of l1."""
+    """A picture of the success over m / d and s / m, with the curve of l1."""
     figure, axes = plt.subplots(figsize=(6, 4.5))
     success = {(r["delta"], r["rho"]): r["success"] for r in rows}
     grid = [[success[x, y] for x in deltas] for y in rhos]
@@ -93,7 +95,7 @@ def _diagram(plt: Any, rows: list[Row], deltas: list[float], rhos: list[float], 
 
 
 def phase_cell(cell: Row) -> Row:
-    """One cell of the diagram: the fraction of problems recovered."""
+    """One cell of the diagram: the fraction of problems that the solver recovers."""
     torch.set_num_threads(1)
     d, (m, s) = cell["d"], sizes(cell["d"], cell["delta"], cell["rho"])
     begin, hits = time.perf_counter(), 0
@@ -114,20 +116,20 @@ def _check_grid(who: str, solver: str, d: int, deltas: list[float], rhos: list[f
     if not all(map(math.isfinite, [*deltas, *rhos])):
         raise UsageError(who, "deltas and rhos must be finite", got=[*deltas, *rhos])
     if max(rhos) > 1:
-        what = "rho = s / m is at most 1: no solver finds more numbers than it has measurements"
+        what = "rho = s / m must be at most 1: no solver recovers more non-zeros than it has measurements"
         raise UsageError(who, what, got=max(rhos))
     for delta in deltas:
         m, s = sizes(d, delta, max(rhos))
         if solver in solvers.CONVEX and m >= d:
-            what = f"{solver} needs fewer measurements than numbers, and delta = {delta:g} gives {m} of {d}"
-            raise UsageError(who, what, remedy="deltas below 1, or another solver")
+            what = f"{solver} needs fewer measurements than unknowns, and delta = {delta:g} gives {m} for {d} unknowns"
+            raise UsageError(who, what, remedy="use deltas below 1, or another solver")
         if s > d:
-            what = f"delta = {delta:g} and rho = {max(rhos):g} ask for {s} non-zeros among {d} numbers"
-            raise UsageError(who, what, remedy="smaller rhos")
+            what = f"delta = {delta:g} and rho = {max(rhos):g} give {s} non-zeros in vectors of length {d}"
+            raise UsageError(who, what, remedy="use smaller rhos")
 
 
 def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
-    """The solution of a problem by a solver, given by name, (d,)."""
+    """The solution (d,) that the solver with this name finds."""
     if solver in solvers.GREEDY:
         return solvers.GREEDY[solver](A, y, s).dense()
     if solver in LASSO:
@@ -137,7 +139,7 @@ def recovered(solver: str, A: Tensor, y: Tensor, s: int) -> Tensor:
 
 
 def _debiased(A: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """x with its values fitted by least squares to its support, or to its m largest entries where it has more."""
+    """x with new values on its support (at most its m largest entries), fitted to y by least squares."""
     S = x.abs().topk(min(int(x.count_nonzero()), len(y))).indices
     return torch.zeros_like(x).index_put_((S,), least_squares(A[:, S], y))
 
@@ -154,10 +156,10 @@ def gaussian_problem(d: int, m: int, s: int, amplitudes: str, seed: tuple[int, .
 
 
 def crossing(points: list[tuple[float, float]]) -> float | None:
-    """The rho at which success falls below one half; None if it does not inside the grid.
+    """The rho at which success falls below one half; None if that is outside the grid.
 
-    Logistic fits in rho to all points, over a grid of middles and widths; the mean middle of the best ones. Widths go
-    from far below the least step of the points to their whole range.
+    Logistic functions of rho are fitted to all points, over a grid of midpoints and widths. The result is the mean
+    midpoint of the best fits. The widths range from far below the least distance of two points to the whole range.
     """
     if not points or max(p for _, p in points) < 0.5 or min(p for _, p in points) > 0.5:
         return None

@@ -33,20 +33,20 @@ def planted(
     jobs: int = 1,
     picture: bool = True,
 ) -> None:
-    """Planted sparse two-layer ReLU networks: how well they are recovered, from how many samples.
+    """Planted sparse two-layer ReLU networks: how well they are recovered, and from how many samples.
 
     Args:
-        d: inputs, N(0, 1).
-        samples: training samples.
-        neurons: hidden neurons of the planted networks.
-        nonzeros: weights of the first layer, uniformly placed, N(0, 1).
+        d: number of inputs, N(0, 1).
+        samples: numbers of training samples; by default [100, 200, 400, 1000, 2000].
+        neurons: numbers of hidden neurons of the planted networks; by default [5].
+        nonzeros: numbers of non-zero weights of the first layer, at random places, N(0, 1); by default [10].
         methods: iht (fit_scalar), authors (fit_scalar without signs, revival, inflation and Newton steps), gated (niht
-            with the true gates among random distractors), imp (iterative magnitude pruning).
-        mixed: output weights of both signs; false: all +1.
-        distractors: neurons with random gates besides the true ones, for gated.
-        rounds: of iht and authors.
+            with the true gates and random distractors), imp (iterative magnitude pruning); by default all but gated.
+        mixed: output weights of both signs; false sets all to +1.
+        distractors: number of neurons with random gates that gated gets in addition to the true ones.
+        rounds: rounds of iht and authors.
         seeds: networks per cell.
-        out: folder.
+        out: folder of the results.
         jobs: processes.
         picture: write planted.png (needs matplotlib).
     """
@@ -80,15 +80,15 @@ def planted(
 
 
 def _check(methods: list[str], neurons: list[int], nonzeros: list[int], counts: dict[str, int]) -> None:
-    """Refuses settings out of range. Raises UsageError."""
+    """Raises UsageError if a setting is out of range."""
     for method in methods:
         check_choice(WHO, "method", method, METHODS)
     for name, value in counts.items():
         check_count(WHO, name, value, 0 if name == "distractors" else 1)
     if max(nonzeros) > (places := min(neurons) * counts["d"]):
         what = f"{min(neurons)} neurons on {counts['d']} inputs have {places} weights"
-        what = f"{what}, fewer than the {max(nonzeros)} non-zeros asked for"
-        raise UsageError(WHO, what, remedy="more neurons, a larger d, or fewer nonzeros")
+        what = f"{what}, and cannot have {max(nonzeros)} non-zeros"
+        raise UsageError(WHO, what, remedy="use more neurons, a larger d, or fewer nonzeros")
 
 
 def _curves(plt: Any, table: list[list[str]], methods: list[str], title: str) -> Any:
@@ -160,9 +160,10 @@ def imp(
 ) -> nn.Sequential:
     """Iterative magnitude pruning, the baseline.
 
-    Train (Adam, no biases), prune a tenth of the remaining weights by magnitude over all layers, rewind to the initial
-    values, and repeat until s weights are left. It is evaluated right after the last pruning, as in the code of arXiv
-    2509.20323. Where there are at most s weights it is trained once, and nothing is pruned.
+    Each round trains (Adam, no biases), prunes a tenth of the remaining weights by magnitude over all layers, and
+    resets the others to their initial values, until s weights are left. The result has the trained values of the last
+    round, after pruning, as in the code of arXiv 2509.20323. A network of at most s weights is trained once and not
+    pruned.
     """
     outputs = int(Y.max()) + 1 if loss == "cross_entropy" else Y.shape[1]
     sizes = [X.shape[1], *widths, outputs]

@@ -1,6 +1,6 @@
-"""Compaction: channels that no output depends on, and channels that are constant, are removed from a model.
+"""Compaction removes from a model the channels that no output depends on, and the channels that are constant.
 
-``values`` describes what is known of a tensor, ``operations`` what torch's operations do to it, ``weights`` what a
-layer reads; ``graph`` follows the channels through a model; ``liveness`` finds the channels to keep; ``narrow`` makes
-the smaller modules; ``compact`` is the public function and its report.
+``compact`` is the public function with its report. ``graph`` follows the channels through a model, ``liveness`` finds
+the channels to keep, ``narrow`` makes the smaller modules. ``values`` describes a tensor, ``operations`` the effect of
+torch's operations on it, ``weights`` the non-zero weights of a layer.
 """

@@ -1,5 +1,5 @@
 # pyright: strict
-"""Compact: a smaller model with equal outputs."""
+"""``compact``: a smaller model with equal outputs."""
 
 import copy
 from typing import NamedTuple
@@ -16,23 +16,22 @@ from .weights import Layer
 
 
 class CompactedLayer(NamedTuple):
-    """One layer, as :func:`compact` found it and as it left it."""
+    """One layer before and after :func:`compact`."""
 
     name: str
     kind: str
     before: tuple[int, ...]  # shape of the dense weight
     after: tuple[int, ...]
-    reason: str  # why its output has not become smaller; "" if it has
+    reason: str  # why its output has as many channels as before; "" if it has fewer
 
 
 class Compaction(NamedTuple):
-    """What :func:`compact` did: ``str(report)`` is a table. Parameters are counted as they are stored: of a compact
-    layout, the kept ones."""
+    """The result of :func:`compact`; ``str(report)`` is a table. A compact layout counts only its kept parameters."""
 
     rows: tuple[CompactedLayer, ...]
     parameters_before: int
     parameters_after: int
-    reason: str = ""  # why nothing at all was looked at; "" otherwise
+    reason: str = ""  # why the model could not be traced; "" if it was
 
     def __str__(self) -> str:
         lines = [("layer", "kind", "before", "after", "")]
@@ -44,36 +43,34 @@ class Compaction(NamedTuple):
 
 
 def compact(model: nn.Module) -> nn.Module:
-    """A smaller model with equal outputs in eval mode: channels (neurons, filters) that no output depends on are
-    removed.
+    """Makes a smaller model with equal outputs in eval mode, without the channels that cannot change an output.
 
-    A channel is removed only where it is certain that no output changes. There are two cases:
+    A channel is a neuron or a filter. There are two cases:
 
-    - *unread*: all weights from this channel to channels that stay are zero.
+    - *unread*: all weights from this channel to remaining channels are zero.
     - *constant*: the channel does not depend on the input. All its incoming weights are zero or come from constant
       channels, or a batch normalisation multiplies it by zero. Its value is followed through normalisation, activation
-      and pooling, and added to the biases of the layers that read it (a layer without a bias gets one). A convolution
-      that pads with zeros can only take over the constant 0.
+      and pooling, and added to the biases of the layers that read it (a layer without a bias gets one). Before a
+      convolution that pads with zeros, only channels with the constant 0 are removed.
 
     A removed channel disappears from the rows of the layer that makes it, from batch normalisations, and from the
     columns of the layers that read it. This is repeated until nothing changes. The operands of a sum (a residual
-    connection) keep the same channels.
+    connection) keep the same channels. Every layer keeps at least one channel. Of blocks (``block``) only whole ones
+    are removed.
 
-    The model is traced by ``torch.fx`` and followed through Linear and Conv2d layers, dense and sparse, batch
-    normalisations, activations, pooling, dropout, flattening, sums and products. Inputs and outputs of the model, and
-    of anything that is not known here, keep their width. A model that cannot be traced, or whose forward pass asks a
-    layer for its size, is copied as it is. Two things are assumed: images have a batch dimension, (N, C, H, W); and a
-    BatchNorm1d of F features behind a Linear layer of F features normalises these features.
+    ``torch.fx`` traces the model. Channels are followed through Linear and Conv2d layers, dense and sparse, batch
+    normalisations, activations, pooling, dropout, flattening, sums and products. The inputs and outputs of the model
+    and of all other operations keep their channels. A model that cannot be traced, or that reads the size of a layer
+    in its forward pass, is copied without changes. Two assumptions are made: images have a batch dimension,
+    (N, C, H, W); a BatchNorm1d of F features that follows a Linear layer of F features normalises these features.
 
     Sparse layers keep their layout and the remaining part of their support. A kept connection whose value is zero
-    counts as zero, so use this after training. Of tiles (``block``) only whole ones are removed. Every layer keeps one
-    channel.
+    counts as zero: call this function after training.
 
-    Returns: a new model with new parameters, in the same mode; the given model is not changed. Its
-        ``compaction_report``
-    says for each layer how it shrank, or why it did not. Outputs agree up to rounding. In training mode they also
-    agree, except where a removed constant came through a batch normalisation (which then uses the statistics of the
-    batch) or through a dropout. Parameters are new: make a new optimizer.
+    Returns: a new model with new parameters, in the same mode. The given model is not changed. ``compaction_report``
+    of the new model lists the size of each layer, or why it did not shrink. The parameters need a new optimizer.
+    Outputs agree up to rounding. In training mode they also agree, unless a removed constant came through a dropout
+    or through a batch normalisation, which then uses the statistics of the batch.
     """
     try:
         (made, reasons), why_not = _narrowed(copy.deepcopy(model).eval()), ""
@@ -85,7 +82,7 @@ def compact(model: nn.Module) -> nn.Module:
     given, rows = _layers(model), list[CompactedLayer]()
     for name, m in _layers(made).items():
         rows.append(CompactedLayer(name, type(m).__name__, _shape(given[name]), _shape(m), reasons.get(name, why_not)))
-    vars(made).pop("sparsity_report", None)  # it is of the shapes before
+    vars(made).pop("sparsity_report", None)  # it lists the old shapes
     vars(made)["compaction_report"] = Compaction(tuple(rows), _parameters(model), _parameters(made), why_not)
     return made
 
@@ -106,8 +103,12 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
-    """The model without its dead channels (it is used up), and for each layer why its output is as wide as before, ""
-    if it is not. Raises :class:`Untraceable`."""
+    """Removes the dead channels of ``model``, in place.
+
+    Returns: the model, and for each layer why its output did not shrink, "" if it did.
+
+    Raises: :class:`Untraceable`.
+    """
     trace = trace_of(model)
     channels = channels_of(model, trace)
     live = live_channels(channels)
@@ -118,7 +119,7 @@ def _narrowed(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         narrow_norm_(norm, live)
     model = replaced(model, {r.module: m for r in channels.readers if (m := narrowed(r, live)) is not r.module})
     if not same_program(trace, trace_of(model)):
-        raise Untraceable("its forward pass asks its layers for their sizes")
+        raise Untraceable("its forward pass reads the sizes of its layers")
     return model, reasons
 
 
@@ -126,4 +127,4 @@ def _reason(reader: Reader, live: Live) -> str:
     space = reader.made.root()
     if not live[space].all():
         return ""
-    return space.pinned or ("one channel stays of every layer" if space.size == 1 else "no output channel is dead")
+    return space.pinned or ("every layer keeps one channel" if space.size == 1 else "no output channel is dead")

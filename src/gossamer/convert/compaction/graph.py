@@ -1,8 +1,8 @@
 # pyright: strict
 """The channels of a model: which layers make them, which read them, and which are constant.
 
-A trace of the model (torch.fx) is followed node by node. An operation that is not known here keeps all channels that it
-reads, and nothing is known of its result. So an unknown operation can only keep too many channels, never too few.
+A trace of the model (torch.fx) is followed node by node. An unsupported operation keeps all channels that it reads, and
+its result counts as unknown. It can therefore only keep too many channels, never too few.
 """
 
 from collections import Counter
@@ -25,13 +25,12 @@ LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, SparseLinear, Spars
 
 
 class Untraceable(ValueError):
-    """The forward pass cannot be followed, or depends on the widths of layers; the message says why."""
+    """The forward pass cannot be traced, or depends on the widths of layers; the message gives the reason."""
 
 
 @dataclass(eq=False)
 class Reader:
-    """A layer. It reads the channels of ``source`` (None: nothing is known of its input) and makes the channels
-    ``made``."""
+    """A layer. It reads the channels of ``source`` (None: its input is unknown) and makes the channels ``made``."""
 
     name: str
     module: Layer
@@ -40,7 +39,7 @@ class Reader:
     made: Space
     weights: Weights
     channel: Tensor  # (m,) channel of the source that each non-zero weight reads
-    constant: Tensor  # (m,) what it is multiplied by, NaN where that depends on the input
+    constant: Tensor  # (m,) the constant input of each weight, NaN if it depends on the input of the model
 
 
 @dataclass(eq=False)
@@ -55,29 +54,29 @@ class Norm:
 
 @dataclass(eq=False)
 class Channels:
-    """All layers and normalisations whose channels are understood, and the spaces of their channels."""
+    """All layers and normalisations whose channels can be followed, and the spaces of their channels."""
 
     readers: list[Reader] = field(default_factory=list[Reader])
     norms: list[Norm] = field(default_factory=list[Norm])
-    alone: dict[str, str] = field(default_factory=dict[str, str])  # those that are left as they are: name -> why
+    alone: dict[str, str] = field(default_factory=dict[str, str])  # modules that must not change: name -> reason
 
     def spaces(self) -> list[Space]:
-        """The spaces that stand for themselves."""
+        """The root spaces."""
         return list(dict.fromkeys(reader.made.root() for reader in self.readers))
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Torch's modules, sparse layers and batch-last counterparts are one node each."""
+        """True for torch's modules, sparse layers and batch-last counterparts: each is one node."""
         ours = isinstance(m, SparseLayer) or type(m) in PLAIN
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace_of(model: nn.Module) -> fx.Graph:
-    """The forward pass of a model that is in eval mode, as a graph. Raises :class:`Untraceable`."""
+    """The forward pass of a model in eval mode, as a graph. Raises :class:`Untraceable`."""
     try:
         return _Tracer().trace(model)
-    # the forward pass is the user's: on the tracer's proxies it can fail in any of these ways
+    # the forward pass is code of the user: it can raise any of these errors on the proxies of the tracer
     except (ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise Untraceable(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
@@ -105,12 +104,12 @@ class _Walk:
 
     def __init__(self, model: nn.Module, graph: fx.Graph):
         self.found = Channels()
-        self.values: dict[Node, Value | None] = {}  # None: nothing is known of the tensor
+        self.values: dict[Node, Value | None] = {}  # None: the tensor is unknown
         self.modules = named_modules(model)
         self.alone = self.found.alone = _to_leave_alone(self.modules, graph)
 
     def visit(self, node: Node) -> None:
-        """What is known of the node's result, from what is known of its operands."""
+        """Sets the value of a node from the values of its operands."""
         if node.op == "call_module":
             self.values[node] = self._module(node, str(node.target))
         elif node.op in ("call_function", "call_method"):
@@ -119,15 +118,17 @@ class _Walk:
             self.values[node] = self._opaque(node, "the model returns its output")
 
     def _opaque(self, node: Node, why: str) -> None:
-        """Keeps all channels of the operands and drops their constants: the operation may write to their memory, or
-        return a view of it."""
+        """Keeps all channels of the operands, and drops their constants.
+
+        The constants are lost because the operation may write to the memory of its operands, or return a view of it.
+        """
         for operand in node.all_input_nodes:
             if (value := self.values[operand]) is not None:
                 value.space.pin(why)
                 value.forget()
 
     def _operand(self, node: Node) -> Value | None:
-        """What is known of the first operand."""
+        """The value of the first operand."""
         first = node.args[0] if node.args else None
         return self.values[first] if isinstance(first, Node) else None
 
@@ -137,20 +138,20 @@ class _Walk:
         m, value = self.modules[name], self._operand(node)
         kind, into = PLAIN.get(type(m), type(m)), f"its output goes into {name} ({type(m).__name__})"
         if name in self.alone or len(node.all_input_nodes) != 1 or len(node.args) != 1:
-            return self._opaque(node, f"{into}, which is left alone")
+            return self._opaque(node, f"{into}, which must not change")
         if kind in LAYERS:
             return self._layer(name, cast("Layer", m), value, into)
         made = None if value is None else self._between(name, m, kind, value)
-        return self._opaque(node, f"{into}, whose channels are not known here") if made is None else made
+        return self._opaque(node, f"{into}, which compact does not support") if made is None else made
 
     def _between(self, name: str, m: nn.Module, kind: type[nn.Module], value: Value) -> Value | None:
-        """The result of a module that keeps the channels; None if it is not known to."""
+        """The result of a module that keeps the channels; None if the module is not supported."""
         written = bool(getattr(m, "inplace", False))
         if isinstance(m, AnyBatchNorm) and ops.NORMS.get(kind) == value.kind and value.known(m.num_features):
             return self._norm(name, m, value)
         if (
             kind in ops.UNCHANGED or type(m) is ReLU
-        ):  # our ReLU returns its input: the normalisation before it does the work
+        ):  # this ReLU returns its input: the normalisation before it computes the ReLU
             return value.result(value.constant, alias=True)
         if kind in ops.ACTIVATIONS:
             return value.result(ops.apply(m, value.constant), written=written)
@@ -161,11 +162,10 @@ class _Walk:
         return None
 
     def _layer(self, name: str, m: Layer, value: Value | None, into: str) -> Value:
-        """A layer reads the channels of its input, and makes channels of its own. Those that read nothing else are
-        constant."""
+        """The output of a layer: new channels. Channels that read only constants are constant."""
         (out, width), kind = sizes_of(m), "image" if is_image_layer(m) else "vector"
         if value is not None and (value.kind != kind or not value.known(width)):
-            value.space.pin(f"{into}, which does not read channel by channel")
+            value.space.pin(f"{into}, whose inputs are not whole channels")
             value = None
         weights, made, spread = weights_of(m), Space(out), 1
         feature, constant = weights.column // taps_of(m), torch.full_like(weights.value, torch.nan)
@@ -183,7 +183,7 @@ class _Walk:
         return Value(made, kind, torch.where(constants.isfinite(), constants, torch.nan)[:, None])
 
     def _norm(self, name: str, m: AnyBatchNorm, value: Value) -> Value:
-        """A batch normalisation with its running statistics, in eval mode: an affine function of each channel."""
+        """The output of a batch normalisation in eval mode: an affine function of each channel."""
         spread = value.spread or 1
         self.found.norms.append(Norm(name, m, value.space, spread))
 
@@ -192,7 +192,10 @@ class _Walk:
             return (full if t is None else t.detach().double().cpu()).view(-1, spread)
 
         scale, shift = per_channel(m.weight, 1.0), per_channel(m.bias, 0.0)
-        mean, var = per_channel(m.running_mean, torch.nan), per_channel(m.running_var, torch.nan)  # NaN: of the batch
+        mean, var = (
+            per_channel(m.running_mean, torch.nan),
+            per_channel(m.running_var, torch.nan),
+        )  # NaN: batch statistics
         result = (value.constant - mean) / (var + m.eps).sqrt() * scale + shift
         result = torch.where(scale == 0, shift, result)
         return value.result(result.clamp(min=0) if getattr(m, "relu", False) else result)
@@ -209,13 +212,11 @@ class _Walk:
             made = _flat(value) if ops.flattens(node) else self._of_one(node, value)
         name = getattr(node.target, "__name__", str(node.target))
         return (
-            self._opaque(node, f"its output goes into {name}, whose channels are not known here")
-            if made is None
-            else made
+            self._opaque(node, f"its output goes into {name}, which compact does not support") if made is None else made
         )
 
     def _of_one(self, node: Node, value: Value) -> Value | None:
-        """The result of an operation on one tensor that keeps the channels; None if it is not known to."""
+        """The result of an operation on one tensor that keeps the channels; None if it is not supported."""
         constant = value.constant
         if ops.is_unchanging(node):
             return value.result(constant, alias=True)
@@ -229,8 +230,7 @@ class _Walk:
         return None
 
     def _arithmetic(self, node: Node) -> Value | None:
-        """The result of a sum or a product of two tensors with the same channels, or of one with a number; None if it
-        is not that."""
+        """The sum or product of two tensors with the same channels, or of a tensor and a number; None for others."""
         operands = [self.values[a] if isinstance(a, Node) else a for a in node.args]
         tensors = [v for v in operands if isinstance(v, Value)]
         if None in operands or not all(ops.same_channels(tensors[0], v) for v in tensors):
@@ -242,7 +242,7 @@ class _Walk:
 
 
 def _flat(value: Value) -> Value:
-    """The result of flattening all but the batch: an image becomes a vector that has each channel once per pixel."""
+    """The result of flattening all dimensions but the batch: each channel has one feature per pixel of the image."""
     if value.kind == "vector":
         return value.result(value.constant, alias=True)
     made = value.result(value.constant, kind="vector", alias=True)
@@ -251,7 +251,7 @@ def _flat(value: Value) -> Value:
 
 
 def _to_leave_alone(modules: dict[str, nn.Module], graph: fx.Graph) -> dict[str, str]:
-    """Layers and normalisations that cannot be made smaller, and why."""
+    """Layers and normalisations that must not change, with the reasons."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
     users = Counter(p for m in modules.values() for p in m.parameters(recurse=False))
@@ -259,7 +259,7 @@ def _to_leave_alone(modules: dict[str, nn.Module], graph: fx.Graph) -> dict[str,
     for name, m in modules.items():
         kind = PLAIN.get(type(m), type(m))
         if isinstance(m, nn.Linear | nn.Conv2d | SparseLayer) and kind not in LAYERS:
-            found[name] = "it is a subclass or a parametrisation of a layer, whose meaning is not known here"
+            found[name] = "it is a subclass or a parametrisation of a layer, which compact does not support"
         elif hooked(m):
             found[name] = "it has hooks"
         elif kind in LAYERS or kind in ops.NORMS:
@@ -270,5 +270,5 @@ def _to_leave_alone(modules: dict[str, nn.Module], graph: fx.Graph) -> dict[str,
             elif any(attribute.rpartition(".")[0] == name for attribute in read):
                 found[name] = "the model reads its parameters directly"
             elif isinstance(m, nn.Conv2d) and m.groups > 1:
-                found[name] = f"it is a convolution in {m.groups} groups"
+                found[name] = f"it is a convolution with {m.groups} groups"
     return found

@@ -1,12 +1,12 @@
 # pyright: strict
 """Liveness: the channels that must stay.
 
-    a channel of the model's output, or of the input of an unknown operation, stays
+    a channel of the output of the model, or of the input of an unsupported operation, stays
     if output channel i of a layer stays, every channel j with W_ij != 0 stays, unless j is constant
-    channels that share a tile of a blocked support stay together, and of every space one channel stays
+    channels that share a block of a blocked support stay together; at least one channel of every space stays
 
-The least set with these properties is found by repetition until nothing changes. All other channels can be removed
-together: a channel that stays does not read them, or it reads a constant there, which is added to its bias.
+The smallest set with these properties is found by repetition until nothing changes. All other channels can be removed
+together. A remaining channel does not read them, or reads a constant from them, which is added to its bias.
 """
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 from .graph import Channels
 from .values import Space
 
-Live = dict[Space, Tensor]  # by the space that stands for itself: (size,) bool
+Live = dict[Space, Tensor]  # root space -> the channels that stay, (size,) bool
 
 
 def live_channels(channels: Channels) -> Live:
-    """Which channels of each space must stay."""
+    """The channels of each space that must stay."""
     live: Live = {s: torch.full((s.size,), bool(s.pinned)) for s in channels.spaces()}
     while _grow(live, channels):
         pass
@@ -27,7 +27,7 @@ def live_channels(channels: Channels) -> Live:
 
 
 def _grow(live: Live, channels: Channels) -> bool:
-    """One round, from the output to the input; whether it has found more."""
+    """One round, from the output to the input. Returns whether it found more channels."""
     before = sum(int(kept.sum()) for kept in live.values())
     for reader in reversed(channels.readers):
         if reader.source is not None:

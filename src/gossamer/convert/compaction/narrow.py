@@ -1,5 +1,5 @@
 # pyright: strict
-"""Narrowing: a layer or a normalisation with fewer channels, and the bias that takes over what is constant."""
+"""Narrowing: layers and normalisations with fewer channels, and biases that include the removed constants."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from .weights import Layer, bias_of, sizes_of, taps_of
 
 
 def narrowed(reader: Reader, live: Live) -> Layer:
-    """The layer with the channels that stay; the layer itself if it does not change."""
+    """The layer with the remaining channels; the layer itself if it does not change."""
     rows = live[reader.made.root()]
     width = sizes_of(reader.module)[1]
     source = None if reader.source is None else live[reader.source.root()]
@@ -26,7 +26,7 @@ def narrowed(reader: Reader, live: Live) -> Layer:
 
 
 def narrow_norm_(norm: Norm, live: Live) -> None:
-    """Gives a normalisation the channels that stay, in place."""
+    """Removes all other channels from a normalisation, in place."""
     m, kept = norm.module, live[norm.space.root()].repeat_interleave(norm.spread)
     if kept.all():
         return
@@ -38,7 +38,7 @@ def narrow_norm_(norm: Norm, live: Live) -> None:
 
 
 def _constant_part(reader: Reader, source: Tensor | None) -> Tensor:
-    """What the removed channels, which are constant, add to each output, (out,) float64."""
+    """The contribution of the removed constant channels to each output, (out,) float64."""
     weights, extra = reader.weights, torch.zeros(sizes_of(reader.module)[0], dtype=torch.float64)
     if source is None:
         return extra
@@ -53,15 +53,17 @@ def _part(t: Tensor, kept: Tensor) -> Tensor:
 
 
 def _bias(like: Tensor, old: Tensor | None, bias: Tensor | None) -> nn.Parameter | None:
-    """The new bias as a parameter with the dtype and device of the weight. It requires a gradient if the old bias does,
-    or, where there was none, if the weight does."""
+    """The new bias as a parameter with the dtype and device of the weight.
+
+    It requires a gradient if the old bias does; without an old bias, if the weight does.
+    """
     if bias is None:
         return None
     return nn.Parameter(bias.to(like.device, like.dtype), like.requires_grad if old is None else old.requires_grad)
 
 
 def _dense(m: nn.Linear | nn.Conv2d, rows: Tensor, features: Tensor, bias: Tensor | None) -> nn.Linear | nn.Conv2d:
-    """The layer itself with fewer channels: its type, mode and attributes stay."""
+    """Removes channels from the layer, in place: type, mode and attributes stay."""
     new, sizes = _bias(m.weight, m.bias, bias), (int(rows.sum()), int(features.sum()))
     weight = m.weight.detach()[rows.to(m.weight.device)][:, features.to(m.weight.device)].clone()
     m.register_parameter("weight", nn.Parameter(weight, m.weight.requires_grad))
@@ -74,17 +76,17 @@ def _dense(m: nn.Linear | nn.Conv2d, rows: Tensor, features: Tensor, bias: Tenso
 
 
 def _sparse(m: SparseLayer, rows: Tensor, features: Tensor, bias: Tensor | None) -> SparseLayer:
-    """A new layer of the same layout. Its support is the remaining part of the old one, renumbered."""
+    """A new layer of the same layout. Its support is the remaining part of the old support, renumbered."""
     s, (h, w) = m.support, m.block
     columns = features.repeat_interleave(taps_of(m))
-    row_blocks, column_blocks = rows[::h], columns[::w]  # whole tiles stay or go: the channels are tied so
+    row_blocks, column_blocks = rows[::h], columns[::w]  # channels of one block are tied, so they stay together
     shape = (int(rows.sum()), int(columns.sum()))
     ids, grid = s.ids().cpu(), s.grid
     i, j = ids // grid[1], ids % grid[1]
     kept = row_blocks[i] & column_blocks[j]
     i, j = (row_blocks.cumsum(0) - 1)[i[kept]], (column_blocks.cumsum(0) - 1)[j[kept]]
     support = Support.from_ids(i * grid_of(shape, m.block)[1] + j, shape, m.block)
-    sizes, g, rng = (int(features.sum()), shape[0]), m.geometry, torch.Generator()  # the values drawn are replaced
+    sizes, g, rng = (int(features.sum()), shape[0]), m.geometry, torch.Generator()  # its values are replaced below
     made: SparseLayer
     if g is None:
         made = SparseLinear(*sizes, support=support, layout=m.layout, rng=rng, dtype=m.values.dtype)

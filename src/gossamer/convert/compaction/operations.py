@@ -1,6 +1,5 @@
 # pyright: strict
-"""What torch's operations do to channels: which work element by element, which pool, which are sums. Others are not
-known here."""
+"""The operations of torch that compact supports: element by element, pooling, sums and products, flattening."""
 
 import operator
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from .values import Kind, Value
 
-Function = Callable[..., Any]  # Any: torch's operations have all kinds of signatures
+Function = Callable[..., Any]  # Any: torch's operations have different signatures
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid,
@@ -43,14 +42,14 @@ POOLING: frozenset[Function] = frozenset({
 
 
 def apply(function: Function, constant: Tensor, *rest: object, **options: object) -> Tensor:
-    """An element-by-element function of constants; NaN stays NaN, which some functions (a threshold) would not do."""
+    """An element-by-element function of constants. NaN stays NaN, also for functions such as a threshold."""
     with torch.no_grad():
         result: Tensor = function(constant.clone(), *rest, **options)
     return torch.where(constant.isnan(), torch.nan, result)
 
 
 def is_elementwise(node: Node) -> bool:
-    """Whether a call works element by element on its first operand, with numbers for the others."""
+    """Whether a call works element by element on its first operand, and all other operands are numbers."""
     if any(isinstance(v, Node) for v in (*node.args[1:], *node.kwargs.values())):
         return False
     named = node.op == "call_method" and str(node.target).removesuffix("_") in ELEMENTWISE_METHODS
@@ -58,7 +57,7 @@ def is_elementwise(node: Node) -> bool:
 
 
 def function_of(node: Node) -> Function:
-    """What a call runs: a function, or the method of a tensor."""
+    """The function or tensor method of a call."""
     return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
 
 
@@ -70,7 +69,7 @@ def is_arithmetic(node: Node) -> bool:
 
 
 def is_unchanging(node: Node) -> bool:
-    """Whether a call gives back what it is given: a dropout that follows the mode, or a copy."""
+    """Whether a call returns its operand without changes: a dropout that follows the mode, or a copy."""
     return node.target in UNCHANGING and not node.kwargs.get("training", False)
 
 
@@ -80,13 +79,13 @@ def is_pooling(node: Node) -> bool:
 
 
 def pools_constants(node: Node) -> bool:
-    """Whether a pooling call gives back a constant that is not zero: only an average with more than a stride might
+    """Whether a pooling call returns a non-zero constant unchanged. An average with more options than a stride may
     not."""
     return node.target is not F.avg_pool2d or (len(node.args) <= 3 and set(node.kwargs) <= {"kernel_size", "stride"})
 
 
 def keeps_constants(pool: nn.Module) -> bool:
-    """Whether a pooling module gives back a constant that is not zero. An average that counts zeros around the image
+    """Whether a pooling module returns a non-zero constant unchanged. An average that includes the zeros of a padding
     does not."""
     if not isinstance(pool, nn.AvgPool2d):
         return True
@@ -95,19 +94,19 @@ def keeps_constants(pool: nn.Module) -> bool:
 
 
 def zeros_only(constant: Tensor) -> Tensor:
-    """The constants that are zero, NaN elsewhere."""
+    """The constants that are zero; NaN in place of all others."""
     return torch.where(constant == 0, constant, torch.nan)
 
 
 def writes(node: Node) -> bool:
-    """Whether a call may write to its first operand: by name, by ``inplace``, or as ``x += y``, which a trace shows as
-    ``x + y``."""
+    """Whether a call may write to its first operand: by its name, by ``inplace``, or as ``x += y`` (``x + y`` in a
+    trace)."""
     named = node.op == "call_method" and str(node.target).endswith("_")
     return named or node.target is torch.relu_ or bool(node.kwargs.get("inplace")) or node.target in ARITHMETIC
 
 
 def flattens(node: Node) -> bool:
-    """Whether a call makes (N, C, H, W) to (N, C H W): ``flatten(x, 1)``, or ``x.view(x.size(0), -1)``."""
+    """Whether a call turns (N, C, H, W) into (N, C H W): ``flatten(x, 1)``, or ``x.view(x.size(0), -1)``."""
     args, options = list(node.args[1:]), dict(node.kwargs)
     if node.target in (torch.flatten, "flatten"):
         start, end = [*args, options.get("start_dim", 0)][0], [*args[1:], options.get("end_dim", -1)][0]
@@ -118,7 +117,7 @@ def flattens(node: Node) -> bool:
 
 
 def averages_pixels(node: Node) -> Kind | None:
-    """The kind that the mean of an image over its pixels has, ``x.mean((2, 3))``; None for any other call."""
+    """The kind of the result if a call is the mean of an image over its pixels, ``x.mean((2, 3))``; else None."""
     if node.target not in (torch.mean, "mean"):
         return None
     args, options = list(node.args[1:]), dict(node.kwargs)
@@ -130,8 +129,7 @@ def averages_pixels(node: Node) -> Kind | None:
 
 
 def asks_for_sizes(node: Node) -> bool:
-    """Whether a node asks a tensor for something that does not depend on its channels: ``x.size(0)``, ``x.shape[0]``,
-    ``x.dtype``."""
+    """Whether a node reads a property of a tensor that does not depend on its channels: ``x.size(0)``, ``x.dtype``."""
     if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
         return bool(node.args[1] == 0)
     if node.target is getattr and node.args[1] in ("dtype", "device", "ndim"):
@@ -141,12 +139,12 @@ def asks_for_sizes(node: Node) -> bool:
 
 
 def same_channels(a: Value, b: Value) -> bool:
-    """Whether a sum of two tensors adds channel to channel."""
+    """Whether a sum of two tensors adds equal channels."""
     return (a.kind, a.space.size, a.spread) == (b.kind, b.space.size, b.spread)
 
 
 def _batch_size(node: Node) -> object:
-    """The tensor whose first size a node is, or None."""
+    """The tensor x if the node is its first size, ``x.size(0)``; else None."""
     if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
         return node.args[0]
     if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], Node):

@@ -1,6 +1,5 @@
 # pyright: strict
-"""What is known of one tensor inside a model: its channels, the channels that are kept together, and the constant
-ones."""
+"""The channels of one tensor inside a model: which stay together, and which are constant."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,35 +14,34 @@ Kind = Literal["image", "vector"]  # (N, C, H, W), or (N, ..., F) with the featu
 class Space:
     """The channels of one or several tensors. A channel is kept in all of these tensors or in none.
 
-    A sum needs its operands to have the same channels, so it joins their spaces (:meth:`join`); ``parent`` then leads
-    to the one that stands for both.
+    The operands of a sum have the same channels, so a sum joins their spaces (:meth:`join`). ``parent`` leads from a
+    joined space to its root.
     """
 
     size: int
-    pinned: str = ""  # why no channel may be removed
+    pinned: str = ""  # why all channels must stay; "" if they may be removed
     ties: list[Tensor] = field(
         default_factory=list[Tensor]
-    )  # (size,) int64 labels: channels of one label stay together
+    )  # (size,) int64 labels: channels with the same label stay together
     parent: "Space | None" = None
 
     def root(self) -> "Space":
-        """The space that stands for this one."""
+        """The root of this space: the end of the chain of parents."""
         return self if self.parent is None else self.parent.root()
 
     def pin(self, reason: str) -> None:
-        """Keeps all channels."""
+        """Marks all channels as channels that must stay."""
         root = self.root()
         root.pinned = root.pinned or reason
 
     def tie(self, width: int, tile: int) -> None:
-        """Keeps those channels together that share a tile, if each has ``width`` places and a tile takes ``tile`` of
-        them."""
+        """Ties the channels that share a block. A channel has ``width`` columns, a block has ``tile`` columns."""
         if tile > 1:
             starts = torch.arange(self.size) * width % tile == 0
             self.root().ties.append(starts.cumsum(0) - 1)
 
     def join(self, other: "Space") -> None:
-        """Makes one space of two."""
+        """Joins two spaces into one."""
         a, b = self.root(), other.root()
         if a is not b:
             b.parent = a
@@ -53,20 +51,22 @@ class Space:
 
 @dataclass(eq=False)
 class Value:
-    """One tensor. ``constant``, (size, 1) or (size, spread) float64, is the value that a channel has at every place
-    and for every input; NaN if the channel depends on the input."""
+    """One tensor. ``constant``, (size, 1) or (size, spread) float64, has the value of each channel or feature.
+
+    It is NaN where the value depends on the input.
+    """
 
     space: Space
     kind: Kind
     constant: Tensor
-    spread: int | None = 1  # features per channel; None: the pixels of an image, whose number the next layer tells
-    memory: "list[Value]" = field(default_factory=list["Value"])  # tensors that may lie in the same memory
+    spread: int | None = 1  # features per channel; None: the pixels of an image, known at the next layer
+    memory: "list[Value]" = field(default_factory=list["Value"])  # tensors that may share memory with this one
 
     def __post_init__(self) -> None:
         self.memory.append(self)
 
     def known(self, features: int) -> bool:
-        """Whether the tensor has this many features; settles ``spread`` if it is open."""
+        """Whether the tensor has this number of features. Sets ``spread`` if it is None."""
         if self.spread is None and features % self.space.size == 0:
             self.spread = features // self.space.size
         return self.spread is not None and self.space.size * self.spread == features
@@ -78,8 +78,14 @@ class Value:
     def result(
         self, constant: Tensor, *, kind: Kind | None = None, alias: bool = False, written: bool = False
     ) -> "Value":
-        """The result of an operation that keeps the channels. ``alias``: the result may share memory with this tensor.
-        ``written``: the operation may have written to this memory, so the constants of all tensors in it are lost."""
+        """The result of an operation that keeps the channels.
+
+        Args:
+            constant: the constants of the result.
+            kind: the kind of the result; None: the kind of this tensor.
+            alias: the result may share memory with this tensor.
+            written: the operation may write to this memory; all tensors that share it lose their constants.
+        """
         if written:
             self.forget()
         memory = self.memory if alias or written else list["Value"]()
@@ -94,5 +100,5 @@ class Value:
 
 
 def unknown(size: int) -> Tensor:
-    """Constants of channels that all depend on the input, (size, 1)."""
+    """The constants, all NaN, of channels that depend on the input, (size, 1)."""
     return torch.full((size, 1), torch.nan, dtype=torch.float64)

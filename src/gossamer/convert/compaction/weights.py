@@ -1,5 +1,5 @@
 # pyright: strict
-"""What a layer reads: its weights that are not zero, one by one, and nothing of the dense size for a sparse layer."""
+"""The non-zero weights of a layer. For a sparse layer no tensor of the dense size is made."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ Layer = nn.Linear | nn.Conv2d | SparseLayer
 
 
 class Weights(NamedTuple):
-    """The non-zero weights of a layer: output channel, column of the matrix (out, in kh kw) and value, (m,) each, on
+    """The non-zero weights of a layer: output channel, column of the matrix (out, in kh kw), and value, (m,) each, on
     the CPU."""
 
     row: Tensor
@@ -43,12 +43,12 @@ def sizes_of(m: Layer) -> tuple[int, int]:
 
 
 def columns_of(m: Layer) -> int:
-    """Columns of the matrix."""
+    """The number of columns of the matrix."""
     return sizes_of(m)[1] * taps_of(m)
 
 
 def taps_of(m: Layer) -> int:
-    """Columns per input channel: kh kw, or 1."""
+    """The number of columns per input channel: kh kw, or 1 for a linear layer."""
     shape = m.dense_shape if isinstance(m, SparseLayer) else m.weight.shape
     return shape[2:].numel()
 
@@ -60,13 +60,12 @@ def bias_of(m: Layer) -> Tensor:
 
 
 def is_image_layer(m: Layer) -> bool:
-    """Whether it is a convolution."""
+    """Whether the layer is a convolution."""
     return m.geometry is not None if isinstance(m, SparseLayer) else isinstance(m, nn.Conv2d)
 
 
 def pads_zeros(m: Layer) -> bool:
-    """Whether zeros are put around the input: a channel that is constant inside is then not constant as the layer sees
-    it."""
+    """Whether the layer pads its input with zeros. A constant channel is then not constant at the border."""
     if isinstance(m, SparseLayer):
         return m.geometry is not None and max(m.geometry.padding) > 0
     if not isinstance(m, nn.Conv2d) or m.padding_mode != "zeros":
