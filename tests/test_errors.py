@@ -167,3 +167,12 @@ def test_what_cannot_say_its_arguments_is_taken_as_it_is():
         and call_problem("drop_score", lambda *a: 0, ["layer"]) is None
     )
     assert call_problem("when", lambda t, *, more: 0, ["t"]) == "when must take (t), but it takes (t, *, more)"
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m: gs.sparsify(m, 0.1), gs.compact, gs.densify], ids=["sparsify", "compact", "densify"]
+)
+@pytest.mark.parametrize("model", [3, None, [torch.nn.Linear(2, 2)], torch.nn.Linear])
+def test_what_is_not_a_model_is_refused(call, model):
+    with pytest.raises(gs.UsageError, match="the model must be a torch.nn.Module"):
+        call(model)

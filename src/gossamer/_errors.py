@@ -5,6 +5,8 @@ import inspect
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 
+from torch import nn
+
 _LONGEST_VALUE, _LONGEST_SENTENCE = 200, 1000  # characters of a message that one part may take
 
 
@@ -82,6 +84,12 @@ def check_fraction(who: str, name: str, value: float) -> None:
     """Raises UsageError unless ``value`` lies in [0, 1]."""
     if not is_real(value) or not 0.0 <= value <= 1.0:
         raise UsageError(who, f"{name} is a fraction, a number in [0, 1]", got=value)
+
+
+def check_module(who: str, model: object) -> None:
+    """Refuses what is not a module of torch."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(who, "the model must be a torch.nn.Module", got=model)
 
 
 def check_choice(who: str, name: str, value: object, choices: Iterable[str]) -> None:

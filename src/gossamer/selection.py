@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ._budgets import Budget, counts, resolve
-from ._errors import UsageError, check_density, nearest
+from ._errors import UsageError, check_density, check_module, nearest
 from ._modules import named_modules
 from .batch_last import PLAIN, hooked
 from .layers import SparseLayer
@@ -57,6 +57,7 @@ def select(
     Raises: UsageError where an argument is not valid, or no layer can be made sparse. ``who``: the function that it
     names.
     """
+    check_module(who, model)
     check_density(who, density)
     owners = {name: m for name, m in named_modules(model).items() if any(True for _ in m.parameters(recurse=False))}
     chosen = None if include is None else _picked(who, include, model, "include")

@@ -83,9 +83,11 @@ def check_sizes(layers: Layers, topology: Topology, final: Mapping[str, int]) ->
     least, start = topology.min_fan_in, {name: layer.support.n for name, layer in layers.items()}
     thin: list[str] = []
     for name, layer in layers.items():
-        fan_in = layer.support.crow.diff()
-        if bool((fan_in < least).any()) or final[name] < least * layer.support.grid[0]:
-            thin.append(f"{name}: {int((fan_in < least).sum())} of {fan_in.numel()} output units have fewer")
+        fan_in, rows = layer.support.crow.diff(), layer.support.grid[0]
+        if bool((fan_in < least).any()):
+            thin.append(f"{name}: {int((fan_in < least).sum())} of {rows} output units have fewer")
+        elif final[name] < least * rows:
+            thin.append(f"{name}: it has {final[name]} blocks at the end, and {rows} output units")
     if thin:
         what = f"min_fan_in={least}: every output unit must have as many incoming blocks, at the start and at the end"
         remedy = f"sparsify(..., min_fan_in={least}), or a larger density"
