@@ -1,4 +1,4 @@
-"""The tables of cases for the laws. Sizes are tiny, prime if possible, and include difficult cases."""
+"""The tables: every law runs over one of these. Sizes are tiny, prime where possible, and include hard cases."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -24,7 +24,7 @@ def table(cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
-# ---------------------------------------------------------------- supports: name -> (shape, ids or their number, block)
+# ---------------------------------------------------------------- supports: name -> (shape, ids or a number, block)
 
 
 def _support(shape: tuple[int, int], kept: int | list[int], block: tuple[int, int] = (1, 1)) -> gs.Support:
@@ -161,7 +161,7 @@ def topologies(stop: int, every: int, window: int) -> dict[str, gs.Topology]:
         "csst merging": gs.CSST(**half, mode="merge"),
         "csst pooled": gs.CSST(**half, allocate="pooled"),
         "csst by flow": gs.CSST(**{**half, "fraction": 0.3}, candidates="flow"),
-        "csst reborn": gs.CSST(**half, step_optimizer=False, allow_regrow=True),
+        "csst regrowing": gs.CSST(**half, step_optimizer=False, allow_regrow=True),
         "csst shrinking": gs.CSST(**half, final_density=0.2),
     }
     return {name: method.resolve(None) for name, method in methods.items()}

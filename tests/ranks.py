@@ -17,7 +17,7 @@ WRAPPED = (
     "rigl",
     "csst",
     "csst by flow",
-    "csst reborn",
+    "csst regrowing",
 )  # by DistributedDataParallel, which fixes the sizes of parameters
 AVERAGED = ("snfs", "gmp", "csst pooled", "csst merging")  # by hand, where sizes change
 

@@ -47,7 +47,9 @@ NO_LIMIT = {"cli", "__main__"}  # the command line imports any extra
 
 MOST_LINES, MOST_FUNCTION_LINES, MOST_CORE_LINES = 350, 60, 1500
 LONG_FILES: dict[str, str] = {}  # path below the package -> why it is longer than MOST_LINES
-LONG_FUNCTIONS: dict[str, str] = {}  # path:function -> why it is longer than MOST_FUNCTION_LINES
+LONG_FUNCTIONS: dict[str, str] = {  # path:function -> why it is longer than MOST_FUNCTION_LINES
+    "convert/sparsify.py:sparsify": "the signature and the documentation of its 13 arguments take 50 of its lines",
+}
 
 PUBLIC_MODULES = {"checkpoint", "laws", "penalties", "recover", "rules"}  # documented as gossamer.NAME
 

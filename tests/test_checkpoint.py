@@ -29,7 +29,7 @@ from cases import (
     train,
 )
 from gossamer import checkpoint, laws
-from gossamer.checkpoint import disk
+from gossamer.checkpoint import disk, file
 from gossamer.checkpoint.file import seal
 from gossamer.training.loop import fit
 from gossamer.training.rewirer import Rewirer
@@ -264,15 +264,15 @@ SPOILED = {  # what happened to the file -> the sentence
     "of another program": (lambda p: save_file({"a": torch.ones(2)}, str(p)), "not a gossamer checkpoint"),
     "newer": (
         lambda p: rewritten(p, header=lambda h: h.update(version="4")),
-        "format version 4, newer than the 3 known here",
+        "it has format version 4; this gossamer reads version 3",
     ),
     "of an older format": (
         lambda p: rewritten(p, header=lambda h: h.update(version="2")),
-        "format version 2, older than the 3 known here",
+        "it has format version 2; this gossamer reads version 3",
     ),
     "of gossamer 0.1.0": (
         lambda p: rewritten(p, header=lambda h: (h.pop("digest"), h.update(version="1"))),
-        "version 1, older than the 3",
+        "it has format version 1; this gossamer reads version 3",
     ),
     "no digest": (lambda p: rewritten(p, header=lambda h: h.pop("digest")), "header is damaged.*no digest"),
     "no version": (lambda p: rewritten(p, header=lambda h: h.pop("version")), "header is damaged"),
@@ -286,34 +286,37 @@ SPOILED = {  # what happened to the file -> the sentence
     ),
     "supports of more layers": (
         lambda p: rewritten(p, meta=lambda m: m["supports"].update(x={})),
-        "x: no sparse layer of this model",
+        "x: the file describes it as a sparse layer",
     ),
     "index of int64": (lambda p: rewritten(p, changed("model.2.col", torch.Tensor.long)), "not int32"),
     "index unsorted": (lambda p: rewritten(p, flipped), "2: columns must"),
     "index of another support": (lambda p: rewritten(p, other_index), "SHA-256 differs"),
-    "values of another length": (lambda p: rewritten(p, changed("model.2.values", lambda t: t[:3])), "values of shape"),
+    "values of another length": (
+        lambda p: rewritten(p, changed("model.2.values", lambda t: t[:3])),
+        "values have shape",
+    ),
     "values of another dtype": (
         lambda p: rewritten(p, changed("model.2.values", torch.Tensor.half)),
         "torch.float16 in the file",
     ),
     "a bias of another shape": (lambda p: rewritten(p, changed("model.2.bias", lambda t: t[:3])), "2.bias"),
-    "no bias": (lambda p: rewritten(p, lambda t: t.pop("model.2.bias")), "the model has '2.bias', the file has not"),
-    "no index": (lambda p: rewritten(p, lambda t: t.pop("model.2.col")), "the model has '2.col', the file has not"),
+    "no bias": (lambda p: rewritten(p, lambda t: t.pop("model.2.bias")), "only the model has '2.bias', not the file"),
+    "no index": (lambda p: rewritten(p, lambda t: t.pop("model.2.col")), "only the model has '2.col', not the file"),
     "a tensor of the optimizer gone": (
         lambda p: rewritten(p, lambda t: t.pop(next(k for k in t if k.startswith("optimizer.")))),
-        "is damaged.*holds no tensor",
+        "is damaged.*that is missing, or used twice",
     ),
     "a tensor more": (
         lambda p: rewritten(p, lambda t: t.update(more=torch.ones(2))),
-        "holds tensors that are not those its header names",
+        "its tensors are not the tensors that its header names",
     ),
     "one tensor in two places": (
         lambda p: rewritten(p, meta=lambda m: m["rng"]["items"].append(m["rng"]["items"][0])),
-        "holds no tensor",
+        "that is missing, or used twice",
     ),
     "a random state that is none": (
         lambda p: rewritten(p, changed("rng.torch", torch.zeros_like)),
-        "no generator takes the random state",
+        "generator does not accept the random state",
     ),
     "a random state too short": (
         lambda p: rewritten(p, changed("rng.torch", lambda t: t[:100])),
@@ -344,9 +347,9 @@ def wide(seed: int) -> nn.Module:
 
 
 OTHERS = {  # what loads it -> the sentence
-    "another depth": (lambda: Job(make=shallow), "the file has '4.values', the model has not"),
+    "another depth": (lambda: Job(make=shallow), "only the file has '4.values', not the model"),
     "another width": (lambda: Job(make=wide), "0: shape is"),
-    "another kind": (lambda: Job(exclude="2"), "the model has '2.weight', the file has not"),
+    "another kind": (lambda: Job(exclude="2"), "only the model has '2.weight', not the file"),
     "another layout": (lambda: Job(layout="masked"), "0: layout is masked here, csr in the file"),
     "other tiles": (lambda: Job(block=(2, 2)), r"0: block is \[2, 2\] here, \[1, 1\] in the file"),
     "another dtype": (lambda: _single_precision(), "torch.float64 in the file"),
@@ -405,7 +408,7 @@ def test_a_ledger_of_other_layers_is_refused_before_anything_changes(tmp_path):
 def test_a_state_that_was_not_saved_is_refused(tmp_path):
     job = Job()
     checkpoint.save(tmp_path / "x.safetensors", job.model)
-    with pytest.raises(gs.UsageError, match="holds no optimizer and no rewirer state"):
+    with pytest.raises(gs.UsageError, match="holds no state of the optimizer and the rewirer"):
         checkpoint.load(tmp_path / "x.safetensors", job.model, optimizer=job.optimizer, rewirer=job.rewirer)
 
 
@@ -420,7 +423,7 @@ def test_a_misspelt_path_suggests_its_neighbour(tmp_path):
 def test_names_near_each_other_are_suggested(tmp_path):
     checkpoint.save(tmp_path / "x", nn.ModuleDict({"head": gs.SparseLinear(3, 4, density=0.5)}))
     with pytest.raises(
-        gs.UsageError, match="the model has 'haed.values', the file has not; did you mean 'head.values'"
+        gs.UsageError, match="only the model has 'haed.values', not the file; did you mean 'head.values'"
     ):
         checkpoint.load(tmp_path / "x", nn.ModuleDict({"haed": gs.SparseLinear(3, 4, density=0.5)}))
 
@@ -461,7 +464,7 @@ def without(*way):
 
 
 LIES = {  # of which part, which -> the sentence
-    "no groups": ("optimizer", without("param_groups"), "no state of an optimizer"),
+    "no groups": ("optimizer", without("param_groups"), "not the state of an optimizer"),
     "a group less": ("optimizer", put("param_groups", lambda groups: groups[:0]), r"groups of sizes \[\]"),
     "an option gone": ("optimizer", without("param_groups", 0, "eps"), "its groups have no eps"),
     "an option that is text": ("optimizer", put("param_groups", 0, "lr", "0.1"), "lr is a str"),
@@ -471,9 +474,13 @@ LIES = {  # of which part, which -> the sentence
     "parameters numbered otherwise": (
         "optimizer",
         put("param_groups", 0, "params", 0, "x"),
-        "not numbered as those here",
+        "not numbered as the present parameters",
     ),
-    "a state of no parameter": ("optimizer", put("state", lambda state: {**state, 99: {}}), "none of its parameters"),
+    "a state of no parameter": (
+        "optimizer",
+        put("state", lambda state: {**state, 99: {}}),
+        "not one of its parameters",
+    ),
     "a parameter called true": (
         "optimizer",
         put("state", lambda state: {True if k == 1 else k: v for k, v in state.items()}),
@@ -490,25 +497,29 @@ LIES = {  # of which part, which -> the sentence
     "a moment of more dimensions": (
         "optimizer",
         put("state", 0, "exp_avg", lambda t: t[:, None]),
-        "as in no other parameter",
+        "unlike the same state of any other parameter",
     ),
     "a moment of another type": (
         "optimizer",
         put("state", 0, "exp_avg", torch.Tensor.half),
-        "as in no other parameter",
+        "unlike the same state of any other parameter",
     ),
-    "a moment that is a number": ("optimizer", put("state", 0, "exp_avg", 0.5), "as in no other parameter"),
+    "a moment that is a number": (
+        "optimizer",
+        put("state", 0, "exp_avg", 0.5),
+        "unlike the same state of any other parameter",
+    ),
     "a count below 0": ("optimizer", put("state", 0, "step", torch.tensor(-1.0)), "is -1.0"),
-    "a schedule without its epoch": ("scheduler", without("last_epoch"), "other keys than here: last_epoch"),
+    "a schedule without its epoch": ("scheduler", without("last_epoch"), "other keys than at present: last_epoch"),
     "an epoch that is text": ("scheduler", put("last_epoch", "7"), "last_epoch is a str"),
     "half an epoch": ("scheduler", put("last_epoch", 6.5), "last_epoch is a float, not a whole number"),
     "an epoch below -1": ("scheduler", put("last_epoch", -2), "last_epoch is -2, below -1"),
     "step sizes of two groups": ("scheduler", put("base_lrs", [0.1, 0.1]), "base_lrs is a list of 2, not a list of 1"),
     "accounts of five parts": ("ledger", put("flops", [1, 2, 3, 4, 5]), "flops is a list of 5"),
-    "accounts of other layers": ("ledger", put("by_layer", {"x": [0, 0, 0, 0]}), "other keys than here"),
+    "accounts of other layers": ("ledger", put("by_layer", {"x": [0, 0, 0, 0]}), "other keys than at present"),
     "a negative account": ("ledger", put("by_layer", "0", [1, 2, -3, 4]), "by_layer.0.2 is -3, below 0"),
     "an account that is true": ("ledger", put("steps", True), "steps is a bool"),
-    "a state that is a number": ("ledger", lambda state: state.clear(), "other keys than here"),
+    "a state that is a number": ("ledger", lambda state: state.clear(), "other keys than at present"),
 }
 
 
@@ -629,7 +640,7 @@ def test_a_part_that_refuses_at_last_leaves_all_others_as_they_were(error, tmp_p
     victim = Job(seed=1)
     victim.train(0, 5)
     before = victim.state()
-    with pytest.raises(gs.UsageError, match="the target does not take its state; nothing has changed"):
+    with pytest.raises(gs.UsageError, match="the target refuses its state; nothing has changed"):
         checkpoint.load(path, victim.model, **{**victim.parts, "target": Stubborn(error)})
     assert laws.details.same(victim.state(), before)
 
@@ -692,6 +703,14 @@ def test_what_no_file_can_hold_is_refused_at_saving(state, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    """Such as that of a topology with millions of events."""
+    monkeypatch.setattr(file, "LONGEST", 1000)
+    with pytest.raises(gs.UsageError, match="checkpoint.save: the states hold too many numbers"):
+        checkpoint.save(tmp_path / "x", mlp(), extra={"events": list(range(1000))})
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- interruptions
 
 
@@ -706,7 +725,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "sync", full_disk)
     with pytest.raises(
         gs.UsageError,
-        match=f"{path}: the disk is full: No space left on device\n.*the file that was there before is complete",
+        match=f"{path}: the disk is full: No space left on device\n.*the previous file is complete",
     ):
         checkpoint.save(path, Job().model)
     assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -21,7 +21,7 @@ from gossamer.cli import console, doctor, extras, job, recover, sweep
 from gossamer.cli import main as cli
 from gossamer.cli.config import KEYS, flat, parse, read_yaml, settings
 from gossamer.cli.folder import Folder
-from gossamer.cli.report import LEAST
+from gossamer.cli.report import LEAST, _least
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--task", "planted", "--task.features=12", "--task.relevant=6", "--task.examples=80", "--model.widths=[16]"]
@@ -499,6 +499,21 @@ def test_a_narrow_terminal_drops_columns_and_never_digits(width, terminal, monke
     cells = [value for name, value in WIDE.items() if name not in missing]
     assert all(value in out for value in cells) and {"method", "accuracy"}.isdisjoint(missing)
     assert len(missing) == {60: 5, 80: 4}[width]
+
+
+def test_what_tells_rows_apart_stays_longest(monkeypatch, capsys):
+    """A varied density stays beside the accuracy; notes on columns that are not shown are left out."""
+    monkeypatch.setenv("COLUMNS", "40")
+    columns = ["method", "optimizer.lr", "clip", "accuracy", "density", "FLOPs", "memory", "kernel"]
+    rows = [["csst", "0.1", "null", "90.00 %", density, "0.1", "1 B", "native"] for density in ("0.1", "0.2")]
+    console.show("a table", columns, rows, ["FLOPs: those.", "Memory: that."], drop=_least(columns, rows))
+    out = capsys.readouterr().out
+    assert (
+        "method optimizer.lr accuracy density".split()
+        == next(line for line in out.splitlines() if "method" in line).split()
+    )
+    assert "those" not in out and "that" not in out
+    assert _least(columns, rows[:1])[-3:] == ["density", "clip", "optimizer.lr"]
 
 
 def test_elsewhere_a_table_is_whole(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Two processes, each with half of every batch: the same supports on both, and those of one process with the whole batch."""
+"""Two processes, each with half of every batch: both have the supports of one process with the whole batch."""
 
 import multiprocessing
 

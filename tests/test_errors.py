@@ -124,11 +124,11 @@ MISFITS = {
     "of a rule": (
         Penalised(),
         [r"no zero_thresholds\(w, state, step\)", "no zeros_follow_state",
-         r"update_ must take \(w, g, state, step\), and takes \(w, g"],
+         r"update_ must take \(w, g, state, step\), but it takes \(w, g"],
     ),
     "no rule at all": (3, [r"it has no init\(w, strength\)", "it has no penalty", "it has no needs_dense"]),
-    "its class": (gs.LinBreg, [r"LinBreg is the class; an instance is wanted, LinBreg\(\.\.\.\)"]),
-    "a number for a method": (whole(zero_thresholds=3), [r"zero_thresholds must take \(w, state, step\), and is 3"]),
+    "its class": (gs.LinBreg, [r"LinBreg is a class; give an instance, LinBreg\(\.\.\.\)"]),
+    "a number for a method": (whole(zero_thresholds=3), [r"zero_thresholds must take \(w, state, step\), but it is 3"]),
     "its penalty": (
         whole(penalty=Half()),
         ["its penalty: it has no adaptive", r"no subgradient\(w\)", r"prox must take \(u, tau\)"],
@@ -152,7 +152,7 @@ def test_a_rule_is_told_every_member_that_it_lacks(case):
 def test_a_penalty_is_told_every_member_that_it_lacks():
     with pytest.raises(
         gs.UsageError,
-        match=r"(?s)must be a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
+        match=r"(?s)this is not a penalty.*it has no adaptive.*prox must take \(u, tau\).*no zero_threshold\(u, tau\)",
     ):
         gs.ProxSGD(Half())
 
@@ -166,4 +166,13 @@ def test_what_cannot_say_its_arguments_is_taken_as_it_is():
         call_problem("drop_score", min, ["layer"]) is None
         and call_problem("drop_score", lambda *a: 0, ["layer"]) is None
     )
-    assert call_problem("when", lambda t, *, more: 0, ["t"]) == "when must take (t), and takes (t, *, more)"
+    assert call_problem("when", lambda t, *, more: 0, ["t"]) == "when must take (t), but it takes (t, *, more)"
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m: gs.sparsify(m, 0.1), gs.compact, gs.densify], ids=["sparsify", "compact", "densify"]
+)
+@pytest.mark.parametrize("model", [3, None, [torch.nn.Linear(2, 2)], torch.nn.Linear])
+def test_what_is_not_a_model_is_refused(call, model):
+    with pytest.raises(gs.UsageError, match="the model must be a torch.nn.Module"):
+        call(model)

@@ -665,7 +665,7 @@ WRONG = {
     "unknown key 'optimizer.lam' of optimizer rda; did you mean 'optimizer.penalty.lam'": {
         "optimizer": {"name": "rda", "lam": 0.1, "penalty": "l1"}
     },
-    "stop=1 is one step, stop=1.0 the whole run": {"method.stop": 1},
+    "stop=1 is one step, stop=1.0 is the whole run": {"method.stop": 1},
     r"unknown method \['csst'\]": {"method": ["csst"]},
     r"unknown model {'a': 1}": {"model": {"name": {"a": 1}}},
 }

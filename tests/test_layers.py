@@ -259,13 +259,22 @@ LAYER_REFUSALS = {
     "block": (lambda: gs.SparseLinear(3, 4, density=0.5, block=(0, 1)), "block must be two positive"),
     "no outputs": (lambda: gs.SparseLinear(3, 0, density=0.5), "shape must be two positive"),
     "fan-in": (lambda: gs.SparseLinear(3, 4, density=0.2, min_fan_in=1), "cannot give each of 4"),
-    "kernel size": (lambda: gs.SparseConv2d(3, 4, (3, 3, 3), density=0.5), "one whole number or two"),
-    "same with stride": (lambda: gs.SparseConv2d(3, 4, 3, stride=2, padding="same", density=0.5), "padding is numbers"),
-    "same with even kernel": (lambda: gs.SparseConv2d(3, 4, 2, padding="same", density=0.5), "padding is numbers"),
-    "padding's name": (lambda: gs.SparseConv2d(3, 4, 3, padding="sane", density=0.5), "padding is numbers"),
+    "kernel size": (lambda: gs.SparseConv2d(3, 4, (3, 3, 3), density=0.5), "one whole number, or a pair"),
+    "same with stride": (
+        lambda: gs.SparseConv2d(3, 4, 3, stride=2, padding="same", density=0.5),
+        "padding must be one or two",
+    ),
+    "same with even kernel": (
+        lambda: gs.SparseConv2d(3, 4, 2, padding="same", density=0.5),
+        "padding must be one or two",
+    ),
+    "padding's name": (lambda: gs.SparseConv2d(3, 4, 3, padding="sane", density=0.5), "padding must be one or two"),
     "features": (lambda: linear()(torch.zeros(2, 10).double()), "last dimension of the input must be 11"),
     "channels": (lambda: image_layer("csr")(torch.zeros(2, 4, 5, 5).double()), r"\(batch, 3, height, width\)"),
-    "support of another layer": (lambda: gs.set_support_(linear(), gs.Support.full((3, 4))), r"the layer is \(7, 11\)"),
+    "support of another layer": (
+        lambda: gs.set_support_(linear(), gs.Support.full((3, 4))),
+        r"must have shape \(7, 11\)",
+    ),
 }
 
 
@@ -310,18 +319,18 @@ def bad_states(layer: gs.SparseLayer) -> dict[str, tuple[dict[str, torch.Tensor]
     col, crow, values = layer.col.clone(), layer.crow.clone(), layer.values.detach()
     other = gs.Support.random(layer.support.shape, layer.support.n, rng=generator(77))
     return {
-        "no index": (state(col=None, crow=None), "come without each other"),
-        "half an index": (state(crow=None), "come without each other"),
+        "no index": (state(col=None, crow=None), "must be loaded together"),
+        "half an index": (state(crow=None), "must be loaded together"),
         "unsorted": (state(col=col.flip(0)), "increase strictly|lie in"),
         "out of range": (state(col=col + 11), "columns must lie in"),
         "negative": (state(col=col - 11), "columns must lie in"),
         "float": (state(col=col.float()), "vector of integers"),
         "short column list": (state(col=col[:-1]), "crow must run from 0"),
         "short pointers": (state(crow=crow[:-1]), "crow must have 8 entries"),
-        "short values": (state(values=values[:-1]), "for 23 kept blocks"),
+        "short values": (state(values=values[:-1]), "23 kept blocks need"),
         "index of another support alone": (
             state(values=None, crow=other.crow, col=other.col),
-            "comes without its values",
+            "its values are missing",
         ),
     }
 
@@ -432,7 +441,7 @@ DENSE_FOR_A_REASON = {
     "groups": (lambda: nn.Conv2d(4, 4, 3, groups=2), "0", "groups=2: "),
     "padding mode": (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "0", "padding_mode='reflect'"),
     "asymmetric padding": (lambda: nn.Conv2d(4, 4, 2, padding="same"), "0", "not symmetric"),
-    "hook": (hooked, "0", "hooks, which would be lost"),
+    "hook": (hooked, "0", "hooks, which the conversion would remove"),
     "lazy": (lambda: nn.LazyLinear(4), "0", "run one batch"),
     "subclass": (lambda: Special(4, 4), "0", "Special is a subclass"),
     "weight norm": (

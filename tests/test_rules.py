@@ -431,7 +431,7 @@ def partly_sparse(**options) -> nn.Module:
 
 
 REFUSALS = {
-    "a class in place of a penalty": (lambda: gs.ProxSGD(gs.L1), "must be a penalty"),
+    "a class in place of a penalty": (lambda: gs.ProxSGD(gs.L1), "this is not a penalty"),
     "an infinite delta": (lambda: gs.LinBreg(L1, delta=math.inf), "delta"),
     "words for numbers": (lambda: gs.XRDA(L1, time_scale="9"), "time_scale"),
     "a word for momentum": (lambda: gs.ProxSGD(L1, momentum="a"), "momentum"),
@@ -457,7 +457,7 @@ REFUSALS = {
         "no value at step 11",
     ),
     "no rule": (lambda: gs.SparseOptimizer(weight(), L1, 0.1), "rule must be"),
-    "no penalty": (lambda: gs.ProxSGD(0.1), "must be a penalty"),
+    "no penalty": (lambda: gs.ProxSGD(0.1), "this is not a penalty"),
     "averaging above 1": (lambda: gs.XRDA(L1, 1.5), "averaging"),
     "averaging below 0": (lambda: gs.XRDA(L1, -0.1), "averaging"),
     "an averaging schedule above 1": (
@@ -497,7 +497,7 @@ REFUSALS = {
     ),
     "compact values that could not come back": (
         lambda: gs.SparseOptimizer(gs.parameter_groups(gs.sparsify(mlp(), 0.2)), gs.LinBreg(L1), 0.1),
-        "brings weights back",
+        "zero weights may become non-zero",
     ),
     "compact values unmarked": (
         lambda: gs.SparseOptimizer(gs.sparsify(mlp(), 0.2).parameters(), gs.LinBreg(L1), 0.1),

@@ -71,8 +71,17 @@ REFUSALS = {
     "no step": (lambda: growing(0, 10, 100), "every counts optimizer steps"),
     "a fraction of a step": (lambda: growing(10, 20, 99.5), "stop counts optimizer steps"),
     "negative": (lambda: regular(10, -1), "stop counts optimizer steps"),
+    "no number": (lambda: growing("x", 10, 99), "every counts optimizer steps"),
+    "not a number": (lambda: growing(10, math.nan, 99), "last_every counts optimizer steps"),
     "last": (lambda: growing(10, 0.5, 99), "last_every counts optimizer steps"),
     "cosine over nothing": (lambda: cosine(0.3, 0), "stop must be at least 1"),
+    **{
+        f"neither a step nor a fraction: {stop!r}": (
+            lambda stop=stop: gs.step_of("M", "stop", stop, 100),
+            "fraction of the run",
+        )
+        for stop in (0, -1, 0.0, -0.5, 1.5, math.nan, math.inf, "x", None, True)
+    },
     "cubic over nothing": (lambda: cubic(1.0, 0.1, 5, 5), "stop must be at least 6"),
 }
 

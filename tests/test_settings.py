@@ -331,7 +331,19 @@ class Mine:
 def topology(often: int = 4):
     return gs.SET(stop=9, every=often)
 
-class Unfit:
+class Apart:
+    """A topology that keeps nothing of its settings as they came."""
+
+    def __init__(self, stop: int | float = 0.75, every: int = 10, final_density: float | None = None):
+        self.made = gs.SET(stop, every, final_density=final_density)
+
+    def resolve(self, steps):
+        return self.made.resolve(steps)
+
+def for_steps(steps: int, every: int = 2):
+    return gs.SET(stop=steps, every=every)
+
+class Unsuitable:
     def __init__(self, x: int = 1):
         pass
 
@@ -370,6 +382,11 @@ OWN = {
     "a torch optimizer": {"optimizer": {"name": "torch.optim.RMSprop", "lr": 1e-3}},
     "an optimizer of mine": {"optimizer": "mine.plain_sgd"},
     "a task": {"task": "mine.MyTask"},
+    "a topology for so many steps": {"method": {"name": "mine.for_steps", "steps": 9}},
+    "a topology without attributes, in a run too short for it": {
+        "method": {"name": "mine.Apart", "every": 10**6},
+        "start": 2.0,
+    },
     "a public class by its path": {"method": {"name": "gossamer.RigL", "every": 3}},
 }
 
@@ -422,6 +439,14 @@ def test_my_settings_stand_in_the_help(mine, capsys):
     assert "method.min_fan_in" not in said and "model.shape" not in said  # the run gives them
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_help_has_whole_sentences(name, capsys):
+    """The first paragraph of a docstring, not its first line."""
+    assert main.main(["run", "--method", name, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert " ".join(inspect.getdoc(METHODS[name]).partition("\n\n")[0].split()) in said
+
+
 MISTAKES = {
     "no such module": ({"model": "mien.Net"}, "a file: model mien.Net: cannot import mien: No module named 'mien'"),
     "no such name": ({"model": "mine.Nett"}, "module mine has no 'Nett'; did you mean 'Net'"),
@@ -431,15 +456,19 @@ MISTAKES = {
         "unknown key 'model.widht' of model mine.Net; did you mean 'model.width'",
     ),
     "a wrong type": ({"model": {"name": "mine.Net", "width": "x"}}, "model.width: Expected a int"),
+    "what the run gives": ({"method.final_density": 0.1}, "did you mean 'density'"),
+    "a key without its part": ({"lr": 0.1}, "did you mean 'optimizer.lr'"),
+    "a key like no other": ({"optimizer.zzz": 1}, r"unknown key 'optimizer.zzz' of optimizer sgd\n"),
+    "no steps": ({"method": "mine.for_steps"}, "method.steps has no default"),
     "no topology": (
-        {"method": "mine.Unfit"},
-        r"method mine.Unfit: it cannot serve as the method\n  - it has no resolve\(steps\)",
+        {"method": "mine.Unsuitable"},
+        r"method mine.Unsuitable: it cannot serve as the method\n  - it has no resolve\(steps\)",
     ),
-    "no task": ({"task": "mine.Unfit"}, "it cannot serve as the task\n  - it has no check"),
-    "no rule": ({**SHADOW, "optimizer": "mine.Unfit"}, "it cannot serve as the optimizer\n  - it has no "),
+    "no task": ({"task": "mine.Unsuitable"}, "it cannot serve as the task\n  - it has no check"),
+    "no rule": ({**SHADOW, "optimizer": "mine.Unsuitable"}, "it cannot serve as the optimizer\n  - it has no "),
     "no penalty": (
-        {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unfit"}},
-        "ProxSGD: penalty must be a penalty",
+        {**SHADOW, "optimizer": {"name": "proxsgd", "penalty": "mine.Unsuitable"}},
+        "ProxSGD: this is not a penalty",
     ),
     "nothing that YAML can say": ({"method": "mine.Needs"}, "YAML cannot hold its parameter 'thing'"),
     "refused by torch": ({"optimizer": {"name": "torch.optim.RMSprop", "lr": -1.0}}, "Invalid learning rate: -1.0"),

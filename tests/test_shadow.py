@@ -150,7 +150,7 @@ def test_dense_memory_is_accounted_for():
 
 def test_what_does_not_go_with_it_is_refused():
     net = shadow()
-    with pytest.raises(gs.UsageError, match="no topology changes it"):
+    with pytest.raises(gs.UsageError, match="a topology cannot change it"):
         gs.Rewirer(net, torch.optim.SGD(net.parameters(), lr=0.1), gs.Static())
     layer = gs.sparse_layers(net)["0"]
     with pytest.raises(gs.UsageError, match="is where the values are not zero"):

@@ -151,7 +151,7 @@ REFUSALS = {
         "SparseOptimizer",
     ),
     "density of zero": (lambda: gs.TargetDensity(optimizer(), 0.0, 100), "density"),
-    "too few measurements": (lambda: gs.TargetDensity(optimizer(), 0.1, 50), "too little to steer by"),
+    "too few measurements": (lambda: gs.TargetDensity(optimizer(), 0.1, 50), "too few measurements"),
     "nothing to steer": (lambda: gs.TargetDensity(optimizer(gs.ProxSGD(gs.TopK(3))), 0.1, 100), "no strength"),
     "lambda of zero": (lambda: gs.TargetDensity(optimizer(gs.ProxSGD(gs.L1(0.0))), 0.1, 100), "no strength"),
     "strength of zero": (lambda: gs.TargetDensity(optimizer(strength=0.0), 0.1, 100), "strength of 0"),

@@ -132,7 +132,7 @@ def in_layout(topology: Topology, layout: str, block: tuple[int, int] = (1, 1)) 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 3)])
 @pytest.mark.parametrize(
-    "name", ["rigl", "snfs", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst reborn"]
+    "name", ["rigl", "snfs", "csst", "csst by flow", "csst iht", "csst merging", "csst pooled", "csst regrowing"]
 )
 def test_ties_are_broken_alike_in_every_layout(name, block):
     (one, losses, grown), (two, again, _) = (in_layout(TOPOLOGIES[name], layout, block) for layout in ("csr", "masked"))
@@ -254,7 +254,7 @@ def slots(topology: Topology, wrap: Callable) -> Topology:
     )
 
 
-TWINS = {
+COUNTERPARTS = {
     "wrapped": lambda topology: slots(topology, inside),
     "partial": lambda topology: slots(topology, functools.partial),
     "wrapped again": lambda topology: slots(topology, tripled),
@@ -270,7 +270,7 @@ def run(topology: Topology, steps: int = 20) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("counterpart", TWINS.values(), ids=TWINS.keys())
+@pytest.mark.parametrize("counterpart", COUNTERPARTS.values(), ids=COUNTERPARTS.keys())
 def test_a_topology_of_other_objects_is_the_same(counterpart):
     for name in ("set", "set growing", "rigl", "snfs", "gmp", "csst", "csst pooled", "csst merging"):
         assert same_state(run(TOPOLOGIES[name]), run(counterpart(TOPOLOGIES[name]))), name
@@ -285,7 +285,7 @@ def test_another_function_that_senses_nothing_leaves_set_as_it_is():
 
 
 def mest(**more) -> Topology:
-    """docs/extend.md's."""
+    """docs/guides/extend.md's."""
     events = regular(4, 13)
 
     def asked(t):
@@ -350,10 +350,10 @@ REFUSALS = {
     "by hand, always": (made(when=lambda t: Update(step_optimizer=False)), "the weights never move"),
     "grow_score of two": (
         made(grow_score=lambda layer, dropped: 0),
-        r"grow_score must take \(layer, dropped, update, limit, rng\), and takes \(layer, d",
+        r"grow_score must take \(layer, dropped, update, limit, rng\), but it takes \(layer, d",
     ),
-    "drop_score of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), and takes \(\)"),
-    "no function": (made(when=5), r"when must take \(t\), and is 5"),
+    "drop_score of none": (made(drop_score=lambda: None), r"drop_score must take \(layer\), but it takes \(\)"),
+    "no function": (made(when=5), r"when must take \(t\), but it is 5"),
     "several at once": (
         made(n_exchange=len, allocate=lambda a: a),
         r"(?s)n_exchange must.*allocate must take \(layers, drops, grows, scores\)",
@@ -361,19 +361,19 @@ REFUSALS = {
     "candidates": (made(candidates="everywhere"), "candidates must be one of sensed, anywhere"),
     "allocates, and a schedule": (
         made(allocate=allocate_pooled, keeps_layer_sizes=False, final_density=0.1),
-        "final_density and merge set sizes too",
+        "final_density and merge set them too",
     ),
     "allocates, and merges": (
         made(allocate=allocate_pooled, keeps_layer_sizes=False, merge=True),
-        "final_density and merge set sizes too",
+        "final_density and merge set them too",
     ),
     "allocates in secret": (
         at_an_event(allocate=lambda s, d, g, c: [sum(g), 0]),
-        "(?s)their sizes ask for.*keeps_layer_sizes=False",
+        "(?s)the sizes of the layers require.*keeps_layer_sizes=False",
     ),
     "allocates too few": (
         at_an_event(allocate=lambda s, d, g, c: [1, 1], keeps_layer_sizes=False),
-        "are to grow in all",
+        "the sum must be",
     ),
     "allocates too many": (
         at_an_event([layer([1.0] * 3)] * 2, allocate=lambda s, d, g, c: [sum(g), 0], keeps_layer_sizes=False),
@@ -381,11 +381,14 @@ REFUSALS = {
     ),
     "an exchange for one": (
         at_an_event(n_exchange=lambda s, c: [1]),
-        "n_exchange must give a whole number of blocks for each of 2 layers",
+        "n_exchange must return a whole number of blocks for each of 2 layers",
     ),
     "half a block": (at_an_event(n_exchange=lambda s, c: [1.5, 1]), "a whole number"),
     "one score in all": (at_an_event(drop_score=lambda s: s.w.sum()), "one score for each of the 6 kept blocks"),
-    "ids without scores": (at_an_event(grow_score=lambda s, d, c, k, r: (s.ids, s.h[:1])), "as many scores"),
+    "ids without scores": (
+        at_an_event(grow_score=lambda s, d, c, k, r: (s.ids, s.h[:1])),
+        "must return ids and scores",
+    ),
     "regrown without a gradient": (
         lambda: event(made()(), Update(0.5, allow_regrow=True), [layer([1.0], g=None)], generator()),
         r"(?s)blocks that were just dropped are scored by the gradient.*Sensing\(active=True\)",

@@ -63,10 +63,10 @@ def matrix(kept: dict[int, float]) -> tuple[gs.Support, Tensor]:
     )
 
 
-@pytest.mark.parametrize("share", TABLE)
-def test_drop_and_grow_by_hand(share):
+@pytest.mark.parametrize("fraction", TABLE)
+def test_drop_and_grow_by_hand(fraction):
     s, w = matrix(W)
-    goes, comes = TABLE[share]
+    goes, comes = TABLE[fraction]
     results = [set(W) - gone | come for gone in goes for come in comes]
     for ties in range(9):
         new = gs.rewire(
@@ -460,10 +460,10 @@ def test_set_drops_as_its_paper():
             stay = set(dense.kept(name)) - set(dropped)
             now = set(layer.support.ids().tolist())
             assert stay <= now and len(now - stay) == k
-            reborn = (
+            regrown = (
                 set(dropped) & now
             )  # SET starts them anew: but a block that goes and comes at once is simply kept by the surgery
-            dense.rewire(name, sorted(set(dropped) - reborn), sorted(now - stay - reborn))
+            dense.rewire(name, sorted(set(dropped) - regrown), sorted(now - stay - regrown))
         return True
 
     assert lockstep(gs.SET(50, 6, 0.4), 55, rule) >= 3
@@ -739,12 +739,12 @@ REFUSALS = {
     "csst window in halves": (lambda: gs.CSST(100, window=2.5), "a whole number"),
     "csst fan-in": (lambda: gs.CSST(100, min_fan_in=-1), "min_fan_in must be at least 0"),
     "csst final": (lambda: gs.CSST(100, final_density=2), "density is the fraction"),
-    "snfs decay of one": (lambda: gs.SNFS(100, 10, decay=1.0), r"lies in \[0, 1\)"),
+    "snfs decay of one": (lambda: gs.SNFS(100, 10, decay=1.0), r"must lie in \[0, 1\)"),
     "a function for a topology": (lambda: sparse_run(gs.CSST), "topology must be a Topology"),
     "csst count": (lambda: gs.CSST(100, count=0), "count must be at least 1"),
     "csst drop": (lambda: gs.CSST(100, drop_fraction=1.5), "drop_fraction is a fraction"),
     "csst selectivity": (lambda: gs.CSST(200, selectivity=-1.0), "selectivity is a fraction"),
-    "csst decay": (lambda: gs.CSST(100, decay=1.0), r"lies in \[0, 1\)"),
+    "csst decay": (lambda: gs.CSST(100, decay=1.0), r"must lie in \[0, 1\)"),
     "csst mode": (lambda: gs.CSST(100, mode="merg"), "did you mean 'merge'"),
     "csst share": (lambda: gs.CSST(100, allocate="pool"), "did you mean 'pooled'"),
     "csst candidates": (lambda: gs.CSST(100, candidates="flows"), "did you mean 'flow'"),
@@ -757,7 +757,7 @@ REFUSALS = {
     "rigl every": (lambda: gs.RigL(100, every=0), "every must be at least 1"),
     "set drop": (lambda: gs.SET(100, drop_fraction=30), "drop_fraction is a fraction"),
     "snfs drop": (lambda: gs.SNFS(100, 10, drop_fraction=2), "drop_fraction is a fraction"),
-    "snfs decay": (lambda: gs.SNFS(100, 10, decay=-1.0), r"lies in \[0, 1\)"),
+    "snfs decay": (lambda: gs.SNFS(100, 10, decay=-1.0), r"must lie in \[0, 1\)"),
     "gmp final": (lambda: gs.GMP(100, final_density=0.0), "fraction of the weights"),
     "gmp budget": (lambda: sparse_run(gs.GMP(100, final_density=0.1, budget="erl")), "did you mean 'er"),
     "gmp budget of an unknown layer": (
@@ -768,10 +768,13 @@ REFUSALS = {
         lambda: sparse_run(gs.GMP(100, final_density=0.29), budget="pooled"),
         "(?s)only prunes.*4: 17 blocks now",
     ),
-    "fan-in that is not there": (lambda: sparse_run(gs.CSST(200, min_fan_in=9)), "asks that every output unit keeps 9"),
+    "fan-in that is not there": (
+        lambda: sparse_run(gs.CSST(200, min_fan_in=9)),
+        "min_fan_in=9: every output unit must have as many",
+    ),
     "fan-in that will not be there": (
         lambda: sparse_run(gs.GMP(100, final_density=0.02, min_fan_in=1), density=1.0),
-        "they must have them",
+        "min_fan_in=1: every output unit must have as many",
     ),
 }
 

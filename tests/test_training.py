@@ -224,7 +224,7 @@ def test_accumulated_gradients_decide_as_the_whole_batch(name):
         assert torch.allclose(p, q, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["rigl", "csst", "set", "gmp", "csst reborn", "csst pooled"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "set", "gmp", "csst regrowing", "csst pooled"])
 @pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by the caller"])
 def test_a_grad_scaler_changes_nothing(name, unscale):
     """A scale that is a power of two is exact: the same bits with and without, also where the caller unscales to
@@ -256,7 +256,7 @@ def test_a_scaler_on_an_event_that_does_not_move():
     assert rewirer.t == 9
 
 
-@pytest.mark.parametrize("name", ["rigl", "csst", "csst reborn", "csst pooled", "snfs"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "csst regrowing", "csst pooled", "snfs"])
 def test_a_step_that_overflows_measures_nothing(name):
     """As a GradScaler's first steps do: the optimizer skips, n stays, what was sensed on the other steps of a window
     decides."""
@@ -396,7 +396,7 @@ class Branching(nn.Module):
         return self.c(x)
 
 
-@pytest.mark.parametrize("name", ["rigl", "csst", "snfs", "csst pooled", "csst reborn", "csst by flow"])
+@pytest.mark.parametrize("name", ["rigl", "csst", "snfs", "csst pooled", "csst regrowing", "csst by flow"])
 def test_layers_without_a_gradient(name):
     """A layer that no loss reaches has gradient 0 everywhere: it exchanges by id or not at all, and nothing fails."""
     model = gs.sparsify(Branching().double(), 0.3, rng=generator(3))

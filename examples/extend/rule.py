@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 
 import gossamer as gs
-from gossamer.rules import foreach
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,11 @@ class ProxLion:
 
     def update_(self, w, g, state, step):
         m = state["m"]
-        u = foreach.lerp(m, g, 1 - self.b1)
-        foreach.sign_(u)
-        foreach.add_(w, u, alpha=-step.lr)
-        foreach.copy_(w, self.penalty.proxes(w, step.lr * step.strength))
-        foreach.lerp_(m, g, 1 - self.b2)
+        u = gs.rules.foreach.lerp(m, g, 1 - self.b1)
+        gs.rules.foreach.sign_(u)
+        gs.rules.foreach.add_(w, u, alpha=-step.lr)
+        gs.rules.foreach.copy_(w, self.penalty.proxes(w, step.lr * step.strength))
+        gs.rules.foreach.lerp_(m, g, 1 - self.b2)
 
     def zero_thresholds(self, w, state, step):
         return [self.penalty.zero_threshold(p, step.lr) for p in w]

@@ -1,6 +1,6 @@
 """Gossamer: neural networks that are sparse from the first step to the last.
 
-A sparse weight is a pair (support, values). Training does three things to it: multiply, move, rewire.
+A sparse weight is a pair (support, values). Training multiplies by it, moves the values, and rewires the support.
 """
 
 from . import checkpoint, laws, penalties, recover, rules

@@ -1,9 +1,9 @@
-"""Budgets: how many of each layer's weights may be non-zero, from the layers' shapes and one global density.
+"""Budgets: the density of each layer, from the layers' shapes and one global density.
 
     uniform   the same density everywhere, the first layer dense                 (RigL, section 3)
     er        density_l  proportional to (out + in) / (out in)                   (SET, Mocanu et al. 2018)
     erk       density_l  proportional to (sum of dims) / (product of dims)       (RigL, section 3: Erdos-Renyi-Kernel)
-    pooled    the same density everywhere, the first layer included              (where allocate="pooled" starts)
+    pooled    the same density everywhere, the first layer included              (the start for allocate="pooled")
 
 er and erk solve  sum_l density_l N_l = density N  for the factor of proportionality epsilon. A layer whose density
 would exceed 1 is set to 1. Then epsilon is solved again for the other layers, until no density exceeds 1.
@@ -24,7 +24,7 @@ def pooled(shapes: Shapes, density: float) -> list[float]:
 
 
 def uniform(shapes: Shapes, density: float, dense_first: bool = True) -> list[float]:
-    """The same density for every layer except the first, which stays dense. So the total is above ``density``."""
+    """The same density for every layer except the first, which stays dense. So the overall density is higher."""
     check_density("uniform", density)
     return [1.0 if dense_first and i == 0 and len(shapes) > 1 else density for i in range(len(shapes))]
 
@@ -65,8 +65,11 @@ def resolve(
 
     Args:
         budget: a name of :data:`BUDGETS`; a function (shapes, density) -> densities; or a mapping from names of layers
-            to densities, where a layer that it does not name gets ``density``.
-        who: the function that refuses, for messages.
+            to densities. A layer that the mapping does not name gets ``density``.
+        names: names of the layers, in the order of ``shapes``.
+        shapes: of the weights.
+        density: the global density.
+        who: the function that raises the error, for messages.
 
     Raises: UsageError for an unknown budget or layer, and for densities outside (0, 1].
     """
@@ -78,7 +81,7 @@ def resolve(
     if not callable(budget):
         unknown = next((name for name in budget if name not in names), None)
         if unknown is not None:
-            what = f"budget names a layer that is not among the sparse ones: {unknown!r}{nearest(unknown, names)}"
+            what = f"budget names a layer that is not among the sparse layers: {unknown!r}{nearest(unknown, names)}"
             raise UsageError(who, what, reasons=names)
         return [check_density(who, budget.get(name, density)) for name in names]
     if not shapes:
@@ -90,10 +93,10 @@ def resolve(
 
 
 def counts(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
-    """Blocks of each layer, as whole numbers, by the method of the largest remainder.
+    """The number of blocks of each layer, by the method of the largest remainder.
 
-    Of equal remainders the layer of lower index comes first. Each layer gets at least 1 block and at most its total.
-    The sum is the rounded sum of density * total, where these bounds allow it.
+    Among equal remainders the layer of lower index comes first. Each layer gets at least 1 block and at most its
+    total. Where these bounds allow it, the sum is the rounded sum of density * total.
 
     Args:
         densities: of each layer, in (0, 1].
@@ -108,7 +111,7 @@ def counts(densities: Sequence[float], totals: Sequence[int]) -> list[int]:
         if whole[i] < totals[i]:
             whole[i] += 1
             spare -= 1
-    # Layers that were raised to 1 block may have taken too many: the layer most above its exact number gives one back.
+    # If layers were raised to 1 block, the sum may be too large: the layer most above its exact number loses a block.
     while spare < 0 and max(whole) > 1:
         i = max((i for i in range(len(whole)) if whole[i] > 1), key=lambda i: (whole[i] - exact[i], whole[i]))
         whole[i] -= 1
@@ -122,19 +125,19 @@ Counts = Mapping[str, int]  # name of a layer -> blocks
 def frozen_warning(asked: float, totals: Counts, start: Counts, final: Counts, frozen: Iterable[str]) -> str | None:
     """A warning that frozen layers keep their blocks, with the density at which the run ends.
 
-    Returns: None where that changes nothing.
-
     Args:
-        asked: the density that was asked for.
-        totals, start, final: blocks of each layer if it were dense, at the start, and as asked for at the end.
+        asked: the requested density at the end.
+        totals: blocks of each layer if it were dense.
+        start: blocks of each layer at the start.
+        final: requested blocks of each layer at the end.
         frozen: names of the layers that do not change.
+
+    Returns: None if the frozen layers already have their final number of blocks.
     """
     kept = [name for name in frozen if start[name] != final[name]]
     if not kept:
         return None
     end = sum(start[name] if name in kept else final[name] for name in totals) / sum(totals.values())
-    held = ", ".join(
-        f"{name} keeps {start[name]:,} of {totals[name]:,}, where {final[name]:,} are asked for" for name in kept
-    )
+    held = ", ".join(f"{name} keeps {start[name]:,} of {totals[name]:,} blocks, not {final[name]:,}" for name in kept)
     what = f"the sparse layers will end at density {end:.4g}, not {asked:.4g}"
     return f"{what}: frozen layers (requires_grad=False) do not change; {held}"

@@ -5,6 +5,8 @@ import inspect
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 
+from torch import nn
+
 _LONGEST_VALUE, _LONGEST_SENTENCE = 200, 1000  # characters of a message that one part may take
 
 
@@ -16,7 +18,7 @@ class UsageError(ValueError):
         what: one sentence that says what is wrong.
         got: the offending value; the message shows its ``repr`` unless it is None.
         reasons: sentences, where there are several reasons.
-        remedy: one thing to do.
+        remedy: what to do.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def is_real(value: object) -> bool:
-    """Whether a value is a real number of Python or NumPy. A bool is none."""
+    """Whether a value is a real number of Python or NumPy. A bool is not one."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
@@ -84,6 +86,12 @@ def check_fraction(who: str, name: str, value: float) -> None:
         raise UsageError(who, f"{name} is a fraction, a number in [0, 1]", got=value)
 
 
+def check_module(who: str, model: object) -> None:
+    """Refuses what is not a module of torch."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(who, "the model must be a torch.nn.Module", got=model)
+
+
 def check_choice(who: str, name: str, value: object, choices: Iterable[str]) -> None:
     """Raises UsageError, with the most similar choice, unless ``value`` is one of the choices."""
     if value not in (choices := list(choices)):
@@ -91,16 +99,16 @@ def check_choice(who: str, name: str, value: object, choices: Iterable[str]) -> 
         raise UsageError(who, what, remedy=f"one of {', '.join(choices)}")
 
 
-# -------------------------------------------------------------------- objects that users write
+# -------------------------------------------------------------------- objects that users define
 
 
 def misfits(thing: object, protocol: type) -> list[str]:
-    """Why an object does not fit a protocol; [] if it fits.
+    """Why an object does not fit a protocol.
 
-    Returns: one sentence for each member that is missing or takes other arguments.
+    Returns: one sentence for each member that is missing or takes other arguments; [] if the object fits.
     """
     if isinstance(thing, type):
-        return [f"{thing.__name__} is the class; an instance is wanted, {thing.__name__}(...)"]
+        return [f"{thing.__name__} is a class; give an instance, {thing.__name__}(...)"]
     members: dict[str, object] = {
         **dict.fromkeys(inspect.get_annotations(protocol)),
         **{name: member for name, member in vars(protocol).items() if not name.startswith("_")},
@@ -123,7 +131,7 @@ def call_problem(name: str, function: object, arguments: Sequence[str]) -> str |
     """
     wanted = f"{name} must take ({', '.join(arguments)})"
     if not callable(function):
-        return f"{wanted}, and is {function!r}"
+        return f"{wanted}, but it is {function!r}"
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions have no signature
@@ -131,5 +139,5 @@ def call_problem(name: str, function: object, arguments: Sequence[str]) -> str |
     try:
         signature.bind(*arguments)
     except TypeError:
-        return f"{wanted}, and takes {signature}"
+        return f"{wanted}, but it takes {signature}"
     return None

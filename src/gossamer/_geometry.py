@@ -1,4 +1,4 @@
-"""The arguments of a convolution, as torch takes them, made into a :class:`Geometry`."""
+"""Turns the arguments of a convolution, as torch takes them, into a :class:`Geometry`."""
 
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -10,7 +10,7 @@ Sizes: TypeAlias = int | tuple[int, int]  # one number for both directions, or (
 
 
 def geometry_of(kernel_size: Sizes, stride: Sizes, padding: Sizes | str, dilation: Sizes) -> Geometry:
-    """Kernel, stride, padding and dilation as pairs. Raises UsageError."""
+    """Kernel, stride, padding and dilation as pairs. Raises UsageError where a value is not valid."""
     kernel, strides, dilations = _pair(kernel_size), _pair(stride), _pair(dilation)
     g = Geometry(kernel, strides, _padding(padding, kernel, dilations, strides), dilations)
     if min(g.kernel + g.stride + g.dilation) < 1 or min(g.padding) < 0:
@@ -22,7 +22,7 @@ def geometry_of(kernel_size: Sizes, stride: Sizes, padding: Sizes | str, dilatio
 def _pair(value: int | Iterable[int]) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2:
-        raise UsageError("SparseConv2d", "expected one whole number or two", got=value)
+        raise UsageError("SparseConv2d", "sizes are one whole number, or a pair of whole numbers", got=value)
     return pair
 
 
@@ -34,7 +34,7 @@ def _padding(
     if isinstance(padding, str):
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if padding != "same" or stride != (1, 1) or any(t % 2 for t in totals):
-            what = "padding is numbers, 'valid', or 'same' with stride 1 and an even total"
+            what = "padding must be one or two numbers, 'valid', or 'same' with stride 1 and an even total padding"
             raise UsageError("SparseConv2d", what, got=padding)
         return totals[0] // 2, totals[1] // 2
     return _pair(padding)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ._errors import UsageError
 
-LIMIT = 2**31 - 1  # blocks of one support, block rows and block columns: what int32 can count
+LIMIT = 2**31 - 1  # most blocks, block rows and block columns of one support: indices are int32
 
 
 def grid_of(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int]:
-    """Block rows and block columns of a matrix."""
+    """The numbers of block rows and block columns of a matrix."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
@@ -20,7 +20,7 @@ def checked(who: str, shape: object, block: object) -> tuple[tuple[int, int], tu
     """Shape and block of a support as pairs. Raises UsageError."""
     sizes = _pair(who, "shape", shape), _pair(who, "block", block)
     if max(grid := grid_of(*sizes)) > LIMIT - 1:
-        raise UsageError(who, f"at most {LIMIT - 1} block rows and columns", got=grid)
+        raise UsageError(who, f"a matrix has at most {LIMIT - 1} block rows and columns", got=grid)
     return sizes
 
 
@@ -33,7 +33,7 @@ def _pair(who: str, name: str, pair: object) -> tuple[int, int]:
 
 
 def sorted_ids(ids: Tensor, total: int) -> Tensor:
-    """A sorted copy of block ids, int64. Raises UsageError where they are not distinct numbers of [0, total)."""
+    """A sorted copy of block ids, int64. Raises UsageError unless they are distinct numbers in [0, total)."""
     ids = ids.to(torch.int64, copy=True)
     if not bool((ids[1:] > ids[:-1]).all()):
         ids = torch.sort(ids)[0]
@@ -48,7 +48,7 @@ def sorted_ids(ids: Tensor, total: int) -> Tensor:
 
 
 def overhang(shape: tuple[int, int], block: tuple[int, int], crow: Tensor, col: Tensor, ccol: Tensor) -> int:
-    """Scalars of the kept blocks that hang over the edge of the matrix."""
+    """The number of scalars of the kept blocks that lie beyond the edge of the matrix."""
     (rows, cols), (h, w), (grid_rows, grid_cols) = shape, block, grid_of(shape, block)
     if rows % h == 0 and cols % w == 0:
         return 0
@@ -59,7 +59,7 @@ def overhang(shape: tuple[int, int], block: tuple[int, int], crow: Tensor, col: 
 
 
 def index_digest(crow: Tensor, col: Tensor) -> str:
-    """SHA-256 of an index."""
+    """SHA-256 of a CSR index, in hexadecimal."""
     state = hashlib.sha256()
     for t in (crow, col):
         state.update(t.detach().cpu().contiguous().numpy().tobytes())
@@ -67,16 +67,16 @@ def index_digest(crow: Tensor, col: Tensor) -> str:
 
 
 def index_problems(crow: object, col: object, shape: Sequence[int], block: Sequence[int]) -> list[str]:
-    """What is wrong with a CSR index, in sentences; [] if it may be used."""
+    """What is wrong with a CSR index, in sentences; [] if it is valid."""
     rows, cols = grid_of(shape, block)
     for name, t in (("crow", crow), ("col", col)):
         if not isinstance(t, Tensor):
             return [f"{name} must be a tensor, not a {type(t).__name__}"]
         if t.dim() != 1 or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             return [f"{name} must be a vector of integers, not {tuple(t.shape)} of {t.dtype}"]
-    assert isinstance(crow, Tensor) and isinstance(col, Tensor)  # as the loop has found
+    assert isinstance(crow, Tensor) and isinstance(col, Tensor)  # the loop has checked it
     if crow.numel() != rows + 1:
-        return [f"crow must have {rows + 1} entries, one per block row and one more, not {crow.numel()}"]
+        return [f"crow must have {rows + 1} entries, the number of block rows plus one, not {crow.numel()}"]
     crow, col = crow.long(), col.long()
     first, last, n = int(crow[0]), int(crow[-1]), col.numel()
     problems: list[str] = []

@@ -3,7 +3,7 @@
 
     w ~ N(0, sd^2)  or  U(-sqrt(3) sd, sqrt(3) sd),      sd = gain sqrt(2 / (density fan_in))
 
-The pre-activations of a sparse layer then have the variance of a dense layer's.
+The pre-activations of a sparse layer then have the same variance as those of a dense layer.
 """
 
 import math
@@ -25,10 +25,12 @@ def kaiming(
     gain: float = 1.0,
     distribution: Distribution = "normal",
 ) -> Tensor:
-    """Values for the kept blocks of a support, in compact form on the CPU, (n,) or (n, h, w). ``rng`` None: torch's
-    default generator."""
+    """Values for the kept blocks of a support, in compact form on the CPU, (n,) or (n, h, w).
+
+    If ``rng`` is None, torch's default generator is used.
+    """
     rows, fan_in = s.shape
-    density = max(s.weights, 1) / (rows * fan_in)  # an empty support has no values, and needs no finite variance
+    density = max(s.weights, 1) / (rows * fan_in)  # at least 1: no division by zero on an empty support
     sd = gain * math.sqrt(2 / (density * fan_in))
     values = torch.empty(s.n, *(() if s.block == (1, 1) else s.block), dtype=dtype)
     if distribution == "normal":

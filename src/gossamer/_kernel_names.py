@@ -1,4 +1,4 @@
-"""Which kernel runs each product of a layer, by name: for reports."""
+"""The name of the kernel that runs each product of a layer, for reports."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 def kernel_names(
     values: Tensor, s: Support, layout: Layout, dense_above: float, shape: Sequence[int], g: Geometry | None
 ) -> dict[str, str]:
-    """The kernel of each product; ``dense (simulated)`` under the masked layout. ``shape`` is the dense weight's."""
+    """The kernel of each product; ``dense (simulated)`` under the masked layout. ``shape``: of the dense weight."""
     if layout.follows and s.density > dense_above:
         return dict.fromkeys(PRODUCTS, "dense")
     if layout.follows:
@@ -28,7 +28,7 @@ def kernel_names(
 
 
 def _sparse(values: Tensor, s: Support, shape: Sequence[int], g: Geometry | None) -> dict[str, str]:
-    """The kernels that would be chosen for one sample, a convolution's as small as its kernel."""
+    """The kernels that would be chosen for one sample; for a convolution, an image of the size of the kernel."""
     v = values.new_empty(s.n, *(() if s.block == (1, 1) else s.block))
     if g is None:
         x, dy = v.new_empty(1, s.shape[1]), v.new_empty(1, s.shape[0])

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The modules of a model: by name, in eval mode, and their exchange.
+"""Lists the modules of a model by name, replaces modules, and sets eval mode for a while.
 
 Torch does not declare the types of ``named_modules``; :func:`named_modules` does.
 """
@@ -12,13 +12,15 @@ from torch import nn
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module once, by qualified name, in order of definition; the model itself is ""."""
+    """Every module once, by qualified name, in order of definition. The name of the model itself is ""."""
     return dict(cast("Iterator[tuple[str, nn.Module]]", model.named_modules()))
 
 
 def replaced(model: nn.Module, counterparts: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """The model with modules exchanged at every place where they stand, in place; or the counterpart of the model
-    itself."""
+    """Replaces modules by their counterparts, in place, at every position in the model.
+
+    Returns: the model, or its counterpart if the model itself has one.
+    """
     if model in counterparts:
         return counterparts[model]
     places = cast("Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=False))
@@ -30,7 +32,7 @@ def replaced(model: nn.Module, counterparts: Mapping[nn.Module, nn.Module]) -> n
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Generator[None]:
-    """Inside, all modules are in eval mode; afterwards, each is in its own mode again."""
+    """Sets all modules to eval mode. At the end, each module gets its former mode back."""
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from ._errors import UsageError
 
-ROUNDS = 8  # of independent draws by weight
+ROUNDS = 8  # most rounds of weighted draws
 
 
 def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
-    """``m`` distinct numbers of [0, total), every subset equally likely, sorted, (m,) int64; memory O(m).
+    """``m`` distinct numbers of [0, total), sorted, (m,) int64. All subsets are equally likely. Memory O(m).
 
-    Independent draws are added until m are distinct. Given its size, the set of distinct draws is uniform, and so is
-    a uniform m-subset of it. Above one half the complement is drawn."""
+    Independent draws are added until m are distinct. Among sets of one size, the set of distinct draws is uniform, and
+    so is a uniform m-subset of it. If m is more than half of ``total``, the complement is drawn."""
     if not 0 <= m <= total:
-        raise UsageError("distinct", f"cannot draw {m} distinct of {total}")
+        raise UsageError("distinct", f"cannot draw {m} distinct numbers of {total}")
     if m == total:
         return torch.arange(total)
     if m > total // 2:
@@ -38,7 +38,7 @@ def distinct(total: int, m: int, rng: torch.Generator | None = None) -> Tensor:
 
 
 def distinct_in_rows(rows: int, cols: int, k: int, rng: torch.Generator | None) -> Tensor:
-    """k distinct columns in each row, (rows, k) int64: Floyd's algorithm in all rows at once."""
+    """k distinct columns of [0, cols) for each row, (rows, k) int64: Floyd's algorithm in all rows at once."""
     drawn = torch.empty(rows, 0, dtype=torch.int64)
     for j in range(cols - k, cols):
         column = torch.randint(j + 1, (rows, 1), generator=rng)
@@ -50,9 +50,9 @@ def distinct_in_rows(rows: int, cols: int, k: int, rng: torch.Generator | None) 
 def weighted(
     m: int, row_weight: Tensor, col_weight: Tensor, is_free: Callable[[Tensor], Tensor], rng: torch.Generator | None
 ) -> Tensor:
-    """At most ``m`` distinct ids i * cols + j for which ``is_free`` is true, drawn one after another with probability
-    proportional to row_weight[i] col_weight[j], in the order of drawing: as many as a few rounds reach. Weights
-    (rows,) and (cols,) -> (<= m,) int64."""
+    """At most ``m`` distinct ids i * cols + j for which ``is_free`` is true, in the order of drawing. Each is drawn
+    with probability proportional to row_weight[i] col_weight[j]. After ROUNDS rounds there may be fewer than m.
+    Weights (rows,) and (cols,) -> (<= m,) int64."""
     rows, cols, device = row_weight.numel(), col_weight.numel(), row_weight.device
     ids = torch.empty(0, dtype=torch.int64, device=device)
     laws = [w.double().cpu().cumsum(0) for w in (row_weight, col_weight)]
@@ -78,7 +78,7 @@ def unique(t: Tensor) -> Tensor:
 
 
 def _first_occurrences(ids: Tensor) -> Tensor:
-    """Each id once, in the order in which they came."""
+    """Each id once, in the order of its first occurrence."""
     numbers = unique(ids)
     place = torch.full_like(numbers, ids.numel())
     which = torch.searchsorted(numbers, ids)

@@ -1,10 +1,10 @@
-"""Schedules: functions from the optimizer step t = 1, 2, ... to a number, and lists of the steps with an event.
+"""Schedules: functions from the optimizer step t = 1, 2, ... to a number; and the steps at which events take place.
 
     cosine    value/2 (1 + cos(pi t / stop)), 0 from step `stop` on              RigL (Evci et al. 2020, section 3)
     cubic     start + (end - start) (1 - (1 - p)^3),                             Zhu & Gupta 2017
               p = (t - begin) / (stop - begin), held within [0, 1]
     growing   t_{j+1} = t_j + round(I(t_j)), I(t) = every (last_every / every)^(t / stop)     the events of CSST
-    halving, warm_up, averaging, cosine_pair, halving_pair                       step size and averaging of xRDA
+    halving, warm_up, averaging, cosine_pair, halving_pair                       step size and averaging of XRDA
 
 A schedule is a frozen value. Evaluating it changes nothing.
 """
@@ -15,7 +15,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ._errors import UsageError, check_at_least
+from ._errors import UsageError, check_at_least, is_real
 
 Schedule = Callable[[int], float]  # optimizer step, from 1 on -> value
 
@@ -47,7 +47,7 @@ class cosine:
 
 @dataclass(frozen=True)
 class cubic:
-    """``start`` until step ``begin``, ``end`` from step ``stop`` on; in between the value changes fast at first."""
+    """``start`` until step ``begin``, ``end`` from step ``stop`` on. In between, the value changes fast at first."""
 
     start: float
     end: float
@@ -73,7 +73,7 @@ class Events:
     _members: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_members", frozenset(self.steps))  # the one way to set a field of a frozen dataclass
+        object.__setattr__(self, "_members", frozenset(self.steps))  # a frozen dataclass forbids plain assignment
 
     def __contains__(self, t: int) -> bool:
         return t in self._members
@@ -93,9 +93,9 @@ class Events:
 
 
 def growing(every: int, last_every: int, stop: int) -> Events:
-    """Events from step ``every`` on, before ``stop``. The intervals grow exponentially to ``last_every``."""
+    """Events from step ``every`` on, before ``stop``. The intervals change exponentially to ``last_every`` steps."""
     for name, value in (("every", every), ("last_every", last_every), ("stop", stop)):
-        if value != int(value) or value < 1:
+        if not is_real(value) or value % 1 or value < 1:
             raise UsageError("growing", f"{name} counts optimizer steps, a whole number of at least 1", got=value)
     steps, t = list[int](), every
     while t < stop:
@@ -113,7 +113,7 @@ def regular(every: int, stop: int) -> Events:
 
 
 def is_count(stop: int | float) -> bool:
-    """Whether ``stop`` counts optimizer steps, not a fraction of the run: ``1`` is a step, ``1.0`` is the run."""
+    """Whether ``stop`` is a number of optimizer steps, not a fraction of the run: 1 is one step, 1.0 the whole run."""
     return isinstance(stop, numbers.Integral) or stop > 1.0
 
 
@@ -121,23 +121,25 @@ def step_of(who: str, name: str, stop: int | float, steps: int | None) -> int:
     """The optimizer step that a setting stands for.
 
     Args:
-        who, name: the function and the name of the setting, for messages.
+        who: the function that raises the error, for messages.
+        name: the name of the setting, for messages.
         stop: a number of optimizer steps, or a fraction of the run in (0, 1].
-        steps: optimizer steps of the run; None if they are not known.
+        steps: optimizer steps of the run; None if the number is not known.
 
     Raises: UsageError if ``stop`` is neither, or if it is a fraction and ``steps`` is None.
     """
+    if not is_real(stop) or not stop > 0.0 or (is_count(stop) and (stop % 1 or stop < 1)):
+        what = f"{name} counts optimizer steps, or is a fraction of the run, a number in (0, 1]"
+        raise UsageError(who, what, got=stop, remedy=f"{name}=0.75 for three quarters of the run")
     if is_count(stop):
-        if stop != int(stop) or stop < 1:
-            raise UsageError(who, f"{name} counts optimizer steps, a whole number of at least 1", got=stop)
         return int(stop)
     if steps is None:
-        what = f"{name}={stop:g} is a fraction of the run, and the number of steps of the run is not known"
+        what = f"{name}={stop:g} is a fraction of the run, but the number of steps of the run is not known"
         raise UsageError(who, what, remedy=f"gs.Rewirer(..., steps=...); or {name} as a number of optimizer steps")
     return max(1, round(stop * steps))
 
 
-# -------------------------------------------------------------------- step sizes and averaging (xRDA)
+# -------------------------------------------------------------------- step sizes and averaging (XRDA)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class warm_up:
 
 @dataclass(frozen=True)
 class averaging:
-    """The averaging that keeps xRDA's threshold constant: alpha_t = 1 - s_t / value, within [0, 1], for step sizes s_t.
+    """The averaging that keeps XRDA's threshold constant: alpha_t = 1 - s_t / value, within [0, 1], for step sizes s_t.
 
     Then S_t = alpha_t S_{t-1} + s_t has the fixed point ``value``
     (Siegel, Chen, Zhang, Xu 2020; derived in docs/methods/xrda.md).
@@ -189,19 +191,19 @@ class averaging:
 
 
 def cosine_pair(value: float, stop: int) -> tuple[cosine, averaging]:
-    """Step size and averaging of xRDA: s_t = value/2 (1 + cos(pi t / stop)), alpha_t = (1 - cos(pi t / stop)) / 2."""
+    """Step size and averaging of XRDA: s_t = value/2 (1 + cos(pi t / stop)), alpha_t = (1 - cos(pi t / stop)) / 2."""
     step = cosine(value, stop)
     return step, averaging(step, value)
 
 
 def halving_pair(value: float, at: tuple[int, ...]) -> tuple[halving, averaging]:
-    """Step size and averaging of xRDA: s_t and 1 - alpha_t are both halved after each of the steps ``at``."""
+    """Step size and averaging of XRDA: s_t and 1 - alpha_t are both halved after each of the steps ``at``."""
     step = halving(value, at)
     return step, averaging(step, value)
 
 
 def end_of(schedule: object) -> int | None:
-    """The step from which a schedule of this module is constant; None if there is none, or if it is not known."""
+    """The step from which a schedule of this module is constant; None if no step is known."""
     if isinstance(schedule, (cosine, cubic)):
         return schedule.stop
     if isinstance(schedule, warm_up):

@@ -1,18 +1,18 @@
 """The batch-last memory format through a whole network: counterparts of torch's modules that keep it.
 
-Sparse kernels need the batch innermost in memory: (C, H, W, N) behind an ordinary (N, C, H, W) tensor. A sparse layer
+Sparse kernels need the batch innermost in memory: an (N, C, H, W) tensor is stored as (C, H, W, N). A sparse layer
 converts its input if necessary and returns this format. ReLU and every other element-by-element operation, dropout,
-sums of branches and ``Flatten`` keep it by themselves. Batch normalisation, pooling and dense convolutions do not, so
-:func:`keep_batch_last` gives them counterparts:
+sums of branches and ``Flatten`` keep the format. Batch normalisation, pooling and dense layers do not, so
+:func:`keep_batch_last` replaces them by counterparts:
 
-    BatchNorm1d, BatchNorm2d     over the matrix (C, H W N) that the tensor is in memory; on request with the next ReLU
-    Linear left dense            its product by that matrix
-    Conv2d left dense            1 x 1: a product by the same matrix; few incoming weights: the full sparse kernel
-    pooling                      over the channels-last image (C, N, H, W) in memory: the batch in place of channels
+    BatchNorm1d, BatchNorm2d     work on the matrix (C, H W N) in memory; on request they also compute the next ReLU
+    dense Linear                 multiplies that matrix
+    dense Conv2d                 1 x 1: multiplies the same matrix; few incoming weights: sparse kernel, full support
+    pooling                      works on the channels-last image (C, N, H, W) in memory: the batch as channels
 
 A counterpart is a subclass of torch's module with the same parameters, the same keys in ``state_dict`` and the same
-results. It runs torch's own operations for inputs in any other memory format, and under ``torch.compile``,
-``torch.func`` or a tracer.
+results. For inputs in any other memory format, and under ``torch.compile``, ``torch.func`` or a tracer, it runs torch's
+own operations.
 """
 
 from collections import Counter
@@ -41,23 +41,23 @@ __all__ = ["fused", "is_batch_last", "keep_batch_last", "plain_modules", "to_bat
 
 
 def keep_batch_last(model: nn.Module, *, fuse: bool = False) -> nn.Module:
-    """Makes a model keep the batch-last format: its normalisation and pooling modules become their counterparts, in
-    place.
+    """Makes a model keep the batch-last format: torch's modules become their counterparts, in place.
 
-    A module stays the same object, with its parameters, buffers, hooks and places in the model. Only its class changes
-    (as that of a lazy module in torch does). Only modules of exactly torch's types are changed: the meaning of a
-    subclass is not known here.
+    A module stays the same object, with its parameters, buffers, hooks and positions in the model. Only its class
+    changes, as the class of a lazy module does in torch. Only modules of exactly torch's types are changed, because a
+    subclass may compute something else. A second call changes nothing.
 
-    Every module keeps its meaning: its output is its own, and it can be hooked, sliced out, replaced, shared or copied.
+    Without ``fuse``, every module still computes its own output. It can be hooked, sliced out, replaced, shared or
+    copied.
 
     Args:
         fuse: a batch normalisation directly before an ``nn.ReLU`` in an ``nn.Sequential`` also computes the ReLU, and
-            the ReLU returns its input. This is done where neither has hooks and the normalisation has no other place
-            in the model. The two are then right only together: a hook set later on the normalisation sees the output
-            of the ReLU, a slice that ends between them includes the ReLU, and to replace the ReLU does not remove it.
-            ``print(model)`` shows the pairs; :func:`plain_modules` undoes them.
+            the ReLU returns its input. This is done if neither has hooks and the normalisation has only one position
+            in the model. The two modules are then correct only together: a hook that is set later on the
+            normalisation gets the output of the ReLU, a slice that ends between them includes the ReLU, and replacing
+            the ReLU does not remove it. ``print(model)`` shows the pairs; :func:`plain_modules` undoes them.
 
-    A second call changes nothing more. Returns: the model.
+    Returns: the model.
     """
     for m in model.modules():
         if type(m) in COUNTERPARTS:
@@ -79,13 +79,13 @@ def _fuse(model: nn.Module) -> None:
                     and not hooked(norm, act)
                 ):
                     norm.relu = True
-                    if places[act] > 1:  # at its other places it must stay a ReLU
+                    if places[act] > 1:  # at its other positions it must stay a ReLU
                         act = parent._modules[name] = nn.ReLU(act.inplace).train(act.training)
                     _become(act, ReLU)
 
 
 def fused(model: nn.Module) -> list[str]:
-    """The names of the normalisations that also compute the ReLU behind them."""
+    """The names of the normalisations that also compute the ReLU after them."""
     return [name for name, m in model.named_modules() if isinstance(m, _Normalisation) and m.relu]
 
 
@@ -103,22 +103,21 @@ def _become(m: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def hooked(*modules: nn.Module) -> bool:
-    """Whether one of the modules has a hook of its own."""
+    """Whether one of the modules has a hook."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
 def _lies_batch_last(x: Tensor) -> bool:
-    """Whether the counterpart is of use; a compiler, a tracer or a transform gets torch's own operations."""
+    """Whether an input is batch-last, and not seen by a compiler, a tracer or a transform."""
     return not is_traced(x) and is_batch_last(x) and x.numel() > 0
 
 
 class _Counterpart(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
-        """Refuses ``torch.jit.script``, which asks for this. (It would put a replacement into the model itself.)"""
+        """Refuses ``torch.jit.script``, which calls this and would put the returned module into the model itself."""
         remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
-        raise UsageError(
-            "torch.jit.script", f"it reads source, and {type(self).__name__} decides while it runs", remedy=remedy
-        )
+        what = f"it compiles the source of a module, and {type(self).__name__} takes decisions at run time"
+        raise UsageError("torch.jit.script", what, remedy=remedy)
 
 
 # -------------------------------------------------------------------- normalisation
@@ -139,7 +138,7 @@ class _Normalisation(_Counterpart, AnyBatchNorm):
         return from_rows(self._activated(y)[0], input.shape)
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether torch accepts the input, it is batch-last, and all tensors have one full precision."""
+        """Whether the counterpart can be used: a valid, batch-last input; all tensors float32, or all float64."""
         if x.dtype not in (torch.float32, torch.float64) or not _lies_batch_last(x):
             return False
         self._check_input_dim(x)
@@ -152,7 +151,7 @@ class _Normalisation(_Counterpart, AnyBatchNorm):
         return F.relu(y, inplace=True) if self.relu else y
 
     def _running(self) -> Running | None:
-        """The running statistics that this step updates, and by which factor, by torch's rules."""
+        """The running statistics that this step updates, and the factor of the update, as torch computes it."""
         mean, var, batches, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
         if not self.training or not self.track_running_stats or mean is None or var is None:
             return None
@@ -163,7 +162,7 @@ class _Normalisation(_Counterpart, AnyBatchNorm):
         return Running(mean, var, momentum or 0.0)
 
     def extra_repr(self) -> str:
-        """Torch's, and whether the ReLU that follows is done here."""
+        """As torch's, and whether this module also computes the next ReLU."""
         return super().extra_repr() + (", relu=True" if self.relu else "")
 
 
@@ -176,14 +175,14 @@ class BatchNorm2d(_Normalisation, nn.BatchNorm2d):
 
 
 class ReLU(_Counterpart, nn.ReLU):
-    """An ``nn.ReLU`` that the batch normalisation before it computes: returns its input."""
+    """An ``nn.ReLU`` that returns its input, because the batch normalisation before it computes the ReLU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The input."""
         return input
 
     def extra_repr(self) -> str:
-        """Says where the ReLU is computed."""
+        """Shows where the ReLU is computed."""
         return "done by the normalisation before it"
 
 
@@ -220,20 +219,20 @@ class AdaptiveAvgPool2d(_Counterpart, nn.AdaptiveAvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
         if self.output_size in (1, (1, 1)) and input.dim() == 4 and _lies_batch_last(input):
-            # torch's own takes a mean, whose gradient has another memory format
+            # torch's own operation is a mean, and the gradient of a mean has another memory format
             return _pooled(lambda x: F.avg_pool2d(x, x.shape[2:]), input)
         return _pooled(super().forward, input)
 
 
 # -------------------------------------------------------------------- layers that stay dense
 
-FEW = 1 << 15  # up to this many weights the sparse kernel with full support is faster than a dense product
+FEW = 1 << 15  # weights: up to this number the sparse kernel with full support is faster than a dense product
 
 
 class Linear(_Counterpart, nn.Linear):
     """``nn.Linear`` that keeps the batch-last format of a matrix (N, F), for which torch's own product is slow.
 
-    The transposed product is computed; or, with few weights (as in the last layer), the sparse kernel with full
+    It computes the transposed product. With few weights, as in the last layer, it runs the sparse kernel with full
     support.
     """
 
@@ -248,13 +247,15 @@ class Linear(_Counterpart, nn.Linear):
         return (self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)).t()
 
 
-SMALL = 64  # up to this many incoming weights the sparse kernel with full support is faster than two conversions
+SMALL = 64  # incoming weights: up to this number the sparse kernel with full support is faster than two conversions
 
 
 class Conv2d(_Counterpart, nn.Conv2d):
-    """``nn.Conv2d`` that returns the batch-last format where that is cheap: 1 x 1 kernels by one matrix product over
-    the matrix (C, H W N), and kernels of few incoming weights (as in the first layer) by the sparse kernel with full
-    support."""
+    """``nn.Conv2d`` that returns the batch-last format where that is cheap.
+
+    A 1 x 1 kernel multiplies the matrix (C, H W N). A kernel of few incoming weights, as in the first layer, runs as
+    the sparse kernel with full support.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out, H', W')."""
@@ -266,7 +267,7 @@ class Conv2d(_Counterpart, nn.Conv2d):
         return csr_conv2d(input, self.weight.view(-1), _full(self.out_channels, self.weight[0].numel()), g, self.bias)
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether torch accepts the input, all tensors have one full precision, and there is a kernel for it."""
+        """Whether the counterpart can be used: a valid input, all tensors float32 or all float64, and a fast kernel."""
         if (
             x.dim() != 4
             or x.dtype not in (torch.float32, torch.float64)
@@ -300,7 +301,7 @@ def _full(rows: int, cols: int) -> Support:
 
 
 def _pooled(pool: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    """A batch-last image is the channels-last image (C, N, H, W) in memory, for which torch has its fastest kernels."""
+    """Pools a batch-last image as the channels-last image (C, N, H, W), for which torch has its fastest kernels."""
     return pool(x.transpose(0, 1)).transpose(0, 1) if x.dim() == 4 and _lies_batch_last(x) else pool(x)
 
 

@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false
 """A module whose values are indexed by a support: the support, its public copy, and the owner that may change it.
 
-Kernels read the support, and nothing outside may write to it. The buffers ``crow`` and ``col`` are its public copy, so
-that ``state_dict``, ``.to()`` and broadcasts of buffers work. If somebody has written to the copy, the next use of the
-module finds out by the identity and the version of the two tensors, without a look at their contents. The copy is then
-verified, and adopted or refused. Under ``shadow`` the support is where the values are not zero, and there is no copy.
+Kernels read the support, and other code must not write to it. The buffers ``crow`` and ``col`` are its public copy, for
+``state_dict``, ``.to()`` and broadcasts of buffers. Other code may write to the copy or replace it. The next use of the
+module detects this by the identity and the version of the two tensors, without reading their contents. It then verifies
+the copy, and adopts or refuses it. Under ``shadow`` the support is where the values are not zero: there is no copy.
 """
 
 import weakref
@@ -28,19 +28,19 @@ INDEX = ("crow", "col")  # the buffers
 
 
 class Owner(Protocol):
-    """What changes the support of a module: a :class:`~gossamer.Rewirer`, a :class:`~gossamer.Multilevel`."""
+    """An object that changes the support of a module: a :class:`~gossamer.Rewirer`, a :class:`~gossamer.Multilevel`."""
 
     def release(self) -> None:
-        """Another owner takes over: nothing is observed or changed any more."""
+        """Stops observing and changing the module: it is called when the module gets another owner."""
         ...
 
     def notice(self, layer: "Indexed") -> None:
-        """A ``state_dict`` was loaded into the module."""
+        """Is called after a ``state_dict`` was loaded into the module."""
         ...
 
 
 class Indexed(Observed):
-    """A module with ``values`` on a ``support``. Not to be made directly: see :class:`~gossamer.SparseLayer`."""
+    """A module with ``values`` on a ``support``. Do not make it directly: see :class:`~gossamer.SparseLayer`."""
 
     values: nn.Parameter
     bias: nn.Parameter | None
@@ -51,7 +51,7 @@ class Indexed(Observed):
         self.block, self.layout, self.values = support.block, layout, values
         self._owner: weakref.ref[Owner] | None = None
         self._copied: tuple[Tensor | None, Tensor | None, int, int, Tensor] | None = None  # see _remember
-        self._looked_up: tuple[int, int] | None = None  # shadow: place and version of the values, at the last look
+        self._looked_up: tuple[int, int] | None = None  # shadow: address and version of the values when last read
         self.adopt_(support)
         self._mark_values()
         self.register_load_state_dict_pre_hook(Indexed._adopt_saved)
@@ -64,7 +64,7 @@ class Indexed(Observed):
     def support(self) -> Support:
         """Which blocks of the (out, in) or (out, in kh kw) matrix may be non-zero; under ``shadow``, which are.
 
-        Raises: UsageError where ``crow`` and ``col`` have been changed to something that does not go with the values.
+        Raises: UsageError if ``crow`` and ``col`` have been changed to an index that does not fit the values.
         """
         if self.layout.follows:
             if not torch.compiler.is_exporting():  # an exported product does not need the index
@@ -84,18 +84,18 @@ class Indexed(Observed):
         ):
             self._read_copy()
         elif s.crow._version + s.col._version + s.ccol._version + s.row._version + s.perm._version != seen[3]:
-            self._refuse(["the support itself, which nobody may write to, was written to"])
+            self._refuse(["the tensors of the support were written to, but a support must not change"])
         return self._support
 
     @property
     def adopted(self) -> Support:
-        """The support that was adopted last, without a look at its public copy or at the values."""
+        """The support that was adopted last. Neither its public copy nor the values are checked."""
         return self._support
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def adopt_(self, s: Support) -> None:
-        """Makes ``s`` the support. The caller brings the values along (:func:`~gossamer.set_support_` does)."""
+        """Makes ``s`` the support. The caller must change the values too, as :func:`~gossamer.set_support_` does."""
         if s.crow.is_inference() or s.perm.is_inference():
             s = Support(s.shape, s.block, *(t.clone() for t in (s.crow, s.col, s.ccol, s.row, s.perm)))
         is_first = "_support" not in vars(self)
@@ -106,20 +106,20 @@ class Indexed(Observed):
             old, new = self._buffers.get(name), getattr(s, name)
             alike = old is not None and (old.shape, old.device) == (new.shape, new.device) and not old.is_inference()
             if old is not None and alike and not is_first:
-                old.copy_(new)  # a state_dict that shares memory stays a pair: the values are written in place too
+                old.copy_(new)  # in place, as the values: index and values agree in a state_dict that shares memory
             else:
                 self.register_buffer(name, new.clone())
         self._remember()
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the index: of the support, and of its public copy."""
+        """Bytes of the support and of its public copy."""
         copies = [self._buffers[name] for name in INDEX if name in self._buffers]
         return self.support.bytes + sum(t.numel() * t.element_size() for t in copies if t is not None)
 
     @property
     def density(self) -> float:
-        """Kept over all weights."""
+        """Kept weights divided by all weights."""
         return self.support.weights / self.dense_shape.numel()
 
     def extra_repr(self) -> str:
@@ -130,15 +130,15 @@ class Indexed(Observed):
         return f"{sizes}, {kept}, layout={self.layout.name}{tile}, bias={self.bias is not None}"
 
     def train(self: T, mode: bool = True) -> T:
-        """As ``nn.Module.train``. Under ``shadow`` the support is then looked up again: torch counts no write to
-        ``.data``."""
+        """As ``nn.Module.train``. Under ``shadow`` the support is then read from the values again: torch does not count
+        writes to ``.data``."""
         self._looked_up = None
         return super().train(mode)
 
     # ---------------------------------------------------------------- the public copy
 
     def _remember(self) -> None:
-        """Notes the copy, the versions of copy and support, and the values that go with them."""
+        """Records the copy, the versions of copy and support, and the values that belong to them."""
         crow, col = (self._buffers[name] for name in INDEX)
         assert crow is not None and col is not None
         self._copied = (crow, col, crow._version + col._version, self._support.version, self.values)
@@ -147,12 +147,12 @@ class Indexed(Observed):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _read_copy(self) -> None:
-        """The copy was written or replaced: by the same index, by another with its values, or by an unusable one."""
+        """Handles a copy that was written or replaced: the index is the same, or is adopted, or is refused."""
         found: list[Tensor] = []
         for name in INDEX:
             t = self._buffers.get(name)
             if not isinstance(t, Tensor):
-                self._refuse([f"there is no buffer {name} any more"])
+                self._refuse([f"the buffer {name} was removed"])
             elif t.is_inference():
                 self._buffers[name] = t = t.clone()
             found += [t] if isinstance(t, Tensor) else []
@@ -167,30 +167,30 @@ class Indexed(Observed):
         self._remember()
 
     def _adopt_copy(self, crow: Tensor, col: Tensor, s: Support, values_changed: bool) -> None:
-        """Another index than before: usable where the values were exchanged with it, or do not depend on it."""
+        """Adopts another index. The values must have been replaced with it, unless they are stored densely."""
         reasons = index_problems(crow, col, s.shape, s.block)
         if not reasons and self.layout.storage == "compact":
             if self.values.shape[0] != col.numel():
-                reasons = [f"it has {col.numel()} blocks, and there are values for {self.values.shape[0]}"]
+                reasons = [f"it has {col.numel()} blocks, but there are values for {self.values.shape[0]}"]
             elif not values_changed:
-                reasons = ["its values have stayed, and belong to the connections of the old one"]
+                reasons = ["the values were not replaced with it: they belong to the blocks of the old index"]
         if reasons:
             self._refuse(reasons)
         self._support = Support.from_index(crow, col, s.shape, s.block)
 
     def _refuse(self, reasons: list[str]) -> None:
         who = f"{type(self).__name__} of {tuple(self.dense_shape)}"
-        what = "the buffers crow and col have been changed from outside, to an index that this layer cannot use"
-        remedy = "load_state_dict with index and values together, gs.set_support_; for an average gs.AveragedModel"
+        what = "other code has changed the buffers crow and col to an index that this layer cannot use"
+        remedy = "load_state_dict with index and values together, or gs.set_support_; gs.AveragedModel for an average"
         raise UsageError(who, what, reasons=reasons, remedy=remedy)
 
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
     @torch.no_grad()
     def _follow_values(self) -> None:
-        """Shadow: looks the non-zeros up if the values were written since, and adopts another index if they moved."""
+        """Shadow: if the values were written to, finds their non-zeros again, and adopts the index if it changed."""
         if is_placeholder(self.values):  # then the product does not need the index
             return
-        version = -1 if self.values.is_inference() else self.values._version  # torch does not count writes to these
+        version = -1 if self.values.is_inference() else self.values._version  # inference tensors have no version
         now = (self.values.data_ptr(), version)
         if (now == self._looked_up and version >= 0) or self.values.shape != self.dense_shape:
             return
@@ -204,18 +204,18 @@ class Indexed(Observed):
 
     @staticmethod
     def _check_saved(layer: "Indexed", state: dict[str, Any], prefix: str, _local_metadata: object) -> None:
-        """After a state_dict is made: index and values must be a pair. Under ``shadow`` the values give the index."""
+        """Checks that index and values of a new state_dict agree. Under ``shadow`` adds the index of the values."""
         if layer.layout.follows:
             state.update({prefix + name: getattr(layer.support, name) for name in INDEX})
         else:
-            layer._read_copy()  # a write through .data or NumPy changes numbers without a version
+            layer._read_copy()  # a write through .data or NumPy does not change the version
 
     @staticmethod
     @torch.no_grad()
     def _adopt_saved(layer: "Indexed", state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Before a state_dict is read: verifies its index and makes the buffers fit, or refuses it and stays as it was.
+        """Before a state_dict is loaded: verifies its index and adopts it, or refuses it and changes nothing.
 
-        A layer that is loaded has another support object even if it has the same blocks: a window begins anew.
+        After a load the support is another object, even with the same blocks: so owners start a new window.
         """
         errors: list[str] = rest[-1]  # after metadata, strict, missing and unexpected keys
         crow, col, values = (state.get(prefix + name) for name in ("crow", "col", "values"))
@@ -223,7 +223,7 @@ class Indexed(Observed):
         problems = _state_problems(layer, crow, col, values)
         if problems:
             errors.extend(f"{prefix.rstrip('.') or type(layer).__name__}: {problem}" for problem in problems)
-            for name in (*INDEX, "values"):  # torch copies nevertheless: what it copies is what is here
+            for name in (*INDEX, "values"):  # torch copies in spite of errors, so it gets the present tensors
                 state[prefix + name] = (getattr(s, name) if name in INDEX else layer.values).detach()
         elif crow is not None and col is not None:
             same = _equal(crow, s.crow) and _equal(col, s.col)
@@ -237,17 +237,17 @@ class Indexed(Observed):
 
     @staticmethod
     def _tell_owner(layer: "Indexed", _keys: object) -> None:
-        """After a state_dict was read: the owner carries its state now, so that a copy made next is of one step."""
+        """After a state_dict was loaded: the owner carries its state at once, so that a copy is consistent."""
         if (owner := layer.owner) is not None:
             owner.notice(layer)
 
     def _mark_values(self) -> None:
-        """Lets an optimizer that is given bare parameters tell compact values, which are vectors, from biases."""
+        """Marks compact values, which are vectors, so that an optimizer can distinguish them from biases."""
         mark: Any = self.values  # torch declares no such attribute
         mark.compact = self.layout.storage == "compact"
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a file, has no owner, and no memory of the tensors of this one."""
+        """A copy, or a file, has no owner, and no record of the tensors of this module."""
         return {**super().__getstate__(), "_owner": None, "_copied": None, "_looked_up": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,8 +255,8 @@ class Indexed(Observed):
         self._mark_values()  # a copy of a parameter loses its attributes
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """``torch.jit.script`` asks for this. It would put the result into the model, so there is no right result."""
-        what = f"it reads source, and {type(self).__name__} decides while it runs"
+        """Refuses ``torch.jit.script``, which calls this and would put the returned module into the model itself."""
+        what = f"it compiles the source of a module, and {type(self).__name__} takes decisions at run time"
         remedy = "torch.jit.script(gossamer.densify(copy.deepcopy(model))), or torch.jit.trace"
         raise UsageError("torch.jit.script", what, remedy=remedy)
 
@@ -264,11 +264,11 @@ class Indexed(Observed):
 
     @property
     def owner(self) -> Owner | None:
-        """The :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel` that changes the support, if there is one."""
+        """The :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel` that changes the support, or None."""
         return None if self._owner is None else self._owner()
 
     def give_to(self, owner: Owner | None) -> None:
-        """Makes ``owner`` the one that changes the support. The one before is released."""
+        """Makes ``owner`` the object that changes the support. The former owner is released."""
         if (before := self.owner) is not None and before is not owner:
             before.release()
         self._owner = None if owner is None else weakref.ref(owner)
@@ -281,20 +281,20 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _state_problems(layer: Indexed, crow: Tensor | None, col: Tensor | None, values: Tensor | None) -> list[str]:
-    """Why index and values of a state_dict must not be read, in sentences."""
+    """Why index and values of a state_dict must not be loaded, in sentences; [] if they may."""
     s = layer.adopted
     if crow is None or col is None:
         alone = values is not None or crow is not None or col is not None
-        what = "values and index (values, crow, col) come without each other: values never load onto another support"
+        what = "values, crow and col must be loaded together: values belong to one support"
         return [what] if alone else []
     if problems := index_problems(crow, col, s.shape, s.block):
         return problems
     if values is None:
         same = _equal(crow, s.crow) and _equal(col, s.col)
-        return [] if same else ["the index is another support's, and comes without its values"]
+        return [] if same else ["the index is of another support, and its values are missing"]
     expected = tuple(layer.dense_shape)
     if layer.layout.storage == "compact":
         expected = (col.numel(), *layer.values.shape[1:])
     if tuple(values.shape) == expected:
         return []
-    return [f"values of shape {tuple(values.shape)} for {col.numel()} kept blocks, {expected} expected"]
+    return [f"values have shape {tuple(values.shape)}, and {col.numel()} kept blocks need {expected}"]

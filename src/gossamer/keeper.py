@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false
-"""A :class:`Keeper` knows to which support an optimizer's state of each layer belongs.
+"""A :class:`Keeper` records to which support an optimizer's state of each layer belongs.
 
-It carries the state when the support has changed without the optimizer (``load_state_dict`` of the model). When a state
-has been loaded, it compares the tag that was saved with it, the first bits of the support's digest.
+If the support has changed without the optimizer (``load_state_dict`` of the model), it carries the state to the new
+support. A saved state contains a tag, the first bits of the support's digest. After a load the keeper compares it.
 """
 
 import weakref
@@ -17,14 +17,14 @@ from .layers import SparseLayer
 from .optimizer_state import carry_state_
 from .support import Support
 
-TAG = "support"  # in a saved state of an optimizer: the tag of the support that a parameter's state belongs to
+TAG = "support"  # key in a saved state of an optimizer: the tag of the support to which a parameter's state belongs
 
 
 class Keeper:
-    """Knows of one optimizer to which support its state of each layer's values belongs. Made by :func:`keeper_of`.
+    """Records, for one optimizer, to which support its state of each layer's values belongs. See :func:`keeper_of`.
 
-    ``held`` is, for each layer, the support; or, after the optimizer has loaded a state, the tag that came with it; or
-    None: whichever support the layer has at the next step.
+    ``held`` has one entry for each layer: the support; after the optimizer has loaded a state, the tag that was saved
+    with it; or None if that state had no tag: then it belongs to the support that the layer has at the next step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
@@ -32,7 +32,7 @@ class Keeper:
         self.layers: dict[int, SparseLayer] = {}  # by the identity of their values
         self.held: dict[int, Support | int | None] = {}
         if "_optimizer_step_pre_hooks" not in vars(optimizer):
-            return  # a wrapper that never called torch's constructor takes no hooks; the optimizer inside has them
+            return  # a wrapper that never called torch's constructor takes no hooks; the wrapped optimizer has them
         optimizer.register_step_pre_hook(_weakly(self, Keeper._before_step))
         optimizer.register_state_dict_pre_hook(_weakly(self, Keeper._add_tags))
         optimizer.register_state_dict_post_hook(_weakly(self, Keeper._remove_tags))
@@ -42,41 +42,41 @@ class Keeper:
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer whose state this is."""
         optimizer = self._optimizer()
-        assert optimizer is not None  # only its hooks and its owner call
+        assert optimizer is not None  # only its hooks and its owner call this, and they keep it alive
         return optimizer
 
     def add(self, layers: Iterable[SparseLayer]) -> None:
-        """Adds layers whose support may change. Present state belongs to their present supports, or to its tag."""
+        """Adds layers whose support may change. Their present state belongs to its tag, or to the present support."""
         for layer in layers:
             self.layers[id(layer.values)] = layer
-            tag = self._tag_of(layer)  # there where the state was loaded before this keeper was made
+            tag = self._tag_of(layer)  # present if the state was loaded before this keeper was made
             self.held.setdefault(id(layer.values), layer.support if tag is None else tag)
 
     def moved(self, layer: SparseLayer) -> None:
-        """The state has been carried to the layer's present support."""
+        """Records that the state has been carried to the layer's present support."""
         if id(layer.values) in self.layers:
             self.held[id(layer.values)] = layer.support
 
     def is_loading(self, layer: SparseLayer) -> bool:
-        """Whether a state was loaded that belongs to another support: the layer may still be loaded."""
+        """Whether the loaded state belongs to another support. Then the layer itself may still be loaded."""
         held = self.held.get(id(layer.values))
         return isinstance(held, int) and held != layer.support.tag
 
     def follow(self, layer: SparseLayer, newborn: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """Carries the state of one layer to its present support. Returns the ids of the blocks that are new in it, (k,)
-        int64; None where the support has not changed.
+        """Carries the state of one layer to its present support.
 
         Args:
             newborn: as in :func:`~gossamer.optimizer_state.carry_state_`.
 
-        Raises: UsageError where the state was loaded and belongs to a support that the layer does not have.
+        Returns: the ids of the newborn blocks, (k,) int64; None if the support has not changed.
+        Raises: UsageError if a loaded state belongs to another support than the layer has.
         """
         key, now = id(layer.values), layer.support
         held = self.held.get(key)
         if held is now or key not in self.layers:
             return None
         if isinstance(held, int) and held != now.tag and self.optimizer.state.get(layer.values):
-            what = "the state that the optimizer has loaded belongs to another support than the layer has"
+            what = "the loaded state of the optimizer belongs to another support than the layer has"
             remedy = "load the model and the optimizer of the same step, or reset the optimizer's state"
             raise UsageError("optimizer", what, got=f"a layer of {tuple(layer.dense_shape)}", remedy=remedy)
         self.held[key] = now
@@ -104,7 +104,7 @@ class Keeper:
 
     def _remove_tags(self, optimizer: torch.optim.Optimizer, _state: object) -> None:
         for layer in self.layers.values():
-            if layer.values in optimizer.state:  # another dict, so that the one that is being saved keeps its tag
+            if layer.values in optimizer.state:  # a new dict, so that the dict that is being saved keeps its tag
                 state = optimizer.state[layer.values]
                 optimizer.state[layer.values] = {key: entry for key, entry in state.items() if key != TAG}
 
@@ -113,7 +113,7 @@ class Keeper:
             self.held[key] = self._tag_of(layer)
 
     def _tag_of(self, layer: SparseLayer) -> int | None:
-        """Takes the tag out of the state of a layer; None if there is none."""
+        """Removes the tag from the state of a layer and returns it; None if there is none."""
         state = self.optimizer.state
         return state[layer.values].pop(TAG, None) if layer.values in state else None
 
@@ -122,7 +122,7 @@ KEEPERS: weakref.WeakKeyDictionary[torch.optim.Optimizer, Keeper] = weakref.Weak
 
 
 def keeper_of(optimizer: torch.optim.Optimizer) -> Keeper:
-    """The keeper of an optimizer, made at the first call."""
+    """The keeper of an optimizer. The first call makes it."""
     if optimizer not in KEEPERS:
         KEEPERS[optimizer] = Keeper(optimizer)
     return KEEPERS[optimizer]
@@ -134,9 +134,9 @@ def keepers_of(optimizer: torch.optim.Optimizer) -> list[Keeper]:
 
 
 def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizer and those that it wraps (look-ahead, a trainer's), outermost first, each with a state of its own.
+    """The optimizer and the optimizers that it wraps (look-ahead, a trainer's wrapper), outermost first.
 
-    A wrapper that only hands on the state of the one inside is left out.
+    A wrapper that only forwards the state of the wrapped optimizer is left out.
     """
     found: list[torch.optim.Optimizer] = []
     ahead = [optimizer]
@@ -152,7 +152,7 @@ def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> Any:
-    """The state of an optimizer; None for a wrapper that never called torch's constructor and has none."""
+    """The state of an optimizer; None for a wrapper that has none, because it never called torch's constructor."""
     try:
         return optimizer.state
     except AttributeError:

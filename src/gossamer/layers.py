@@ -1,10 +1,10 @@
-"""Sparse layers: a support, its values, a layout that multiplies, and one slot for observations of the backward pass.
+"""Sparse layers: a linear layer and a 2-D convolution.
 
-A sparse layer owns ``values`` (its only weight parameter), a ``support`` (``indexed.py`` keeps it and its public copy),
-and a ``layout`` that multiplies. Biases stay dense.
+A sparse layer owns ``values`` (its only weight parameter), a ``support`` (``indexed.py`` stores it and its public
+copy), a ``layout`` that multiplies, and one slot for observations of the backward pass. Biases stay dense.
 
-Initial values: normal with variance 2 / (density fan_in) (Kaiming, He et al. 2015, the fan-in scaled by the density, so
-that the pre-activations of a sparse layer have the variance of a dense one's).
+Initial values are normal with variance 2 / (density fan_in): Kaiming (He et al. 2015) with the fan-in scaled by the
+density. The pre-activations then have the same variance as those of a dense layer.
 """
 
 import math
@@ -29,7 +29,7 @@ from .support import Support
 
 
 class SparseLayer(Indexed):
-    """What the two sparse layers share: support, values, bias, layout, observations. Not to be made directly."""
+    """Base class of the two sparse layers: support, values, bias, layout, observations. Do not make it directly."""
 
     def __init__(
         self,
@@ -47,16 +47,16 @@ class SparseLayer(Indexed):
     ):
         who, shape = type(self).__name__, (dense_shape[0], math.prod(dense_shape[1:]))
         if (density is None) == (support is None):
-            raise UsageError(who, "give either density or support")
+            raise UsageError(who, "give either density or support, not both")
         if density is not None:
             kept = check_density(who, density) * math.prod(grid_of(*checked(who, shape, block)))
             support = Support.random(shape, max(1, round(kept)), block, rng, min_fan_in)
         assert support is not None  # one of the two was given
         if support.shape != shape:
-            raise UsageError(who, f"the support must be that of a {shape[0]} x {shape[1]} matrix", got=support.shape)
+            raise UsageError(who, f"the support must be of a {shape[0]} x {shape[1]} matrix", got=support.shape)
         layout = layout_named(layout, who)
         if layout.follows and support.block != (1, 1):
-            what, remedy = f"layout {layout.name} follows single weights", "block=(1, 1), or another layout"
+            what, remedy = f"layout {layout.name} takes single weights only", "block=(1, 1), or another layout"
             raise UsageError(who, what, got=support.block, remedy=remedy)
         dtype = dtype or torch.get_default_dtype()
         values = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
@@ -69,7 +69,7 @@ class SparseLayer(Indexed):
     # ---------------------------------------------------------------- sensing
 
     def sensed(self, dy: Tensor, x: Tensor, ids: Tensor) -> Tensor:
-        """Gradient at block ids off the support, (m,) or (m, h, w), from one pass's output gradient and input."""
+        """Gradient of one pass at block ids off the support, (m,) -> (m,) or (m, h, w). ``dy``: of the output."""
         dtype, s = self.values.dtype, self.support
         return run(SAMPLED, dy.to(dtype), x.to(dtype), ids, s.shape, s.block, self.geometry)
 
@@ -82,7 +82,7 @@ class SparseLayer(Indexed):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made at every access (the dense size!), differentiable with respect to ``values``."""
+        """The dense weight, differentiable in ``values``. Every access makes a new tensor of the dense size."""
         s = self.support
         return scatter(self.layout.compact(self.values, s), s).view(self.dense_shape)
 
@@ -92,7 +92,7 @@ class SparseLayer(Indexed):
 
     @torch.no_grad()
     def reset_parameters(self, rng: torch.Generator | None = None) -> None:
-        """Kaiming normal values with the fan-in scaled by the density; bias uniform in +-1/sqrt(fan_in), as torch."""
+        """Draws Kaiming normal values (fan-in scaled by the density), and a uniform +-1/sqrt(fan_in) bias, as torch."""
         self.set_values_(kaiming(self.support, self.values.dtype, rng).to(self.values.device))
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.dense_shape[1:]))
@@ -100,7 +100,7 @@ class SparseLayer(Indexed):
 
     @torch.no_grad()
     def set_values_(self, compact: Tensor) -> None:
-        """Writes values given in compact form, (n,) or (n, h, w). What hangs over the edge of the matrix becomes 0."""
+        """Writes values given in compact form, (n,) or (n, h, w). Scalars beyond the edge of the matrix become 0."""
         s = self.support
         if s.weights != compact.numel():
             compact = gather(scatter(compact, s), s)
@@ -115,27 +115,27 @@ class SparseLayer(Indexed):
 
     @property
     def kernels(self) -> dict[str, str]:
-        """Which kernel runs each product here; ``dense (simulated)`` under the masked layout."""
+        """The name of the kernel that runs each product; ``dense (simulated)`` under the masked layout."""
         return kernel_names(self.values, self.support, self.layout, self.dense_above, self.dense_shape, self.geometry)
 
 
 class SparseLinear(SparseLayer):
-    """y = x W^T + b with a sparse W that never exists densely (layout ``csr``).
+    """y = x W^T + b with a sparse W of shape (out_features, in_features). Under layout ``csr`` no dense W is made.
 
     Args:
-        in_features, out_features: the matrix W is (out_features, in_features).
-        density: the part of the weights that may be non-zero, in (0, 1]; the support is drawn uniformly.
-        bias: with a dense bias.
-        layout: ``"csr"`` (compact, O(n)); ``"shadow"`` (dense storage and weight gradient, sparse products otherwise:
-            for rules that make zeros and bring them back); or ``"masked"`` (dense storage and kernels: a simulation).
+        in_features: size of an input.
+        out_features: size of an output.
+        density: the fraction of the weights that may be non-zero, in (0, 1]; the support is drawn uniformly.
+        bias: whether there is a dense bias.
+        layout: ``"csr"`` (compact, O(n)); ``"shadow"`` (dense storage and weight gradient, sparse products otherwise,
+            for rules whose zeros may come back); or ``"masked"`` (dense storage and kernels: a simulation).
         block: (h, w) tiles instead of single weights; ``density`` then counts tiles.
-        rng: generator of the support and the initial values; None is torch's default one.
-        support: a given support instead of a density.
-        min_fan_in: incoming blocks that every output unit gets at least.
+        rng: generator of the support and the initial values; torch's default generator if None.
+        support: a given support, instead of ``density``.
+        min_fan_in: the least number of incoming blocks of every output unit.
 
     Input (..., in_features), output (..., out_features), in the input's dtype; ``values`` are float32 or float64. Under
-    ``csr`` the output has the batch innermost in memory, as sparse products make and want it: merge its dimensions by
-    ``reshape``, not by ``view``.
+    ``csr`` the batch is the innermost dimension of the output in memory. Merge its dimensions by ``reshape``.
     """
 
     def __init__(
@@ -171,9 +171,9 @@ class SparseLinear(SparseLayer):
 class SparseConv2d(SparseLayer):
     """2-D convolution with a sparse kernel: any stride, zero padding and dilation; one group.
 
-    ``padding`` also takes ``"valid"`` and ``"same"`` (stride 1, an even total padding). Other arguments are as in
-    :class:`SparseLinear`. The support is that of the matrix (out_channels, in_channels kh kw). Input (B, in, H, W),
-    output (B, out, H', W').
+    ``padding`` also takes ``"valid"`` and ``"same"`` (stride 1, an even total padding). Other arguments are those of
+    :class:`SparseLinear`. The support is of the matrix (out_channels, in_channels kh kw). Input (B, in, H, W), output
+    (B, out, H', W').
     """
 
     def __init__(
@@ -219,6 +219,6 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 
 def _as_autocast(x: Tensor) -> Tensor:
-    """The input in autocast's dtype where autocast is on, as torch's own layers cast it."""
+    """The input, in autocast's dtype where autocast is on: torch's own layers cast it in the same way."""
     kind = device_type(x)
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -1,12 +1,12 @@
-"""Layouts: how the pair (support, values) is stored and multiplied. A layout is a record of functions, nothing else.
+"""Layouts: how the pair (support, values) is stored and multiplied. A layout is only a record of functions.
 
     name     stored                                        multiplied by
     masked   a dense parameter with exact zeros            torch's dense kernels: it simulates sparsity
-    shadow   a dense parameter, the support its non-zeros  sparse kernels, but a dense weight gradient, at all zeros
+    shadow   a dense parameter, the support its non-zeros  sparse kernels; the weight gradient is dense, zeros included
     csr      a compact parameter (n,) or (n, h, w)         sparse kernels, O(n)
 
-The optimizer need not know the layout: it sees a parameter and a gradient of the same shape. ``scatter`` turns values
-into a dense tensor and ``gather`` turns it back, without loss. ``carry`` brings a stored tensor to another support.
+The optimizer does not depend on the layout: it gets a parameter and a gradient of the same shape. ``scatter`` turns
+values into a dense tensor; ``gather`` is its exact inverse. ``carry`` converts a stored tensor to another support.
 """
 
 from collections.abc import Callable
@@ -24,30 +24,30 @@ from .products.dense_gradient import for_dense, shadow_conv2d, shadow_linear
 from .products.linear.op import csr_linear
 from .support import Support
 
-DENSE_ABOVE = {"linear": 0.25, "conv2d": 0.5}  # densities from which torch's dense kernels are the faster ones (shadow)
+DENSE_ABOVE = {"linear": 0.25, "conv2d": 0.5}  # above these densities a shadow layer uses torch's dense kernels
 
 
 class Layout(NamedTuple):
-    """``dense`` storage: a parameter of the weight's own shape. ``compact``: of shape (n,), or (n, h, w) for tiles."""
+    """``storage``: the parameter has the dense weight's shape, or the compact shape (n,), or (n, h, w) for tiles."""
 
     name: str
     storage: Literal["dense", "compact"]
     linear: Callable[..., Tensor]  # (x, values, s, bias=None): (..., cols) -> (..., rows)
     conv2d: Callable[..., Tensor]  # (x, values, s, geometry, bias=None): (B, in, H, W) -> (B, out, H', W')
-    follows: bool = False  # the support is where the values are not zero; their gradient is that of the dense weight
+    follows: bool = False  # the support is where the values are not zero; their gradient is dense
 
     def stored(self, compact: Tensor, s: Support, shape: torch.Size) -> Tensor:
-        """The parameter (of the dense ``shape``, or compact) that holds these compact values."""
+        """Compact values as the layout stores them: of the dense ``shape``, or compact."""
         return scatter(compact, s).view(shape) if self.storage == "dense" else compact
 
     def compact(self, stored: Tensor, s: Support) -> Tensor:
-        """The values on the support, (n,) or (n, h, w), of a parameter, or of its gradient or optimizer state."""
+        """The values on the support, (n,) or (n, h, w), of a parameter, a gradient or an entry of optimizer state."""
         return gather(stored, s) if self.storage == "dense" else stored
 
 
 def gather(dense: Tensor, s: Support) -> Tensor:
-    """The values on the support of a dense tensor, (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w). They are 0
-    where a tile hangs over the edge."""
+    """The values of a dense tensor on the support, (rows, cols) or (out, in, kh, kw) -> (n,) or (n, h, w). Where a
+    tile reaches beyond the edge, they are 0."""
     at, where = s.scalars()
     if at is None:
         return dense.reshape(-1)[where]
@@ -66,8 +66,8 @@ def carry(stored: Tensor, layout: Layout, new: Support, came_from: Tensor, fill:
     """``stored`` (a parameter, or an entry of its optimizer state) on another support.
 
     Args:
-        came_from: position of each block of ``new`` in the old support, -1 where it is newborn, (n_new,) int64.
-        fill: what newborn blocks hold, first dimension 1; zeros where None, or of another shape than a block.
+        came_from: position of each block of ``new`` in the old support; -1 for newborn blocks; (n_new,) int64.
+        fill: content of newborn blocks, first dimension 1. If None, or not of the shape of a block, they are zero.
     """
     newborn = came_from < 0
     if layout.storage == "dense":

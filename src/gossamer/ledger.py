@@ -1,5 +1,5 @@
 # pyright: strict
-"""The ledger: FLOPs and bytes of a training run, counted by formula from the weights of each layer, step by step.
+"""The ledger: FLOPs and bytes of a training run. Formulas give them for each step, from the weights of each layer.
 
 For one layer with n of N weights kept, P output positions per example (H' W' of a convolution, 1 of a linear layer)
 and batch B:
@@ -7,14 +7,14 @@ and batch B:
     forward, backward_input, backward_weight      2 B P n each     (one multiply-add = 2 FLOPs)
     sensing m weights off the support             2 B P m
     dense                                         n = N, no sensing
-    shadow                                        n of the first two, N of the third (N of all, above a density)
+    shadow                                        n in the first two, N in the third (above a density, N in all)
 
 The first layer's input needs no gradient: that product is not computed and not counted. Linear and Conv2d layers,
-sparse or dense, are counted one by one. What else torch's FlopCounterMode finds in a forward pass (attention,
-functional and transposed products) is one more entry. It is the same for the sparse and the dense model, its backward
-pass counts twice its forward pass, and it has multiply-adds but no weights. Normalisation, losses, activations and the
-bookkeeping of events are not counted (as in Evci et al. 2020, appendix H). Under the masked layout the arithmetic that
-runs is dense: the count is then what a sparse kernel would do, "simulated".
+sparse or dense, are counted one by one. All other arithmetic that torch's FlopCounterMode finds in a forward pass
+(attention, functional and transposed products) is one more entry. It is the same for the sparse and the dense model,
+its backward pass counts twice its forward pass, and it has multiply-adds but no weights. Normalisation, losses,
+activations and the bookkeeping of events are not counted (as in Evci et al. 2020, appendix H). The masked layout runs
+dense arithmetic. Its count is what a sparse kernel would do; it is labelled "simulated".
 """
 
 from collections.abc import Mapping
@@ -33,22 +33,21 @@ PARTS = ("forward", "backward_input", "backward_weight", "sensing")
 
 
 class SensingOptimizer(Protocol):
-    """What a :class:`~gossamer.Rewirer` or a :class:`~gossamer.Multilevel` tells of its measurements off the
-    support."""
+    """The part of a :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel` that a ledger reads: its sensing."""
 
     @property
     def sensing(self) -> Mapping[str, int]:
-        """Blocks that the next step measures, by layer."""
+        """Blocks off the support that the step in progress measures, by layer."""
         ...
 
     @property
     def sensing_bytes(self) -> int:
-        """Bytes held for it."""
+        """Bytes held for sensing."""
         ...
 
 
 class Cost(NamedTuple):
-    """What one step costs."""
+    """The FLOPs of one step, by part."""
 
     forward: int = 0
     backward_input: int = 0
@@ -57,7 +56,7 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All four together."""
+        """The sum of the four parts."""
         return sum(self)
 
     def plus(self, other: "Cost") -> "Cost":
@@ -74,7 +73,7 @@ class Entry(NamedTuple):
     weights: int  # N; of other arithmetic the multiply-adds per example
     input_gradient: bool  # whether the backward pass needs it
     weight_gradient: bool
-    holds: bool = True  # False: other arithmetic, which has no weights of its own
+    holds: bool = True  # False: other arithmetic, which has no weights
 
     @property
     def n(self) -> int:
@@ -83,17 +82,17 @@ class Entry(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """Of a forward pass over one example, with the weights kept now."""
+        """Multiply-adds of a forward pass over one example, with the weights kept now."""
         return round(self.positions * self.n)
 
     @property
     def simulated(self) -> bool:
-        """True where a sparse layer is multiplied by dense kernels as if they were sparse."""
+        """Whether dense kernels run, though the count is of sparse kernels (masked layout)."""
         return isinstance(self.module, SparseLayer) and self.module.layout.storage == "dense" and not self.follows
 
     @property
     def follows(self) -> bool:
-        """True where the support is that of the values, whose gradient is dense."""
+        """Whether the support is where the values are not zero, with a dense weight gradient (shadow layout)."""
         return _follows(self.module)
 
     def cost(self, batch: int, n: int, sensed: int = 0) -> Cost:
@@ -108,15 +107,16 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """Accounts of one training run.
+    """Counts the FLOPs and bytes of one training run.
 
     Args:
         model: the model, after ``sparsify``.
-        example: an input batch (or a tuple of inputs); one pass in eval mode finds how often each weight is used.
-        optimizer: its state counts among the bytes.
+        example: an input batch (or a tuple of inputs); one pass in eval mode counts how often each weight is used.
+        optimizer: its state is counted among the bytes.
 
-    ``flops``: cumulative :class:`Cost`; ``dense_flops``: the same steps by the dense model; ``ratio``; ``peak_bytes``:
-    the most bytes of values, indices, gradients, optimizer state and sensing at any step (activations not included).
+    ``flops``: the :class:`Cost` of all steps. ``dense_flops``: FLOPs of the same steps with the dense model. ``ratio``:
+    of the two. ``peak_bytes``: the most bytes of values, indices, gradients, optimizer state and sensing at any step
+    (activations are not included).
     """
 
     def __init__(
@@ -127,13 +127,13 @@ class Ledger:
         self.flops, self.dense = Cost(), 0
         self.steps, self.examples, self.peak_bytes = 0, 0, 0
         self.by_layer = {entry.name: Cost() for entry in self.entries}
-        self._peak_key: object = None  # what determined the bytes when they were last counted
+        self._peak_key: object = None  # the bytes are counted again when this changes
 
     def step(self, batch: int, rewirer: SensingOptimizer | None = None) -> None:
-        """Records one training step over ``batch`` examples: call it after the backward pass, before the step changes
-        anything.
+        """Records one training step over ``batch`` examples. Call it after the backward pass and before the step of the
+        optimizer.
 
-        ``rewirer`` (a :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel`) says what this step senses.
+        ``rewirer``: the :class:`~gossamer.Rewirer` or :class:`~gossamer.Multilevel`, whose sensing is counted.
         """
         sensed = _sensed(rewirer)
         for entry in self.entries:
@@ -144,7 +144,7 @@ class Ledger:
         self.steps += 1
         self.examples += batch
         held = rewirer.sensing_bytes if rewirer is not None else 0
-        # the bytes depend on nothing else; after three steps the optimizer has made its state
+        # the bytes depend on nothing else; after three steps the optimizer's state exists
         key = (tuple(entry.n for entry in self.entries), held, min(self.steps, 3))
         if key != self._peak_key:
             self._peak_key = key
@@ -152,37 +152,36 @@ class Ledger:
 
     @property
     def dense_flops(self) -> int:
-        """FLOPs the dense model would have spent on the same steps."""
+        """FLOPs of the same steps with the dense model."""
         return self.dense
 
     @property
     def ratio(self) -> float:
-        """Training FLOPs over dense training FLOPs."""
+        """Training FLOPs divided by dense training FLOPs."""
         return self.flops.total / self.dense if self.dense else float("nan")
 
     @property
     def simulated(self) -> bool:
-        """True if some sparse layer runs dense kernels: FLOPs are then not what was executed."""
+        """Whether some sparse layer runs dense kernels. The FLOPs are then not those that were executed."""
         return any(entry.simulated for entry in self.entries)
 
     @property
     def kept(self) -> int:
-        """Weights of linear and convolutional layers that may be non-zero now."""
+        """The number of weights of linear and convolutional layers that may be non-zero now."""
         return sum(entry.n for entry in self.entries if entry.holds)
 
     @property
     def weights(self) -> int:
-        """All weights of linear and convolutional layers."""
+        """The number of all weights of linear and convolutional layers."""
         return sum(entry.weights for entry in self.entries if entry.holds)
 
     def step_cost(self, batch: int, rewirer: SensingOptimizer | None = None) -> dict[str, Cost]:
-        """FLOPs of one step as things stand, per layer name."""
+        """FLOPs of one step with the present supports and sensing, by layer name."""
         sensed = _sensed(rewirer)
         return {e.name: e.cost(batch, e.n, sensed.get(e.name, 0) * _tile(e.module)) for e in self.entries}
 
     def bytes(self, rewirer: SensingOptimizer | None = None) -> dict[str, int]:
-        """Bytes held now: values, indices, gradients, optimizer, sensing, total (all parameters of the model, dense
-        ones too)."""
+        """Bytes held now: values, indices, gradients, optimizer, sensing, total. Dense parameters are included."""
         layers = [m for m in self.model.modules() if isinstance(m, SparseLayer)]
         parts = {
             "values": sum(_size(p) for p in self.model.parameters()),
@@ -199,7 +198,7 @@ class Ledger:
         return {p: {k: t for k, t in state.items() if isinstance(t, Tensor)} for p, state in given.items()}
 
     def dense_bytes(self) -> int:
-        """Values, gradients and optimizer state of the dense model with the same optimizer."""
+        """Bytes of values, gradients and optimizer state of the dense model with the same optimizer."""
         total, states = 0, self._states()
         dense_sizes = {id(m.values): m.dense_shape.numel() for m in self.model.modules() if isinstance(m, SparseLayer)}
         for p in self.model.parameters():
@@ -209,7 +208,7 @@ class Ledger:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """The accounts so far."""
+        """The counts so far."""
         counts = {"steps": self.steps, "examples": self.examples, "peak_bytes": self.peak_bytes, "dense": self.dense}
         return {
             **counts,
@@ -218,17 +217,17 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from saved accounts of the same layers."""
+        """Continues from saved counts. Raises UsageError if they are of other layers."""
         if set(state["by_layer"]) != set(self.by_layer):
-            raise UsageError("Ledger", "these accounts are of other layers", got=list(state["by_layer"]))
+            raise UsageError("Ledger", "the saved counts are of other layers", got=list(state["by_layer"]))
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.peak_bytes, self.dense, self.flops = int(state["peak_bytes"]), int(state["dense"]), Cost(*state["flops"])
         self.by_layer = {name: Cost(*cost) for name, cost in state["by_layer"].items()}
         self._peak_key = None
 
     def table(self) -> str:
-        """Per layer: weights kept, density, multiply-adds of a forward pass over one example, FLOPs spent by part,
-        share of dense."""
+        """A table of the layers: weights kept, density, multiply-adds of a forward pass over one example, FLOPs by
+        part, and the ratio to the dense FLOPs."""
         lines: list[tuple[str, ...]] = [("layer", "kept", "of", "density", "multiply-adds", *PARTS, "of dense")]
         for e in self.entries:
             cost, dense = self.by_layer[e.name], e.cost(self.examples, e.weights).total
@@ -266,15 +265,16 @@ def _flops(cost: Cost) -> list[str]:
 def cost_model(
     method: str, f_sparse: float, f_dense: float, *, every: float = 100, window: int = 10, fraction: float = 0.1
 ) -> float:
-    """FLOPs of a training step by the published formulas (Evci et al. 2020, appendix H: backward = 2 forward), mean
-    over steps.
+    """Mean FLOPs of a training step by the published formulas (Evci et al. 2020, appendix H: backward = 2 forward).
 
     Args:
         method: ``dense``, ``static``, ``set``, ``snfs``, ``rigl`` or ``csst``.
-        f_sparse, f_dense: forward FLOPs of the sparse and the dense network.
-        every: plain steps between events (RigL counts the event's iteration apart); for ``csst`` steps per event, on
-            average.
-        window, fraction: of ``csst``.
+        f_sparse: forward FLOPs of the sparse network.
+        f_dense: forward FLOPs of the dense network.
+        every: ``rigl``: plain steps between events, the iteration of the event not included. ``csst``: mean number of
+            steps between events.
+        window: the setting of ``csst``.
+        fraction: the setting of ``csst``.
     """
     formulas = {
         "dense": 3 * f_dense,
@@ -294,8 +294,8 @@ def cost_model(
 
 
 def _traced(model: nn.Module, example: tuple[Tensor, ...]) -> list[Entry]:
-    """One pass over the example finds each layer's positions and whether its input needs a gradient. The model is left
-    as it was."""
+    """One pass over the example finds the output positions of each layer, and whether its input needs a gradient. The
+    model does not change."""
     names = {m: name for name, m in named_modules(model).items() if isinstance(m, SparseLayer | nn.Linear | nn.Conv2d)}
     used: dict[nn.Module, tuple[float, bool]] = {}
     counter, inside = (

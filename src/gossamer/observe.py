@@ -1,18 +1,18 @@
 # pyright: reportUnknownMemberType=false
-"""What the backward passes of a layer report, to whom, and when it counts.
+"""Observes the backward passes of a layer, and decides which passes count.
 
-A layer has one slot for observations. ``layer.observe(tell)`` makes an :class:`Observation`; while it is open,
-``tell(dy, x)`` is called in every backward pass, with the gradient of the output and the input.
+A layer has one slot for observations. ``layer.observe(tell)`` makes an :class:`Observation`. While it is open, every
+backward pass calls ``tell(dy, x)`` with the gradient of the output and the input.
 
-A gradient that is measured off the support belongs to the one in ``values.grad``: it counts exactly the passes that
-accumulated there since that was last None or zero. An :class:`Observer` therefore looks at every pass twice:
+What is measured off the support must match ``values.grad``. So exactly those passes count that have accumulated into
+``values.grad`` since it was last None or zero. An :class:`Observer` therefore handles every pass twice:
 
-    at the layer's output         (dy, x): something is measured, and waits, under the number of the pass
-    after ``values.grad += g``    what waits under this number is added up; what waits under any other is forgotten
+    at the layer's output         (dy, x) are measured; the result waits, under the number of the pass
+    after ``values.grad += g``    results that wait under this number are added up; all others are forgotten
 
-``torch.autograd.grad`` never comes to the second. The loss of another network, or a step that was skipped, may leave
-something behind: it is forgotten when the gradient is seen to have been None or zero since. Operands that are kept
-until the step are checked as autograd checks the tensors that it saves.
+A pass of ``torch.autograd.grad`` never reaches the second point. The loss of another network, or a skipped step, may
+leave results behind. They are forgotten once the gradient has been None or zero. Operands that are kept until the step
+are checked for writes, as autograd checks the tensors that it saves.
 """
 
 import weakref
@@ -30,14 +30,14 @@ from ._errors import UsageError
 
 
 class Operands(NamedTuple):
-    """What the weight gradient of one pass is made of, and the versions of both tensors at that time."""
+    """The operands of the weight gradient of one pass, and the versions of both tensors at that time."""
 
     dy: Tensor
     x: Tensor
     versions: tuple[int, int]
 
     def checked(self, who: str) -> tuple[Tensor, Tensor]:
-        """(dy, x), if nobody has written to them. Raises UsageError."""
+        """(dy, x). Raises UsageError if one of them was written to."""
         _check_version(who, self.x, self.versions[1])
         if version_of(self.dy) != self.versions[0]:
             what = "the gradient of its output was changed in place before the step that needs it"
@@ -47,15 +47,15 @@ class Operands(NamedTuple):
 
 @dataclass
 class Seen:
-    """What passes have shown, added up."""
+    """The sums of what backward passes have measured."""
 
     sampled: Tensor | None = None  # gradient at the sensed coordinates
-    active: Tensor | None = None  # gradient of the stored values, before anybody clips it
+    active: Tensor | None = None  # gradient of the stored values, before any clipping
     flow: tuple[Tensor, Tensor] | None = None  # sums of squares of dy and x per block row and block column
     operands: list[Operands] = field(default_factory=list[Operands])
 
     def plus(self, more: "Seen") -> "Seen":
-        """Both together; neither is changed."""
+        """The sum of both. Neither is changed."""
         pairs = ((self.sampled, more.sampled), (self.active, more.active))
         sampled, active = (a if b is None else b if a is None else a + b for a, b in pairs)
         flow = self.flow or more.flow
@@ -65,13 +65,13 @@ class Seen:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that is held."""
+        """All tensors held."""
         held = [t for t in (self.sampled, self.active, *(self.flow or ())) if t is not None]
         return held + [t for pair in self.operands for t in pair[:2]]
 
 
 class Observable(Protocol):
-    """What an observer needs of a layer."""
+    """What an observer needs from a layer."""
 
     values: nn.Parameter
 
@@ -83,15 +83,16 @@ class Observable(Protocol):
 
 
 class Observation:
-    """A place in a layer's slot: a context, or :meth:`open` and :meth:`close`. Made by ``layer.observe``.
+    """An observation of a layer's backward passes. Use it as a context, or call :meth:`open` and :meth:`close`.
+
+    ``layer.observe`` makes it. In the backward pass it raises UsageError if the input was changed in place since the
+    forward pass.
 
     Args:
         slot: the layer's open observations; only observations write to it.
-        who: named in errors.
-        tell: called with (dy, x) of each backward pass while this is open.
-        look: called in each forward pass before the product: the place to notice that the layer has another support.
-
-    Raises (in the backward pass): UsageError where the input was changed in place since the forward pass.
+        who: the name in error messages.
+        tell: called with (dy, x) of each backward pass while the observation is open.
+        look: called in each forward pass before the product; it can detect that the layer has another support.
     """
 
     def __init__(
@@ -105,17 +106,17 @@ class Observation:
 
     @property
     def is_open(self) -> bool:
-        """Whether passes are told."""
+        """Whether passes are reported."""
         return self in self._slot
 
     def open(self) -> "Observation":
-        """From the next forward pass on, its passes are told."""
+        """Reports passes, from the next forward pass on."""
         if not self.is_open:
             self._slot.append(self)
         return self
 
     def close(self) -> None:
-        """Nothing is told any more, not even of forward passes made before."""
+        """Stops reporting at once: passes whose forward part is done are not reported either."""
         if self.is_open:
             self._slot.remove(self)
 
@@ -126,19 +127,19 @@ class Observation:
         self.close()
 
     def report(self, x: Tensor, version: int, dy: Tensor) -> None:
-        """Hook of the output: its gradient ``dy`` is known. ``version``: that of ``x`` in the forward pass."""
-        if self.is_open and not is_batch_of_gradients(dy):  # is_grads_batched: it cannot be read, nor accumulates
+        """Hook of the output, called with its gradient ``dy``. ``version``: that of ``x`` in the forward pass."""
+        if self.is_open and not is_batch_of_gradients(dy):  # is_grads_batched: dy cannot be read, and never accumulates
             _check_version(self.who, x, version)
             self.tell(dy.detach(), x)
 
 
 class Observer:
-    """Adds up what the backward passes of one layer show, for the gradient that ``values.grad`` holds.
+    """Adds up the measurements of those backward passes of one layer that are in ``values.grad``.
 
     Args:
         layer: the sparse layer.
-        who: named in errors: the layer's name.
-        measure: (dy, x) -> what a pass shows, or None; called between :meth:`start` and :meth:`stop`.
+        who: the layer's name, for error messages.
+        measure: (dy, x) -> the measurement of one pass, or None; called between :meth:`start` and :meth:`stop`.
         look: as in :class:`Observation`.
     """
 
@@ -150,15 +151,15 @@ class Observer:
         look: Callable[[], object] | None = None,
     ):
         self.layer, self.who, self.measure = layer, who, measure
-        self.on_support = False  # the gradient of the stored values is wanted too
+        self.on_support = False  # whether the gradient of the stored values is recorded too
         self._observation = layer.observe(self._tell, look, who)
         self._waiting: list[tuple[int, Seen]] = []  # by the number of their pass
-        self._seen: list[tuple[weakref.ref[Tensor], Seen]] = []  # by the gradient that holds it, the last at the end
-        self._base: Seen | None = None  # what the pass in progress adds to
+        self._seen: list[tuple[weakref.ref[Tensor], Seen]] = []  # by the gradient tensor they belong to, latest last
+        self._base: Seen | None = None  # the sum to which the pass in progress is added
         self._handles: list[RemovableHandle] = []
 
     def start(self, on_support: bool = False) -> None:
-        """Measures the passes from the next forward pass on, and forgets what was seen before."""
+        """Measures passes, from the next forward pass on. Forgets earlier measurements."""
         self.stop()
         values = self.layer.values
         if not values.requires_grad:
@@ -168,7 +169,7 @@ class Observer:
         self._observation.open()
 
     def stop(self) -> None:
-        """Nothing is measured any more."""
+        """Stops measuring."""
         self.forget()
         self._observation.close()
         for handle in self._handles:
@@ -176,19 +177,19 @@ class Observer:
         self._handles = []
 
     def forget(self) -> None:
-        """Forgets what was seen."""
+        """Forgets all measurements."""
         self._waiting, self._seen, self._base = [], [], None
 
     def has_gradient(self) -> bool:
-        """Whether ``values.grad`` holds something: reads a number."""
+        """Whether ``values.grad`` has a non-zero entry. This reads a number from the device."""
         grad = self.layer.values.grad
         return grad is not None and bool(grad.any())
 
     def seen(self) -> Seen | None:
-        """What the passes that are in ``values.grad`` now have shown; None if there are none.
+        """The sum of the measurements of the passes that are in ``values.grad`` now; None if there are none.
 
-        If the gradient is another tensor than the one in which passes have accumulated, it was scaled or clipped: it
-        stands for the last one.
+        If ``values.grad`` is a tensor into which no pass has accumulated, the gradient was scaled or clipped. Then the
+        sum of the last known gradient is taken.
         """
         self._waiting = []
         if not self.has_gradient():
@@ -202,22 +203,22 @@ class Observer:
         return sum(t.numel() * t.element_size() for t in held)
 
     def _of(self, grad: Tensor | None) -> Seen | None:
-        """What the passes have shown that accumulated in this very tensor."""
+        """The sum of the passes that accumulated into this tensor object."""
         return next((seen for reference, seen in self._seen if reference() is grad), None) if grad is not None else None
 
     # ---------------------------------------------------------------- the hooks
 
     def _tell(self, dy: Tensor, x: Tensor) -> None:
-        """The gradient of an output is known."""
+        """Measures a pass whose output gradient is known."""
         if is_wrapped(dy):
-            return  # the gradient of a transform never accumulates
+            return  # the gradient of a torch.func transform never accumulates
         with torch.no_grad():
             seen = self.measure(dy, x)
         if seen is not None:
             self._waiting.append((_pass_number(), seen))
 
     def _before(self, grad: Tensor) -> None:
-        """A gradient is about to be added to ``values.grad``: where that is None or zero, earlier passes are gone."""
+        """Runs before a gradient is added to ``values.grad``. If that is None or zero, earlier passes do not count."""
         held, self._base = self.layer.values.grad, None
         if self._seen and self.has_gradient():
             self._base = self._of(held) or self._seen[-1][1]  # another tensor: scaled or clipped
@@ -226,7 +227,7 @@ class Observer:
             self._waiting.append((_pass_number(), Seen(active=grad.detach().clone())))
 
     def _after(self, values: Tensor) -> None:
-        """The gradient has been added."""
+        """Runs after the gradient has been added."""
         waiting, self._waiting = self._waiting, []
         number, grad, total = _pass_number(), values.grad, self._base
         for at, seen in waiting:
@@ -237,7 +238,7 @@ class Observer:
 
 
 class Observed(nn.Module):
-    """A module with one slot for observations of its backward passes. Its forward pass goes through :func:`watched`."""
+    """A module with one slot for observations of its backward passes. Its forward pass calls :func:`watched`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,12 +247,12 @@ class Observed(nn.Module):
     def observe(
         self, tell: Callable[[Tensor, Tensor], object], look: Callable[[], object] | None = None, who: str | None = None
     ) -> Observation:
-        """An observation of the backward passes, closed at first: ``with layer.observe(tell): ...``.
+        """Makes an observation of the backward passes. It is closed at first: ``with layer.observe(tell): ...``.
 
         Args:
             tell: called in every backward pass with the gradient of the output and the input, both detached.
             look: called in every forward pass before the product.
-            who: named in errors; the layer's class where None.
+            who: the name in error messages; the class of the layer if None.
         """
         return Observation(self._observations, who or type(self).__name__, tell, look)
 
@@ -269,18 +270,18 @@ class Observed(nn.Module):
 
 
 def watched(slot: list[Observation], x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
-    """``multiply(x)``, with hooks that report to the open observations in each pass that makes the output's gradient.
+    """``multiply(x)``, with hooks that report every backward pass through the output to the open observations.
 
-    A pass through the input's gradient (a gradient penalty) adds dy^T ggx to the weight's gradient, where ggx is the
-    gradient of that gradient: it is reported as a pass with ggx for x.
+    A backward pass through the input's gradient (a gradient penalty) adds dy^T ggx to the weight's gradient, where ggx
+    is the gradient with respect to the input's gradient. It is reported as a pass with ggx in place of x.
     """
     if not slot or not torch.is_grad_enabled():
         return multiply(x)
     for observation in tuple(slot):
         if observation.look is not None:
-            observation.look()  # it may open or close observations
+            observation.look()  # this may open or close observations
     observations = tuple(slot)
-    passes: list[Tensor] = []  # dy of the passes that may be differentiated again
+    passes: list[Tensor] = []  # dy of each pass that may be differentiated again
     if x.requires_grad:
         x = x.view_as(x)
         x.register_hook(partial(_watch_input_gradient, observations, passes))
@@ -299,7 +300,7 @@ def _note_differentiable(passes: list[Tensor], dy: Tensor) -> None:
 
 
 def _watch_input_gradient(observations: tuple[Observation, ...], passes: list[Tensor], dx: Tensor) -> None:
-    """The gradient of the input is known. If it may be differentiated, its own gradient ggx is an input too."""
+    """Hook of the input, called with its gradient. If that may be differentiated, its gradient ggx is reported too."""
     if dx.requires_grad and passes:
         for observation in observations:
             dx.register_hook(partial(_report_again, observation, passes[-1]))
@@ -310,7 +311,7 @@ def _report_again(observation: Observation, dy: Tensor, ggx: Tensor) -> None:
 
 
 def version_of(t: Tensor) -> int:
-    """How often a tensor has been written to; -1 where torch does not count."""
+    """The number of writes to a tensor; -1 if torch does not count them."""
     return -1 if t.is_inference() else t._version
 
 
@@ -322,10 +323,10 @@ def operands(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Operands:
 
 def _check_version(who: str, x: Tensor, version: int) -> None:
     if version_of(x) != version:
-        what = "its input was changed in place before its gradient off the support was measured"
-        raise UsageError(who, what, remedy="clone the input, or fill the buffer again only after step()")
+        what = "its input was changed in place before the gradient off the support was measured"
+        raise UsageError(who, what, remedy="clone the input, or write to its buffer only after step()")
 
 
 def _pass_number() -> int:
-    """The number of the backward pass that runs in this thread."""
+    """The number of the backward pass that is running in this thread."""
     return backward_pass()

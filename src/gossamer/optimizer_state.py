@@ -1,8 +1,8 @@
-"""The state that a torch optimizer keeps for the values of a layer: which entries have a place for every block, and how
-they are carried to another support.
+"""The state that a torch optimizer keeps for the values of a layer: which entries are indexed by blocks, and how they
+are carried to another support.
 
-No optimizer is known by name. Indexed is an entry of the parameter's shape, and under compact storage every entry whose
-first dimension counts the blocks (factored moments of tiles).
+No optimizer is known by name. An entry is indexed if it has the parameter's shape. Under compact storage it is enough
+that its first dimension counts the blocks (factored moments of tiles).
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ def carry_state_(
     came_from: Tensor | None = None,
     newborn: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Moves the optimizer's state of a layer's values from one support to another, in place where the shape stays.
+    """Carries the optimizer's state of a layer's values from one support to another, in place if the shape stays.
 
     Args:
-        came_from: position of each block of ``new`` in ``old``, -1 where it is newborn; looked up where None.
-        newborn: by entry, the state of a newborn block, first dimension 1; zeros where nothing is given.
+        came_from: position of each block of ``new`` in ``old``, -1 for newborn blocks; computed if None.
+        newborn: by entry, the state of a newborn block, first dimension 1; zeros for entries that are not given.
     """
     if layer.values not in optimizer.state:
         return
@@ -41,7 +41,7 @@ def carry_state_(
 
 
 def is_indexed(entry: Tensor, layer: SparseLayer, s: Support) -> bool:
-    """Whether an entry of the optimizer's state has a place for every block of ``s``."""
+    """Whether an entry of the optimizer's state is indexed by the blocks of ``s``."""
     if layer.layout.storage == "dense":
         return entry.shape == layer.dense_shape
     return entry.dim() > 0 and entry.shape[0] == s.n

@@ -1,8 +1,7 @@
 # pyright: strict
-"""Selection: which layers of a model are made sparse, how many blocks each may keep, and why the others stay dense.
+"""Selection: which layers of a model are made sparse, how many blocks each keeps, and why the other layers stay dense.
 
-``sparsify`` converts the layers that are selected here, and ``plan`` measures them. Both ask the same function, so
-they agree.
+``sparsify`` converts the selected layers, and ``plan`` measures them. Both call :func:`select`, so they agree.
 """
 
 import math
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ._budgets import Budget, counts, resolve
-from ._errors import UsageError, check_density, nearest
+from ._errors import UsageError, check_density, check_module, nearest
 from ._modules import named_modules
 from .batch_last import PLAIN, hooked
 from .layers import SparseLayer
@@ -22,17 +21,17 @@ from .products.conv2d.reference import Geometry
 from .support import checked, grid_of
 
 Pick = str | re.Pattern[str] | type[nn.Module]
-Convertible = nn.Linear | nn.Conv2d  # what can be made sparse
+Convertible = nn.Linear | nn.Conv2d  # types of layers that can be made sparse
 
 
 class Selection(NamedTuple):
-    """All modules that own parameters, by name in order of definition, and the blocks that each of the selected layers
-    keeps."""
+    """All modules that own parameters, by name in order of definition, and the number of blocks that each selected
+    layer keeps."""
 
     owners: dict[str, nn.Module]
-    reasons: dict[str, str]  # why a module stays as it is; "" = it is made sparse
-    blocks: dict[str, int]  # kept blocks of those that are made sparse
-    totals: dict[str, int]  # all blocks of the same
+    reasons: dict[str, str]  # why a module stays as it is; "" if it is made sparse
+    blocks: dict[str, int]  # kept blocks of each layer that is made sparse
+    totals: dict[str, int]  # all blocks of each layer that is made sparse
 
     @property
     def layers(self) -> dict[str, Convertible]:
@@ -55,8 +54,10 @@ def select(
 ) -> Selection:
     """The layers that the arguments of :func:`~gossamer.sparsify` select in this model. Changes nothing.
 
-    Raises: UsageError, in the name of ``who``.
+    Raises: UsageError where an argument is not valid, or no layer can be made sparse. ``who``: the function that it
+    names.
     """
+    check_module(who, model)
     check_density(who, density)
     owners = {name: m for name, m in named_modules(model).items() if any(True for _ in m.parameters(recurse=False))}
     chosen = None if include is None else _picked(who, include, model, "include")
@@ -79,7 +80,7 @@ def select(
 
 
 def geometry_of(m: nn.Conv2d) -> Geometry:
-    """The geometry of a convolution that can be made sparse: ``padding="same"`` is then symmetric."""
+    """The geometry of a convolution that can be made sparse. Its ``padding="same"`` is symmetric, as select checks."""
     (kh, kw), (sh, sw), (dh, dw) = _pair(m.kernel_size), _pair(m.stride), _pair(m.dilation)
     same = (dh * (kh - 1) // 2, dw * (kw - 1) // 2)
     padding = same if m.padding == "same" else (0, 0) if isinstance(m.padding, str) else _pair(m.padding)
@@ -95,8 +96,8 @@ def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _picked(who: str, picks: Pick | Iterable[Pick], model: nn.Module, argument: str) -> set[str]:
-    """Names of the modules that an ``include`` or ``exclude`` argument selects. Raises UsageError if a pick matches
-    nothing."""
+    """Names of the modules that an ``include`` or ``exclude`` argument selects. Raises UsageError if a pick matches no
+    module."""
     modules = named_modules(model)
     found: set[str] = set()
     for pick in [picks] if isinstance(picks, str | re.Pattern | type) else list(picks):
@@ -147,7 +148,7 @@ def _dense_reason(
         if isinstance(m, LazyModuleMixin):
             return "it is lazy: run one batch through the model first"
         if isinstance(m, Convertible):
-            return f"{type(m).__name__} is a subclass or a parametrisation of a layer, whose meaning is not known here"
+            return f"{type(m).__name__} is a subclass or a parametrisation of a layer, and may compute something else"
         return f"{type(m).__name__} is neither Linear nor Conv2d"
     if name in excluded:
         return "excluded"
@@ -156,12 +157,12 @@ def _dense_reason(
     if name in shared:
         return f"its weight is shared with {shared[name]}"
     if hooked(m):
-        return "it has hooks, which would be lost"
+        return "it has hooks, which the conversion would remove"
     if isinstance(m, nn.Conv2d):
         if m.groups > 1:
             return f"groups={m.groups}: a grouped kernel is already block-diagonal and small"
         if m.padding_mode != "zeros":
             return f"padding_mode={m.padding_mode!r}: only zero padding has sparse kernels"
         if m.padding == "same" and any(d * (k - 1) % 2 for k, d in zip(m.kernel_size, m.dilation, strict=True)):
-            return "padding='same' with an odd total is not symmetric"
+            return "padding='same' with an odd total padding is not symmetric"
     return ""

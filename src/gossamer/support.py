@@ -1,16 +1,16 @@
 """Support: which blocks of a matrix may be non-zero. It is immutable, and holds nothing of the dense size.
 
 A matrix of ``shape`` (rows, cols) is cut into blocks of (h, w) scalars. (1, 1) is one scalar. The last row and column
-of blocks may hang over the edge. The kept blocks are stored in compressed sparse rows. Ids count blocks row by row,
-id = i * grid_cols + j (int64).
+of blocks may reach beyond the edge. The index of the kept blocks is in compressed sparse row (CSR) form. Ids count
+blocks row by row, id = i * grid_cols + j (int64).
 
     crow, col          row order:     block row i holds the blocks crow[i]:crow[i+1], in columns col[...],
                                       strictly increasing
     ccol, row, perm    column order:  block column j holds the blocks ccol[j]:ccol[j+1], in rows row[...];
                                       the k-th is number perm[k] in row order
 
-The rank r of a block that is *not* kept (the r-th zero) has a closed form: of the sorted kept ids k_0 < k_1 < ...,
-exactly k_i - i zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}. So sampling m zeros takes O(m log n).
+The id of the r-th block that is *not* kept (the r-th zero) has a closed form. Let k_0 < k_1 < ... be the kept ids.
+Exactly k_i - i zeros precede k_i, so  id(r) = r + #{i : k_i - i <= r}. Sampling m zeros therefore takes O(m log n).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from ._sampling import distinct, distinct_in_rows, unique
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """The index of the kept blocks. Made by :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of`, ..."""
+    """The index of the kept blocks. It is made by :meth:`random`, :meth:`from_ids`, :meth:`from_index`, :meth:`of`."""
 
     shape: tuple[int, int]
     block: tuple[int, int]
@@ -39,7 +39,7 @@ class Support:
     row: Tensor  # (n,) int32, column order
     perm: Tensor  # (n,) int32
 
-    # ---------------------------------------------------------------- making one
+    # ---------------------------------------------------------------- constructors
 
     @staticmethod
     def from_ids(ids: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
@@ -53,7 +53,7 @@ class Support:
 
     @staticmethod
     def from_index(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
-        """The support of a CSR index from outside (a file). All of it is verified before it is used."""
+        """The support of a CSR index from outside, for instance from a file. Raises UsageError if it is not valid."""
         shape, block = checked("Support", shape, block)
         if problems := index_problems(crow, col, shape, block):
             what = f"this is not a CSR index of a {shape[0]} x {shape[1]} matrix in blocks of {block}"
@@ -63,7 +63,7 @@ class Support:
 
     @staticmethod
     def of_index(crow: Tensor, col: Tensor, shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
-        """The support of a CSR index (int32) that a kernel has just made: nothing is verified."""
+        """The support of a CSR index (int32) that a kernel has just made. The index is not verified."""
         return _with_column_order(*checked("Support", shape, block), crow, col)
 
     @staticmethod
@@ -74,7 +74,7 @@ class Support:
         rng: torch.Generator | None = None,
         min_fan_in: int = 0,
     ) -> "Support":
-        """``n`` blocks, uniformly without replacement. Every block row first gets ``min_fan_in`` of them, uniformly."""
+        """``n`` random blocks, uniformly without replacement. Every block row first gets ``min_fan_in`` of them."""
         shape, block = checked("Support.random", shape, block)
         rows, cols = grid_of(shape, block)
         if not 0 <= n <= rows * cols:
@@ -90,7 +90,7 @@ class Support:
 
     @staticmethod
     def of(dense: Tensor, block: Sequence[int] = (1, 1)) -> "Support":
-        """The blocks of a dense matrix (rows, cols) that hold a non-zero."""
+        """The blocks of a dense matrix (rows, cols) that hold a non-zero scalar."""
         shape, block = checked("Support.of", tuple(dense.shape), block)
         if block == (1, 1):
             return _with_column_order(shape, block, *index.rows_of(dense))
@@ -100,7 +100,7 @@ class Support:
 
     @staticmethod
     def full(shape: Sequence[int], block: Sequence[int] = (1, 1)) -> "Support":
-        """Every block: as large as the matrix, for density 1."""
+        """The support of density 1: it keeps every block, and is as large as the matrix."""
         rows, cols = grid_of(*checked("Support.full", shape, block))
         return Support.from_ids(torch.arange(rows * cols), shape, block)
 
@@ -108,28 +108,28 @@ class Support:
 
     @property
     def n(self) -> int:
-        """Kept blocks."""
+        """The number of kept blocks."""
         return self.col.shape[0]
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Block rows and block columns."""
+        """The numbers of block rows and block columns."""
         return grid_of(self.shape, self.block)
 
     @property
     def total(self) -> int:
-        """All blocks, kept or not."""
+        """The number of all blocks, kept or not."""
         rows, cols = self.grid
         return rows * cols
 
     @property
     def density(self) -> float:
-        """Kept over all blocks."""
+        """Kept blocks divided by all blocks."""
         return self.n / self.total
 
     @property
     def weights(self) -> int:
-        """Kept scalars: blocks times their size, less what hangs over the edge."""
+        """The number of kept scalars, without the scalars of blocks that lie beyond the edge."""
         h, w = self.block
         return self.n * h * w - overhang(self.shape, self.block, self.crow, self.col, self.ccol)
 
@@ -154,7 +154,7 @@ class Support:
         return self.rows().long().mul_(self.grid[1]).add_(self.col)
 
     def find(self, ids: Tensor) -> Tensor:
-        """Position in row order of each id, -1 where it is not kept. (m,) int64 -> (m,) int64."""
+        """Position in row order of each id; -1 where the block is not kept. (m,) int64 -> (m,) int64."""
         if not self.n:
             return torch.full_like(ids, -1)
         kept = self.ids()
@@ -162,16 +162,16 @@ class Support:
         return torch.where(kept[at.clamp(max=self.n - 1)] == ids, at, -1)
 
     def outside(self, rank: Tensor) -> Tensor:
-        """Id of the rank-th block that is *not* kept, for each rank. (m,) int64 in [0, total - n) -> (m,)."""
+        """For each rank r, the id of the r-th block that is *not* kept. (m,) int64 in [0, total - n) -> (m,) int64."""
         before = self.ids().sub_(torch.arange(self.n, device=self.col.device))  # zeros before each kept block
         return rank + torch.searchsorted(before, rank, right=True)
 
     def sample_outside(self, m: int, rng: torch.Generator | None = None) -> Tensor:
-        """Ids of ``m`` blocks that are not kept, uniformly without replacement, sorted. O(m log n)."""
+        """Ids of ``m`` blocks that are not kept, uniformly without replacement, sorted, (m,) int64. O(m log n)."""
         return self.outside(distinct(self.total - self.n, m, rng).to(self.col.device))
 
     def scalars(self) -> tuple[Tensor | None, Tensor]:
-        """Positions of the scalars, int64: in the flat values (None: all, in order), and in the flat dense matrix."""
+        """Positions of the kept scalars, int64: in the flat values (None: all, in order), and in the flat matrix."""
         if self.block == (1, 1):
             return None, self.ids()
         at = self.places(self.ids()).flatten()
@@ -179,14 +179,14 @@ class Support:
         return inside.nonzero().flatten(), at[inside]
 
     def places(self, ids: Tensor) -> Tensor:
-        """Positions in the flat dense matrix of the scalars of blocks, (k,) int64 -> (k, h, w); -1 beyond the edge."""
+        """Positions of the scalars of blocks in the flat matrix, (k,) int64 -> (k, h, w); -1 beyond the edge."""
         (h, w), (rows, cols) = self.block, self.shape
         i = (ids // self.grid[1])[:, None, None] * h + torch.arange(h, device=ids.device)[None, :, None]
         j = (ids % self.grid[1])[:, None, None] * w + torch.arange(w, device=ids.device)[None, None, :]
         return torch.where((i < rows) & (j < cols), i * cols + j, -1)
 
     def mask(self) -> Tensor:
-        """Dense boolean matrix (rows, cols). For tests and pictures only: this is the dense size."""
+        """Dense boolean matrix (rows, cols). Use it in tests and pictures only: it has the dense size."""
         mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.col.device)
         mask[self.scalars()[1]] = True
         return mask.view(self.shape)
@@ -197,7 +197,7 @@ class Support:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of (crow, col): two processes compare it, and a file stores it."""
+        """SHA-256 of (crow, col), in hexadecimal. Files store it, and processes compare it."""
         return index_digest(self.crow, self.col)
 
     @property
@@ -207,11 +207,11 @@ class Support:
 
     @property
     def version(self) -> int:
-        """How often its tensors have been written to, as torch counts. A support is immutable: this must not change."""
+        """The number of writes to its tensors, as torch counts them. It must not change: a support is immutable."""
         return self.crow._version + self.col._version + self.ccol._version + self.row._version + self.perm._version
 
     def again(self) -> "Support":
-        """The same blocks as another object. Owners compare identities, so they learn that the layer was loaded."""
+        """The same blocks as another object. Owners compare identities: a new one shows that the layer was loaded."""
         return Support(self.shape, self.block, *self._tensors)
 
     def same(self, other: "Support") -> bool:

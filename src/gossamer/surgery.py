@@ -1,8 +1,8 @@
-"""Changing a layer's support: besides the optimizer, the only place that changes a parameter and what is indexed by it.
+"""Surgery: changes a layer's support. Apart from the optimizer, only surgery changes the values and their state.
 
-Blocks of the old and the new support keep their value and the optimizer's state for them. Newborn blocks start at 0,
-with zero state or with a state that is given. Where the number of blocks stays the same, values and state are written
-in place, so data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
+Blocks that are in both supports keep their values and their optimizer state. Newborn blocks start at 0, with zero
+state or with a given state. If the number of blocks stays the same, values and state are written in place, so
+data_ptr() does not change (foreach, compiled graphs and distributed buckets stay valid).
 """
 
 from collections.abc import Mapping
@@ -26,22 +26,22 @@ def set_support_(
     *,
     newborn: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Gives ``layer`` another support, and carries its values and the optimizer's state for them.
+    """Gives ``layer`` another support, and carries its values and the optimizer's state to it.
 
     Args:
-        new: of the same shape and blocks as the layer's.
+        new: of the same shape and block as the layer's present support.
         optimizer: the optimizer of the layer's values, if it has state.
         newborn: by entry, the optimizer's state of a newborn block, first dimension 1; zeros where nothing is given.
 
-    The values' gradient becomes None: it is of the old support. Raises: UsageError where layout or shape forbid it.
+    The gradient becomes None: it was of the old support. Raises: UsageError if layout or shape do not allow it.
     """
     old = layer.support
     if layer.layout.follows:
-        where = "the support is where the values are not zero, and newborn values are zero"
+        where = "the support is where the values are not zero, so a newborn block of value 0 cannot be in it"
         what = f"under layout {layer.layout.name} {where}"
         raise UsageError("set_support_", what, remedy='layout="csr" or "masked"; or change the values')
     if (new.shape, new.block) != (old.shape, old.block):
-        what = f"the layer is {old.shape} in blocks of {old.block}"
+        what = f"the new support must have shape {old.shape} and block {old.block}, as the layer has"
         raise UsageError("set_support_", what, got=(new.shape, new.block))
     holders = [] if optimizer is None else nested(optimizer)
     keepers = [KEEPERS[holder] for holder in holders if holder in KEEPERS]

@@ -38,7 +38,9 @@ from torch._C._functorch import (
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+BatchNorm = _BatchNorm  # what torch's normalisations of batches share
 
 # The names below are C functions. They have no wrappers, because each call of a layer makes several of these calls.
 _func_transform: Callable[[], object | None] = peek_interpreter_stack

@@ -1,13 +1,12 @@
-"""Checkpoints: one safetensors file, every tensor dense and named, the rest as JSON in its header. docs/checkpoint.md
-is the format.
+"""Checkpoints: one safetensors file, with named tensors, and all other data as JSON in its header. docs/checkpoint.md
+describes the format.
 
     model.NAME                               the model's state_dict; sparse layers hold NAME.values, NAME.crow, NAME.col
-    optimizer. scheduler. rewirer. ledger. target. rng.     tensors of their state_dicts, placed by the JSON
+    optimizer. scheduler. rewirer. ledger. target. rng.     tensors of their state_dicts; the JSON refers to them
 
-Loading verifies first, then commits. It verifies every byte (a digest of the file), that the file is ours and of this
-version, the names, shapes, types and indices of the model, and that every state fits its object. Then it loads the
-parts, the model and the optimizer first. If a part still refuses its state, the parts before it get back their former
-states.
+Loading verifies first, then commits. It verifies every byte (by a digest of the file), the format and its version, the
+names, shapes, types and indices of the model, and that every state fits its object. Then it loads the parts, the model
+and the optimizer first. If a part still refuses its state, all parts get back their former states.
 """
 
 # pyright: strict
@@ -37,14 +36,14 @@ State = dict[str, Any]
 
 
 class Stateful(Protocol):
-    """A part of a checkpoint. If it has ``problems(state)`` too, :func:`load` asks it before anything is changed."""
+    """A part of a checkpoint. If it has ``problems(state)`` too, :func:`load` calls it before anything is changed."""
 
     def state_dict(self) -> State:
         """Its state: nested dicts, lists and tuples of tensors, numbers, strings and None."""
         ...
 
     def load_state_dict(self, state: Any, /) -> object:
-        """Takes a state of :meth:`state_dict`."""
+        """Loads a state that :meth:`state_dict` has returned."""
         ...
 
 
@@ -59,12 +58,14 @@ def save(
     target: Stateful | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint, atomically and durably: if a save is interrupted, the old file stays.
+    """Writes a checkpoint, atomically and durably: if a save is interrupted, the old file stays. torch's random state
+    is saved too.
 
     Args:
-        model, optimizer, rewirer, scheduler, ledger, target: anything with a ``state_dict()``. torch's random state is
-            saved too.
-        extra: a dict of anything JSON can hold (the epoch, the position in it).
+        path: the file.
+        model: its ``state_dict()`` is saved, and a description of the supports.
+        optimizer: as ``rewirer``, ``scheduler``, ``ledger`` and ``target``, any object with a ``state_dict()``.
+        extra: a dict that JSON can hold, for instance the epoch and the position in it.
 
     Raises: UsageError if a state holds something that is neither tensor nor JSON, or the file cannot be written.
     """
@@ -100,21 +101,21 @@ def load(
     ledger: Stateful | None = None,
     target: Stateful | None = None,
 ) -> State:
-    """Reads a checkpoint into objects that are built as they were when it was saved. Restores torch's random state too.
+    """Loads a checkpoint into objects that were constructed as the saved objects. Restores torch's random state too.
 
-    Sparse layers take the supports of the file.
+    Sparse layers get the supports of the file.
 
     Returns: the ``extra`` it was saved with.
 
     Raises: UsageError on a missing, damaged or foreign file, another model, an index that does not fit, and a state
-    that is absent or does not belong to these objects. All objects, and torch's generators, then stay as they were.
+    that is missing or does not belong to these objects. The objects and torch's generators do not change then.
     """
     path = Path(path)
     parts = _given(optimizer=optimizer, scheduler=scheduler, rewirer=rewirer, ledger=ledger, target=target)
     meta, tensors = read_file(path)
     absent = [name for name in parts if name not in meta["states"]]
     if absent:
-        what = f"this checkpoint holds no {' and no '.join(absent)} state"
+        what = f"this checkpoint holds no state of the {' and the '.join(absent)}"
         raise UsageError(str(path), what, remedy="load the model alone")
     saved = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     states, random = _states(path, meta, tensors, len(saved))
@@ -127,7 +128,7 @@ def load(
 
 
 def _states(path: Path, meta: State, tensors: Mapping[str, Tensor], of_model: int) -> tuple[State, Any]:
-    """All states of a file and the random state. Raises UsageError unless every tensor belongs to exactly one place."""
+    """All states of a file and the random state. Raises UsageError unless every tensor is used exactly once."""
     used: set[str] = set()
     try:
         states = {name: unpacked(state, tensors, used) for name, state in meta["states"].items()}
@@ -135,7 +136,8 @@ def _states(path: Path, meta: State, tensors: Mapping[str, Tensor], of_model: in
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(str(path), f"it is damaged: {error}", remedy=OLDER) from error
     if any(name.startswith("model.") for name in used) or len(used) + of_model != len(tensors):
-        raise UsageError(str(path), "it is damaged: it holds tensors that are not those its header names", remedy=OLDER)
+        what = "it is damaged: its tensors are not the tensors that its header names"
+        raise UsageError(str(path), what, remedy=OLDER)
     return states, random
 
 
@@ -148,11 +150,11 @@ def _verify(
     states: State,
     random: Any,
 ) -> None:
-    """Raises UsageError with all reasons that keep a file from being loaded."""
+    """Raises UsageError, with reasons, if a file cannot be loaded into these objects."""
     if reasons := name_problems(model, saved):
         raise UsageError(str(path), "this checkpoint is of another model", reasons=reasons[:10])
     if reasons := model_problems(model, saved, supports):
-        remedy = "build the model as it was when saved"
+        remedy = "construct the model as it was when saved"
         raise UsageError(str(path), "this checkpoint does not fit the model", reasons=reasons[:10], remedy=remedy)
     for name, part in parts.items():
         if reasons := _part_problems(name, part, states[name], model, saved):
@@ -178,9 +180,10 @@ def _part_problems(name: str, part: Any, state: Any, model: nn.Module, saved: Ma
 
 
 def _commit(path: Path, parts: Mapping[str, Stateful], states: Mapping[str, Any], random: Any) -> None:
-    """Loads everything or nothing, in the order of ``parts``.
+    """Loads all parts, in the order of ``parts``, or none.
 
-    Whatever stops it, interrupts too, the parts that were loaded get back their former states. Raises UsageError.
+    On any error, also on an interrupt, the loaded parts get back their former states. Raises UsageError if a part
+    refuses its state.
     """
     before = {name: deepcopy(part.state_dict()) for name, part in parts.items()}
     generators = deepcopy(_rng_state())
@@ -193,13 +196,13 @@ def _commit(path: Path, parts: Mapping[str, Stateful], states: Mapping[str, Any]
     except BaseException as error:
         try:
             for name in begun:
-                with suppress(*FOREIGN):  # a part that refuses its own former state still has it
+                with suppress(*FOREIGN):  # a part that refuses even its former state is left as it is
                     parts[name].load_state_dict(before[name])
         finally:
             _set_rng_state(generators)
         if not isinstance(error, FOREIGN):
             raise
-        what = f"the {begun[-1]} does not take its state; nothing has changed"
+        what = f"the {begun[-1]} refuses its state; nothing has changed"
         reasons = [f"{type(error).__name__}: {error}"]
         raise UsageError(str(path), what, reasons=reasons, remedy=f"the {begun[-1]} as it was when saved") from error
 
@@ -212,7 +215,7 @@ def _given(**parts: Stateful | None) -> dict[str, Stateful]:
 
 
 def _as_json(extra: Any) -> State:
-    """A copy of ``extra`` as JSON gives it back. Raises UsageError."""
+    """A copy of ``extra`` after a round trip through JSON. Raises UsageError if that is not possible."""
     if extra is not None and not isinstance(extra, Mapping):
         raise UsageError("checkpoint.save", "extra must be a dict", got=extra)
     try:

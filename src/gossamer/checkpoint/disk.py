@@ -1,14 +1,14 @@
 """Files that survive a kill, a full disk and a power cut; locks that end with their process.
 
-    write      temporary beside the file -> fsync -> rename -> fsync of the folder
-               leaves the old file or the new one, never a part of one
+    write      temporary file in the same folder -> fsync -> rename -> fsync of the folder
+               leaves the old file or the new file, never a part of a file
     append     one line -> fsync
-               leaves at worst a last line that is incomplete
-    lock       flock on a file that names its holder
-               the system releases it when the holder dies
+               leaves, at worst, an incomplete last line
+    lock       flock on a file that contains the number of the process that holds it
+               the system releases it when the process ends
 
-A temporary file is locked while it is written. So the next writer finds the temporary files of dead writers, and
-removes them.
+A temporary file is locked while it is written. So the next writer can recognise the temporary files of processes that
+have ended, and removes them.
 """
 
 # pyright: strict
@@ -32,14 +32,14 @@ else:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without locks
-BEYOND = 1 << 30  # the byte that Windows locks: beyond the content, because its locks keep readers out
+BEYOND = 1 << 30  # the byte that is locked on Windows: beyond the content, because these locks prevent reading
 
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path, None, None]:
     """A temporary file to write into. At the end it is synchronised and renamed to ``path``.
 
-    Raises: UsageError where that fails. The old file stays then, and the temporary file is removed.
+    Raises: UsageError if that fails. The old file then stays, and the temporary file is removed.
     """
     try:
         make(path.parent)
@@ -64,13 +64,13 @@ def replacing(path: Path) -> Generator[Path, None, None]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces a text file. Raises UsageError."""
+    """Replaces the text of a file. Raises UsageError if that fails."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, line: str) -> None:
-    """Adds one line to a text file. Raises UsageError."""
+    """Adds one line to a text file. Raises UsageError if that fails."""
     try:
         born = not path.exists()
         with path.open("a", encoding="utf-8") as file:
@@ -84,7 +84,7 @@ def append(path: Path, line: str) -> None:
 
 
 def make(folder: Path) -> list[Path]:
-    """Makes a folder and those above it; returns the new ones, innermost first. Raises OSError."""
+    """Makes a folder and its parents. Returns the new folders, innermost first. Raises OSError."""
     new: list[Path] = []
     for one in (folder, *folder.parents):
         if one.exists():
@@ -97,7 +97,7 @@ def make(folder: Path) -> list[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of names in a folder, is on the disk."""
+    """Waits until a file, or the list of names in a folder, has been written to the disk."""
     if sys.platform == "win32" and path.is_dir():
         return  # Windows cannot synchronise folders
     handle = os.open(path, os.O_RDONLY)
@@ -106,16 +106,16 @@ def sync(path: Path) -> None:
     except OSError as error:
         if not path.is_dir() or error.errno not in (errno.EINVAL, *LOCKLESS):
             raise
-        # otherwise it is a folder on a file system that cannot synchronise folders
+        # else it is a folder, on a file system that cannot synchronise folders
     finally:
         os.close(handle)
 
 
 def sweep(path: Path) -> None:
-    """Removes the temporary files of ``path`` whose writers are dead: those that are not locked."""
+    """Removes the temporary files of ``path`` whose writers have ended. Their files are not locked."""
     if sys.platform == "win32":
         return
-    # gossamer 0.1.0 wrote the second form, and the one without eight characters
+    # gossamer 0.1.0 wrote the second form, and the form without eight characters
     own = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8}|[a-z0-9_]{8})?\.tmp")
     for name in os.listdir(path.parent):
         if name.startswith(path.name) and own.fullmatch(name):
@@ -124,9 +124,9 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, what: str) -> Generator[None, None, None]:
-    """Holds the lock of the file ``path``. The file exists only while the lock is held, or after its holder died.
+    """Holds the lock of the file ``path``. The file exists while the lock is held, and after its process was killed.
 
-    Raises: UsageError, with ``what`` as the name, if another process holds the lock, or this one holds it elsewhere.
+    Raises: UsageError, in the name of ``what``, if another process, or other code in this process, holds the lock.
     """
     try:
         handle = _locked(path, os.O_RDWR | os.O_CREAT)
@@ -135,15 +135,15 @@ def lock(path: Path, what: str) -> Generator[None, None, None]:
     if handle is None:
         holder = path.read_text(errors="replace").strip() if path.is_file() else ""
         by = f"process {holder}" if holder else "another process"
-        raise UsageError(what, f"{by} is writing here", remedy="wait until it has ended, or end it; or another folder")
+        raise UsageError(what, f"{by} is writing here", remedy="wait until it has ended, end it, or use another folder")
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         yield
     finally:
         if sys.platform != "win32":
-            path.unlink(missing_ok=True)  # before the lock is released, so that the next holder makes a new file
-            with suppress(FileNotFoundError):  # the folder was removed
+            path.unlink(missing_ok=True)  # before the lock is released, so that the next process makes a new file
+            with suppress(FileNotFoundError):  # the folder may have been removed
                 sync(path.parent)
         os.close(handle)
         if sys.platform == "win32":
@@ -151,11 +151,11 @@ def lock(path: Path, what: str) -> Generator[None, None, None]:
 
 
 def unwritten(path: Path, error: OSError) -> UsageError:
-    """The error that says why a file could not be written."""
+    """The UsageError that explains why a file could not be written."""
     if error.errno in FULL:
-        remedy = "free some space, and continue: the file that was there before is complete"
+        remedy = "free some space, and continue: the previous file is complete"
         return UsageError(str(path), f"the disk is full: {error.strerror}", remedy=remedy)
-    remedy = "a place that exists and can be written, and a folder where a folder is needed"
+    remedy = "a path that exists and can be written; its parents must be folders"
     return UsageError(str(path), f"cannot be written: {error.strerror or error}", remedy=remedy)
 
 
@@ -163,7 +163,7 @@ def unwritten(path: Path, error: OSError) -> UsageError:
 
 
 def _temporary(path: Path) -> tuple[int | None, Path]:
-    """A new file beside ``path``, and the handle that keeps it locked."""
+    """A handle that keeps a new file locked (None on Windows), and the new file, in the folder of ``path``."""
     while True:
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -175,7 +175,7 @@ def _temporary(path: Path) -> tuple[int | None, Path]:
 
 
 def _locked(path: Path, flags: int) -> int | None:
-    """A handle that holds the lock of the file that has this name now; None if the lock is held elsewhere."""
+    """A handle that holds the lock of the file with this name; None if the lock is held already."""
     while True:
         try:
             handle = os.open(path, flags, 0o666)
@@ -189,7 +189,7 @@ def _locked(path: Path, flags: int) -> int | None:
                 return None
             there = os.stat(path)
         except FileNotFoundError:
-            os.close(handle)  # its last holder has removed it since
+            os.close(handle)  # its last holder has removed the file
             continue
         if os.path.samestat(there, os.fstat(handle)):
             return handle
@@ -197,7 +197,7 @@ def _locked(path: Path, flags: int) -> int | None:
 
 
 def _try(handle: int) -> bool:
-    """Locks an open file, unless it is locked already."""
+    """Tries to lock an open file. Returns False if it is locked already."""
     try:
         if sys.platform == "win32":
             os.lseek(handle, BEYOND, os.SEEK_SET)
@@ -207,7 +207,7 @@ def _try(handle: int) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in LOCKLESS:
-            said = "this file system has no locks: nothing keeps two processes from writing the same files"
+            said = "this file system has no locks: two processes can write the same files at the same time"
             warnings.warn(said, stacklevel=2)
             return True
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):

@@ -1,9 +1,9 @@
-"""The file of a checkpoint: plain tensors and a JSON header by safetensors, sealed by a digest of every byte.
+"""The file of a checkpoint: tensors and a JSON header in the safetensors format, sealed by a digest of all bytes.
 
-    digest = SHA-256 of the whole file, the 64 characters of the digest itself read as zeros
+    digest = SHA-256 of the whole file, with the 64 characters of the digest itself read as zeros
 
-The digest is compared before anything else in the file is used. Python's own JSON module reads the header first,
-because the parser of safetensors trusts it.
+The digest is compared before anything else in the file is used. Python's JSON module reads the header first, because
+the parser of safetensors does not check it.
 """
 
 # pyright: strict
@@ -24,7 +24,7 @@ from ..training.states import is_dict, is_list, is_sequence
 from .disk import replacing
 
 FORMAT, VERSION = "gossamer-checkpoint", 3
-LONGEST = 100_000_000  # bytes of a header, safetensors' own limit
+LONGEST = 100_000_000  # most bytes of a header: the limit of safetensors
 BLANK = "0" * 64
 SEAL = re.compile(rb'"digest":"([0-9a-f]{64})"')  # unique in a header: JSON escapes quotes inside strings
 DTYPES = {
@@ -35,23 +35,23 @@ DTYPES = {
     **{torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
 }
 OLDER = "an older checkpoint"
-# what the parser of safetensors may raise
+# errors that the parser of safetensors may raise
 PARSER = (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError)
-# what reading a damaged header may raise
+# errors that reading a damaged header may raise
 DAMAGED = (LookupError, ValueError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 class Contents(NamedTuple):
-    """The JSON and the tensors of a file."""
+    """The contents of a file: its JSON and its tensors."""
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes a sealed file, atomically and durably. Raises UsageError.
+    """Writes a sealed file, atomically and durably. Raises UsageError if that fails.
 
-    The bytes are written here, because safetensors' own writer leaves a temporary file behind when it is killed.
+    The writer of safetensors is not used, because it leaves a temporary file behind if it is killed.
     """
     order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))  # so that every tensor is aligned
     held = {key: _plain(key, tensors[key]) for key in order}
@@ -66,6 +66,9 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     except UnicodeEncodeError as error:
         raise UsageError("checkpoint.save", f"the name of a tensor is not valid text: {error}") from error
     text += b" " * (-len(text) % 8)
+    if len(text) > LONGEST:
+        what = f"the states hold too many numbers that are no tensors: a header of {len(text):,} bytes"
+        raise UsageError("checkpoint.save", what, remedy=f"at most {LONGEST:,}; a topology with fewer events")
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
@@ -79,13 +82,13 @@ def seal(path: Path) -> None:
     with open(path, "r+b") as file:
         header = _header(file)
         found = SEAL.search(header)
-        assert found is not None  # write_file has put it there
+        assert found is not None  # write_file has written it
         file.seek(8 + found.start(1))
         file.write(_digest(file, header, found).encode())
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON of a file, and its version. Verifies the whole file first. Raises UsageError."""
+    """The JSON of a file, and its version. Verifies the whole file first. Raises UsageError if it is not valid."""
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
         what = "this is a folder" if path.is_dir() else f"there is no such file{nearest(path.name, siblings)}"
@@ -100,7 +103,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             if match is None or len(found) != 1 or said["digest"].encode() != found[0]:
                 raise ValueError("it holds no digest")
             if _digest(file, header, match).encode() != found[0]:
-                what = "it is damaged: its bytes are not those that were written (SHA-256 differs)"
+                what = "it is damaged: its bytes are not the bytes that were written (SHA-256 differs)"
                 raise UsageError(str(path), what, remedy=OLDER)
         meta = json.loads(said["json"])
         wrong = [f"no {key}" for key in ("supports", "states", "rng", "extra") if not isinstance(meta.get(key), dict)]
@@ -119,12 +122,12 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> Contents:
-    """The JSON and the tensors of a file. Verifies the whole file first. Raises UsageError."""
+    """The JSON and the tensors of a file. Verifies the whole file first. Raises UsageError if it is not valid."""
     meta = read_meta(path)
     try:
         opened: Any = safe_open(str(path), "pt")  # safetensors gives it no types
         with opened as file:
-            # clones, because the tensors of safetensors are mapped to the file and change when the file is written to
+            # clones: the tensors of safetensors are mapped to the file, and would change if the file is written to
             return Contents(meta, {key: file.get_tensor(key).clone() for key in file.keys()})
     except PARSER as error:
         raise UsageError(str(path), f"its tensors cannot be read: {_brief(error)}", remedy=OLDER) from error
@@ -134,19 +137,20 @@ def read_file(path: Path) -> Contents:
 
 
 def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested state as JSON.
+    """Converts a nested state to JSON. Its tensors are added to ``tensors``, under names that start with ``name``.
 
-    Its tensors are added to ``tensors``, under names that start with ``name``. Raises UsageError.
+    Raises: UsageError if the state holds something that is neither a tensor nor JSON.
     """
     if isinstance(value, Tensor):
         while name in tensors:
-            name += "'"  # two places with one name: {"a.b": x, "a": {"b": y}}
+            name += "'"  # two entries may get the same name: {"a.b": x, "a": {"b": y}}
         tensors[name] = value
         return {"tensor": name}
     if is_dict(value):
         wrong = [key for key in value if not (key is None or isinstance(key, (bool, int, float, str)))]
         if wrong:
-            raise UsageError("checkpoint.save", f"{name} has a key that is neither a string nor a number", got=wrong[0])
+            what = f"{name} has a key that is neither a string nor a number"
+            raise UsageError("checkpoint.save", what, got=wrong[0])
         return {"items": [[key, packed(v, f"{name}.{key}", tensors)] for key, v in value.items()]}
     if is_sequence(value):
         kind = "tuple" if type(value) is tuple else "list"
@@ -157,18 +161,18 @@ def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpacked(value: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Any:
-    """The state that :func:`packed` has made JSON. Adds the names of its tensors to ``used``.
+    """The state that :func:`packed` has converted to JSON. Adds the names of its tensors to ``used``.
 
-    Raises: ValueError where :func:`packed` does not make such JSON.
+    Raises: ValueError if the JSON was not made by :func:`packed`.
     """
     if not is_dict(value) and not is_list(value):
         return value
     if not is_dict(value) or len(value) != 1:
-        raise ValueError("a value is none that was packed")
+        raise ValueError("a value has not the form of a packed value")
     kind, inner = next(iter(value.items()))
     if kind == "tensor" and isinstance(inner, str):
         if inner not in tensors or inner in used:
-            raise ValueError(f"it holds no tensor {inner!r} for this place, which its header names")
+            raise ValueError(f"its header names a tensor {inner!r} that is missing, or used twice")
         used.add(inner)
         return tensors[inner]
     if kind == "items" and is_list(inner):
@@ -180,7 +184,7 @@ def unpacked(value: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Any:
 
 def _item(pair: Any, tensors: Mapping[str, Tensor], used: set[str]) -> tuple[Any, Any]:
     if not is_list(pair) or len(pair) != 2 or isinstance(pair[0], (dict, list)):
-        raise ValueError("an item of a dict is no pair of key and value")
+        raise ValueError("an item of a dict is not a pair of key and value")
     return pair[0], unpacked(pair[1], tensors, used)
 
 
@@ -188,22 +192,22 @@ def _item(pair: Any, tensors: Mapping[str, Tensor], used: set[str]) -> tuple[Any
 
 
 def _header(file: BinaryIO) -> bytes:
-    """The bytes of the header. Raises EOFError if the file cannot hold one."""
+    """The bytes of the header. Raises EOFError if the file is too short for its header."""
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, LONGEST):
-        raise EOFError(f"{size} bytes, and a header that would have {length}" if size >= 8 else f"{size} bytes")
+        raise EOFError(f"it has {size} bytes, and its header {length}" if size >= 8 else f"it has {size} bytes")
     return file.read(length)
 
 
 def _outer(file: BinaryIO, header: bytes) -> dict[str, str]:
-    """The strings of a header, by key. Raises EOFError if the file ends before the tensors that it names."""
+    """The metadata of a header, by key. Raises EOFError if the file ends before its tensors."""
     tree = json.loads(header)
     said = tree.pop("__metadata__", {})
     end = 8 + len(header) + max((int(entry["data_offsets"][1]) for entry in tree.values()), default=0)
     if (size := file.seek(0, 2)) < end:
-        raise EOFError(f"{size} bytes of {end}")
+        raise EOFError(f"it has {size} bytes of {end}")
     return said
 
 
@@ -231,18 +235,20 @@ def _check_kind(path: Path, said: dict[str, str]) -> None:
         raise UsageError(str(path), what, remedy="a file written by checkpoint.save")
     version = int(said["version"])
     if version > VERSION:
-        what = f"format version {version}, newer than the {VERSION} known here"
+        what = f"it has format version {version}; this gossamer reads version {VERSION}"
         raise UsageError(str(path), what, remedy="a newer gossamer")
     if version < VERSION:
         weights = "its entries model.X, read by safetensors.torch.load_file, are the state_dict of the model"
         remedy = f"{weights}; gossamer 0.1.0 reads all of version 1"
-        raise UsageError(str(path), f"format version {version}, older than the {VERSION} known here", remedy=remedy)
+        what = f"it has format version {version}; this gossamer reads version {VERSION}"
+        raise UsageError(str(path), what, remedy=remedy)
 
 
 def _plain(key: str, t: Tensor) -> Tensor:
-    """A tensor on the CPU, contiguous. Raises UsageError where the format has no such type."""
+    """A contiguous copy of a tensor on the CPU. Raises UsageError if the format does not have its type."""
     if t.layout is not torch.strided or t.dtype not in DTYPES:
-        raise UsageError("checkpoint.save", f"the format has no tensors like {key}", got=(t.dtype, t.layout))
+        what = f"the file format cannot hold the dtype and layout of {key}"
+        raise UsageError("checkpoint.save", what, got=(t.dtype, t.layout))
     return t.detach().cpu().contiguous()
 
 

@@ -1,12 +1,13 @@
-"""What keeps a saved state of a torch optimizer from being loaded, for every class of optimizer.
+"""Checks whether a saved state of a torch optimizer can be loaded, for every class of optimizer.
 
-There is no list of classes. The groups of a state are compared with the groups here. The state of each parameter is
-compared with the states of its peers: parameters with the same number of dimensions, in the file and here.
+There is no list of classes. The groups of the state are compared with the present groups. The state of each parameter
+is compared with the states of its peers: parameters with the same number of dimensions, in the file and in the present
+optimizer.
 
-    options     every option of a group here is in the file, of the same kind
+    options     every option of a present group is in the file, and is of the same kind
     entry       has the parameter's shape, or that shape with ones (a factored moment), or is a scalar; its type is that
                 of the parameter, or of the peers' entries
-    keys        a key that all peers have is there
+    keys        the state has every key that all peers have
 """
 
 # pyright: strict
@@ -23,39 +24,39 @@ from ..training.states import is_dict, is_list, is_sequence
 from .verify import SIZES, kind_of
 
 Entry = dict[str, Any]
-CHOSEN = ("foreach", "fused")  # options that torch chooses where the user has not
+CHOSEN = ("foreach", "fused")  # options that torch sets if the user has not
 
 
 class Member(NamedTuple):
-    """The state of one parameter, in the file or here."""
+    """The state of one parameter, in the file or in the present optimizer."""
 
     name: str
     shape: torch.Size
     dtype: torch.dtype
     state: Entry
-    saved: bool  # in the file
+    saved: bool  # whether it is in the file
 
 
 def optimizer_problems(
     optimizer: torch.optim.Optimizer, state: Any, model: nn.Module, saved: Mapping[str, Tensor]
 ) -> list[str]:
-    """Sentences that say why the optimizer cannot load a state; [] if it can.
+    """Why the optimizer cannot load a state, in sentences; [] if it can.
 
     ``saved``: the model's tensors in the file.
     """
     here: dict[str, Any] = optimizer.state_dict()
     if not is_dict(state) or not is_dict(state.get("state")) or not is_list(state.get("param_groups")):
-        return ["it is no state of an optimizer: it lacks a dict 'state' or a list 'param_groups'"]
+        return ["it is not the state of an optimizer: it has no dict 'state', or no list 'param_groups'"]
     groups: list[Any] = state["param_groups"]
     entries: dict[Any, Any] = state["state"]
     if found := _group_problems(here["param_groups"], groups):
         return found
     ids: list[int] = [i for group in groups for i in group["params"]]
-    others = {key for key in here["state"] if type(key) is not int}  # what an optimizer holds besides its parameters
+    others = {key for key in here["state"] if type(key) is not int}  # entries that belong to no parameter
     unknown = [key for key in entries if not (key in ids if type(key) is int else key in others)]
     wrong = [key for key, entry in entries.items() if not is_dict(entry) and key in ids]
     if unknown or wrong:
-        found = [f"it holds a state of {key!r}, which is none of its parameters" for key in unknown]
+        found = [f"it holds a state of {key!r}, which is not one of its parameters" for key in unknown]
         return found + [f"the state of parameter {key} is {kind_of(entries[key])}, not a dict" for key in wrong]
     members = _members(optimizer, here, entries, ids, model, saved)
     by_rank: dict[int, list[Member]] = {}
@@ -72,9 +73,9 @@ def _members(
     model: nn.Module,
     saved: Mapping[str, Tensor],
 ) -> list[Member]:
-    """The parameters that have a state in the file, then those that have one here.
+    """The parameters with a state in the file, then the parameters with a state in the present optimizer.
 
-    ``ids``: their numbers in the file.
+    ``ids``: the numbers of the parameters in the file.
     """
     order: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     mine: list[int] = [i for group in here["param_groups"] for i in group["params"]]
@@ -96,17 +97,17 @@ def _members(
 
 def _group_problems(here: list[Entry], there: list[Any]) -> list[str]:
     if not all(is_dict(group) and is_list(group.get("params")) for group in there):
-        return ["a parameter group is no dict with a list 'params'"]
+        return ["a parameter group is not a dict with a list 'params'"]
     sizes = [[len(group["params"]) for group in groups] for groups in (here, there)]
     if sizes[0] != sizes[1]:
-        return [f"saved with parameter groups of sizes {sizes[1]}, not {sizes[0]}"]
+        return [f"it was saved with parameter groups of sizes {sizes[1]}, not {sizes[0]}"]
     ids: list[Any] = [i for group in there for i in group["params"]]
     count = len({i for group in here for i in group["params"]})
     if any(type(i) is not int for i in ids) or len(set(ids)) != count:
-        return ["its parameters are not numbered as those here"]
+        return ["its parameters are not numbered as the present parameters"]
     absent = sorted({key for mine, theirs in zip(here, there, strict=True) for key in mine if key not in theirs})
     if absent:
-        return [f"saved with another kind of optimizer: its groups have no {', '.join(map(str, absent))}"]
+        return [f"it was saved with another kind of optimizer: its groups have no {', '.join(map(str, absent))}"]
     found: list[str] = []
     for i, (mine, theirs) in enumerate(zip(here, there, strict=True)):
         for key, value in mine.items():
@@ -116,7 +117,7 @@ def _group_problems(here: list[Entry], there: list[Any]) -> list[str]:
 
 
 def _option_problem(key: str, here: Any, there: Any) -> str:
-    """What is wrong with an option of a group; "" if nothing."""
+    """What is wrong with an option of a group; "" if it is valid."""
     if _is_number(here) and _is_number(there):
         low = 0.0 if key in SIZES else -math.inf
         fits = float(there) >= low and not (math.isinf(there) and math.isfinite(here))
@@ -144,7 +145,7 @@ def _is_number(value: object) -> bool:
 
 
 def _peer_problems(peers: list[Member]) -> list[str]:
-    """What is wrong with the saved members of one rank: a key that is missing, a shape or a type that no peer has."""
+    """What is wrong with the saved members of one number of dimensions: missing keys, shapes or types of no peer."""
     found: list[str] = []
     for i, member in enumerate(peers):
         others = [peer for j, peer in enumerate(peers) if j != i and peer.state]
@@ -161,12 +162,12 @@ def _peer_problems(peers: list[Member]) -> list[str]:
 
 
 def _tag_problems(members: list[Member]) -> list[str]:
-    """The values of sparse layers name the support that their state belongs to; all of them, or none."""
+    """Checks that the states of all values of sparse layers have the tag of their support, or none of them has."""
     sparse = [member for member in members if member.name.rpartition(".")[2] == "values"]
     if not any(TAG in member.state for member in sparse if member.saved):
         return []
     bad = [member.name for member in sparse if member.saved and type(member.state.get(TAG)) is not int]
-    return [f"the state of {name} does not say which support it belongs to" for name in bad]
+    return [f"the state of {name} has no tag of the support to which it belongs" for name in bad]
 
 
 def _entry_problems(key: str, entry: Any, member: Member, others: list[set[str]]) -> Iterator[str]:
@@ -175,15 +176,15 @@ def _entry_problems(key: str, entry: Any, member: Member, others: list[set[str]]
     kinds = _kinds(entry, member)
     same_rank = isinstance(entry, Tensor) and entry.dim() == len(member.shape) > 0
     if same_rank and not kinds & {"shape of the parameter", "shape with ones"}:
-        yield f"has shape {tuple(entry.shape)}, its parameter {tuple(member.shape)}"
+        yield f"has shape {tuple(entry.shape)}, but its parameter has {tuple(member.shape)}"
     elif others and not any(_agree(kinds, theirs) for theirs in others):
-        yield f"is {kind_of(entry)}: as in no other parameter"
+        yield f"is {kind_of(entry)}, unlike the same state of any other parameter"
     elif key == "step" and _is_number(entry) and not 0 <= float(entry) < math.inf:
         yield f"is {float(entry)}"
 
 
 def _kinds(entry: Any, member: Member) -> set[str]:
-    """All that describes an entry relative to its parameter."""
+    """Properties of an entry relative to its parameter: its type and its form."""
     if not isinstance(entry, Tensor):
         if _is_number(entry):
             return {"number", "type of numbers"}

@@ -1,11 +1,11 @@
-"""What keeps a saved state from being loaded into these objects, in sentences; [] if nothing does. Nothing here
-changes anything.
+"""Checks whether saved states can be loaded into the present objects. The functions return problems as sentences, [] if
+there are none. They change nothing.
 
-model               names, shapes, types; every index is valid, and is the one its values were saved with
-optimizer           groups and options as here; the state of each parameter has the shape, type and keys of its peers
-scheduler, ledger   built like the state they have now
-random state        a generator takes it
-the others          their own ``problems(state)``
+model               names, shapes, types; every index is valid, and is the index its values were saved with
+optimizer           groups and options as at present; each parameter's state has the shape, type and keys of its peers
+scheduler, ledger   the same structure as their present state
+random state        a generator accepts it
+all other parts     their own ``problems(state)``
 """
 
 # pyright: strict
@@ -22,23 +22,23 @@ from ..layers import SparseLayer, sparse_layers
 from ..support import index_digest, index_problems
 from ..training.states import is_dict, is_list, is_sequence
 
-# what a part may raise that reads a state which is not its own
+# errors that a part may raise on a state that is not its own
 FOREIGN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
 COUNTS = ("last_epoch", "_step_count")  # of a scheduler: whole numbers
-SIZES = ("lr", "weight_decay", "strength", "t")  # of a group of the optimizer: not negative
+SIZES = ("lr", "weight_decay", "strength", "t")  # options of a group that must not be negative
 
 
 @runtime_checkable
 class Verifying(Protocol):
-    """A part that checks a state by itself."""
+    """A part that checks a state itself."""
 
     def problems(self, state: Any) -> list[str]:
-        """Sentences that say why it cannot load the state; [] if it can."""
+        """Why it cannot load the state, in sentences; [] if it can."""
         ...
 
 
 def own_problems(part: object, state: Any) -> list[str]:
-    """The part's own ``problems(state)``, [] if it has none. A part that fails over the state cannot read it."""
+    """The result of the part's ``problems(state)``; [] if it has no such method. An error in it is a problem too."""
     if not isinstance(part, Verifying):
         return []
     try:
@@ -51,15 +51,15 @@ def own_problems(part: object, state: Any) -> list[str]:
 
 
 def name_problems(model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that are only in the model, or only in the file."""
+    """The tensors that are only in the model, or only in the file."""
     mine = model.state_dict()
-    reasons = [f"the model has {key!r}, the file has not{nearest(key, saved)}" for key in mine if key not in saved]
+    reasons = [f"only the model has {key!r}, not the file{nearest(key, saved)}" for key in mine if key not in saved]
     more = [key for key in saved if key not in mine]
-    return reasons + [f"the file has {key!r}, the model has not{nearest(key, mine)}" for key in more]
+    return reasons + [f"only the file has {key!r}, not the model{nearest(key, mine)}" for key in more]
 
 
 def model_problems(model: nn.Module, saved: Mapping[str, Tensor], supports: Mapping[str, Any]) -> list[str]:
-    """Of a file that has the model's names: all that could go wrong in ``model.load_state_dict``."""
+    """All that could go wrong in ``model.load_state_dict``, for a file that has the names of the model."""
     mine, layers = model.state_dict(), sparse_layers(model)
     reasons: list[str] = []
     indexed = {f"{name}.{part}" if name else part for name in layers for part in ("values", "crow", "col")}
@@ -67,7 +67,7 @@ def model_problems(model: nn.Module, saved: Mapping[str, Tensor], supports: Mapp
         found = _layer_problems(layer, saved, f"{name}." if name else "", supports.get(name))
         reasons += [f"{name}: {problem}" for problem in found]
     more = [name for name in supports if name not in layers]
-    reasons += [f"{name}: no sparse layer of this model, but described in the file" for name in more]
+    reasons += [f"{name}: the file describes it as a sparse layer, but in the model it is not one" for name in more]
     for key, t in mine.items():
         there = saved[key]
         if key not in indexed and (t.shape != there.shape or t.dtype != there.dtype):
@@ -85,39 +85,40 @@ def _layer_problems(layer: SparseLayer, saved: Mapping[str, Tensor], prefix: str
     if other:
         return [f"{key} is {here[key]} here, {described.get(key)} in the file" for key in other]
     if crow.dtype != torch.int32 or col.dtype != torch.int32:
-        return [f"the index is of {crow.dtype} and {col.dtype}, not int32"]
+        return [f"the index has dtypes {crow.dtype} and {col.dtype}, not int32"]
     if wrong := index_problems(crow, col, s.shape, s.block):
         return wrong
     if index_digest(crow, col) != described.get("sha256") or repr(described.get("n")) != repr(col.numel()):
-        return ["the index is not the one its values were saved with (SHA-256 differs)"]
+        return ["the index is not the index that its values were saved with (SHA-256 differs)"]
     expected = (col.numel(), *layer.values.shape[1:]) if layer.layout.storage == "compact" else tuple(layer.dense_shape)
     if tuple(values.shape) != expected:
-        return [f"values of shape {tuple(values.shape)} for {col.numel()} kept blocks"]
+        return [f"values have shape {tuple(values.shape)}, but {col.numel()} blocks are kept"]
     if values.dtype != layer.values.dtype:
         return [f"values are {values.dtype} in the file, {layer.values.dtype} here"]
     return []
 
 
-# -------------------------------------------------------------------- states built like the present ones
+# -------------------------------------------------------------------- states with the structure of the present ones
 
 
 def unlike(
     here: Any, there: Any, where: str, *, whole: tuple[str, ...] | None = None, least: float | None = None
 ) -> list[str]:
-    """Where a saved state is not built like the present one: keys, lengths, kinds of values.
+    """Differences in structure between a saved state and the present one: keys, lengths, kinds of values.
 
     Args:
-        here, there: the present state and the saved one.
-        where: the name of the place, for the sentences.
-        whole: names of numbers that must be whole there if they are whole here; None means all.
-        least: no number may be below this.
+        here: the present state.
+        there: the saved state.
+        where: the name of the state, for the sentences.
+        whole: names of numbers that must be whole in the saved state if they are whole in the present one; None: all.
+        least: the least value of every number.
     """
     if is_dict(here):
         if not is_dict(there):
             return [f"{where} is {kind_of(there)}, not a dict"]
         if all(isinstance(key, str) for key in here) and here.keys() != there.keys():
             odd = sorted(map(str, here.keys() ^ there.keys()))
-            return [f"{where} has other keys than here: {', '.join(odd[:5])}"]
+            return [f"{where} has other keys than at present: {', '.join(odd[:5])}"]
         pairs = [(here.get(key, 0), there[key], f"{where}.{key}") for key in there]
     elif is_sequence(here):
         if not is_sequence(there) or len(here) != len(there):
@@ -144,14 +145,14 @@ def _value_problems(
 def _number_problems(here: float, there: Any, where: str, whole: bool, least: float | None) -> list[str]:
     if not isinstance(there, int if whole else (int, float)) or isinstance(there, bool):
         return [f"{where} is {kind_of(there)}, not a {'whole ' if whole else ''}number"]
-    if there != there and here == here:  # not by math.isnan, which fails on very large ints
+    if there != there and here == here:  # math.isnan fails on very large ints
         return [f"{where} is not a number"]
     low = least if least is not None else -1 if whole else -math.inf
     return [f"{where} is {there}, below {low}"] if there < low else []
 
 
 def kind_of(value: object) -> str:
-    """What kind of value it is, without its content."""
+    """A description of the type of a value, without its content."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     if is_sequence(value):
@@ -163,9 +164,9 @@ def kind_of(value: object) -> str:
 
 
 def random_problems(state: Any) -> list[str]:
-    """Why torch's generators do not take these states; [] if they do. A generator that is not in use tries them."""
+    """Why torch's generators do not accept these states, in sentences; [] if they do. Unused generators try them."""
     if not is_dict(state) or state.keys() != {"torch", "cuda"} or not is_list(state["cuda"]):
-        return ["the random state is no state of torch's generators"]
+        return ["the random state is not a state of torch's generators"]
     of_cpu: Any = state["torch"]
     of_gpus: list[Any] = state["cuda"]
     mine = torch.get_rng_state()
@@ -180,10 +181,10 @@ def random_problems(state: Any) -> list[str]:
             for i, t in enumerate(of_gpus):
                 torch.Generator(f"cuda:{i}").set_state(t)
     except RuntimeError as error:
-        return [f"no generator takes the random state: {error}"]
+        return [f"torch's generator does not accept the random state: {error}"]
     return []
 
 
 def devices(states: Sequence[Any]) -> int:
-    """How many GPUs take these states: all of them, or none if the number of GPUs is another."""
+    """The number of GPUs that can get these states: all, or none if the number of GPUs differs."""
     return len(states) if states and torch.cuda.is_available() and len(states) == torch.cuda.device_count() else 0

@@ -264,7 +264,7 @@ def topology_of(config: Config, steps: int) -> Topology:
         return settings.resolve(steps)
     if not config.shrinks:
         return replace(Static().resolve(), name=config.method.name)
-    stop = step_of(config.method.name, "stop", settings.stop, steps)
+    stop = step_of(config.method.name, "stop", config.method.settings["stop"], steps)
     pruning = GMP(stop=stop, every=stop, final_density=config.density, min_fan_in=config.min_fan_in)
     return replace(pruning.resolve(), name=config.method.name)
 

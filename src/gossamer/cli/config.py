@@ -7,11 +7,14 @@ earlier one. If it gives a part another name, the earlier settings of that part 
 """
 
 import re
+import textwrap
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from .._errors import UsageError, nearest
+from .._errors import UsageError
 from .catalog import CATALOG
 from .parts import REQUIRED, Part, Setting, constructor_of, has_penalty, helps, settings_of
 from .record import KEYS as KEYS
@@ -38,6 +41,7 @@ RENAMED = {  # last word of an old key -> candidates for the new key
     "reborn": ("allow_regrow",),
     "move": ("step_optimizer",),
     "final": ("final_density", "density"),
+    "final_density": ("density",),
     "lam": ("penalty.lam",),
     "beta": ("penalty.beta",),
     "group": ("penalty.group",),
@@ -73,7 +77,9 @@ class Schema(NamedTuple):
         words = key.rpartition(".")[2]
         moved = [f"{path}.{new}" for new in RENAMED.get(words, ())] + [*RENAMED.get(words, ()), words]
         found = [new for new in moved if new in self.settings or new in PATHS]
-        near = f"; did you mean {found[0]!r}?" if found else nearest(key, names)
+        last = {name.rpartition(".")[2]: name for name in reversed(names)}  # a path in common makes no names similar
+        found += [last[word] for word in get_close_matches(words, last, n=1, cutoff=0.5)]
+        near = f"; did you mean {found[0]!r}?" if found else ""
         has = ", ".join(["name", *(known.removeprefix(f"{path}.") for known in own)])
         return what + near, f"it has {has}" if path else "gossamer run --help lists the keys"
 
@@ -198,7 +204,8 @@ def parser_of(
         lines = {path: helps(PATHS[path], constructor_of(PATHS[path], name, "")) for path, name in chosen.names.items()}
         lines[""] = helps("run", Config)
     for path, name in chosen.names.items():
-        about = (constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n")[0]
+        about = (constructor_of(PATHS[path], name, "").__doc__ or "").strip().partition("\n\n")[0]
+        about = textwrap.fill(" ".join(about.split()), get_terminal_size().columns - 4)
         group = parser.add_argument_group(f"{PATHS[path]} {name}", about)
         if names is not None:
             line = (

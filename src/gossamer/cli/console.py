@@ -69,8 +69,9 @@ def show(
     most = width()
     kept = fitted(columns, rows, most, drop)
     if len(kept) < len(columns):
-        lacking = ", ".join(name for i, name in enumerate(columns) if i not in kept)
-        notes = [*notes, f"Not shown in {most} characters: {lacking}."]
+        lacking = [name for i, name in enumerate(columns) if i not in kept]
+        notes = [note for note in notes if note.partition(":")[0].lower() not in map(str.lower, lacking)]
+        notes = [*notes, f"Not shown in {most} characters: {', '.join(lacking)}."]
     columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
     notes = [line for note in notes for line in (textwrap.wrap(note, most) if most else [note])]
     if live():

@@ -24,7 +24,7 @@ IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 GIVEN: dict[str, tuple[str, ...]] = {  # kind -> parameters that the run passes
     "task": (),
     "model": ("shape", "classes", "rng"),
-    "method": ("model", "optimizer", "steps", "final_density", "min_fan_in", "budget"),
+    "method": ("model", "optimizer", "final_density", "min_fan_in", "budget"),
     "optimizer": ("params", "rule", "steps", "allow_compact", "density"),
     "penalty": (),
     "target": ("optimizer", "density", "steps", "multilevel"),

@@ -192,10 +192,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         + repeats
         + "."
     ]
-    notes.append(
-        "Parameters: the number of parameters that may be non-zero."
-        " FLOPs: FLOPs of training, with sensing, over those of the dense model for the same steps."
-    )
+    notes.append("Parameters: the number of parameters that may be non-zero.")
+    notes.append("FLOPs: FLOPs of training, with sensing, over those of the dense model for the same steps.")
     if any(row["sensed"] for row in rows):
         notes.append(
             "Grown of sensed: grown blocks over sensed blocks; a small value means that growth selects strictly."
@@ -226,9 +224,9 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _spread(row: Row, name: str, scale: float, block: str) -> str:
+def _spread(row: Row, name: str, scale: float, unit: str) -> str:
     value, sd = row["metrics"].get(name), row["metrics_sd"].get(name)
-    return "-" if value is None else f"{scale * value:.2f}" + (f" ± {scale * sd:.2f}" if sd is not None else "") + block
+    return "-" if value is None else f"{scale * value:.2f}" + (f" ± {scale * sd:.2f}" if sd is not None else "") + unit
 
 
 def _flops(row: Row) -> str:
@@ -277,7 +275,15 @@ def report(dir: str) -> None:
     write(path / "table.md", markdown(columns, cells) + "\n" + "\n".join(notes) + "\n")
     write(path / "table.json", json.dumps(rows, indent=2) + "\n")
     write(path / "table.csv", _csv(rows))
-    show(str(path), columns, cells, notes, drop=LEAST)
+    show(str(path), columns, cells, notes, drop=_least(columns, cells))
+
+
+def _least(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """The columns that a narrow terminal does without, in this order: what tells rows apart stays as long as it can."""
+    labels = list(columns[1 : columns.index("accuracy")])
+    told = ["density"] * (len({line[columns.index("density")] for line in cells}) > 1)
+    metrics = [name for name in reversed(columns) if name not in (*LEAST, *labels, *told, "method", "accuracy")]
+    return [*LEAST, *metrics, *reversed(labels), *told]
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 
 from torch import nn
 
+from .._errors import check_module
 from .._modules import replaced
 from ..batch_last import plain_modules
 from ..layers import SparseLayer, sparse_layers
@@ -15,6 +16,7 @@ def densify(model: nn.Module) -> nn.Module:
 
     Returns: the model (a new module if the model is a single layer).
     """
+    check_module("densify", model)
     model = plain_modules(replaced(model, {layer: _dense(layer) for layer in sparse_layers(model).values()}))
     if "sparsity_report" in vars(model):
         del model.sparsity_report

@@ -127,11 +127,11 @@ def _check_unchanged(event: Event, rng: torch.Generator) -> None:
         seen.append(layer)
         return layer.w.abs()
 
-    def amount(layers: Sequence[LayerState], _update: Update) -> list[int]:
+    def four_each(layers: Sequence[LayerState], _update: Update) -> list[int]:
         seen.extend(layers)
         return [4] * len(layers)
 
-    topology = Topology("a", n_exchange=amount, drop_score=drop)
+    topology = Topology("a", n_exchange=four_each, drop_score=drop)
     pooled = replace(topology, allocate=allocate_pooled, keeps_layer_sizes=False)
     anywhere = replace(topology, grow_score=grow_random, candidates="anywhere")
     for kind in (topology, pooled, anywhere):

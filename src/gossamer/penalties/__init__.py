@@ -10,8 +10,8 @@
     LogL1           lam (beta + 1) sum M log(beta + |w| / M)      soft threshold of its majoriser, a weighted l1
     TopK            0 up to n non-zero entries, else infinite     the n largest stay
 
-A penalty is a frozen value and holds no state. There is one file per penalty. ``protocol.py`` says what a rule asks
-of a penalty. ``maps.py`` holds the maps that penalties share.
+A penalty is a frozen value and holds no state. There is one file per penalty. ``protocol.py`` holds the protocol that
+rules use. ``maps.py`` holds the maps that penalties share.
 """
 
 # pyright: strict

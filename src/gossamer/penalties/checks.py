@@ -12,7 +12,7 @@ from .maps import GROUPS
 def checked_strength(who: str, lam: float) -> float:
     """``lam`` as a float. Raises UsageError unless it is a finite number of at least 0."""
     if not is_real(lam) or not 0.0 <= lam < math.inf:
-        raise UsageError(who, "lam, the strength of the penalty, is a number of at least 0", got=lam)
+        raise UsageError(who, "lam, the strength of the penalty, must be a finite number of at least 0", got=lam)
     return float(lam)
 
 
@@ -23,8 +23,8 @@ def check_group(who: str, group: str) -> None:
 
 
 def group_problems(group: str, shape: Sequence[int]) -> list[str]:
-    """A sentence if tensors of this shape have no such groups, else []."""
+    """A sentence if a tensor of this shape has no groups of this kind; else []."""
     wanted = GROUPS[group]
     if len(shape) == wanted:
         return []
-    return [f"a {group} is part of a tensor of {wanted} dimensions, and this one has {len(shape)}"]
+    return [f"a {group} is part of a tensor of {wanted} dimensions, but this tensor has {len(shape)}"]

@@ -20,7 +20,7 @@ from .protocol import Tau, Taus
 
 @dataclass(frozen=True)
 class GroupL1:
-    """lam sum_G sqrt|G| |w_G|_2.
+    """The group l1 norm, lam sum_G sqrt|G| |w_G|_2.
 
     Args:
         lam: strength, at least 0.

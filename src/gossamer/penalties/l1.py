@@ -22,7 +22,7 @@ from .protocol import Tau, Taus
 
 @dataclass(frozen=True)
 class L1:
-    """lam sum |w|.
+    """The l1 norm, lam sum |w|.
 
     Args:
         lam: strength, at least 0.
@@ -56,7 +56,7 @@ class L1:
 
 @dataclass(frozen=True)
 class NonNegativeL1:
-    """lam sum w, infinite where an entry is negative: weights stay at or above 0.
+    """The l1 norm of non-negative weights: lam sum w, infinite if an entry is negative. Weights stay at or above 0.
 
     Args:
         lam: strength, at least 0.

@@ -36,12 +36,11 @@ class LogL1:
         lam: strength, at least 0.
         beta: positive; a small beta penalises small weights more. The authors' program has F = 500 for 1 + 1/beta,
             which is ``beta=1/499``.
-        group: convolutions may share thresholds, as in the authors' program: r is the mean of |w| over a ``"kernel"``
-            or a ``"channel"``, and the weight is multiplied by the square root of the size of the group. Each entry is
-            still thresholded by itself. Tensors that do not have four dimensions are always taken entry by entry
-            (None).
-        shrinking: shrink a whole group by its l2 norm, as early versions of that program do. Then r is the norm of the
-            group.
+        group: ``"kernel"`` or ``"channel"``: the entries of such a group of a convolution share one threshold, as in
+            the authors' program. r is the mean of |w| over the group, and the weight is multiplied by the square root
+            of its size. None, and tensors that do not have four dimensions: each entry has its own threshold.
+        shrinking: whether a whole group is shrunk by its l2 norm, as in early versions of that program. r is then the
+            norm of the group.
     """
 
     lam: float
@@ -54,13 +53,13 @@ class LogL1:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lam", checked_strength(type(self).__name__, self.lam))
         if not is_real(self.beta) or not 0.0 < self.beta < math.inf:
-            what = "beta is a positive number; small values penalise small weights most"
+            what = "beta must be a positive number; the smaller it is, the more small weights are penalised"
             raise UsageError("LogL1", what, got=self.beta)
         if self.group not in (None, "kernel", "channel"):
             raise UsageError("LogL1", f"unknown group {self.group!r}", remedy="None, 'kernel' or 'channel'")
         if self.shrinking and self.group is None:
             remedy = "group='kernel' or 'channel', or shrinking=False"
-            raise UsageError("LogL1", "shrinking is done to groups", remedy=remedy)
+            raise UsageError("LogL1", "shrinking=True needs groups", remedy=remedy)
 
     def group_in(self, w: Tensor) -> str | None:
         """The kind of group that this tensor is divided into; None for single entries."""
@@ -74,9 +73,9 @@ class LogL1:
         return norms(w, group) if self.shrinking else w.abs().mean((2, 3) if group == "kernel" else (1, 2, 3))
 
     def weights(self, r: Tensor, w: Tensor) -> Tensor:
-        """(3) times the square root of a group's size, shaped like ``r``.
+        """(3) times the square root of the size of a group. It has the shape of ``r``.
 
-        A tensor that is all zero gets 0, so that its entries can come back.
+        A tensor of zeros gets weight 0, so that its entries can become non-zero.
         """
         largest = r.max()
         relative = r / largest.clamp_min(torch.finfo(r.dtype).tiny)
@@ -89,7 +88,7 @@ class LogL1:
         return list(foreach.abs(list(ws))) if self.group is None else [self.magnitudes(w) for w in ws]
 
     def batched_weights(self, rs: Sequence[Tensor], ws: Sequence[Tensor]) -> list[Tensor]:
-        """:meth:`weights` of many tensors. Single entries take two launches per tensor; the rest is batched."""
+        """:meth:`weights` of many tensors. Without groups it is batched, except for two launches per tensor."""
         if self.group is not None:
             return [self.weights(r, w) for r, w in zip(rs, ws, strict=True)]
         largest = foreach.norm(list(rs), math.inf)

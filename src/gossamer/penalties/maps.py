@@ -15,7 +15,7 @@ from torch import Tensor
 from .._backend import foreach
 from .protocol import Tau, Taus
 
-GROUPS = {"row": 2, "kernel": 4, "channel": 4}  # the number of dimensions of the tensors that have this kind of group
+GROUPS = {"row": 2, "kernel": 4, "channel": 4}  # number of dimensions of a tensor with this kind of group
 
 
 def soft(u: Tensor, tau: Tau) -> Tensor:
@@ -71,5 +71,5 @@ def times(taus: Taus, factor: float) -> Taus:
 
 
 def pairs(us: Sequence[Tensor], taus: Taus) -> Iterable[tuple[Tensor, Tau]]:
-    """Each tensor beside its ``tau``."""
+    """Pairs of a tensor and its ``tau``."""
     return zip(us, [taus] * len(us) if isinstance(taus, (int, float)) else taus, strict=True)

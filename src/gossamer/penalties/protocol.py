@@ -1,4 +1,4 @@
-"""What a rule asks of a penalty R."""
+"""The protocol of a penalty R, as rules use it."""
 
 # pyright: strict
 
@@ -13,9 +13,9 @@ Taus = float | Sequence[Tensor]  # one number for all tensors, or one tensor for
 
 @runtime_checkable
 class Penalty(Protocol):
-    """What every penalty has.
+    """The members of every penalty.
 
-    ``convex``: a mirror map may be built on it. ``adaptive``: the rule passes weights in ``tau``, see
+    ``convex``: it can define a mirror map. ``adaptive``: the rule passes weights in ``tau``, see
     :class:`AdaptivePenalty`.
     """
 
@@ -35,26 +35,26 @@ class Penalty(Protocol):
         ...
 
     def zero_threshold(self, u: Tensor, tau: Tau) -> Tensor:
-        """Per entry, the smallest factor f for which prox(u, f tau) is zero there; infinite where no factor does it.
+        """For each entry, the smallest factor f for which prox(u, f tau) is zero there; infinite if there is none.
 
-        Shaped like ``u``.
+        It has the shape of ``u``.
         """
         ...
 
     def subgradient(self, w: Tensor) -> Tensor:
-        """An element of the subdifferential at ``w``, 0 where w is 0. Shaped like ``w``."""
+        """An element of the subdifferential at ``w``, 0 where w is 0. It has the shape of ``w``."""
         ...
 
     def problems(self, shape: Sequence[int]) -> list[str]:
-        """Sentences that say why it cannot penalise a tensor of this shape; [] if it can."""
+        """Why it cannot penalise a tensor of this shape, in sentences; [] if it can."""
         ...
 
 
 @runtime_checkable
 class AdaptivePenalty(Penalty, Protocol):
-    """A penalty with ``adaptive = True``: it weighs entries by running magnitudes r, which the rule keeps.
+    """A penalty with ``adaptive = True``: running magnitudes r, which the rule keeps, give each entry a weight.
 
-    The rule passes tau = step size times :meth:`weights`, a tensor shaped like :meth:`magnitudes`.
+    The rule passes tau = step size times :meth:`weights`, a tensor of the shape of :meth:`magnitudes`.
     """
 
     def magnitudes(self, w: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class AdaptivePenalty(Penalty, Protocol):
         ...
 
     def weights(self, r: Tensor, w: Tensor) -> Tensor:
-        """The weight of each magnitude in the penalty, shaped like ``r``; ``w`` gives the shape of the tensor."""
+        """The weight of each magnitude in the penalty. It has the shape of ``r``; ``w`` gives the tensor's shape."""
         ...
 
     def batched_magnitudes(self, ws: Sequence[Tensor]) -> list[Tensor]:
@@ -74,13 +74,13 @@ class AdaptivePenalty(Penalty, Protocol):
         ...
 
     def majoriser(self, w: Tensor, tau: Tensor) -> Tensor:
-        """The convex function of ``w`` that ``prox(u, tau)`` is the proximal map of; a tensor of no dimensions."""
+        """The convex function of ``w`` whose proximal map is ``prox(u, tau)``; a tensor of no dimensions."""
         ...
 
 
 @runtime_checkable
 class ScaledPenalty(Penalty, Protocol):
-    """A penalty with a strength ``lam``, which is a factor of R(w)."""
+    """A penalty with a strength ``lam``, a factor of R(w)."""
 
     @property
     def lam(self) -> float:
@@ -89,5 +89,5 @@ class ScaledPenalty(Penalty, Protocol):
 
 
 def is_adaptive(penalty: Penalty) -> TypeGuard[AdaptivePenalty]:
-    """Whether the penalty says that it is adaptive. Rules check its members at construction."""
+    """Whether the penalty has ``adaptive = True``. Rules check its members at construction."""
     return penalty.adaptive

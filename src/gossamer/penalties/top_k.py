@@ -1,8 +1,8 @@
 """At most n entries that are not zero: iterative hard thresholding (Blumensath & Davies 2009).
 
 R(w)         = 0 where at most n entries of w are non-zero, else infinite
-prox(u, tau) = the n entries of u that are largest in magnitude, 0 elsewhere; of equals the one with the lower index
-               tau = 0: u
+prox(u, tau) = the n entries of u of largest magnitude (among equals, of lower index), 0 elsewhere;
+               u, if tau = 0
 """
 
 # pyright: strict
@@ -21,7 +21,7 @@ from .protocol import Tau, Taus
 
 
 def _is_whole(n: object) -> bool:
-    """Whether it is an int, and not a truth value."""
+    """Whether ``n`` is an int, and not a bool."""
     return isinstance(n, int) and not isinstance(n, bool)
 
 
@@ -30,8 +30,8 @@ class TopK:
     """At most ``n`` non-zero entries in each tensor.
 
     Args:
-        n: entries kept in each tensor, at least 1; or
-        density: fraction of them that is kept, in (0, 1]; at least one entry.
+        n: number of entries kept in each tensor, at least 1.
+        density: in place of ``n``: the fraction of the entries kept in each tensor, in (0, 1]; at least one entry.
     """
 
     n: int | None = None
@@ -41,9 +41,9 @@ class TopK:
 
     def __post_init__(self) -> None:
         if (self.n is None) == (self.density is None):
-            raise UsageError("TopK", "give either n or density", got=(self.n, self.density))
+            raise UsageError("TopK", "give either n or density, not both", got=(self.n, self.density))
         if self.n is not None and not (_is_whole(self.n) and self.n >= 1):
-            raise UsageError("TopK", "n counts the entries that are kept, a whole number of at least 1", got=self.n)
+            raise UsageError("TopK", "n, the number of kept entries, must be an int of at least 1", got=self.n)
         if self.density is not None:
             check_density("TopK", self.density)
 
@@ -75,4 +75,4 @@ class TopK:
 
     def problems(self, shape: Sequence[int]) -> list[str]:
         numel = math.prod(shape)
-        return [f"keeps {self.n} of {numel} entries"] if self.n is not None and self.n > numel else []
+        return [f"it would keep {self.n} of only {numel} entries"] if self.n is not None and self.n > numel else []

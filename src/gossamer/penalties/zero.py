@@ -15,7 +15,7 @@ from .protocol import Tau, Taus
 
 @dataclass(frozen=True)
 class Zero:
-    """No penalty. Biases and normalisation get it."""
+    """No penalty. It is used for biases and normalisation."""
 
     convex: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """Rules: how values change under a penalty.
 
-``rule.py`` says what a rule is, ``optimizer.py`` holds the optimizer around all rules, and each algorithm has its own
-file. ``foreach`` has the functions on lists of tensors that a rule's step is made of.
+``rule.py`` holds the protocol of a rule, ``optimizer.py`` the torch optimizer that runs every rule. Each algorithm has
+its own file. ``foreach`` has the functions on lists of tensors that a rule uses in its step.
 """
 
 # pyright: strict

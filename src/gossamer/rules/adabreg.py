@@ -8,7 +8,7 @@
 
 Without penalty and with delta = 1 this is Adam (Kingma & Ba 2015).
 
-State: v, m, q. Cost per step: O(N) besides the gradient.
+State: v, m, q. Cost per step: O(N), without the gradient.
 """
 
 # pyright: strict
@@ -45,9 +45,9 @@ class AdaBreg(Mirror):
 
     def __post_init__(self) -> None:
         check_penalty("AdaBreg", self.penalty, convex=True)
-        # pyright trusts the annotation, a caller may give anything
+        # pyright trusts the annotation, but a caller may pass anything
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:  # pyright: ignore
-            raise UsageError("AdaBreg", "betas are two numbers", got=self.betas)
+            raise UsageError("AdaBreg", "betas must be two numbers", got=self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))
         for beta in self.betas:
             check_momentum("AdaBreg", "each of betas", beta)

@@ -1,12 +1,12 @@
-"""How a latent variable u starts again from given weights.
+"""Restarts a latent variable u from given weights w.
 
-A rule that keeps a latent u and shows w = prox_{tau R}(u) would undo at its next step what other code wrote to w, for
-instance restored best weights. So u is changed until it shows w:
+Some rules keep a latent u, and their weights are w = prox_{tau R}(u). If other code writes to w, for instance to
+restore the best weights, the next step of the rule would undo it. So u is first changed so that it gives w:
 
     where w is not zero    u = w + p, p = K w - prox_{tau R}(K w) for a large K
-    where w is zero        u keeps its value, reduced to where it shows zero
+    where w is zero        u keeps its value, or is reduced until prox_{tau R}(u) = 0
 
-p is what the penalty takes from a large weight of the same sign.
+p is the amount by which the penalty reduces a large weight of the same sign.
 """
 
 # pyright: strict
@@ -16,19 +16,19 @@ from torch import Tensor
 from ..penalties import Penalty, Tau
 
 LARGE = 2.0**20  # K
-ALMOST = 1 - 1e-5  # fraction of the threshold below which an entry is surely zero, in spite of rounding
+ALMOST = 1 - 1e-5  # below this fraction of its threshold an entry is certainly zero, in spite of rounding
 
 
 def shown_by(penalty: Penalty, w: Tensor, tau: Tau) -> Tensor:
-    """u with prox_{tau R}(u) = w where w is not zero; shaped like ``w``."""
+    """u with prox_{tau R}(u) = w where w is not zero. It has the shape of ``w``."""
     far = w.double() * LARGE
     taken = far - penalty.prox(far, tau.double() if isinstance(tau, Tensor) else tau)
     return w + taken.to(w.dtype)
 
 
 def reduced_to_zero(u: Tensor, threshold: Tensor, strength: float) -> Tensor:
-    """u, reduced per entry to where it shows zero at this strength.
+    """u, with each entry reduced until the proximal map gives zero at this strength.
 
-    ``threshold``: the smallest strength at which it does.
+    ``threshold``: for each entry, the smallest strength at which it gives zero without reduction.
     """
     return u * (ALMOST * strength / threshold).nan_to_num(1.0, 1.0).clamp(max=1.0)

@@ -9,7 +9,7 @@ penalty (Bungert, Roith, Tenbrinck, Burger 2022, "A Bregman learning framework f
 A weight that is zero stays zero until |v| has grown beyond lam. w = prox_{delta J}(delta v) holds after every step, so
 |v| <= lam where w = 0 and v = w / delta + lam sign(w) elsewhere. Without penalty and with delta = 1 this is SGD.
 
-State: v; m if beta > 0. Cost per step: O(N) besides the gradient.
+State: v; m if beta > 0. Cost per step: O(N), without the gradient.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,13 @@
-"""What the rules of mirror descent share: the mirror map J_delta(w) = J(w) + |w|^2 / (2 delta) and its variable v.
-
-J is the penalty.
+"""The common part of the rules of mirror descent: the mirror map J_delta(w) = J(w) + |w|^2 / (2 delta) and its variable
+v. J is the penalty.
 
     v_0 = w_0 / delta + p_0, p_0 in dJ(w_0), which is 0 where w_0 = 0
     a step of v                                  each rule has its own: ``descend_``
     w <- prox_{delta J}(delta v)                 l1: delta soft(v, lam)
 
-A weight that is zero stays zero until |v| has grown beyond lam. w = prox_{delta J}(delta v) holds after every step,
-so |v| <= lam where w = 0 and v = w / delta + lam sign(w) elsewhere. So v and the strength alone decide which weights
-are zero.
+A zero weight stays zero until |v| has grown beyond lam (l1). w = prox_{delta J}(delta v) holds after every step, so
+|v| <= lam where w = 0, and v = w / delta + lam sign(w) elsewhere. So v and the strength alone decide which weights are
+zero.
 """
 
 # pyright: strict
@@ -28,7 +27,7 @@ from .rule import State, StepInfo
 class Mirror:
     """The part of a :class:`~gossamer.rules.rule.MirrorRule` that does not depend on the step of v.
 
-    A rule adds ``init``, with a state ``"v"``, and ``descend_``.
+    A subclass adds ``init``, with an entry ``"v"``, and ``descend_``.
     """
 
     penalty: Penalty
@@ -49,12 +48,12 @@ class Mirror:
         raise NotImplementedError
 
     def show_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """The weights that belong to the mirror variable."""
+        """Writes the weights that belong to the mirror variable into ``w``."""
         u = state["v"] if self.delta == 1.0 else foreach.mul(state["v"], self.delta)
         foreach.copy_(w, self.penalty.proxes(u, self.delta * step.strength))  # w <- prox_{delta J}(delta v)
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written the weights: v is restarted from them."""
+        """Restarts v from the weights, after other code has written to them."""
         for p, v in zip(w, state["v"], strict=True):
             off = reduced_to_zero(v, self.penalty.zero_threshold(v, 1.0), step.strength)
             v.copy_(torch.where(p != 0, self.mirrored(p, step.strength), off))

@@ -7,7 +7,7 @@ With this momentum, lr corresponds to lr / (1 - mu) of ``torch.optim.SGD``. mu =
 (Combettes & Wajs 2005; equation 7 of Siegel, Chen, Zhang, Xu 2020). With ``TopK`` it is iterative hard thresholding
 (Blumensath & Davies 2009) as a training method.
 
-State: v if mu > 0. Cost per step: O(N) besides the gradient. The forward pass may be sparse; the weight gradient is
+State: v if mu > 0. Cost per step: O(N), without the gradient. The forward pass may be sparse; the weight gradient is
 dense.
 """
 
@@ -57,7 +57,7 @@ class ProxSGD:
         foreach.copy_(w, self.penalty.proxes(w, s * step.strength))  # w <- prox_{s R}(w)
 
     def zero_thresholds(self, w: list[Tensor], state: State, step: StepInfo) -> list[Tensor]:
-        v = state.get("v") or state.get("g")  # the next gradient is not known: the last one is taken
+        v = state.get("v") or state.get("g")  # the next gradient is not known, so the last one is used
         u = foreach.sub(w, foreach.mul(v, step.lr)) if v else w
         return [self.penalty.zero_threshold(p, step.lr) for p in u]
 

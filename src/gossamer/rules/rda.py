@@ -2,9 +2,9 @@
 
     u_n <- u_{n-1} - s_n g_n                     u_0 = w_0
     S_n <- S_{n-1} + s_n
-    w_n <- prox_{S_n R}(u_n)                     the threshold grows with all steps taken
+    w_n <- prox_{S_n R}(u_n)                     the threshold grows with every step
 
-State: u, and the number S for all tensors together. Cost per step: O(N) besides the gradient.
+State: u, and one number S for all tensors. Cost per step: O(N), without the gradient.
 """
 
 # pyright: strict
@@ -48,7 +48,7 @@ class RDA:
         foreach.copy_(w, self.penalty.proxes(u, step.sums["S"] * step.strength))  # w <- prox_{S R}(u)
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written the weights: u is restarted from them."""
+        """Restarts u from the weights, after other code has written to them."""
         S = step.sums.get("S", 0.0)
         for p, u in zip(w, state["u"], strict=True):
             off = reduced_to_zero(u, self.penalty.zero_threshold(u, S), step.strength)

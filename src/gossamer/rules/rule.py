@@ -1,10 +1,9 @@
-"""What a rule is: a frozen record of settings that says how values change under a penalty.
+"""The protocol of a rule: a frozen record of settings that defines how values change under a penalty.
 
     init(w, strength)              the state of one tensor before its first step, a dict of tensors
     update_(w, g, state, step)     one step of many tensors: the lines of the paper's equations, on lists of tensors
 
-:class:`Rule` is what the optimizer asks of every rule. :class:`Latent` and :class:`MirrorRule` say what some rules
-have besides.
+Every rule has the members of :class:`Rule`. Some rules also have those of :class:`Latent` or :class:`MirrorRule`.
 """
 
 # pyright: strict
@@ -16,11 +15,11 @@ from torch import Tensor
 from .._schedules import Schedule
 from ..penalties import Penalty
 
-State = dict[str, list[Tensor]]  # what a rule keeps: by name, one tensor for each parameter, in their order
+State = dict[str, list[Tensor]]  # the state of a rule: by name, one tensor for each parameter, in the same order
 
 
 class StepInfo(NamedTuple):
-    """What a rule is told about a step."""
+    """What a rule gets about a step."""
 
     t: int  # step of the run, from 1: the argument of schedules
     t_group: int  # step of this group, from 1; a group may join a run later
@@ -32,34 +31,34 @@ class StepInfo(NamedTuple):
 
 @runtime_checkable
 class Rule(Protocol):
-    """How values change.
+    """The members of every rule.
 
-    ``needs_dense``: a weight that is zero may come back, so the rule needs dense storage.
+    ``needs_dense``: a zero weight may become non-zero again, so the rule needs dense storage.
 
-    ``zeros_follow_state``: the state and the strength alone decide which weights are zero, so the zeros follow a change
-    of strength at once. Otherwise weights take several steps to follow it.
+    ``zeros_follow_state``: the state and the strength alone decide which weights are zero. A change of the strength
+    then acts on the zeros at once. Otherwise it takes several steps.
     """
 
     @property
     def penalty(self) -> Penalty:
-        """R."""
+        """The penalty R."""
         ...
 
     needs_dense: ClassVar[bool]
     zeros_follow_state: ClassVar[bool]
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
-        """State of one tensor before its first step. ``strength`` is the factor on the penalty at that time."""
+        """The state of one tensor before its first step. ``strength`` is the factor on the penalty at that time."""
         ...
 
     def update_(self, w: list[Tensor], g: list[Tensor], state: State, step: StepInfo) -> None:
-        """One step: changes ``w`` and ``state`` in place and leaves ``g`` as it is."""
+        """One step. Changes ``w`` and ``state`` in place, and does not change ``g``."""
         ...
 
     def zero_thresholds(self, w: list[Tensor], state: State, step: StepInfo) -> list[Tensor]:
-        """Per entry, the smallest strength at which the weight would be zero now; shaped like ``w``.
+        """For each entry, the smallest strength at which the weight would be zero now. The shapes are those of ``w``.
 
-        See ``Penalty.zero_threshold``. Where there is a last gradient, ``state`` has it as ``"g"``.
+        See ``Penalty.zero_threshold``. If there is a last gradient, it is ``state["g"]``.
         """
         ...
 
@@ -72,19 +71,19 @@ class Rule(Protocol):
 class Latent(Protocol):
     """A rule whose state determines its weights.
 
-    If other code writes the weights, the next step would undo that. So the optimizer calls :meth:`restart_` first.
+    If other code writes to the weights, the next step would undo it. So the optimizer calls :meth:`restart_` first.
     """
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Changes ``state`` in place so that it gives the weights ``w``. Leaves ``w`` as it is."""
+        """Changes ``state`` in place so that it gives the weights ``w``. Does not change ``w``."""
         ...
 
 
 @runtime_checkable
 class MirrorRule(Rule, Latent, Protocol):
-    """A rule of mirror descent: its weights are the image of a mirror variable, ``state["v"]``, and its steps change v.
+    """A rule of mirror descent: its steps change a mirror variable v, ``state["v"]``, and v determines the weights.
 
-    :class:`~gossamer.Multilevel` calls the two halves of ``update_`` one by one.
+    :class:`~gossamer.Multilevel` calls the two parts of ``update_`` separately.
     """
 
     def descend_(self, g: list[Tensor], state: State, step: StepInfo) -> None:

@@ -12,15 +12,15 @@ For step sizes s_n, averaging alpha_n and time scales T:
     w_{n+1} <- prox_{S_n R}(u_n)                 soft threshold at lam S_n
 
 alpha = 0 is proximal gradient descent, alpha = 1 is regularised dual averaging. With 1 - alpha_n = s_n / s_0 the fixed
-point of S is s_0, so the threshold stays where it is while the step size goes to 0: ``averaging="paired"``.
+point of S is s_0, so the threshold stays constant while the step size goes to 0: ``averaging="paired"``.
 
 The order of the lines, the accumulation of S entry by entry (``accumulate=True``) and the decay of *all* parameters are
 those of the authors' program. The paper prints one number S_n for all entries (``accumulate=False``). Four things
-differ from that program: a matrix that is all zero gets weight 0 and can come back (there 0/0); the step count is
-saved; no gradient is changed; the host reads no value of a tensor.
+differ from that program: a matrix of zeros gets weight 0 and can become non-zero (there 0/0); the step count is saved;
+gradients are not changed; the host reads no value of a tensor.
 
-State: u unless averaging is the number 0; v if T_v; r and S (entry by entry) for an adaptive penalty. Together with the
-gradient this is up to six times the dense size. Cost per step: O(N) besides the gradient.
+State: u, unless averaging is the number 0; v, if T_v is set; r and S (entry by entry) for an adaptive penalty. With the
+gradient this is up to six times the dense size. Cost per step: O(N), without the gradient.
 """
 
 # pyright: strict
@@ -49,14 +49,15 @@ class XRDA:
     """Extended regularised dual averaging.
 
     Args:
-        penalty: R; with ``LogL1`` the method of the paper.
-        averaging: alpha, a number in [0, 1]; a schedule t -> alpha_t; or ``"paired"``: 1 - lr / (largest lr so far).
-        time_scale: T_v of the momentum, in units of the step size; None is no momentum. With steps near 1, 9.5 is a
+        penalty: R; ``LogL1`` gives the method of the paper.
+        averaging: alpha: a number in [0, 1]; a schedule t -> alpha_t; or ``"paired"``: 1 - lr / (largest lr so far).
+        time_scale: T_v of the momentum, in units of the step size; None is no momentum. At step size 1, 9.5 is a
             momentum of 0.9.
-        magnitude_time_scale: T_r of the magnitudes (adaptive penalties). None takes ``time_scale``; if that is None
+        magnitude_time_scale: T_r of the magnitudes (adaptive penalties). None uses ``time_scale``; if that is None
             too, nothing is averaged.
-        weight_decay: added to the gradient of every parameter, biases and normalisation too, besides the group's own.
-        accumulate: thresholds accumulate entry by entry.
+        weight_decay: this factor times the weight is added to the gradient of every parameter, biases and
+            normalisation too, in addition to the group's ``weight_decay``.
+        accumulate: whether thresholds accumulate entry by entry.
     """
 
     penalty: Penalty
@@ -72,14 +73,14 @@ class XRDA:
         check_penalty("XRDA", self.penalty)
         a = self.averaging
         if a != PAIRED and not callable(a) and not (is_real(a) and 0.0 <= float(a) <= 1.0):
-            raise UsageError("XRDA", "averaging is a number in [0, 1], a schedule, or 'paired'", got=a)
+            raise UsageError("XRDA", "averaging must be a number in [0, 1], a schedule, or 'paired'", got=a)
         for name in ("time_scale", "magnitude_time_scale"):
             value = getattr(self, name)
             if value is not None and not (is_real(value) and value > 0.0):
-                what = f"{name} is a positive number of step sizes"
+                what = f"{name} must be a positive number, in units of the step size"
                 raise UsageError("XRDA", what, got=value, remedy="None averages nothing")
         if not is_real(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
-            raise UsageError("XRDA", "weight_decay is a number of at least 0", got=self.weight_decay)
+            raise UsageError("XRDA", "weight_decay must be a finite number of at least 0", got=self.weight_decay)
 
     def init(self, w: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -119,7 +120,7 @@ class XRDA:
         foreach.copy_(w, self.penalty.proxes(u, taus))  # w <- prox_{S R}(u)
 
     def _thresholds(self, w: list[Tensor], state: State, step: StepInfo, s: float, a: float) -> Taus:
-        """S_n times the strength: one number, or for an adaptive penalty one tensor for each of ``w``."""
+        """S_n times the strength: one number, or, for an adaptive penalty, one tensor for each of ``w``."""
         if not is_adaptive(self.penalty):
             return self._summed(step, s, a)
         r = state["r"]
@@ -137,7 +138,7 @@ class XRDA:
         return step.sums["S"] * step.strength
 
     def restart_(self, w: list[Tensor], state: State, step: StepInfo) -> None:
-        """Other code has written the weights: u is restarted from them."""
+        """Restarts u from the weights, after other code has written to them."""
         if "u" not in state:
             return
         thresholds, taus = self.zero_thresholds(w, state, step), self._kept(w, state, step)
@@ -148,7 +149,7 @@ class XRDA:
     def zero_thresholds(self, w: list[Tensor], state: State, step: StepInfo) -> list[Tensor]:
         u = state.get("u")
         if u is None:
-            v = state.get("v") or state.get("g")  # the next gradient is not known: the last one is taken
+            v = state.get("v") or state.get("g")  # the next gradient is not known, so the last one is used
             u = list(foreach.sub(w, foreach.mul(v, step.lr))) if v else w
         taus = self._kept(u, state, step)
         return [self.penalty.zero_threshold(p, tau) for p, tau in zip(u, taus, strict=True)]

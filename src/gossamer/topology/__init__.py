@@ -1,5 +1,5 @@
-"""Topologies: one file per algorithm, each a frozen record of settings that resolves to the one record
-:class:`Topology`."""
+"""Topologies: how supports change. There is one file per method. A method is a frozen record of settings; it resolves
+to a :class:`Topology`."""
 
 from .csst import CSST as CSST
 from .exchange import event as event

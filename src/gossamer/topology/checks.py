@@ -8,9 +8,9 @@ from .records import Update
 
 
 def check_common(who: str, stop: int | float, every: int, final_density: float | None, min_fan_in: int) -> None:
-    """Refuses values out of range of the settings that the methods share."""
+    """Refuses values out of range, for the settings that the methods share."""
     if not is_real(stop) or not (is_count(stop) or 0.0 < stop <= 1.0):
-        what = "stop counts optimizer steps, or is a fraction of the run, a number in (0, 1]"
+        what = "stop is a number of optimizer steps, or a fraction of the run in (0, 1]"
         raise UsageError(who, what, got=stop, remedy="stop=0.75 for three quarters of the run")
     check_count(who, "every", every, 1)
     check_count(who, "min_fan_in", min_fan_in, 0)
@@ -21,24 +21,24 @@ def check_common(who: str, stop: int | float, every: int, final_density: float |
 def check_decay(who: str, decay: float) -> None:
     """Refuses a decay outside [0, 1)."""
     if not is_real(decay) or not 0.0 <= decay < 1.0:
-        raise UsageError(who, "decay of a moving average lies in [0, 1)", got=decay)
+        raise UsageError(who, "decay, of a moving average, must lie in [0, 1)", got=decay)
 
 
 def check_events(who: str, when: Callable[[int], Update | None], stop: int) -> None:
-    """Refuses a schedule without any event, and one that leaves the optimizer no step."""
+    """Refuses a schedule without any event, and a schedule on which the optimizer never steps."""
     if all(when(t) is None for t in range(1, stop + 1)):
         refuse_no_event(who, None, stop)
     before = range(1, max(2, stop))
     if all((update := when(t)) is not None and not update.step_optimizer for t in before):
-        skipped = "is an event, and the optimizer skips it (step_optimizer=False)"
+        skipped = "is an event, which the optimizer skips (step_optimizer=False)"
         what = f"every step before stop={stop} {skipped}: the weights never move"
         raise UsageError(who, what, remedy="every=2 or more, or step_optimizer=True")
 
 
 def refuse_no_event(who: str, events: Events | None, stop: int, every: int | None = None) -> None:
-    """Refuses a schedule without an event: none given, or an empty one."""
+    """Refuses a schedule without an event: None, or an empty one."""
     if not events:
-        first = "" if every is None else f": the first would come at step {every}, and none comes at or after stop"
-        first += ". stop=1 is one step, stop=1.0 the whole run" if stop == 1 else ""
+        first = "" if every is None else f": the first event would be at step {every}, and events end before stop"
+        first += ". stop=1 is one step, stop=1.0 is the whole run" if stop == 1 else ""
         what = f"no event takes place until stop={stop}, so the support never changes{first}"
         raise UsageError(who, what, remedy="every < stop; or gs.Static()")

@@ -1,25 +1,25 @@
 """CSST, sparse training with gradient sensing, after "Sparse Training Algorithms based on Compressed Sensing for
-Accelerating Large-Scale Neural Networks" (Miller & Jenkins 2026). The paper leaves gaps: docs/methods/csst.md says how
-each is filled, and why.
+Accelerating Large-Scale Neural Networks" (Miller & Jenkins 2026). The paper leaves details open; docs/methods/csst.md
+lists the choices made here, with reasons.
 
     events    t_1 = every, t_{j+1} = t_j + round(every (last_every / every)^(t_j / stop)), none from `stop` on
     window    the W = `window` steps that end at an event. Draw Omega once: `fraction` of the blocks off the support (or
-              `count`), uniformly, or by "flow" with probability proportional to E[dy_i^2] E[x_j^2], measured on the
-              step before: the expected squared gradient if the factors are independent, as randomised matrix products
-              sample (Drineas, Kannan & Mahoney 2006). Then, at each step of the window,
+              `count` blocks). The draw is uniform; or, by "flow", with probability proportional to E[dy_i^2] E[x_j^2],
+              measured on the step before. That is the expected squared gradient if the factors are independent
+              (Drineas, Kannan & Mahoney 2006 sample matrix products so). At each step of the window,
               m <- decay m + (1 - decay) g_Omega, scored as |m| / (1 - decay^W)
     exchange  k = trunc(min(a_t n, selectivity |Omega|)), a_t = drop_fraction / 2 (1 + cos(pi t / stop)): growth is
-              selective only if what grows is a small part of what was sensed
+              selective only if the grown blocks are a small part of the sensed blocks
     event     prune_grow   drop the k smallest |w|, grow the k best of Omega
               iht          z = w on the support, eta m on Omega, eta = lr / (1 - momentum) * interval (the look-ahead
                            step): keep the n largest |z|, at most k swaps
               merge        grow k first, prune back to n at the next event (the order of CoSaMP: identify, merge,
                            estimate, prune)
-    allocate  fixed        each layer grows what it dropped
+    allocate  fixed        each layer grows as many blocks as it dropped
               pooled       candidates of all layers are ranked by |m| / rms(g on the support)
 
-State: the support; in a window Omega and m, O(|Omega|), freed afterwards. Cost 3 f_S per step, and fraction (f_D - f_S)
-more in windows. Nothing ever has the dense size. The draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).
+State: the support; within a window Omega and m, O(|Omega|). Cost 3 f_S per step; in windows, fraction (f_D - f_S) more.
+Nothing has the dense size. The draw takes O(|Omega| log n), the mean squares O(B (rows + cols)).
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -38,30 +38,29 @@ ALLOCATE = {"fixed": allocate_fixed, "pooled": allocate_pooled}
 
 @dataclass(frozen=True)
 class CSST:
-    """CSST: drop the smallest weights, grow those of largest gradient in a random sample of the zeros, measured over
-    a short window.
+    """CSST: drops the smallest weights. Grows the weights of largest gradient in a random sample of the zeros, measured
+    over a short window.
 
     Args:
-        stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
+        stop: events take place before this step: a number of optimizer steps, or a fraction of the run.
         every: optimizer steps between the first events.
-        last_every: optimizer steps between events at ``stop``; exponential in between.
-        window: optimizer steps over which the sensed gradient is smoothed before an event; 1 is the instantaneous
-            gradient.
-        fraction: of each layer's zero blocks that is sensed, in (0, 1].
-        count: sense so many blocks in each layer instead (for layers whose zeros are too many for a fraction of them).
-        drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0. ``selectivity``
-            bounds it.
+        last_every: optimizer steps between events at ``stop``. The interval changes exponentially from ``every``.
+        window: optimizer steps before an event over which the sensed gradient is averaged; 1: the event's step alone.
+        fraction: the fraction of each layer's zero blocks that is sensed, in (0, 1].
+        count: number of blocks to sense in each layer, in place of ``fraction``.
+        drop_fraction: the fraction of each layer's blocks that the first event exchanges; cosine-annealed to 0.
+            ``selectivity`` bounds it.
         mode: prune_grow, iht or merge.
-        allocate: fixed (each layer grows what it dropped) or pooled (layers compete).
+        allocate: fixed (each layer grows as many blocks as it dropped) or pooled (layers compete).
         candidates: how the sensed blocks are drawn: uniform; or flow, with probability proportional to the mean
-            square of the output gradient of their row times that of the input of their column, measured on the step
-            before the window.
-        decay: of the moving average over the window.
-        selectivity: at every event at most this fraction of what a layer has sensed grows; 1 sets no bound.
-        step_optimizer: the optimizer steps on event iterations too.
-        allow_regrow: a block that was just dropped may grow again if its own gradient is among the best.
-        final_density: density that the support's size moves to by ``stop``; None: constant.
-        min_fan_in: incoming blocks that every output unit keeps.
+            square of the output gradient in their row times the mean square of the input in their column, measured on
+            the step before the window.
+        decay: the decay of the moving average over the window, in [0, 1).
+        selectivity: the largest fraction of a layer's sensed blocks that one event grows; 1 sets no bound.
+        step_optimizer: whether the optimizer steps on the iteration of an event too.
+        allow_regrow: whether a block that was just dropped may grow again, if its gradient is among the largest.
+        final_density: the density at ``stop``, reached gradually; None keeps the density.
+        min_fan_in: the least number of incoming blocks of every output unit.
     """
 
     stop: int | float = 0.75
@@ -90,7 +89,7 @@ class CSST:
             what = f"the window of {self.window} steps does not fit between events {least} steps apart"
             raise UsageError("CSST", what, remedy="a window no longer than every and last_every")
         if not 0.0 < self.fraction <= 1.0:
-            what = "fraction is the part of the zero blocks that is sensed, in (0, 1]"
+            what = "fraction is the fraction of the zero blocks that is sensed, in (0, 1]"
             raise UsageError("CSST", what, got=self.fraction)
         if self.count is not None:
             check_count("CSST", "count", self.count, 1)
@@ -106,7 +105,7 @@ class CSST:
             self.resolve()
 
     def resolve(self, steps: int | None = None) -> Topology:
-        """The topology of a run of so many steps. Raises UsageError."""
+        """The topology for a run of ``steps`` optimizer steps. Raises UsageError where a setting does not fit them."""
         stop, merge, pooled = step_of("CSST", "stop", self.stop, steps), self.mode == "merge", self.allocate == "pooled"
         events = growing(self.every, self.last_every, stop)
         refuse_no_event("CSST", events, stop, self.every)
@@ -129,7 +128,7 @@ class CSST:
 
 @dataclass(frozen=True)
 class Window:
-    """Sense on the ``length`` steps that end at an event, the same coordinates throughout."""
+    """Senses on the ``length`` steps that end at an event, at the same blocks in all of them."""
 
     events: Events
     length: int
@@ -143,7 +142,7 @@ class Window:
         event = self.events.next(t)
         if event is None or event - t > self.length - (not self.flow):
             return None
-        if event - t == self.length:  # before the window: find out where gradients flow
+        if event - t == self.length:  # the step before the window: measure the flow
             return Sensing(0.0, flow=True)
         fresh = event - t == self.length - 1
         return Sensing(self.fraction, self.count, fresh, self.decay, self.active, self.flow)

@@ -1,19 +1,20 @@
 """One event. All methods share it.
 
-A layer with n kept blocks, asked to exchange k and to end with `size` blocks:
+A layer has n kept blocks. It should exchange k of them and end with `size` blocks:
 
     drop the  d = k + max(0, n - size)  blocks of lowest drop score   (merge: d = n - size, left by the last event)
     grow the  g = size - (n - d)        candidates of highest score   (merge: g = k more)
     survivors keep value and optimizer state; newborn blocks start at 0
 
-k becomes smaller until both sides can be served. A candidate of score 0, NaN or -inf has no merit. Where candidates are
-sensed, one without merit is never exchanged for a kept block. It grows, drawn at random, only where the size must
-rise and no better one is left. Equal scores are decided at random, by one number for each layer from the Rewirer's
-generator. An event leaves a layer alone that got no gradient or has no candidate: no slot is called for it.
+k is reduced until there are enough blocks to drop and to grow. A candidate of score 0, NaN or -inf has no merit. If
+candidates are sensed, a candidate without merit never replaces a kept block. It grows, drawn at random, only if the
+size must rise and no better candidate is left. Equal scores are decided at random, by one number for each layer from
+the Rewirer's generator. An event does not change a layer that got no gradient or has no candidate, and calls no slot
+for it.
 
-A topology with ``project`` gives the new supports of all layers itself, at once. Their sizes are then its own.
+A topology with ``project`` computes the new supports of all layers at once, and thereby their sizes.
 
-Cost O(n + m) for n kept and m sensed blocks. Nothing here knows a module or an optimizer.
+Cost O(n + m) for n kept and m sensed blocks. This file depends on no module and no optimizer.
 """
 
 import math
@@ -50,7 +51,7 @@ def event(
 
 
 def _projected(layer: LayerState, s: Support) -> Outcome:
-    """What a topology with a projection of its own did to one layer."""
+    """The outcome for one layer of a topology with ``project``."""
     kept = int((layer.s.find(s.ids()) >= 0).sum())
     return Outcome(s, layer.s.n - kept, s.n - kept, layer.sensed)
 
@@ -60,7 +61,7 @@ def _can_serve(topology: Topology, layer: LayerState) -> bool:
 
 
 def _room(topology: Topology, layer: LayerState) -> int:
-    """Blocks off the support that may grow."""
+    """The number of blocks off the support that may grow."""
     return layer.s.total - layer.s.n if topology.candidates == "anywhere" else layer.sensed
 
 
@@ -78,15 +79,15 @@ def _exchanged(
 
 
 class _Part(NamedTuple):
-    """What one layer is to do in an event, and which candidates it has."""
+    """The plan of an event for one layer, and the candidates."""
 
     layer: LayerState
     score: Tensor  # drop scores, (n,)
     k: int  # blocks to exchange
-    shrink: int  # blocks to drop besides, because the size falls
-    more: int  # blocks to grow besides, because it rises
+    shrink: int  # additional blocks to drop, because the size falls
+    more: int  # additional blocks to grow, because the size rises
     merge: bool
-    leaving: Tensor  # positions of the blocks to drop; in the order of dropping where fewer are dropped than were asked
+    leaving: Tensor  # positions of the blocks to drop, in the order of dropping once k was reduced: see in_order
     ids: Tensor  # candidates
     grow_score: Tensor  # their scores, -inf where a candidate has no merit
 
@@ -99,29 +100,29 @@ class _Part(NamedTuple):
         return self.more + self.k
 
     def stays(self) -> Tensor:
-        """Which candidates are blocks that stay after all: fewer are dropped than when ``grow_score`` was asked."""
+        """Which candidates are kept blocks: after ``grow_score`` was called, k may have been reduced."""
         spared = self.leaving[self.n_drop :]
         none = torch.zeros_like(self.ids, dtype=torch.bool)
         return torch.isin(self.ids, self.layer.s.ids()[spared]) if spared.numel() else none
 
     def in_order(self) -> "_Part":
-        """With the dropped blocks in order: if fewer are dropped, they are the first of these."""
+        """The part with ``leaving`` in the order of dropping. If fewer blocks are dropped, the first ones are."""
         keys = tie_key(self.layer.s.ids()[self.leaving], self.layer.ties)
         return self._replace(leaving=self.leaving[ranking(self.score[self.leaving], keys).flip(0)])
 
     def offers(self) -> int:
-        """Candidates that have merit."""
+        """The number of candidates that have merit."""
         return int(((self.grow_score > -math.inf) & ~self.stays()).sum())
 
 
 def _part(topology: Topology, layer: LayerState, k: int) -> _Part:
-    """What a layer that is asked to exchange k blocks can do."""
+    """The plan for a layer that should exchange k blocks, as far as it can."""
     n, s, room, least = layer.s.n, layer.s, _room(topology, layer), topology.min_fan_in
     score = topology.drop_score(layer)
     if tuple(score.shape) != (n,):
-        what = f"drop_score must give one score for each of the {n} kept blocks"
+        what = f"drop_score must return one score for each of the {n} kept blocks"
         raise UsageError(topology.name, what, got=tuple(score.shape))
-    size = layer.size if topology.keeps_layer_sizes else n  # where layers share, their sizes are the outcome
+    size = layer.size if topology.keeps_layer_sizes else n  # where layers share growth, ``allocate`` sets the sizes
     droppable = n - (int(s.crow.diff().clamp(max=least).sum()) if least else 0)
     if not topology.keeps_layer_sizes:
         droppable = min(droppable, max(0, n - least_size(layer)))
@@ -134,12 +135,12 @@ def _part(topology: Topology, layer: LayerState, k: int) -> _Part:
 
 
 def _offered(topology: Topology, update: Update, part: _Part, limit: int, rng: torch.Generator | None) -> _Part:
-    """The part with candidates and their scores, where any may grow."""
+    """The part with candidates and their scores, if any block may grow."""
     if not limit:
         return part
     ids, score = topology.grow_score(part.layer, part.leaving, update, limit, rng)
     if ids.dim() != 1 or ids.shape != score.shape:
-        what = "grow_score must give ids and as many scores, (m,) each"
+        what = "grow_score must return ids and scores, both of shape (m,)"
         raise UsageError(topology.name, what, got=(tuple(ids.shape), tuple(score.shape)))
     score = score if score.is_floating_point() else score.double()
     blank = score.isnan() if topology.candidates == "anywhere" else (score == 0) | score.isnan()
@@ -147,7 +148,7 @@ def _offered(topology: Topology, update: Update, part: _Part, limit: int, rng: t
 
 
 def _fitted(part: _Part) -> _Part:
-    """The part with no more blocks to exchange than there are candidates of merit."""
+    """The part with k reduced to the number of candidates with merit."""
     if not part.k or part.offers() >= part.n_grow:
         return part
     part = part.in_order()
@@ -157,12 +158,12 @@ def _fitted(part: _Part) -> _Part:
 
 
 def _fitted_together(parts: list[_Part]) -> list[_Part]:
-    """The parts where layers share growth: all exchange fewer, in proportion. Candidates without merit are left out."""
+    """The parts where layers share growth: k is reduced in proportion, and candidates without merit are left out."""
     if sum(part.k for part in parts) > sum(part.offers() for part in parts):
         parts = [part.in_order() for part in parts]
     while (total := sum(part.k for part in parts)) > (found := sum(part.offers() for part in parts)):
         fewer = [part.k * found // total for part in parts]
-        for i in range(len(parts)):  # what rounding left
+        for i in range(len(parts)):  # the remainder of the rounding
             fewer[i] += min(parts[i].k - fewer[i], found - sum(fewer))
         parts = [part._replace(k=k) for part, k in zip(parts, fewer, strict=True)]
     merit = [(part.grow_score > -math.inf) & ~part.stays() for part in parts]
@@ -178,11 +179,11 @@ def _allocated(topology: Topology, parts: Sequence[_Part]) -> list[int]:
     given = topology.allocate(layers, [part.n_drop for part in parts], planned, [part.grow_score for part in parts])
     grows = _checked(topology, "allocate", layers, given)
     if topology.keeps_layer_sizes and grows != planned:
-        what = f"allocate gives the layers {grows} blocks to grow where their sizes ask for {planned}"
-        raise UsageError(topology.name, what, remedy="keeps_layer_sizes=False, if layers are to share")
+        what = f"allocate returned {grows} blocks to grow, but the sizes of the layers require {planned}"
+        raise UsageError(topology.name, what, remedy="keeps_layer_sizes=False, if layers share their growth")
     if sum(grows) != sum(planned) or any(g > part.ids.numel() for g, part in zip(grows, parts, strict=True)):
-        what = f"allocate gives the layers {grows} blocks to grow, of {[part.ids.numel() for part in parts]} candidates"
-        raise UsageError(topology.name, f"{what}; {sum(planned)} are to grow in all")
+        what = f"allocate returned {grows} blocks to grow, of {[part.ids.numel() for part in parts]} candidates"
+        raise UsageError(topology.name, f"{what}; the sum must be {sum(planned)}")
     return grows
 
 
@@ -197,9 +198,9 @@ def _done(part: _Part, n_grow: int) -> Outcome:
 
 
 def _checked(topology: Topology, slot: str, layers: Sequence[LayerState], numbers: Sequence[int]) -> list[int]:
-    """Whole numbers, one for each layer, as a list."""
+    """What a slot returned, as a list of one int for each layer. Raises UsageError where it is something else."""
     numbers = list(numbers)
     if len(numbers) != len(layers) or any(n != int(n) or n < 0 for n in numbers):
-        what = f"{slot} must give a whole number of blocks for each of {len(layers)} layers"
+        what = f"{slot} must return a whole number of blocks for each of {len(layers)} layers"
         raise UsageError(topology.name, what, got=numbers)
     return [int(n) for n in numbers]

@@ -1,11 +1,11 @@
 """GMP, gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878).
 
     n_t = n_end + (n_start - n_end) (1 - t / stop)^3
-    every `every` steps drop the smallest |w| of each layer down to n_t
+    every `every` steps, drop the smallest |w| of each layer until n_t blocks are left
 
-Start from density 1 (``sparsify(model, 1.0)``) or from any other. The end is ``final_density``, split among layers by
-``budget``. Cost E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. Nothing grows: kept sets
-are nested.
+The start is density 1 (``sparsify(model, 1.0)``) or any other density. The end is ``final_density``, split among layers
+by ``budget``. Cost E_t[3 f_S(t)] per step. In the compact layout memory falls with the support. Nothing grows: each
+support contains the next.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class GMP:
-    """Gradual magnitude pruning: drop the smallest weights, from one density down to another.
+    """Gradual magnitude pruning: drops the smallest weights, from one density down to another.
 
     Args:
         stop: the step at which the final size is reached: a number of optimizer steps, or a fraction of the run.
         every: optimizer steps between events.
-        final_density: density at the end over the sparse layers, in (0, 1].
+        final_density: the density of all sparse layers together at the end, in (0, 1].
         budget: how layers share the final density, as in ``sparsify``.
-        min_fan_in: incoming blocks that every output unit keeps.
+        min_fan_in: the least number of incoming blocks of every output unit.
     """
 
     stop: int | float = 0.75
@@ -45,7 +45,7 @@ class GMP:
             self.resolve()
 
     def resolve(self, steps: int | None = None) -> Topology:
-        """The topology of a run of so many steps. Raises UsageError."""
+        """The topology for a run of ``steps`` optimizer steps. Raises UsageError where a setting does not fit them."""
         stop = step_of("GMP", "stop", self.stop, steps)
         return Topology(
             "gmp",
@@ -59,7 +59,7 @@ class GMP:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Events that only bring sizes to their schedule, the last one at ``stop``."""
+    """Events that only bring the sizes to their schedule. The last event is at ``stop``."""
 
     events: Events
     stop: int

@@ -1,8 +1,8 @@
-"""The last act of every event: the blocks of lowest score are dropped, the candidates of highest score grow.
+"""The last part of every event: the blocks of lowest score are dropped, and the candidates of highest score grow.
 
 Ties: among equal scores, the block of lower key splitmix64(id xor ties) stays or grows. No two blocks have the same
-key. So, for one number ``ties``, this is a total order, whatever the order of the candidates. Over random numbers all
-orders are equally likely: no row, no column and no low id is preferred.
+key. So, for a given number ``ties``, this is a total order, which does not depend on the order of the candidates. Over
+random numbers all orders are equally likely: no row, no column and no low id is preferred.
 """
 
 import math
@@ -31,6 +31,8 @@ def rewire(
         candidates: ids (m,) int64, none of them among the blocks that stay.
         grow_score: their scores (m,).
         min_fan_in: incoming blocks that every block row keeps.
+        n_drop: number of blocks to drop.
+        n_grow: number of candidates to grow.
         ties: a number that decides between equal scores; an event draws it from the Rewirer's generator.
     """
     return joined(s, survivors(s, drop_score, n_drop, min_fan_in, ties), candidates, grow_score, n_grow, ties)
@@ -44,8 +46,7 @@ def joined(s: Support, stays: Tensor, candidates: Tensor, grow_score: Tensor, n_
 
 
 def survivors(s: Support, score: Tensor, n_drop: int, min_fan_in: int = 0, ties: int = 0) -> Tensor:
-    """Positions (row order) of the blocks that stay when the ``n_drop`` lowest scores are dropped, sorted, (n -
-    n_drop,) int64."""
+    """Positions (row order) of the blocks that stay if the ``n_drop`` lowest scores are dropped, sorted, int64."""
     return top_k(_shielded(s, score, min_fan_in, ties), s.n - n_drop, tie_keys(s.ids(), ties))
 
 
@@ -57,14 +58,14 @@ def dropped(s: Support, score: Tensor, n_drop: int, min_fan_in: int = 0, ties: i
 
 
 def ranking(score: Tensor, keys: Tensor) -> Tensor:
-    """Positions from the highest score to the lowest, NaN last; among equals the lower key first. Both (m,)."""
+    """Positions from the highest score to the lowest, NaN last; among equals the lower key first. All (m,)."""
     order = torch.argsort(keys)
     clean = score.nan_to_num(-math.inf, math.inf, -math.inf)
     return order[torch.sort(clean[order], descending=True, stable=True)[1]]
 
 
 def protected(s: Support, score: Tensor, min_fan_in: int, ties: int = 0) -> Tensor:
-    """Positions of the ``min_fan_in`` best blocks of every block row: these are never dropped."""
+    """Positions of the ``min_fan_in`` best blocks of every block row. These are never dropped."""
     order = ranking(score, tie_key(s.ids(), ties))
     rows = s.rows().long()[order]
     order = order[torch.argsort(rows, stable=True)]  # by row, within a row best first

@@ -4,10 +4,10 @@
     every `every` steps, in each layer, with k = trunc(f_t n) and without an optimizer step:
     drop the k smallest |w|; grow the k largest |dL/dw| off the blocks that stay (what was just dropped may grow)
 
-State: none besides the support. Cost (3 f_S (every - 1) + 2 f_S + f_D) / every per step: the dense gradient once per
-event. It is made a few rows at a time and only the k best are kept, so memory stays O(n + rows in work). A block that
-is dropped and grown at once keeps its value, as in the authors' code. Their code breaks ties among dropped blocks by
-noise of 1e-5, and grows by id where the gradient is 0. Here ties are random, and a gradient of 0 grows nothing.
+State: only the support. Cost (3 f_S (every - 1) + 2 f_S + f_D) / every per step: one dense gradient per event. It is
+computed a few rows at a time and only the k best are kept: memory O(n + rows at a time). A block that is dropped and
+grown in one event keeps its value, as in the authors' code. Their code breaks ties among dropped blocks by noise of
+1e-5, and grows by id where the gradient is 0. Here ties are random, and a block of gradient 0 does not grow.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -22,17 +22,17 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class RigL:
-    """RigL: drop the smallest weights, grow those of largest gradient, measured everywhere at each event.
+    """RigL: drops the smallest weights, grows the weights of largest gradient, measured everywhere at each event.
 
     Args:
-        stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
+        stop: events take place before this step: a number of optimizer steps, or a fraction of the run.
         every: optimizer steps between events.
-        drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0 at ``stop``.
-        step_optimizer: the optimizer steps on event iterations too (the paper: not).
-        final_density: density that the support's size moves to by ``stop``; None: constant. (GraNet's schedule, from
-            a sparse start.)
-        merge: grow first, prune back at the next event.
-        min_fan_in: incoming blocks that every output unit keeps.
+        drop_fraction: fraction of each layer's blocks that the first event exchanges; cosine-annealed to 0 at ``stop``.
+        step_optimizer: whether the optimizer steps on the iteration of an event too. In the paper it does not.
+        final_density: the density at ``stop``, reached gradually (GraNet's schedule, from a sparse start); None keeps
+            the density.
+        merge: grow first, and prune back at the next event.
+        min_fan_in: the least number of incoming blocks of every output unit.
     """
 
     stop: int | float = 0.75
@@ -51,7 +51,7 @@ class RigL:
             self.resolve()
 
     def resolve(self, steps: int | None = None) -> Topology:
-        """The topology of a run of so many steps. Raises UsageError."""
+        """The topology for a run of ``steps`` optimizer steps. Raises UsageError where a setting does not fit them."""
         stop = step_of("RigL", "stop", self.stop, steps)
         events = regular(self.every, stop)
         refuse_no_event("RigL", events, stop, self.every)
@@ -70,7 +70,7 @@ class RigL:
 
 @dataclass(frozen=True)
 class Everything:
-    """At event steps sense all blocks; keep the strongest only."""
+    """At event steps, senses all blocks and keeps only the strongest."""
 
     events: Events
 

@@ -3,9 +3,10 @@
     every `every` steps, in each layer: drop the trunc(f_t n) smallest |w|, grow as many at random off the support
     f_t = drop_fraction / 2 (1 + cos(pi t / stop))
 
-State: none besides the support. Cost per step 3 f_S. Nothing is sensed. Differs from the original as the RigL
-comparison does (Evci et al. 2020): the dropped fraction is cosine-annealed, and one magnitude threshold serves both
-signs. ``signed=True`` drops the smallest positive and the largest negative weights instead. New weights start at 0.
+State: only the support. Cost 3 f_S per step. Nothing is sensed. Two things differ from the original, as in the
+comparison of Evci et al. 2020: the dropped fraction is cosine-annealed, and both signs have one threshold. With
+``signed=True`` the smallest positive and the largest negative weights are dropped, as in the original. New weights
+start at 0.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -19,16 +20,16 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class SET:
-    """SET: drop the smallest weights, grow as many at random.
+    """SET: drops the smallest weights, grows as many at random.
 
     Args:
-        stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
+        stop: events take place before this step: a number of optimizer steps, or a fraction of the run.
         every: optimizer steps between events.
-        drop_fraction: of each layer's blocks, exchanged at the first event; cosine-annealed to 0 at ``stop``.
-        signed: the original's drop rule.
-        step_optimizer: the optimizer steps on event iterations too.
-        final_density: density that the support's size moves to by ``stop``; None: constant.
-        min_fan_in: incoming blocks that every output unit keeps.
+        drop_fraction: fraction of each layer's blocks that the first event exchanges; cosine-annealed to 0 at ``stop``.
+        signed: whether to drop by sign, as the original does.
+        step_optimizer: whether the optimizer steps on the iteration of an event too.
+        final_density: the density at ``stop``, reached gradually; None keeps the density.
+        min_fan_in: the least number of incoming blocks of every output unit.
     """
 
     stop: int | float = 0.75
@@ -47,7 +48,7 @@ class SET:
             self.resolve()
 
     def resolve(self, steps: int | None = None) -> Topology:
-        """The topology of a run of so many steps. Raises UsageError."""
+        """The topology for a run of ``steps`` optimizer steps. Raises UsageError where a setting does not fit them."""
         stop = step_of("SET", "stop", self.stop, steps)
         events = regular(self.every, stop)
         refuse_no_event("SET", events, stop, self.every)

@@ -1,6 +1,6 @@
 """The functions that fill the slots of a :class:`~gossamer.Topology` in the named methods.
 
-when, sense    step -> what happens, what is measured; None: nothing
+when, sense    step -> what happens, what is measured; None is nothing
 n_exchange     (layers, update) -> blocks that each layer exchanges
 drop_score     (layer) -> one score for each kept block; the lowest are dropped
 grow_score     (layer, dropped, update, limit, rng) -> candidate ids and their scores; the highest grow
@@ -24,14 +24,13 @@ from .records import LayerState, Update
 
 
 def never(_t: int) -> None:
-    """No event, no sensing."""
+    """None at every step: no event, no sensing."""
     return None
 
 
 @dataclass(frozen=True)
 class Annealed:
-    """Events that exchange an annealed fraction. ``last``: one more event, at this step, that only sets the final
-    sizes."""
+    """Events that exchange an annealed fraction. At step ``last`` one more event only sets the final sizes."""
 
     events: Events
     fraction: cosine
@@ -49,7 +48,7 @@ class Annealed:
 
 
 def block_norm(blocks: Tensor) -> Tensor:
-    """Magnitude of each block: |.| of a single weight, l2 norm of a tile; (n,) or (n, h, w) -> (n,)."""
+    """Magnitude of each block: |w| of a single weight, l2 norm of a tile; (n,) or (n, h, w) -> (n,)."""
     if blocks.dim() == 1:
         return blocks.abs()
     tiles: Any = blocks.flatten(1)  # the stubs of torch leave the type of norm open
@@ -69,17 +68,17 @@ def exchange_fraction(layers: Sequence[LayerState], update: Update) -> list[int]
 
 
 def exchange_by_projection(layers: Sequence[LayerState], update: Update) -> list[int]:
-    """Swaps of the exact projection on the n-sparse set (IHT), at most :func:`exchange_fraction`.
+    """The number of swaps of the exact projection on the n-sparse set (IHT), at most :func:`exchange_fraction`.
 
-    z = w on the support, lookahead * gradient on the candidates. The n largest |z| are kept; among equals, those of
-    the support.
+    z = w on the support, lookahead * gradient on the candidates. The n largest |z| are kept. Among equals, blocks of
+    the support are kept.
     """
     swaps: list[int] = []
     for layer, most in zip(layers, exchange_fraction(layers, update), strict=True):
         lowest = block_norm(layer.w).sort()[0]
         highest = layer.lookahead * block_norm(layer.h).nan_to_num(0.0, math.inf).sort(descending=True)[0]
         k = min(lowest.numel(), highest.numel(), most)
-        swaps.append(int((highest[:k] > lowest[:k]).sum()))  # both sorted: after a pair that does not swap, none does
+        swaps.append(int((highest[:k] > lowest[:k]).sum()))  # both are sorted, so the pairs that swap come first
     return swaps
 
 
@@ -99,7 +98,7 @@ def drop_by_sign(layer: LayerState) -> Tensor:
     rank = torch.empty_like(score)
     for half in (sign > 0, sign <= 0):
         where = half.nonzero().flatten()
-        levels = unique(score[where])  # equal weights have one rank: that of the first of them
+        levels = unique(score[where])  # equal weights get the same rank, the lowest of their ranks
         at = torch.searchsorted(levels, score[where])
         counts = torch.bincount(at, minlength=levels.numel())
         rank[where] = (counts.cumsum(0) - counts).to(rank.dtype)[at]
@@ -112,7 +111,7 @@ def drop_by_sign(layer: LayerState) -> Tensor:
 def grow_sensed(
     layer: LayerState, dropped: Tensor, update: Update, limit: int, _rng: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Candidates and grow scores |gradient|: what was sensed, and what was just dropped if it may grow again."""
+    """Candidates and grow scores |gradient|: sensed blocks, and just dropped blocks if they may grow again."""
     ids, h = layer.strongest(limit, layer.ties) if layer.strongest is not None else (layer.ids, layer.h)
     if not update.allow_regrow or not dropped.numel():
         return ids, block_norm(h)
@@ -125,7 +124,7 @@ def grow_sensed(
 def grow_random(
     layer: LayerState, dropped: Tensor, _update: Update, limit: int, rng: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Candidates drawn uniformly off the support, the just dropped included. For ``candidates="anywhere"``."""
+    """Candidates drawn uniformly off the support, just dropped blocks included. For ``candidates="anywhere"``."""
     kept = torch.ones(layer.s.n, dtype=torch.bool, device=dropped.device)
     kept[dropped] = False
     rest = Support.from_ids(layer.s.ids()[kept], layer.s.shape, layer.s.block)
@@ -139,16 +138,16 @@ def grow_random(
 def allocate_fixed(
     layers: Sequence[LayerState], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]
 ) -> list[int]:
-    """Every layer grows what it dropped."""
+    """Every layer grows as many blocks as planned: as many as it dropped, if its size stays."""
     return list(grows)
 
 
 def allocate_pooled(
     layers: Sequence[LayerState], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]
 ) -> list[int]:
-    """Candidates of all layers are ranked together by |gradient| / rms of the layer's gradient on its support.
+    """Ranks the candidates of all layers together, by |gradient| / rms of the layer's gradient on its support.
 
-    Every layer keeps at least :func:`least_size` blocks. The excess of a full layer goes to the next best candidate.
+    Every layer keeps at least :func:`least_size` blocks. If a layer has no candidate left, other layers grow more.
     """
     total = sum(grows)
     ranked: list[Tensor] = []
@@ -166,5 +165,6 @@ def allocate_pooled(
 
 
 def least_size(layer: LayerState) -> int:
-    """Least blocks of a layer where layers share: one per block row and a fifth of its start, or all if it had less."""
+    """The least number of blocks of a layer where layers share growth: one per block row, and a fifth of the start. A
+    layer that started with fewer keeps all."""
     return min(layer.start, max(layer.s.grid[0], math.ceil(0.2 * layer.start)))

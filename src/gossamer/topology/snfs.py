@@ -6,13 +6,13 @@
     grow_l = ceil(share_l * total dropped), at most 0.99 (zeros + dropped), the rest spread evenly;
     grow the largest |m| among zeros
 
-A layer denser than 0.8 with an above-average share drops at most its fraction of zeros. Cost per step 2 f_S + f_D,
-and memory for a dense momentum: the method needs both.
+A layer denser than 0.8 with an above-average share drops at most its fraction of zeros. The method costs 2 f_S + f_D
+per step, and memory for a dense momentum.
 
-Differs from the authors' code. The momentum is the sensed one, restarted (with bias correction) after each event, equal
-to theirs up to decay^every. The total is exact at every event, so their running adjustment is not needed. Newborn
-weights have zero optimizer state instead of the mean momentum. Where the momentum is exactly 0 nothing grows, and as
-many fewer are dropped.
+Four things differ from the authors' code. The momentum is measured by sensing, and restarts (with bias correction)
+after each event; it equals theirs up to decay^every. The total is exact at every event, so their running adjustment is
+not needed. Newborn weights have zero optimizer state instead of the mean momentum. A weight of momentum exactly 0 does
+not grow; if such weights would be needed, fewer are dropped.
 """
 
 import math
@@ -33,15 +33,15 @@ LEAST = 0.005  # the drop rate at the end
 
 @dataclass(frozen=True)
 class SNFS:
-    """SNFS, sparse momentum: as RigL, by a momentum of the whole gradient, which also splits growth among layers.
-    Needs dense memory.
+    """SNFS, sparse momentum: as RigL, but a momentum of the whole gradient ranks the candidates, and splits growth
+    among layers. It needs dense memory.
 
     Args:
-        stop: no event at or after this step: a number of optimizer steps, or a fraction of the run.
-        every: optimizer steps between events (the paper: one epoch).
-        drop_fraction: of each layer's blocks, dropped at the first event; cosine-annealed to 0.005.
-        decay: of the momentum that ranks layers and candidates.
-        min_fan_in: incoming blocks that every output unit keeps.
+        stop: events take place before this step: a number of optimizer steps, or a fraction of the run.
+        every: optimizer steps between events (in the paper, one epoch).
+        drop_fraction: fraction of each layer's blocks that the first event drops; cosine-annealed to 0.005.
+        decay: the decay of the momentum, in [0, 1).
+        min_fan_in: the least number of incoming blocks of every output unit.
     """
 
     stop: int | float = 0.75
@@ -59,7 +59,7 @@ class SNFS:
             self.resolve()
 
     def resolve(self, steps: int | None = None) -> Topology:
-        """The topology of a run of so many steps. Raises UsageError."""
+        """The topology for a run of ``steps`` optimizer steps. Raises UsageError where a setting does not fit them."""
         stop = step_of("SNFS", "stop", self.stop, steps)
         events = regular(self.every, stop)
         refuse_no_event("SNFS", events, stop, self.every)
@@ -88,7 +88,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Always:
-    """Sense everything at every step until the last event; start anew after each."""
+    """Senses all blocks at every step until the last event. The average starts again after each event."""
 
     events: Events
     decay: float
@@ -124,14 +124,14 @@ def exchange_rate(layers: Sequence[LayerState], update: Update) -> list[int]:
 def allocate_by_momentum(
     layers: Sequence[LayerState], drops: Sequence[int], grows: Sequence[int], scores: Sequence[Tensor]
 ) -> list[int]:
-    """Regrowth by momentum share, capped; what is cut off by caps or rounding is spread evenly over the layers with
-    room."""
+    """Regrowth by momentum share, with an upper bound. The remainder (by bounds and rounding) is spread evenly over the
+    layers with room."""
     total = sum(grows)
     room: list[int] = []
     for layer, n_drop, n_grow, score in zip(layers, drops, grows, scores, strict=True):
         most = min(int(0.99 * (layer.s.total - layer.s.n + n_drop)), score.numel())
-        room.append(max(most, min(n_grow, score.numel())))  # what a layer dropped it may regrow
-    if sum(room) < total:  # some layer has nothing to regrow: the others may take all that they have
+        room.append(max(most, min(n_grow, score.numel())))  # a layer may always regrow as many as it dropped
+    if sum(room) < total:  # some layer has nothing to regrow, so the others may grow all their candidates
         room = [score.numel() for score in scores]
     given = [min(math.floor(share * total), r) for share, r in zip(momentum_shares(layers), room, strict=True)]
     while (left := total - sum(given)) > 0:

@@ -1,4 +1,4 @@
-"""Static: the support never changes. The null model of every method at the same budget."""
+"""Static: the support never changes. It is the baseline of every method at the same budget."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class Static:
-    """A support that never changes, the null model at the same budget."""
+    """A support that never changes: the baseline at the same budget."""
 
     def resolve(self, steps: int | None = None) -> Topology:
-        """The topology; ``steps`` does not matter."""
+        """The topology. ``steps`` is not used."""
         return Topology("static")

@@ -1,12 +1,12 @@
-"""Averages of the weights of a model whose supports change. They average connections, not positions.
+"""The average of the weights of a model whose supports change. It averages by connection, not by position in memory.
 
     every update   a <- a + (w - a) / (updates + 1)     equal weights: stochastic weight averaging (Izmailov 2018)
                    a <- decay a + (1 - decay) w         exponential, with ``decay``; the first update copies
 
-a and w stand for the dense weights, zero off the support. The average holds a on the model's present support. Before
-each update it moves there: dropped connections are forgotten, grown connections begin at 0. So for every connection
-that has not been dropped and grown again, it equals the average of the dense weights on the present support. Nothing
-has the dense size.
+a and w are the dense weights, zero off the support. The average stores a on the model's present support. Before each
+update it is carried there: dropped connections are removed, grown connections begin at 0. On the present support it
+equals the average of the dense weights, except for connections that were dropped and grown again. Nothing has the
+dense size.
 """
 
 # pyright: strict
@@ -28,16 +28,15 @@ class AveragedModel(nn.Module):
 
     Args:
         model: any model. Sparse layers are averaged connection by connection, everything else as torch does.
-        device: the device of the average; None is that of the model.
-        decay: of the exponential average, in [0, 1); None weighs all updates equally.
-        use_buffers: average floating-point buffers (statistics of batch normalisation) too. Otherwise they are
-            copied, or ``torch.optim.swa_utils.update_bn`` makes them.
+        device: the device of the average; None is the device of the model.
+        decay: of the exponential average, in [0, 1); None gives all updates the same weight.
+        use_buffers: whether floating-point buffers (statistics of batch normalisation) are averaged too. Otherwise
+            they are copied, or ``torch.optim.swa_utils.update_bn`` computes them.
 
-    ``module`` is the averaged model, with supports of its own: evaluate, save or :func:`~gossamer.densify` it like
-        any other.
+    ``module`` is the averaged model, with its own supports. It can be evaluated, saved or densified as any other model.
     ``state_dict`` holds the number of updates too.
 
-    Raises: UsageError where ``update_parameters`` gets another model than the one given here.
+    Raises: UsageError if ``update_parameters`` gets another model than the one given here.
     """
 
     n_averaged: Tensor
@@ -52,8 +51,8 @@ class AveragedModel(nn.Module):
     ):
         super().__init__()
         if decay is not None and (not is_real(decay) or not 0.0 <= decay < 1.0):
-            remedy = "None weighs all updates equally"
-            raise UsageError("AveragedModel", "decay lies in [0, 1)", got=decay, remedy=remedy)
+            remedy = "None gives all updates the same weight"
+            raise UsageError("AveragedModel", "decay must lie in [0, 1)", got=decay, remedy=remedy)
         self.module = copy.deepcopy(model)
         if device is not None:
             self.module = self.module.to(device)
@@ -66,14 +65,14 @@ class AveragedModel(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Takes the model's present weights into the average."""
+        """Adds the model's present weights to the average."""
         pairs = self._pairs(model)
         for own, other in pairs:
             if isinstance(own, SparseLayer) and isinstance(other, SparseLayer):
                 _follow(own, other)
         n = int(self.n_averaged)
         weight = 1.0 if n == 0 else 1.0 / (n + 1) if self.decay is None else 1.0 - self.decay
-        done: set[int] = set()  # a tensor that stands in several places is averaged once
+        done: set[int] = set()  # a tensor that several modules share is averaged once
         for own, other in pairs:
             parameters, buffers = dict(other.named_parameters(recurse=False)), dict(other.named_buffers(recurse=False))
             for name, a in own.named_parameters(recurse=False):
@@ -88,14 +87,14 @@ class AveragedModel(nn.Module):
         self.n_averaged += 1
 
     def _pairs(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """The modules of the average beside those of the model."""
+        """Pairs of a module of the average and the module of the model."""
         own, others = _modules(self.module), _modules(model)
         reasons = [f"the average has no {name!r}" for name in others if name not in own]
         reasons += [f"the model has no {name!r}" for name in own if name not in others]
         different = [name for name in own.keys() & others.keys() if _form(own[name]) != _form(others[name])]
         reasons += [f"{name!r} has another shape, block or layout, or other parameters" for name in different]
         if reasons:
-            what = "the model is not the one that this average was made of"
+            what = "the model does not fit the model that this average was made from"
             remedy = "update_parameters(model) with the model given at construction"
             raise UsageError("AveragedModel", what, reasons=reasons[:5], remedy=remedy)
         return [(own[name], others[name]) for name in own]
@@ -106,7 +105,7 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _form(m: nn.Module) -> object:
-    """What a module of the average and one of the model must have in common."""
+    """What must be equal for a module of the average and the module of the model."""
     if isinstance(m, SparseLayer):
         return m.dense_shape, m.block, m.layout.name
     tensors = [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]
@@ -114,9 +113,9 @@ def _form(m: nn.Module) -> object:
 
 
 def _follow(average: SparseLayer, layer: SparseLayer) -> None:
-    """Moves an average to the support that its layer has now."""
+    """Carries the average of a layer to the layer's present support."""
     if average.layout.follows:
-        return  # dense values: the support of the average is where its own values are not zero
+        return  # dense values: the support of the average is where the averaged values are not zero
     old, new = average.support, layer.support.to(average.values.device)
     if new.same(old):
         return

@@ -1,4 +1,4 @@
-"""Cold storage of :class:`~gossamer.Multilevel`: a rule's state of every weight of a layer, on the support and off it.
+"""Cold storage of :class:`~gossamer.Multilevel`: a rule's state of every weight of a layer, on and off the support.
 
 The optimizer holds the state of the weights on the support, "hot", in compact tensors of shape (n,). Cold storage
 holds tensors of the dense size. Its entries on the support are stale until the hot state is written back.
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..support import Support
 
-Entries = dict[str, Tensor]  # by the name that the rule gives: v, and m, q where the rule has them
+Entries = dict[str, Tensor]  # by the rule's name of the entry: v, and m, q where the rule has them
 
 
 class ColdStorage:
-    """By layer name, the state of all its weights; a layer is added at its first fine step."""
+    """For each layer name, the state of all weights. A layer is added at its first fine step."""
 
     def __init__(self, layers: Mapping[str, Entries] | None = None):
         self.layers: dict[str, Entries] = {name: dict(entries) for name, entries in (layers or {}).items()}
@@ -27,9 +27,9 @@ class ColdStorage:
         return sum(t.numel() * t.element_size() for entries in self.layers.values() for t in entries.values())
 
     def write_back(self, name: str, s: Support, hot: Mapping[str, Tensor]) -> Entries:
-        """Writes the hot state of a layer on the support ``s``. Returns the whole state, each entry (rows, cols).
+        """Writes the hot state of a layer, on the support ``s``, into cold storage.
 
-        At the first call the entries off the support are zero.
+        The first call makes the storage, with zeros off the support. Returns the whole state, each entry (rows, cols).
         """
         if name not in self.layers:
             self.layers[name] = {key: t.new_zeros(s.shape) for key, t in hot.items()}

@@ -1,4 +1,4 @@
-"""Drawing blocks off a support with probability proportional to the product of a weight per row and one per column."""
+"""Draws blocks off a support, with probability proportional to the weight of the row times the weight of the column."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from ..support import Support
 def sample_outside_by(
     s: Support, m: int, row_weight: Tensor, col_weight: Tensor, rng: torch.Generator | None = None
 ) -> Tensor:
-    """Ids of ``m`` blocks that ``s`` does not keep, drawn one after another with probability proportional to
-    row_weight[i] col_weight[j], (grid_rows,) and (grid_cols,), without replacement; sorted, (m,) int64. O(m log n).
+    """Ids of ``m`` blocks that ``s`` does not keep, drawn one after another, without replacement, with probability
+    proportional to row_weight[i] col_weight[j]. Weights (grid_rows,), (grid_cols,) -> sorted, (m,) int64. O(m log n).
 
-    Drawn uniformly instead: more than half of all zeros, and what very unequal weights do not reach in a few rounds.
+    More than half of all zeros are drawn uniformly. So are the blocks that are missing after a few weighted rounds,
+    which happens if the weights are very unequal.
     """
     if 2 * m > s.total - s.n:
         return s.sample_outside(m, rng)

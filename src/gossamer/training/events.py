@@ -1,24 +1,24 @@
-"""What an event reports: the record of what it did, and the error of a run that has diverged."""
+"""The record of an event, and the error of a run that has diverged."""
 
 import math
 from typing import Any, NamedTuple
 
 
 class Event(NamedTuple):
-    """What one event did, per layer name."""
+    """The changes of one event: numbers of blocks, by layer name."""
 
-    t: int
+    t: int  # the optimizer step
     dropped: dict[str, int]
     grown: dict[str, int]
-    n: dict[str, int]
-    sensed: dict[str, int]  # blocks off the support that were measured
+    n: dict[str, int]  # kept after the event
+    sensed: dict[str, int]  # measured off the support
 
 
 class Diverged(ArithmeticError):
-    """The loss, or a weight that an event met, is not a finite number.
+    """The loss, or a weight at an event, is not a finite number.
 
-    ``loss``: raised by :func:`fit` before the optimizer moves. Weights and optimizer state are those of the last good
-    step. ``layer``: raised by an event before it changes anything.
+    :func:`fit` raises it with ``loss``, before the optimizer steps: weights and optimizer state are those of the last
+    good step. An event raises it with ``layer``, before it changes anything.
     """
 
     def __init__(self, step: int, loss: float = math.nan, layer: str | None = None):

@@ -1,4 +1,4 @@
-"""The fine step of :class:`~gossamer.Multilevel` for one layer: the dense gradient is made and used a slice of rows
+"""The fine step of :class:`~gossamer.Multilevel` for one layer. It computes and uses the dense gradient a slice of rows
 at a time.
 
     g = dL/dw everywhere;      v <- v - s g;       w <- prox_{delta J}(delta v);   S <- supp w
@@ -18,16 +18,16 @@ from ..rules.latent import ALMOST
 from ..rules.rule import MirrorRule, State, StepInfo
 from .ranks import mean_over_ranks
 
-SLICE_NUMBERS = 1 << 22  # numbers of the dense gradient that are made at a time
+SLICE_NUMBERS = 1 << 22  # most numbers in one slice of the dense gradient
 Pairs = list[tuple[Tensor, Tensor]]  # (dy, x) of each backward pass of a layer
 
 
 class Shown(NamedTuple):
     """The weights after a fine step."""
 
-    ids: Tensor  # flat indices of those that are not zero, sorted, (n,) int64
+    ids: Tensor  # flat indices of the weights that are not zero, sorted, (n,) int64
     w: Tensor  # their values, (n,)
-    kept: int  # how many of them were on the support before
+    kept: int  # the number of these weights that were on the support before
 
 
 def fine_step(
@@ -40,10 +40,11 @@ def fine_step(
     weight_decay: float,
     scale: float,
 ) -> Shown:
-    """One fine step of a layer: changes ``cold`` in place and leaves the layer as it is.
+    """One fine step of a layer. Changes ``cold`` in place, and does not change the layer.
 
     Args:
         cold: the rule's state of all weights, each entry (rows, cols).
+        pairs: (dy, x) of each backward pass.
         weight_decay: times the weight, added to the gradient.
         scale: factor on the step of the weights off the support.
     """
@@ -62,7 +63,7 @@ def fine_step(
         _descend_(rule, g, state, step, on, scale)
         v = state["v"][0].view(-1)
         kept += int(_weights(rule, v[on], step).count_nonzero())
-        bound = ALMOST * step.strength  # thresholds are rounded; below the bound w is surely zero
+        bound = ALMOST * step.strength  # with a margin for rounding: below the bound w is certainly zero
         found = (rule.zero_thresholds([g], state, step)[0] > bound).view(-1).nonzero().flatten()
         w = _weights(rule, v[found], step)
         ids.append(found[w != 0] + first)
@@ -71,7 +72,7 @@ def fine_step(
 
 
 def _descend_(rule: MirrorRule, g: Tensor, state: State, step: StepInfo, on: Tensor, scale: float) -> None:
-    """The step of the mirror variable in some rows, scaled except at the flat indices ``on``."""
+    """The step of the mirror variable in some rows, multiplied by ``scale`` except at the flat indices ``on``."""
     if scale == 1.0:
         rule.descend_([g], state, step)
         return
@@ -91,7 +92,7 @@ def _weights(rule: MirrorRule, v: Tensor, step: StepInfo) -> Tensor:
 
 
 def gradient_is_finite(layer: SparseLayer, pairs: Pairs) -> bool:
-    """Whether the dense gradient is finite: by a bound, or by the gradient itself if the bound is large."""
+    """Whether the dense gradient is finite. A bound decides, or the gradient itself if the bound is too large."""
     full = [(dy, x) for dy, x in pairs if dy.numel() and x.numel()]
     bound = sum(float(dy.abs().max()) * float(x.abs().max()) * dy.numel() for dy, x in full)
     if bound < torch.finfo(layer.values.dtype).max:
@@ -104,7 +105,7 @@ def gradient_is_finite(layer: SparseLayer, pairs: Pairs) -> bool:
 
 
 def row_slices(shape: tuple[int, int]) -> list[slice]:
-    """The rows of a matrix, in slices of at most SLICE_NUMBERS numbers, or of one row."""
+    """The rows of a matrix, in slices of at most SLICE_NUMBERS numbers, but at least one row."""
     rows, cols = shape
     step = max(1, SLICE_NUMBERS // cols)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

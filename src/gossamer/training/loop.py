@@ -1,4 +1,4 @@
-"""``fit``, the plain loop."""
+"""``fit``, a plain training loop."""
 
 # pyright: strict
 
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 class Accounts(Protocol):
-    """What :func:`fit` asks of a :class:`~gossamer.Ledger`."""
+    """What :func:`fit` calls of a :class:`~gossamer.Ledger`."""
 
     def step(self, batch: int, rewirer: Stepper | None = None) -> None:
         """Records one training step over ``batch`` examples, after its backward pass."""
@@ -50,20 +50,20 @@ def fit(
     ledger: Accounts | None = None,
     on_step: Callable[[Step], object] | None = None,
 ) -> None:
-    """The plain loop, once over ``batches`` of (input, target).
+    """A plain training loop, once over ``batches`` of (input, target).
 
     Args:
-        rewirer: takes the place of ``optimizer.step()``: a :class:`~gossamer.Rewirer` or a
-            :class:`~gossamer.Multilevel`.
+        rewirer: a :class:`~gossamer.Rewirer` or a :class:`~gossamer.Multilevel`, stepped in place of the optimizer.
         scheduler: stepped after every optimizer step.
         target: a :class:`~gossamer.TargetDensity`, stepped after both.
+        loss: (output, target) -> the loss, a tensor of no dimensions.
         clip: largest norm of all gradients together.
-        accumulate: batches per optimizer step, averaged; a last incomplete group counts as one step.
-        autocast: dtype of the forward pass, e.g. ``torch.bfloat16``.
+        accumulate: batches per optimizer step; their mean loss is used. A last incomplete group is one step too.
+        autocast: dtype of the forward pass, for example ``torch.bfloat16``.
         ledger: a :class:`~gossamer.Ledger` that records every step.
         on_step: called with a :class:`Step` after every optimizer step.
 
-    Raises: Diverged on a loss that is NaN or infinite, before the optimizer steps.
+    Raises: Diverged if the loss is NaN or infinite, before the optimizer steps.
     """
     model.train()
     device = next(model.parameters()).device

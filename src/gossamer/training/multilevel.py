@@ -6,15 +6,15 @@ With S the support of w and v the mirror variable:
     m times, coarse    g = dL/dw on S;            v_S <- v_S - s g;   w_S <- prox_{delta J}(delta v_S)
     once, fine         g = dL/dw everywhere;      v <- v - s g;       w <- prox_{delta J}(delta v);   S <- supp w
 
-All of a coarse step is sparse. A fine step makes the dense gradient a slice of rows at a time.
+A coarse step computes only on S. A fine step computes the dense gradient, a slice of rows at a time.
 
-The coarse problem is the fine one restricted to S (the penalty is separable), so no correction term is needed. A
-weight of S that reaches zero in a coarse phase stays in S until the fine step and may return. v off S does not change
-meanwhile.
+The penalty is separable, so the coarse problem is the fine problem restricted to S, and no correction term is needed.
+A weight of S that becomes zero in a coarse phase stays in S until the fine step, and may change again. v off S does
+not change in a coarse phase.
 
 State: values are compact (layout ``csr``), so w exists on S only. v, and m or q where the rule has them, have the
-dense size: they lie in cold storage, which is read and written off S once in m + 1 steps. m = 0 is plain ``LinBreg``
-or ``AdaBreg``.
+dense size. They are in cold storage, whose entries off S are read and written once in m + 1 steps. m = 0 is plain
+``LinBreg`` or ``AdaBreg``.
 """
 
 # pyright: strict
@@ -53,13 +53,15 @@ class Multilevel:
         model: a model with ``csr`` layers of single weights.
         optimizer: ``SparseOptimizer(gs.parameter_groups(model), rule, lr, allow_compact=True)``; the rule is
             ``LinBreg`` or ``AdaBreg`` with a penalty of single weights (``L1``, ``NonNegativeL1``).
-        coarse: m, the number of coarse steps before each fine one.
-        fine_lr_scale: factor on the fine step of the weights off the support. Those change only once in m + 1 steps,
-            so they enter the support m + 1 times more slowly. A factor of up to m + 1 makes up for it, and adds noise
-            to what enters.
+        coarse: m, the number of coarse steps before each fine step.
+        fine_lr_scale: factor on the fine step of the weights off the support. These change only once in m + 1 steps,
+            so they enter the support m + 1 times more slowly. A factor of up to m + 1 compensates for this, but makes
+            the choice of the entering weights noisier.
 
     Clipping or scaling changes the gradient on the support only, not the fine gradient: clip per value, or not at all.
     Gradients of several backward passes add up. In a distributed run the fine gradient is averaged over the ranks.
+
+    Raises: UsageError where model, optimizer and settings do not fit together.
     """
 
     def __init__(self, model: nn.Module, optimizer: SparseOptimizer, coarse: int = 99, *, fine_lr_scale: float = 1.0):
@@ -81,7 +83,7 @@ class Multilevel:
 
     @property
     def sensing_bytes(self) -> int:
-        """Bytes of cold storage, of what fine steps keep of their backward pass, and of one slice of the gradient."""
+        """Bytes of cold storage, of the operands kept for a fine step, and of one slice of the gradient."""
         held = self._cold.bytes + sum(observer.bytes for observer in self._own.observers.values())
         slices = [slice_bytes(layer) for layer in self.layers.values()]
         return held + (max(slices) if self._fine_layers else 0)
@@ -91,17 +93,19 @@ class Multilevel:
         return t % (self.coarse + 1) == 0
 
     def sense(self, t: int) -> Sensing | None:
-        """What the backward pass of step t measures besides the gradient on the support: everything, on a fine step."""
+        """What the backward pass of step t measures off the support: everything on a fine step, else None."""
         return Sensing() if self.is_event(t) else None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step: fine if it is the last of m + 1, else coarse. A fine gradient that is not finite changes nothing.
+        """One step: fine if it is the last of m + 1, else coarse. Returns the result of the optimizer.
 
-        Raises: Diverged where a fine step meets weights that are NaN or infinite, before anything changes.
+        If a fine gradient is not finite, no layer takes its fine step.
+
+        Raises: Diverged if weights are NaN or infinite at a fine step, before anything changes.
         """
         if closure is not None:
-            what = "a closure has no single gradient to take the fine step by"
-            raise UsageError("Multilevel.step", what, remedy="backward() before step()")
+            what = "a closure has no single gradient, and the fine step needs one"
+            raise UsageError("Multilevel.step", what, remedy="backward() before step(), and no closure")
         self._look_at_all()
         for name in self._fine_layers:
             if not bool(self.layers[name].values.detach().isfinite().all()):
@@ -123,11 +127,11 @@ class Multilevel:
         return result
 
     def discard(self) -> None:
-        """Forgets the backward passes since the last step. Dropping their gradients (``zero_grad``) is enough."""
+        """Forgets the backward passes since the last step. ``zero_grad`` has the same effect."""
         self._own.forget()
 
     def release(self) -> None:
-        """Stops observing the layers. What takes charge of the layers next calls this."""
+        """Stops observing the layers. The next owner of the layers calls this."""
         self._own.release()
 
     @torch.no_grad()
@@ -146,10 +150,10 @@ class Multilevel:
 
     @torch.no_grad()
     def _step_fine(self, name: str, pairs: Pairs) -> int:
-        """The fine step of a layer. Returns how many weights of its support stay in it."""
+        """The fine step of a layer. Returns the number of weights that stay in its support."""
         layer = self.layers[name]
         if not pairs:
-            return layer.support.n  # it took no part in the forward pass
+            return layer.support.n  # the layer has no gradient
         rule, group = self._rule(name)
         step, decay = self.optimizer.step_info(group), group["weight_decay"]
         cold = self._cold.write_back(name, layer.support, self.optimizer.state_of(rule, layer.values, step))
@@ -164,7 +168,7 @@ class Multilevel:
         return shown.kept
 
     def _pairs(self, name: str) -> Pairs:
-        """What the fine gradient is made of: (dy, x) of each pass whose gradient is in ``values.grad``."""
+        """The operands of the fine gradient: (dy, x) of each pass whose gradient is in ``values.grad``."""
         observer = self._own.observers[name]
         seen = observer.seen()
         return [] if seen is None else [pair.checked(observer.who) for pair in seen.operands]
@@ -172,7 +176,7 @@ class Multilevel:
     def _rule(self, name: str) -> tuple[MirrorRule, Group]:
         """The rule and the group of a layer's values."""
         at = group_of(self.layers[name], self.optimizer)
-        assert at is not None  # as was checked
+        assert at is not None  # checked at construction
         rule = self.optimizer.rules[at]
         assert isinstance(rule, MirrorRule)
         return rule, self.optimizer.param_groups[at]
@@ -189,7 +193,7 @@ class Multilevel:
         return {"coarse": int(self.coarse), "fine_lr_scale": float(self.fine_lr_scale)}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to resume bit for bit, besides the states of the model and the optimizer."""
+        """All that is needed to resume bit for bit, together with the states of the model and the optimizer."""
         self._look_at_all()
         has_cold = {name: name in self._cold.layers for name in self.layers}
         cold = {name: dict(self._cold.layers[name]) if has else None for name, has in has_cold.items()}
@@ -205,8 +209,8 @@ class Multilevel:
         """Loads a state. Raises UsageError where it belongs to other layers or settings."""
         problems = self.problems(state)
         if problems:
-            what = "this state was saved under other rules"
-            raise UsageError("Multilevel", what, reasons=problems, remedy="what it was saved with")
+            what = "this state was saved with other settings or layers"
+            raise UsageError("Multilevel", what, reasons=problems, remedy="the settings and layers it was saved with")
         self.t, self.last = int(state["t"]), None
         saved: dict[str, dict[str, Tensor] | None] = state["cold"]
         devices = {name: layer.values.device for name, layer in self.layers.items()}
@@ -231,11 +235,11 @@ class Multilevel:
         )
 
     def _measure(self, name: str, dy: Tensor, x: Tensor) -> Seen:
-        """What a fine step keeps of a backward pass."""
+        """The operands of a backward pass, which a fine step needs."""
         return Seen(operands=[operands(dy, x, self.layers[name].values.dtype)])
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy owns the copied layers. It has no gradients, so nothing of the step in progress either."""
+        """A copy owns the copied layers. Copies have no gradients, so the step in progress is left out."""
         self._look_at_all()
         return {**vars(self), "_own": None}
 
@@ -245,7 +249,7 @@ class Multilevel:
         self._arm()
 
     def notice(self, layer: Indexed) -> None:
-        """A layer has been loaded: its state follows now, unless more is being loaded that may belong to the layer."""
+        """After a layer was loaded: its state follows at once, unless another part may still be loaded for it."""
         loading = any(self._own.is_loading(name) for name, one in self.layers.items() if one is layer)
         if not self._own.awaited and not loading:
             self._look_at_all()
@@ -266,14 +270,14 @@ class Multilevel:
                 keeper.follow(layer)
 
     def _follow(self, name: str, old: Support, new: Support) -> None:
-        """Weights were loaded on another support: cold storage gives their state, and keeps that of dropped weights."""
+        """After weights were loaded on another support: takes their state from cold storage, and stores the old."""
         layer, keeper = self.layers[name], self._own.keepers[0]
         hot: dict[str, Tensor] | None = self.optimizer.state.get(layer.values)
         if not hot or keeper.held.get(id(layer.values)) is not old:
-            return  # the optimizer has been loaded too
+            return  # the optimizer was loaded too
         rule, group = self._rule(name)
         v = self._cold.write_back(name, old, hot)["v"].view(-1)
         hot.update(self._cold.restricted(name, new))
-        dropped = old.ids()[new.find(old.ids()) < 0]  # zero now, so their mirror variable must show zero
+        dropped = old.ids()[new.find(old.ids()) < 0]  # these are zero now, so v must be below the threshold
         v[dropped] = reduced_to_zero(v[dropped], rule.penalty.zero_threshold(v[dropped], 1.0), group["strength"])
         keeper.moved(layer)

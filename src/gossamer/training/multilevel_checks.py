@@ -19,11 +19,11 @@ STATE = ("t", "settings", "supports", "cold", "has_cold")  # keys of a saved sta
 
 
 def checked_optimizer(layers: Mapping[str, SparseLayer], optimizer: object) -> SparseOptimizer:
-    """The optimizer. Raises UsageError where the layers are not compact and of single weights, or do not go with it."""
+    """The optimizer. Raises UsageError unless the layers are compact, of single weights, and fit it."""
     if not layers:
         raise UsageError(WHO, "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
     if len({id(layer.values) for layer in layers.values()}) < len(layers):
-        what = "two sparse layers hold the same values, and each has a support of its own"
+        what = "two sparse layers hold the same values, but each has its own support"
         raise UsageError(WHO, what, remedy="use one layer in both places")
     if not isinstance(optimizer, SparseOptimizer):
         raise UsageError(WHO, "the optimizer must be a SparseOptimizer", got=type(optimizer).__name__)
@@ -31,12 +31,12 @@ def checked_optimizer(layers: Mapping[str, SparseLayer], optimizer: object) -> S
     reasons = [f"{name}: layout {layout.name}" for name, layout in layouts.items() if layout.storage != "compact"]
     reasons += [f"{name}: blocks of {layer.block}" for name, layer in layers.items() if layer.block != (1, 1)]
     if reasons:
-        what = "coarse steps want compact layers of single weights"
+        what = "the layers must be compact and of single weights"
         raise UsageError(WHO, what, reasons=reasons, remedy='sparsify(layout="csr")')
     reasons = [problem for name, layer in layers.items() if (problem := _rule_problem(name, layer, optimizer))]
     if reasons:
-        what = "the optimizer does not go with these layers"
-        raise UsageError(WHO, what, reasons=reasons, remedy="a LinBreg or AdaBreg rule")
+        what = "the optimizer does not fit these layers"
+        raise UsageError(WHO, what, reasons=reasons, remedy="gs.parameter_groups(model), and a LinBreg or AdaBreg rule")
     return optimizer
 
 
@@ -46,9 +46,9 @@ def _rule_problem(name: str, layer: SparseLayer, optimizer: SparseOptimizer) -> 
         return f"{name}.values is not in the optimizer: make it after sparsify"
     rule = optimizer.rules[at]
     if not isinstance(rule, MirrorRule):
-        return f"{name} moves by {type(rule).__name__}, which has no mirror variable"
+        return f"{name} has the rule {type(rule).__name__}, which has no mirror variable"
     if not optimizer.param_groups[at]["penalised"]:
-        return f"{name} is not penalised: nothing would ever be zero (gs.parameter_groups(model) says what is)"
+        return f"{name} is not penalised, so no weight would become zero"
     return None
 
 
@@ -64,31 +64,31 @@ def state_problems(
     """Sentences that say why a saved state cannot be loaded; [] if it can.
 
     Args:
-        state: what was saved; of any type, as it may come from any file.
-        settings: those of the present object.
-        expected: per layer, the names of the entries that its rule keeps.
-        layers: the layers here, by name.
+        state: the saved state. It may come from any file, so it may have any type.
+        settings: of the present object.
+        expected: for each layer, the names of the entries that its rule keeps.
+        layers: the present layers, by name.
     """
     if not is_dict(state) or not set(STATE) <= set(state) or not all(is_dict(state[key]) for key in STATE[1:]):
         return [f"a state of Multilevel has {', '.join(STATE)}"]
     t, saved, supports, cold, has_cold = (state[key] for key in STATE)
     if not is_count(t):
-        return [f"t is a count of steps, not {t!r}"]
+        return [f"t must be a number of steps, not {t!r}"]
     changed = [key for key in settings if repr(settings[key]) != repr(saved.get(key))]
-    problems = [f"{key} was {saved.get(key)}, is {settings[key]}" for key in changed]
+    problems = [f"{key} was {saved.get(key)}, but is now {settings[key]}" for key in changed]
     if list(supports) != list(layers) or list(cold) != list(layers):
         return [*problems, f"it is of layers {list(supports)}, not {list(layers)}"]
     if not all(type(tag) is int for tag in supports.values()):
-        problems.append("supports are identified by whole numbers")
+        problems.append("the tags of the supports must be whole numbers")
     if {name: entries is not None for name, entries in cold.items()} != has_cold:
         return [*problems, "cold and has_cold do not agree on which layers have cold storage"]
     if not all(type(has) is bool for has in has_cold.values()):
-        problems.append("has_cold says of every layer whether it has cold storage")
+        problems.append("has_cold must hold True or False for every layer")
     for name, entries in cold.items():  # None: no fine step yet
         shape, dtype = layers[name].support.shape, layers[name].values.dtype
         if entries is not None and not _are_entries(entries, expected[name], shape, dtype):
             names = ", ".join(sorted(expected[name]))
-            problems.append(f"{name}: cold storage has {names}, each of shape {shape} and {dtype}")
+            problems.append(f"{name}: cold storage must have {names}, each of shape {shape} and {dtype}")
     return problems
 
 

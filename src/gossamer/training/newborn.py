@@ -1,19 +1,19 @@
-"""The optimizer's state of a connection that is born: nothing has been learned yet, as for a fresh parameter.
+"""The optimizer's state of a newborn connection. It has learned nothing yet, as a new parameter.
 
-    zero      zero state under the parameter's step count T. Adam then takes m / (1 - beta1^T) for a mean of T steps,
-              though it is one of a few: first steps of up to 3 lr ("cold start"). The step size of Rprop stays 0.
-                  Adagrad loses its initial sum.
-    fresh     the state and the step count of a parameter of its own
-    sensed    fresh; and the gradient that was sensed at birth counts as the first step's, without a move
-    auto      zero where the step count matters (Adam and its kind: measured, docs/methods/newborn.md); fresh elsewhere
+    zero      zero state, with the step count T of the layer's parameter. Adam then treats m / (1 - beta1^T) as a mean
+              of T steps, but it is a mean of few: first steps are up to 3 lr ("cold start"). The step size of Rprop
+              stays 0. Adagrad loses its initial sum.
+    fresh     the state and the step count of a new parameter
+    sensed    fresh; the gradient that was sensed at birth is the first step's gradient, but moves nothing
+    auto      zero where the step count matters (Adam and similar: measured, docs/methods/newborn.md); else fresh
 
-Where the step count does not matter (:class:`Trial` finds out), the initial state is all there is to do. Otherwise
-the newborn of an event are parameters of their own for AGE steps: after each step of the optimizer, a counterpart
-with the same settings moves them. Then they join the layer's parameter. Their state is scaled, entry by entry, from
-what a constant gradient makes of it in AGE steps to what it makes of it in T: for Adam by (1 - beta^T) / (1 -
-beta^AGE). So the next move is the one that they would have made alone.
+If the step count does not matter (:class:`Trial` finds out), setting the initial state is enough. Otherwise the newborn
+blocks of an event are separate parameters for AGE steps: after each step of the optimizer, a counterpart with the same
+settings moves them. Then they join the layer's parameter. Each entry of their state is multiplied by the ratio of its
+values after T and after AGE steps with a constant gradient: for Adam (1 - beta^T) / (1 - beta^AGE). So the next move is
+the same as if they had stayed separate.
 
-Cost: a step of the counterpart, O(newborn of the last AGE steps).
+Cost: one step of the counterpart, O(blocks born in the last AGE steps).
 """
 
 from collections.abc import Mapping
@@ -31,25 +31,25 @@ from .states import is_dict, is_sequence
 from .trial import HORIZON, YOUNG, State, Trial, compact_parameter, copied, is_elementwise
 
 NEWBORN = ("auto", "fresh", "zero", "sensed")
-AGE = YOUNG  # steps for which newborn have a count of their own
+AGE = YOUNG  # steps for which newborn blocks have a separate step count
 
 
 @dataclass
 class Cohort:
-    """The connections of one layer that were born at the same event."""
+    """The blocks of one layer that were born at the same event."""
 
-    name: str
+    name: str  # of the layer
     ids: Tensor  # (k,) int64, sorted
     values: nn.Parameter  # (k, *tile)
     age: int = 0
 
 
 class Newborn:
-    """Gives newborn connections the optimizer's state of a fresh parameter.
+    """Gives newborn connections the optimizer's state of a new parameter.
 
     Args:
         optimizer: any torch optimizer.
-        layers: the sparse layers by name, their values among its parameters.
+        layers: the sparse layers by name; the optimizer holds their values.
         mode: ``"auto"``, ``"fresh"``, ``"zero"`` or ``"sensed"``.
 
     Raises: UsageError if the optimizer cannot move a scratch parameter.
@@ -66,8 +66,7 @@ class Newborn:
                 self.initial(name)
 
     def initial(self, name: str) -> dict[str, Tensor] | None:
-        """The state of a block of this layer before its first step, by entry, each with a first dimension of 1; None is
-        zeros."""
+        """The state of a block of this layer before its first step, by entry, first dimension 1; None means zeros."""
         if self.mode == "zero" or self.trial.needs_closure():
             return None
         initial = self.trial.initial(name)
@@ -77,10 +76,10 @@ class Newborn:
         """Whether a block's first steps depend on the parameter's step count."""
         return self.trial.counts(name)
 
-    # ---------------------------------------------------------------- from birth to age
+    # ---------------------------------------------------------------- from birth to joining
 
     def sensed_at(self, layer: LayerState, ids: Tensor) -> Tensor | None:
-        """The gradients (k, *tile) that an event knows at these blocks; None unless all are known and the mode asks."""
+        """The sensed gradients at these blocks, (k, *tile), in mode ``"sensed"``; None if one of them is not known."""
         if self.mode != "sensed":
             return None
         known, h = (layer.ids, layer.h) if layer.strongest is None else layer.strongest(ids.numel(), layer.ties)
@@ -91,7 +90,7 @@ class Newborn:
 
     @torch.no_grad()
     def born(self, name: str, ids: Tensor, sensed: Tensor | None) -> None:
-        """Blocks ``ids`` of a layer are born. ``sensed``: their gradients (k, *tile), from :meth:`sensed_at`."""
+        """Adds the newborn blocks ``ids`` of a layer. ``sensed``: their gradients (k, *tile): :meth:`sensed_at`."""
         if not ids.numel() or self.initial(name) is None or not self.counts(name):
             return
         cohort = self._cohort(name, ids)
@@ -104,7 +103,7 @@ class Newborn:
 
     @torch.no_grad()
     def moved(self, name: str) -> None:
-        """The layer's support has changed: newborn that are no longer in it are forgotten."""
+        """Removes newborn blocks that are no longer in the layer's support, after it has changed."""
         s = self.layers[name].support
         for cohort in [c for c in self.cohorts if c.name == name]:
             stay = s.find(cohort.ids) >= 0
@@ -119,15 +118,15 @@ class Newborn:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """The optimizer is about to step: the values of the newborn are set aside, since it moves those too."""
+        """Runs before the optimizer steps: saves the values of the newborn blocks, which the optimizer moves too."""
         for cohort in self.cohorts:
             layer = self.layers[cohort.name]
             cohort.values.copy_(self._read(layer, layer.values, self._places(cohort)))
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The optimizer has stepped: the counterpart moves the newborn from where they were."""
-        skipped = vars(self.optimizer).get("found_inf")  # a GradScaler sets it for fused optimizers, which skip by it
+        """Runs after the optimizer has stepped: the counterpart moves the newborn blocks from their saved values."""
+        skipped = vars(self.optimizer).get("found_inf")  # set by a GradScaler: a fused optimizer then skips the step
         if skipped is not None and bool(skipped):
             return
         for cohort in self.cohorts:
@@ -156,7 +155,7 @@ class Newborn:
         self._state = {c.values: counterpart.state[c.values] for c in self.cohorts if counterpart.state.get(c.values)}
 
     def _join(self, cohort: Cohort) -> None:
-        """The newborn become part of the layer's parameter: their state is scaled to its step count."""
+        """Moves the state of a cohort into the state of the layer's parameter, scaled to its step count."""
         self.cohorts = [c for c in self.cohorts if c is not cohort]
         state, layer = self._state.pop(cohort.values, {}), self.layers[cohort.name]
         joined: State = self.optimizer.state.get(layer.values, {})
@@ -177,11 +176,11 @@ class Newborn:
         ]
 
     def problems(self, state: object) -> list[str]:
-        """Why a saved ``{"mode", "cohorts"}`` cannot be taken over, in sentences; [] if it may go on."""
+        """Why a saved ``{"mode", "cohorts"}`` cannot be loaded, in sentences; [] if it can."""
         if not is_dict(state) or set(state) != {"mode", "cohorts"} or not is_sequence(state["cohorts"]):
-            return ["newborn is a mode and a list of cohorts"]
+            return ["newborn must be a mode and a list of cohorts"]
         if state["mode"] != self.mode:
-            return [f"newborn was {state['mode']!r}, is {self.mode!r}"]
+            return [f"newborn was {state['mode']!r}, but is now {self.mode!r}"]
         for saved in state["cohorts"]:
             if problem := self._cohort_problem(saved):
                 return [problem]
@@ -190,22 +189,21 @@ class Newborn:
     def _cohort_problem(self, saved: object) -> str | None:
         keys = {"layer", "ids", "age", "state"}
         if not is_dict(saved) or set(saved) != keys or saved["layer"] not in self.layers:
-            return "a cohort is of a layer, and has ids, an age and a state"
+            return "a cohort must have the name of a layer, ids, an age and a state"
         s, ids, age = self.layers[saved["layer"]].support, saved["ids"], saved["age"]
         if not is_ids(ids) or not ids.numel():
-            return "the ids of a cohort are a vector of int64"
+            return "the ids of a cohort must be a vector of int64"
         if int(ids.min()) < 0 or int(ids.max()) >= s.total or bool((ids.diff() <= 0).any()):
-            return f"the ids of a cohort lie in [0, {s.total}) and increase"
+            return f"the ids of a cohort must lie in [0, {s.total}) and increase"
         if type(age) is not int or not 0 <= age < AGE:
-            return f"the age of a cohort is a whole number in [0, {AGE})"
+            return f"the age of a cohort must be a whole number in [0, {AGE})"
         if bool(age) != bool(saved["state"]) or not self._is_state(saved["layer"], ids.numel(), saved["state"]):
             kind = type(self.optimizer).__name__
-            return f"the state of a cohort is not one that {kind} keeps of {ids.numel()} connections"
+            return f"the state of a cohort is not a state of {kind} for {ids.numel()} connections"
         return None
 
     def _is_state(self, name: str, k: int, state: object) -> bool:
-        """Whether it is the state of k connections, as the optimizer keeps it of a scratch parameter; or none, before
-        the first step."""
+        """Whether ``state`` has the form of the optimizer's state of k blocks; it is empty before the first step."""
         expected = self.trial.course(name, 1)[0]
         if not is_dict(state) or (state and state.keys() != expected.keys()):
             return False
@@ -223,7 +221,7 @@ class Newborn:
         return True
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Takes over a state."""
+        """Loads a state that :meth:`problems` has accepted."""
         self.cohorts, self._state = [], {}
         for saved in state:
             cohort = self._cohort(saved["layer"], saved["ids"].clone(), int(saved["age"]))
@@ -235,11 +233,11 @@ class Newborn:
         values = self.layers[name].values.detach().new_zeros(ids.numel(), *self.trial.tile(name))
         return Cohort(name, ids, compact_parameter(values), age)
 
-    # ---------------------------------------------------------------- where they are
+    # ---------------------------------------------------------------- positions in the layer
 
     def _places(self, cohort: Cohort) -> Tensor:
-        """Positions of the newborn in the support; in dense storage positions of single weights, (k,) or (k, h, w), -1
-        beyond the edge."""
+        """Positions of a cohort: in compact storage of blocks in the support, (k,); in dense storage of single weights,
+        (k,) or (k, h, w), -1 beyond the edge."""
         layer = self.layers[cohort.name]
         s = layer.support
         if layer.layout.storage == "compact":

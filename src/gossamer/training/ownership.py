@@ -1,7 +1,7 @@
-"""The layers whose support one object changes, a Rewirer or a Multilevel: shared by both.
+"""The ownership of layers: the common part of Rewirer and Multilevel, the objects that change supports.
 
-An owner has one :class:`Ownership`. It observes the layers, knows which support each had when it last looked, and,
-after a state was loaded, which supports it waits for. A copy of the owner makes its own.
+An owner has one :class:`Ownership`. It observes the layers and records the last known support of each. After a state
+was loaded, it also records which supports must still be loaded. A copy of the owner makes a new ownership.
 """
 
 import weakref
@@ -27,11 +27,11 @@ class Ownership(Generic[T]):
     """Makes ``owner`` the owner of the layers. Only a weak reference to it is kept.
 
     Args:
-        owner: the owner before it is released.
+        owner: the new owner. The former owner is released.
         layers: by name.
-        optimizer: its state is indexed by the layers' supports; a wrapper counts with what it wraps.
-        measure: (owner, name, dy, x) -> what one backward pass of a layer shows, or None.
-        look: (owner, name), called in each forward pass that is observed: the layer may have another support.
+        optimizer: its state is indexed by the layers' supports. The optimizers that it wraps are included.
+        measure: (owner, name, dy, x) -> the measurement of one backward pass of a layer, or None.
+        look: (owner, name), called in each observed forward pass: the layer may have another support.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Ownership(Generic[T]):
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        """The optimizer that moves the values: the given one, or the one that it wraps."""
+        """The optimizer that moves the values: the given optimizer, or the innermost optimizer that it wraps."""
         return nested(self.optimizer)[-1]
 
     @property
@@ -74,33 +74,33 @@ class Ownership(Generic[T]):
         return keepers_of(self.optimizer)
 
     def has_changed(self, name: str) -> bool:
-        """Whether a layer has another support than it is known to have, or one is awaited."""
+        """Whether a layer has another support than the last known one, or its support is awaited."""
         return name in self.awaited or self.layers[name].support is not self.known.get(name)
 
     def was_awaited(self, who: str, name: str) -> bool:
-        """Whether a layer's support is the one that a loaded state belongs to; False if none was loaded.
+        """Whether a loaded state belongs to the layer's present support; False if no state was loaded.
 
-        Raises: UsageError where the loaded state belongs to another support.
+        Raises: UsageError if the loaded state belongs to another support.
         """
         tag = self.awaited.get(name)
         if tag is not None and tag != self.layers[name].support.tag:
-            what = f"the state that was loaded belongs to another support than layer {name!r} has"
+            what = f"the loaded state belongs to another support than layer {name!r} has"
             raise UsageError(who, what, remedy=f"load the model, the optimizer and the {who} of the same step")
         return tag is not None
 
     def know(self, name: str) -> Support:
-        """The layer's present support is known from now on."""
+        """Records the layer's present support as known, and returns it."""
         self.awaited.pop(name, None)
         self.known[name] = self.layers[name].support
         return self.known[name]
 
     def is_loading(self, name: str) -> bool:
-        """Whether a state was loaded, here or into the optimizer, that the layer may be loaded after."""
+        """Whether a state was loaded, here or into the optimizer, and the layer may still be loaded."""
         return name in self.awaited or any(keeper.is_loading(self.layers[name]) for keeper in self.keepers)
 
     def hook(self, owner: T, before: Callable[[T], object], after: Callable[[T], object]) -> None:
-        """Calls ``before(owner)`` and ``after(owner)`` around every step of the inner optimizer, also where others
-        call it."""
+        """Calls ``before(owner)`` and ``after(owner)`` around every step of the inner optimizer, also if other code
+        calls the step."""
         reference, inner = weakref.ref(owner), self.inner
         self._handles = [
             inner.register_step_pre_hook(partial(_hook, reference, before)),
@@ -108,12 +108,12 @@ class Ownership(Generic[T]):
         ]
 
     def forget(self) -> None:
-        """Forgets what the backward passes since the last step have shown."""
+        """Forgets the measurements since the last step."""
         for observer in self.observers.values():
             observer.forget()
 
     def release(self) -> None:
-        """Observes the layers no more."""
+        """Stops observing the layers."""
         for observer in self.observers.values():
             observer.stop()
         for handle in self._handles:

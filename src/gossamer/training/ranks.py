@@ -1,13 +1,12 @@
 # pyright: reportUnknownMemberType=false
-"""What the ranks of a distributed run agree on. Without ``torch.distributed`` each function returns what it is
-given."""
+"""Reductions over the ranks of a distributed run. Without ``torch.distributed`` each function returns its arguments."""
 
 import torch
 from torch import Tensor
 
 
 def mean_over_ranks(g: Tensor) -> Tensor:
-    """The mean over all ranks, in place: all ranks then compare the same numbers."""
+    """The mean over all ranks, in place. So all ranks compare the same numbers."""
     if _is_distributed():
         torch.distributed.all_reduce(g)
         g.div_(torch.distributed.get_world_size())
@@ -15,7 +14,7 @@ def mean_over_ranks(g: Tensor) -> Tensor:
 
 
 def agreed(finite: bool, seen: list[bool]) -> tuple[bool, list[bool]]:
-    """Whether all that was measured is finite on all ranks, and which layers any rank has seen."""
+    """Whether all measurements are finite on all ranks, and which layers at least one rank has measured."""
     if not _is_distributed():
         return finite, seen
     flags = torch.tensor([not finite, *seen], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""What a Rewirer refuses at construction: layers, optimizers and budgets that do not go with its topology."""
+"""What a Rewirer refuses at construction: layers, optimizers and budgets that do not fit its topology."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ Layers = Mapping[str, SparseLayer]
 
 
 def resolved(topology: object, steps: int | None) -> Topology:
-    """The topology of a run of so many steps. Raises UsageError where it is none."""
+    """The topology for a run of ``steps`` optimizer steps. Raises UsageError if ``topology`` is something else."""
     if isinstance(topology, TopologyLike) and not isinstance(topology, type):
-        found: Any = topology.resolve(steps)  # a class of somebody else may resolve to anything
+        found: Any = topology.resolve(steps)  # a user's class may return anything
         if isinstance(found, Topology):
             return found
     remedy = "gs.CSST(stop=...), gs.RigL(stop=...), ..."
-    raise UsageError("Rewirer", "topology must be a Topology", got=topology, remedy=remedy)
+    raise UsageError("Rewirer", "topology must be a Topology, or resolve to one", got=topology, remedy=remedy)
 
 
 def check_layers(layers: Layers) -> None:
-    """Refuses a model without sparse layers, and layers whose support follows from their values."""
+    """Refuses a model without sparse layers, and layers whose values determine the support."""
     if not layers:
         raise UsageError("Rewirer", "the model has no sparse layer", remedy="gs.sparsify(model, density=...) first")
     following = [name for name, layer in layers.items() if layer.layout.follows]
     if following:
-        what = "the support of these layers is where their values are not zero; no topology changes it"
+        what = "the support of these layers is where their values are not zero, so a topology cannot change it"
         remedy = 'sparsify(layout="csr") for a topology; or no Rewirer, and a SparseOptimizer'
         raise UsageError("Rewirer", what, reasons=following, remedy=remedy)
 
@@ -47,7 +47,7 @@ def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
         if layer.values.requires_grad and id(layer.values) not in held
     ]
     if len({id(layer.values) for layer in layers.values()}) < len(layers):
-        what = "two sparse layers hold the same values, and each has a support of its own"
+        what = "two sparse layers hold the same values, but each has its own support"
         raise UsageError("Rewirer", what, remedy="use one layer in both places")
     if missing:
         what = "the optimizer does not hold all sparse values"
@@ -56,19 +56,19 @@ def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_not_bucketed(model: nn.Module, layers: Layers, topology: Topology) -> None:
-    """Refuses DistributedDataParallel where the number of values changes."""
+    """Refuses DistributedDataParallel if the number of values will change."""
     if topology.final_density is None and not topology.merge and topology.keeps_layer_sizes:
         return
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
     if wrapped and any(layer.layout.storage == "compact" for layer in layers.values()):
-        held = "DistributedDataParallel holds them in fixed buckets"
-        what = f"{topology.name} with these settings changes the number of values, and {held}"
-        remedy = "a topology of constant size; or leave the wrapper out and all_reduce the gradients before step()"
+        held = "DistributedDataParallel holds their gradients in buckets of fixed size"
+        what = f"{topology.name} with these settings changes the number of values, but {held}"
+        remedy = "a topology of constant size; or no wrapper, and all_reduce of the gradients before step()"
         raise UsageError("Rewirer", what, remedy=remedy)
 
 
 def final_sizes(layers: Layers, topology: Topology) -> dict[str, int]:
-    """Blocks of each layer at the end."""
+    """The number of blocks of each layer at the end."""
     if topology.final_density is None:
         return {name: layer.support.n for name, layer in layers.items()}
     names, shapes = list(layers), [tuple(layer.dense_shape) for layer in layers.values()]
@@ -78,22 +78,24 @@ def final_sizes(layers: Layers, topology: Topology) -> dict[str, int]:
 
 
 def check_sizes(layers: Layers, topology: Topology, final: Mapping[str, int]) -> None:
-    """Refuses a fan-in that is not there at the start or at the end, and layers that would have to grow but cannot.
-    Warns where frozen layers keep a size schedule from its end."""
+    """Refuses a minimal fan-in that layers do not have at the start or at the end, and layers that must grow but
+    cannot. Warns if frozen layers prevent the final density."""
     least, start = topology.min_fan_in, {name: layer.support.n for name, layer in layers.items()}
     thin: list[str] = []
     for name, layer in layers.items():
-        fan_in = layer.support.crow.diff()
-        if bool((fan_in < least).any()) or final[name] < least * layer.support.grid[0]:
-            thin.append(f"{name}: {int((fan_in < least).sum())} of {fan_in.numel()} output units have fewer")
+        fan_in, rows = layer.support.crow.diff(), layer.support.grid[0]
+        if bool((fan_in < least).any()):
+            thin.append(f"{name}: {int((fan_in < least).sum())} of {rows} output units have fewer")
+        elif final[name] < least * rows:
+            thin.append(f"{name}: it has {final[name]} blocks at the end, and {rows} output units")
     if thin:
-        what = f"min_fan_in={least} asks that every output unit keeps {least} incoming blocks, and they must have them"
+        what = f"min_fan_in={least}: every output unit must have as many incoming blocks, at the start and at the end"
         remedy = f"sparsify(..., min_fan_in={least}), or a larger density"
         raise UsageError("Rewirer", what, reasons=thin, remedy=remedy)
     rising = [f"{name}: {start[name]} blocks now, {n} at the end" for name, n in final.items() if n > start[name]]
     if rising and not topology.can_grow:
-        what = f"{topology.name} only prunes, and its final budget gives layers more than they hold"
-        remedy = "a larger density to start from, or budgets that agree"
+        what = f"{topology.name} only prunes, but its final budget gives layers more blocks than they have"
+        remedy = "a larger density at the start, or the same budget at the start and at the end"
         raise UsageError("Rewirer", what, reasons=rising, remedy=remedy)
     if topology.final_density is not None:
         frozen = [name for name, layer in layers.items() if not layer.values.requires_grad]

@@ -1,5 +1,5 @@
-"""The part of a Rewirer that is not its step: it owns the layers, it follows supports that others change, and it is
-saved, loaded and copied.
+"""The part of a Rewirer outside its step: it owns the layers, follows supports that other code changes, and is saved,
+loaded and copied.
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +26,10 @@ from .states import is_sequence
 
 
 class Resumable(ABC):
-    """What a :class:`~gossamer.Rewirer` is between its steps. All that it knows is here, and in the topology.
+    """The state of a :class:`~gossamer.Rewirer` between its steps.
 
-    ``t``: steps so far. ``last``: what the event of the last step did, None where it had none. ``start``, ``final``:
-    blocks of each layer at the start and at the end.
+    ``t``: number of steps made. ``last``: the event of the last step; None if it had no event. ``start``, ``final``:
+    number of blocks of each layer at the start and at the end.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Resumable(ABC):
         self.start, self.final = {name: layer.support.n for name, layer in layers.items()}, dict(final)
         self._fed: set[str] = set()  # layers whose values got a gradient since the last event
         self._probes: dict[str, Probe] = {}
-        self._saved: dict[str, Any] = {}  # probes' states that load_state_dict brought, until the layers are used
+        self._saved: dict[str, Any] = {}  # loaded states of probes, until the layers are used
         self._is_stepping = False
         self.newborn = Newborn(nested(optimizer)[-1], self.layers, newborn)
         self._attach()
@@ -66,8 +66,8 @@ class Resumable(ABC):
 
     @property
     def sensing_bytes(self) -> int:
-        """Bytes held for sensing: coordinates and moving averages; when streaming, the operands kept and one block of
-        the gradient."""
+        """Bytes held for sensing: ids and moving averages; when streaming, the kept operands and the rows of the
+        gradient that are made at a time."""
         return sum(held_bytes(probe) for probe in self._probes.values())
 
     def is_event(self, t: int) -> bool:
@@ -75,18 +75,17 @@ class Resumable(ABC):
         return self.topology.when(t) is not None
 
     def sense(self, t: int) -> Sensing | None:
-        """What the backward pass of step t measures besides the gradient on the support."""
+        """What the backward pass of step t measures off the support; None on plain steps."""
         return self.topology.sense(t)
 
     def discard(self) -> None:
-        """Forgets what the backward passes since the last step have sensed. Dropping their gradients (``zero_grad``) is
-        enough."""
+        """Forgets what the backward passes since the last step have sensed. ``zero_grad`` has the same effect."""
         self._own.forget()
 
-    # ---------------------------------------------------------------- supports that others change
+    # ---------------------------------------------------------------- supports that other code changes
 
     def _attach(self) -> None:
-        """Becomes the owner of the layers, and hooks into the optimizer's step, also where others call it."""
+        """Becomes the owner of the layers, and hooks into the optimizer's step, also if other code calls it."""
         self._own = Ownership(
             self,
             self.layers,
@@ -100,7 +99,7 @@ class Resumable(ABC):
         self._values = {name: layer.values for name, layer in self.layers.items()}
 
     def _before_step(self) -> None:
-        if not self._is_stepping:  # not from step(), which has looked
+        if not self._is_stepping:  # step() has already called it
             self._look_at_all()
         self.newborn.before_step()
 
@@ -110,7 +109,7 @@ class Resumable(ABC):
                 raise Diverged(t, layer=name)
 
     def _measure(self, name: str, dy: Tensor, x: Tensor) -> Seen | None:
-        """What one backward pass of a layer shows."""
+        """The measurement of one backward pass of a layer."""
         probe = self._probes.get(name)
         return None if probe is None else probe.measure(dy, x)
 
@@ -124,14 +123,14 @@ class Resumable(ABC):
         return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
 
     def release(self) -> None:
-        """Another owner takes over: the layers are observed no more."""
+        """Stops observing the layers. The next owner of the layers calls this."""
         self._own.release()
         self._probes = {}
 
     def notice(self, layer: Indexed) -> None:
-        """A layer was loaded. Its state is carried now, unless more is being loaded that may belong to it."""
+        """After a layer was loaded: carries its state at once, unless another part may still be loaded for it."""
         if not any(p is layer.values for group in self._own.inner.param_groups for p in group["params"]):
-            return  # another parameter (assign=True): the next step refuses it
+            return  # the parameter was replaced (assign=True): the next step refuses it
         for name, one in self.layers.items():
             if one is layer and not self._own.is_loading(name):
                 self._look(name, one)
@@ -144,12 +143,12 @@ class Resumable(ABC):
             del self._probes[name]
 
     def _look(self, name: str, layer: SparseLayer) -> None:
-        """If a layer has another support than at the last look: what is indexed by it is carried, or begins anew."""
+        """If a layer's support has changed, carries what is indexed by it, or starts it again."""
         if not self._own.has_changed(name):
             return
         was_loaded, saved = self._own.was_awaited("Rewirer", name), self._saved.get(name)
         if saved is not None and (problems := probe_problems(name, saved, layer.support)):
-            raise UsageError("Rewirer", "the state that was loaded is damaged", reasons=problems)
+            raise UsageError("Rewirer", "the loaded state is damaged", reasons=problems)
         trains = layer.values.requires_grad
         initial = self.newborn.initial(name) if trains else None
         new = [keeper.follow(layer, initial) for keeper in self._own.keepers][-1]
@@ -162,15 +161,14 @@ class Resumable(ABC):
             self._probes[name] = self._probe(name, probe.sense, None if was_loaded else probe, saved)
 
     def _check_owned(self) -> None:
-        """Refuses a step where another Rewirer owns the layers, or the optimizer does not hold their values any
-        more."""
+        """Refuses a step if another Rewirer owns the layers, or the optimizer no longer holds their values."""
         for name, layer in self.layers.items():
             if layer.owner is not self:
                 what = "another Rewirer has been made for these layers, and owns them"
-                raise UsageError("Rewirer", what, remedy="step the one that was made last")
+                raise UsageError("Rewirer", what, remedy="call step() of the Rewirer that was made last")
             if layer.values is not self._values[name]:
                 check_held(self.layers, self.optimizer)
-                self._values[name] = layer.values  # another parameter, and the optimizer holds it
+                self._values[name] = layer.values  # a new parameter, which the optimizer holds
                 self._own.observers[name].stop()
                 for keeper in self._own.keepers:
                     keeper.add([layer])
@@ -178,7 +176,7 @@ class Resumable(ABC):
     # ---------------------------------------------------------------- saving, loading, copying
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to resume bit for bit, beside the model's and the optimizer's own states."""
+        """All that is needed to resume bit for bit, together with the states of the model and the optimizer."""
         self._look_at_all()
         return {
             "t": self.t,
@@ -194,18 +192,18 @@ class Resumable(ABC):
         }
 
     def problems(self, state: Any) -> list[str]:
-        """Why a saved state cannot be taken over, in sentences; [] if it may go on."""
+        """Why a saved state cannot be loaded, in sentences; [] if it can."""
         problems = rewirer_problems(state, self.topology, self.layers, self.rng)
         return problems or self.newborn.problems(state["newborn"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state. The model may be loaded before or after.
+        """Loads a state. The model may be loaded before or after.
 
-        Raises: UsageError where the state is of another topology, other layers or other settings.
+        Raises: UsageError if the state is of another topology, other layers or other settings.
         """
         if problems := self.problems(state):
-            remedy = "the same topology on the same layers as when it was saved"
-            raise UsageError("Rewirer", "this state was saved under other rules", reasons=problems, remedy=remedy)
+            what, remedy = "this state does not fit", "the topology, its settings and the layers it was saved with"
+            raise UsageError("Rewirer", what, reasons=problems, remedy=remedy)
         self.t, self.last = int(state["t"]), None
         self.start, self.final = dict(state["start"]), dict(state["final"])
         self.rng.set_state(state["rng"].cpu())
@@ -215,12 +213,12 @@ class Resumable(ABC):
         self._own.awaited, self._saved = dict(state["supports"]), dict(state["probes"])
         asked = self.topology.sense(self.t + 1)
         for name in self._saved:  # empty until the layer is used: it may be loaded later
-            assert asked is not None  # as was verified
+            assert asked is not None  # problems() has checked it
             s = self.layers[name].adopted
             self._probes[name] = Probe(self.layers[name], self._own.observers[name], asked, s, no_ids(s))
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy owns the copied layers. It has nothing of the step in progress, as copies have no gradients."""
+        """A copy owns the copied layers. Copies have no gradients, so the step in progress is left out."""
         self._look_at_all()
         probes = {name: (probe.sense, probe_state(probe)) for name, probe in self._probes.items()}
         return {**vars(self), "rng": self.rng.get_state(), "_probes": probes, "_own": None, "_values": {}}
@@ -237,12 +235,12 @@ class Resumable(ABC):
 
 
 def no_ids(s: Support) -> Tensor:
-    """No block ids, where those of ``s`` are."""
+    """An empty tensor of block ids, on the device of ``s``."""
     return s.col.new_empty(0, dtype=torch.int64)
 
 
 def own(entry: Any) -> Any:
-    """A copy of a saved entry, so that what was saved stays what it was."""
+    """A copy of a saved entry, so that the saved state does not change."""
     if is_sequence(entry):
         return tuple(t.clone() for t in entry)
     return entry.clone() if isinstance(entry, Tensor) else entry

@@ -1,10 +1,10 @@
-"""The Rewirer: moves and rewires. It reads from top to bottom.
+"""The Rewirer: it steps the optimizer and changes the supports.
 
 One step t = 1, 2, ...:
 
-    before    step t - 1 ended by arming the sensing of step t: the layers know what their backward pass measures
-    forward, backward                                      yours; micro-batches add up, off the support as on it
-    step()    average what was sensed -> optimizer.step(), unless the event forbids it -> the event -> arm step t + 1
+    before    the end of step t - 1 has armed the sensing of step t: it set what the backward pass measures
+    forward, backward         by the caller; micro-batches add up, on the support and off it
+    step()    average what was sensed -> optimizer.step(), unless the event skips it -> the event -> arm step t + 1
 """
 
 from collections.abc import Callable, Mapping
@@ -28,27 +28,27 @@ from .sensing import Probe
 
 
 class Rewirer(Resumable):
-    """Moves and rewires: call :meth:`step` where you would call ``optimizer.step()``.
+    """Steps the optimizer and rewires the layers. Call :meth:`step` in place of ``optimizer.step()``.
 
     Args:
         model: a model with sparse layers.
-        optimizer: any torch optimizer over its parameters; schedulers, clipping and accumulation work as ever.
+        optimizer: any torch optimizer over its parameters. Schedulers, clipping and accumulation work as usual.
         topology: ``gs.CSST(...)``, ``gs.RigL(...)``, ..., or a :class:`~gossamer.Topology`.
-        steps: optimizer steps of the whole run, for a topology whose ``stop`` is a fraction of it.
+        steps: optimizer steps of the whole run, for a topology whose ``stop`` is a fraction of the run.
         rng: generator of every random choice of the topology, with the same seed on all ranks of a distributed run;
-            None seeds one from torch's initial seed. Torch's own generator is never advanced.
-        newborn: the optimizer's state of a newborn connection: ``"fresh"``, that of a parameter of its own age;
-            ``"zero"``, zeros under the parameter's step count; ``"sensed"``, fresh, with the gradient sensed at birth
-            as the first one; ``"auto"``, zero where the optimizer's step count matters, fresh elsewhere
+            None makes one, seeded by torch's initial seed. Torch's own generator is never advanced.
+        newborn: the optimizer's state of a newborn connection. ``"fresh"``: as for a new parameter, with a step count
+            from 0; ``"zero"``: zeros, with the step count of the layer; ``"sensed"``: fresh, and the gradient sensed at
+            birth is the first one; ``"auto"``: zero where the optimizer's step count matters, else fresh
             (docs/methods/newborn.md).
 
-    Works with gradient accumulation (events see the sum of the backward passes since the gradients were last None or
-    zero), autocast (values stay float32), a ``GradScaler`` (pass it to :meth:`step`; a step that overflows measures
-    nothing), ``load_state_dict`` of the model (the optimizer's state follows its connections, a window begins anew),
+    It works with gradient accumulation (an event uses the sum of the backward passes since the gradients were last None
+    or zero), autocast (values stay float32), a ``GradScaler`` (pass it to :meth:`step`; a step that overflows measures
+    nothing), ``load_state_dict`` of the model (the optimizer's state follows its connections, and a new window starts),
     copies of (model, optimizer, rewirer) together, and ``torch.distributed`` (what is sensed is averaged over the
-    ranks). A layer that got no gradient since the last event is left alone.
+    ranks). An event does not change a layer that got no gradient since the last event.
 
-    Raises: UsageError where layers, optimizer and topology do not go together.
+    Raises: UsageError where layers, optimizer and topology do not fit together.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Rewirer(Resumable):
     # ---------------------------------------------------------------- one step
 
     def step(self, closure: Callable[[], Any] | None = None, *, scaler: "torch.amp.GradScaler | None" = None) -> Any:
-        """One step: the optimizer's, whose result is returned, then the event's, if this step has one.
+        """One step of the optimizer, then the event, if this step has one. Returns the result of the optimizer.
 
-        Raises: Diverged where an event meets weights that are NaN or infinite; the support is as it was then.
+        Raises: Diverged if weights are NaN or infinite at an event. The support has not changed then.
         """
         self._check_owned()
         self._look_at_all()
@@ -83,8 +83,8 @@ class Rewirer(Resumable):
         update = self.topology.when(t)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         if closure is not None and (update is not None or self._probes):
-            what = "an optimizer that evaluates a closure has no single gradient to rewire by"
-            raise UsageError("Rewirer.step", what, remedy="SGD, Adam, ...")
+            what = "an optimizer that evaluates a closure has no single gradient, and rewiring needs one"
+            raise UsageError("Rewirer.step", what, remedy="an optimizer without closure: SGD, Adam, ...")
         if update is not None:
             self._check_finite(t)
         if scaler is not None and (self._probes or (update is not None and not update.step_optimizer)):
@@ -110,7 +110,7 @@ class Rewirer(Resumable):
     # ---------------------------------------------------------------- what is sensed
 
     def _arm(self) -> None:
-        """Tells the layers what the backward pass of step t + 1 measures."""
+        """Sets what the backward pass of step t + 1 measures."""
         asked = self.topology.sense(self.t + 1)
         if asked is None:
             self._disarm()
@@ -119,7 +119,7 @@ class Rewirer(Resumable):
             self._disarm()
             for name, layer in self._trained.items():
                 s = layer.support
-                if s.n < s.total or (asked.active and not asked.stream):  # off a full support nothing can be sensed
+                if s.n < s.total or (asked.active and not asked.stream):  # a full support has no zeros to sense
                     self._probes[name] = self._probe(name, asked, before.get(name))
         else:
             for probe in self._probes.values():
@@ -142,7 +142,7 @@ class Rewirer(Resumable):
         return s.sample_outside(m, self.rng)
 
     def _average(self, scale: float) -> None:
-        """What the step has seen enters the averages: of every layer that any rank has seen, if all of it is finite."""
+        """Adds the step's measurements to the averages, for layers that any rank has measured, if all are finite."""
         found = {name: probe.observer.seen() for name, probe in self._probes.items()}
         finite = all(is_finite(t) for seen in found.values() if seen is not None for t in seen.tensors)
         finite = finite and all(is_finite(layer.values.grad) for layer in self._trained.values())
@@ -174,7 +174,7 @@ class Rewirer(Resumable):
         )
 
     def _layer_state(self, name: str, t: int, update: Update, scale: float, has_gradient: bool) -> LayerState:
-        """What the event knows of a layer."""
+        """The state of a layer at the event."""
         layer, s = self.layers[name], self.layers[name].support
         group = next(g for g in self._own.inner.param_groups if any(p is layer.values for p in g["params"]))
         lookahead = float(group["lr"]) / (1 - float(group.get("momentum", 0.0))) * update.interval
@@ -185,7 +185,7 @@ class Rewirer(Resumable):
         return state if probe is None else probe.added_to(state, scale)
 
     def _move(self, name: str, state: LayerState, new: Support) -> None:
-        """Gives a layer its new support, and the newborn a state."""
+        """Gives a layer its new support, and the newborn blocks an optimizer state."""
         layer, ids = self.layers[name], new.ids()
         ids = ids[layer.support.find(ids) < 0]
         sensed = self.newborn.sensed_at(state, ids)

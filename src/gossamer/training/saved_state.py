@@ -1,6 +1,6 @@
-"""What a probe holds and saves, and whether a saved state of a Rewirer may go on here.
+"""The saved state of a probe, and the checks of a saved state of a Rewirer.
 
-Everything that a file says is verified. What is wrong is said in sentences.
+A state may come from any file, so everything in it is verified. Problems are reported as sentences.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ PROBE = ("ids", "steps", "mean", "active_mean", "flow")
 
 
 def is_ids(ids: object) -> TypeGuard[Tensor]:
-    """Whether it is a vector of int64."""
+    """Whether ``ids`` is a vector of int64."""
     return isinstance(ids, Tensor) and ids.dim() == 1 and ids.dtype == torch.int64
 
 
 def rewirer_problems(
     state: object, topology: Topology, layers: Mapping[str, SparseLayer], rng: torch.Generator
 ) -> list[str]:
-    """Why a saved state of a Rewirer cannot be taken over, but for its newborn; [] if it may go on."""
+    """Why a saved state of a Rewirer cannot be loaded, in sentences; [] if it can. Newborn are not checked here."""
     if not is_dict(state) or not set(STATE) <= set(state):
         return [f"a state of a Rewirer has {', '.join(STATE)}"]
     here, there = topology.settings(), state["settings"]
@@ -37,21 +37,21 @@ def rewirer_problems(
         return [f"{other}: it is of topology {state['topology']!r}"]
     parts = [state[key] for key in ("settings", "probes", "start", "final", "supports", "fed")]
     if any(not is_dict(part) for part in parts) or any(set(part) != set(layers) for part in parts[2:]):
-        return [f"{other}: it is of others"]
-    problems = [f"{key} was {there.get(key)}, is {here[key]}" for key in here if here[key] != there.get(key)]
+        return [f"{other}: it is of other layers"]
+    problems = [f"{key} was {there.get(key)}, but is now {here[key]}" for key in here if here[key] != there.get(key)]
     counts = [state["t"], *state["start"].values(), *state["final"].values(), *state["supports"].values()]
     if not all(is_count(v) for v in counts):
-        problems.append("t, start, final and supports are whole numbers of at least 0")
+        problems.append("t, start, final and supports must be whole numbers of at least 0")
     saved = state["rng"]
     if not torch.is_tensor(saved) or saved.dtype != torch.uint8 or saved.shape != rng.get_state().shape:
         problems.append("rng is the state of a random generator of another kind")
     if not all(isinstance(fed, bool) for fed in state["fed"].values()):
-        problems.append("fed says of every layer whether it got a gradient")
+        problems.append("fed must hold True or False for every layer")
     if problems or not state["probes"]:
         return problems
     trained = {name for name, layer in layers.items() if layer.values.requires_grad}
     if topology.sense(state["t"] + 1) is None or not set(state["probes"]) <= trained:
-        return ["its probes are of other layers, or of a step that senses nothing"]
+        return ["its probes are of other layers, or of a step without sensing"]
     for name, probe in state["probes"].items():
         s = layers[name].adopted
         problems += probe_problems(name, probe, s, present=s.tag == state["supports"][name])
@@ -59,18 +59,18 @@ def rewirer_problems(
 
 
 def probe_state(probe: Probe) -> dict[str, Any]:
-    """What a resumed run needs of a probe."""
+    """The fields of a probe that a resumed run needs."""
     return {key: getattr(probe, key) for key in PROBE}
 
 
 def sensed_blocks(probe: Probe) -> int:
-    """Blocks off the support that a step measures."""
+    """The number of blocks off the support that a step measures."""
     s = probe.support
     return s.total - s.n if probe.sense.stream else probe.ids.numel()
 
 
 def held_bytes(probe: Probe) -> int:
-    """Bytes held: coordinates and averages; when streaming, operands and the rows of the gradient that are made."""
+    """Bytes held: ids and averages; when streaming, the operands and the rows of the gradient made at a time."""
     held = [t for t in (probe.ids, probe.mean, probe.active_mean) if t is not None]
     layer = probe.layer
     rows = min(csr_sense.BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size()
@@ -79,21 +79,21 @@ def held_bytes(probe: Probe) -> int:
 
 
 def probe_problems(name: str, state: object, s: Support, present: bool = True) -> list[str]:
-    """What is wrong with the saved state of a probe, in sentences; [] if it goes with the support.
+    """What is wrong with the saved state of a probe, in sentences; [] if it fits the support.
 
     Args:
-        present: ``s`` is the support that the probe was saved with; otherwise another one of the same matrix.
+        present: whether the probe was saved with the support ``s``, or with another support of the same matrix.
     """
     if not is_dict(state) or set(state) != set(PROBE):
-        return [f"{name}: the state of a window has {', '.join(PROBE)}"]
+        return [f"{name}: the state of a window must have {', '.join(PROBE)}"]
     ids, steps, tile = state["ids"], state["steps"], () if s.block == (1, 1) else s.block
     if not is_ids(ids) or not isinstance(steps, int) or steps < 0:
-        return [f"{name}: ids are a vector of int64, and steps a count"]
+        return [f"{name}: ids must be a vector of int64, and steps a whole number of at least 0"]
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= s.total or bool((ids.diff() <= 0).any())):
         return [f"{name}: sensed ids must lie in [0, {s.total}) and increase"]
     problems: list[str] = []
     if present and bool((s.find(ids.to(s.col.device)) >= 0).any()):
-        problems.append(f"{name}: the ids that are sensed must lie off the support")
+        problems.append(f"{name}: the sensed ids must lie off the support")
     for key, n in (("mean", ids.numel()), ("active_mean", s.n if present else None)):
         if state[key] is not None and not _is_gradient(state[key], n, tile):
             count = "as many" if n is None else n

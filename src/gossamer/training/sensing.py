@@ -1,11 +1,11 @@
-"""Sensing: what is measured of one layer over a window of steps, smoothed. A probe belongs to one support of the layer:
-its coordinates lie off that.
+"""Sensing: measures the gradient of one layer over a window of steps, and averages it. A probe belongs to one support
+of the layer: the blocks that it senses lie off this support.
 
-    m <- decay m + (1 - decay) g       at the sensed coordinates, and on the support if that is asked for
-    shown: m / (1 - decay^steps)       g is the sum over the passes of a step
+    m <- decay m + (1 - decay) g       at the sensed blocks; with ``Sensing(active=True)`` on the support too
+    result: m / (1 - decay^steps)      g is the sum over the backward passes of a step
 
-Sampled coordinates are measured in the backward pass, at once. Streamed sensing keeps the operands of one step. When
-the event asks for the strongest, the whole gradient is made from them, some rows at a time.
+Sampled blocks are measured directly in the backward pass. Streamed sensing keeps the operands of one step. The event
+then computes the whole gradient from them, some rows at a time, and keeps the strongest blocks.
 """
 
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ from .ranks import mean_over_ranks
 
 @dataclass
 class Probe:
-    """What is measured of one layer over a window of steps."""
+    """The measurements of one layer over a window of steps."""
 
     layer: SparseLayer
     observer: Observer
     sense: Sensing
     support: Support
     ids: Tensor  # sensed block ids, sorted, (m,) int64
-    steps: int = 0  # in the moving averages so far
+    steps: int = 0  # number of steps in the moving averages
     mean: Tensor | None = None  # of the gradient at ids, (m,) or (m, h, w)
     active_mean: Tensor | None = None  # of the gradient on the support, (n,) or (n, h, w)
-    flow: tuple[Tensor, Tensor] | None = None  # of the last step: sums of squares of dy and x per block row and column
+    flow: tuple[Tensor, Tensor] | None = None  # last step's sums of squares of dy and x, per block row and column
 
     def __post_init__(self) -> None:
         self.observer.start(on_support=self.sense.active)
 
     def measure(self, dy: Tensor, x: Tensor) -> Seen | None:
-        """What one pass shows; None where the layer has another support by now."""
+        """Measures one backward pass; None if the layer has another support now."""
         if self.layer.support is not self.support:
             return None
         if self.sense.stream:
@@ -50,8 +50,8 @@ class Probe:
         return Seen(sampled, flow=self.layer.flow(dy, x) if self.sense.flow else None)
 
     def finish(self, seen: Seen | None, scale: float) -> None:
-        """Ends a step that counts: its gradients, unscaled, enter the averages. ``seen`` is None where only other ranks
-        have seen something."""
+        """Adds the gradients of one step, divided by ``scale``, to the averages. ``seen`` is None if only other ranks
+        have measured something."""
         self.steps += 1
         seen = seen or Seen()
         if not self.sense.stream and (self.ids.numel() or not self.sense.flow):
@@ -67,8 +67,8 @@ class Probe:
             self.flow = (mean_over_ranks(seen.flow[0].clone()), mean_over_ranks(seen.flow[1].clone()))
 
     def added_to(self, state: LayerState, scale: float) -> LayerState:
-        """What an event knows of the layer, with what this window has shown. ``scale``: of the gradients, as they
-        are."""
+        """The state of the layer at an event, with the averages of this window. ``scale``: the factor on the present
+        gradients."""
         if not self.steps:
             return state._replace(has_gradient=False)
         unbias = 1 - self.sense.decay**self.steps
@@ -80,8 +80,8 @@ class Probe:
         )
 
     def strongest(self, k: int, ties: int, scale: float) -> tuple[Tensor, Tensor]:
-        """The k strongest blocks off the support by this step's gradient, streamed: ids and gradients, without those
-        that are not finite. ``ties`` decides between equals."""
+        """Ids and gradients of the k blocks off the support with the largest gradient of this step, streamed. Gradients
+        that are not finite are left out. ``ties`` decides between equals."""
         seen = self.observer.seen()
         pairs = [] if seen is None else [pair.checked(self.observer.who) for pair in seen.operands]
         if not pairs:

@@ -1,7 +1,4 @@
-"""Types of the parts of a saved state.
-
-A state may come from any file, so nothing in it has a known type before it is checked.
-"""
+"""Checks of the types of the parts of a saved state. A state may come from any file, so its types are not known."""
 
 # pyright: strict
 

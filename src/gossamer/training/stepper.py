@@ -1,6 +1,6 @@
-"""What takes the place of ``optimizer.step()`` where supports change: :class:`Rewirer` and :class:`Multilevel`.
+"""The protocol of the objects that take the place of ``optimizer.step()``: :class:`Rewirer` and :class:`Multilevel`.
 
-``fit``, ledgers, checkpoints, diagnoses and the command line know only this much of either.
+``fit``, ledgers, checkpoints, diagnoses and the command line use only this protocol.
 """
 
 # pyright: strict
@@ -13,10 +13,10 @@ from .events import Event
 
 
 class Stepper(Protocol):
-    """Moves the values by an optimizer, and changes supports on some steps."""
+    """Steps an optimizer, and changes supports on some steps."""
 
-    t: int  # steps made
-    last: Event | None  # the event of the last step, if it had one
+    t: int  # number of steps made
+    last: Event | None  # the event of the last step; None if it had no event
     layers: dict[str, SparseLayer]  # the layers whose supports may change, by name
 
     @property
@@ -34,13 +34,13 @@ class Stepper(Protocol):
         ...
 
     def sense(self, t: int) -> Sensing | None:
-        """What the backward pass of step t measures besides the gradient on the support; None on plain steps."""
+        """What the backward pass of step t measures off the support; None on plain steps."""
         ...
 
     def step(self) -> Any:
-        """One step of the optimizer, then the event, if the step has one. Returns what the optimizer returns.
+        """One step of the optimizer, then the event, if the step has one. Returns the result of the optimizer.
 
-        Raises: Diverged where an event meets weights that are NaN or infinite.
+        Raises: Diverged if weights are NaN or infinite at an event.
         """
         ...
 
@@ -49,11 +49,11 @@ class Stepper(Protocol):
         ...
 
     def release(self) -> None:
-        """Stops observing the layers. What takes charge of the layers next calls this."""
+        """Stops observing the layers. The next owner of the layers calls this."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to resume bit for bit, besides the states of the model and the optimizer."""
+        """All that is needed to resume bit for bit, together with the states of the model and the optimizer."""
         ...
 
     def problems(self, state: Any) -> list[str]:

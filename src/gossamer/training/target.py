@@ -1,4 +1,4 @@
-"""TargetDensity: steers the strength of the penalty during training, so that a run ends at a given density.
+"""TargetDensity: changes the strength of the penalty during training, so that a run ends at a given density.
 
 No sweep over lam is needed.
 
@@ -12,16 +12,16 @@ The logarithm of the strength then changes, by at most `limit`. The law depends 
     LinBreg, AdaBreg, RDA    log strength += pull log(q / strength)
     ProxSGD, XRDA            log strength += gain e + damping (e - e_before),    e = log(d_measured / d*(t))
 
-q: under the first three rules each weight has a threshold, the smallest strength at which it would be zero given the
-mirror or dual variable. q is the threshold that the fraction d*(t) of all weights exceeds: the strength that would
-give d*(t) at once. Under the other rules weights take several steps to shrink, so the law is integral with damping.
-If the density is more than a quarter too low, it acts at every step.
+q: under the first three rules each weight has a threshold, the smallest strength at which the mirror or dual variable
+gives a zero weight. q is the threshold that the fraction d*(t) of all weights exceeds: with this strength the density
+would be d*(t) at once. Under the other rules weights take several steps to shrink, so the law is integral with
+damping. If the density is more than a quarter too low, it acts at every step.
 
-In the last `landing` steps the strength is set to q after every step. What is too much or too little is by then a few
-of the weights nearest to zero. The laws use logarithms, so they are the same for any scale of lam and any density.
+In the last `landing` steps the strength is set to q after every step. The error is by then a few of the weights
+nearest to zero. The laws use logarithms, so they are the same for any scale of lam and any density.
 
 The strength is in the optimizer's groups and is saved with them. If other code sets it, or an older state is loaded,
-the controller continues from the strength that it finds.
+the controller continues from the present strength.
 """
 
 # pyright: strict
@@ -43,7 +43,7 @@ from .states import is_count, is_dict, is_sequence
 WHO = "TargetDensity"
 STATE = ("t", "start", "last_error", "log")  # keys of a saved state
 SMALLEST, LARGEST = 1e-12, 1e12  # of the strength
-ALARM = -0.3  # of the logarithm of density over target: below this the controller acts at every step
+ALARM = -0.3  # log(density / target): below this the controller acts at every step
 
 
 class Measured(NamedTuple):
@@ -51,7 +51,7 @@ class Measured(NamedTuple):
 
     t: int
     density: float  # measured
-    target: float  # wanted at this step
+    target: float  # d* at this step
     strength: float  # from this step on
 
 
@@ -61,19 +61,21 @@ class TargetDensity:
     Args:
         optimizer: a ``SparseOptimizer`` whose penalty has a strength (``TopK`` has none).
         density: fraction of the penalised weights that are non-zero at the end, in (0, 1].
-        steps: length of the run.
-        multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if there is one: it has the weights
-            off the support.
-        every: steps between measurements; each measurement reads numbers from the device. With ``multilevel``, m + 1
+        steps: optimizer steps of the run.
+        multilevel: the :class:`~gossamer.Multilevel` that trains compact values, if there is one. It holds the state of
+            the weights off the support.
+        every: steps between measurements. Each measurement reads numbers from the device. With ``multilevel``, m + 1
             is best.
         reach: fraction of the run after which the target is ``density``, in (0, 1].
-        pull: part of the way to q that one change takes, in (0, 1].
+        pull: fraction of the distance to q that one change covers, in (0, 1].
         gain: factor on the error, positive.
         damping: factor on the change of the error, at least 0.
         limit: largest change of the logarithm of the strength, positive.
         landing: steps at the end in which the strength is set to q.
 
-    ``log`` holds what was measured.
+    ``log`` holds all measurements.
+
+    Raises: UsageError where a setting is out of range, or the penalty has no strength that can be changed.
     """
 
     def __init__(
@@ -95,12 +97,13 @@ class TargetDensity:
         for name, value, least in (("steps", steps, 1), ("every", every, 1), ("landing", landing, 0)):
             check_count(WHO, name, value, least)
         if every > steps / 10:
-            what = f"a run of {steps} steps measured every {every} leaves too little to steer by"
+            what = f"a run of {steps} steps with a measurement every {every} steps has too few measurements"
             raise UsageError(WHO, what, remedy="every=1, or a longer run")
         if not 0.0 < reach <= 1.0 or not 0.0 < pull <= 1.0:
-            raise UsageError(WHO, "reach and pull lie in (0, 1]", got=(reach, pull))
+            raise UsageError(WHO, "reach and pull must lie in (0, 1]", got=(reach, pull))
         if not gain > 0.0 or not damping >= 0.0 or not limit > 0.0:
-            raise UsageError(WHO, "gain and limit are positive, damping at least 0", got=(gain, damping, limit))
+            what = "gain and limit must be positive, and damping at least 0"
+            raise UsageError(WHO, what, got=(gain, damping, limit))
         self.every, self.reach, self.landing = every, reach, landing
         self.pull, self.gain, self.damping, self.limit = pull, gain, damping, limit
         self.t = 0
@@ -114,13 +117,13 @@ class TargetDensity:
 
     @property
     def total(self) -> int:
-        """Weights that are steered, zero or not."""
+        """The number of penalised weights, zero or not."""
         dense = self._dense_sizes()
         return sum(dense.get(id(p), p.numel()) for p in self._parameters())
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """The groups that are steered."""
+        """The optimizer's groups whose strength is changed: those that are penalised."""
         return [group for group in self.optimizer.param_groups if group["penalised"]]
 
     def measure(self) -> float:
@@ -134,7 +137,7 @@ class TargetDensity:
         return start * (self.density / start) ** min(1.0, t / (self.reach * self.steps))
 
     def step(self) -> None:
-        """Call it after each step of the optimizer. On some steps it measures, and changes the strength."""
+        """Call this after each step of the optimizer. On some steps it measures, and changes the strength."""
         self.t += 1
         landing = self.steps - self.landing <= self.t < self.steps
         if self.t % self.every and not landing and not self._is_alarmed():
@@ -156,21 +159,21 @@ class TargetDensity:
         self.log.append(Measured(self.t, measured, wanted, self.groups[0]["strength"]))
 
     def _pulled(self, wanted: float, landing: bool) -> float:
-        """Change of the logarithm of the strength towards q, which leaves the fraction ``wanted`` of all weights."""
+        """Change of the logarithm of the strength towards q, which gives the density ``wanted``."""
         source = self.optimizer if self.multilevel is None else self.multilevel
         thresholds = torch.cat([part.flatten() for part in source.zero_thresholds()] or [torch.zeros(1)])
         stay = min(thresholds.numel() - 1, max(1, round(wanted * self.total)))
         q = smallest(thresholds, thresholds.numel() - stay)
         if not 0.0 < q < math.inf:
-            return 0.0 if q > 0.0 else -self.limit  # more weights are wanted, and no weight is known that would enter
+            return 0.0 if q > 0.0 else -self.limit  # q = 0: more are needed, and no zero weight can enter
         way = math.log(q / self.groups[0]["strength"])
         return way if landing else min(self.limit, max(-self.limit, self.pull * way))
 
     def _is_alarmed(self) -> bool:
-        """Whether too few weights are left, so that it acts at every step: no weights would mean no gradients."""
+        """Whether so few weights are left that it acts at every step: if all weights are zero, all gradients are."""
         return not self.zeros_follow_state and self.last_error is not None and self.last_error < ALARM
 
-    # ---------------------------------------------------------------- what is steered
+    # ---------------------------------------------------------------- the penalised parameters
 
     def _rules(self) -> list[Rule]:
         pairs = zip(self.optimizer.rules, self.optimizer.param_groups, strict=True)
@@ -180,30 +183,30 @@ class TargetDensity:
         return [p for group in self.groups for p in group["params"] if p.requires_grad]
 
     def _dense_sizes(self) -> dict[int, int]:
-        """By the id of their values: weights, zero or not, of the layers that store compactly."""
+        """The number of weights, zero or not, of each compact layer, by the id of its values."""
         layers = {} if self.multilevel is None else self.multilevel.layers
         return {id(layer.values): layer.dense_shape.numel() for layer in layers.values()}
 
     def _check_groups(self) -> None:
         fixed = [rule for rule in self._rules() if not is_steerable(rule)]
         if fixed:
-            what = f"{fixed[0].penalty} has no strength to steer"
-            raise UsageError(WHO, what, remedy="a penalty with a positive lam; TopK fixes the number by itself")
+            what = f"{fixed[0].penalty} has no strength that can be changed"
+            raise UsageError(WHO, what, remedy="a penalty with a positive lam; TopK fixes the density without it")
         strengths = [group["strength"] for group in self.groups]
         if any(strength <= 0.0 for strength in strengths):
             remedy = "a positive strength, or 'penalised': False"
             raise UsageError(WHO, "a strength of 0 cannot be scaled", remedy=remedy)
         if len(set(strengths)) > 1:
-            raise UsageError(WHO, "all penalised groups must begin at one strength", got=strengths)
+            raise UsageError(WHO, "all penalised groups must begin with the same strength", got=strengths)
         dense = self._dense_sizes()
         if any(group["compact"] and id(p) not in dense for group in self.groups for p in group["params"]):
-            what = "values are compact, and nothing has the weights off the support"
+            what = "values are compact, and the weights off the support are not known"
             raise UsageError(WHO, what, remedy="multilevel=..., or layout shadow")
 
     # ---------------------------------------------------------------- saved states
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to resume bit for bit, besides the optimizer's state, which holds the strength."""
+        """All that is needed to resume bit for bit, together with the optimizer's state, which holds the strength."""
         log = [list(line) for line in self.log]
         return {"t": self.t, "start": self.start, "last_error": self.last_error, "log": log}
 
@@ -216,7 +219,7 @@ class TargetDensity:
             return [f"t is a count of steps, not {t!r}"]
         problems: list[str] = []
         if len({start is None, last_error is None, not state["log"]}) > 1:
-            problems.append("start, last_error and log begin together, at the first measurement")
+            problems.append("start, last_error and log must all be set, or none of them")
         if start is not None and not (_is_finite(start) and 0.0 < start <= 1.0):
             problems.append(f"start is a density, not {start!r}")
         if last_error is not None and not _is_finite(last_error):
@@ -237,7 +240,7 @@ def _log_problems(log: Iterable[Any], t: int) -> list[str]:
         if not is_sequence(line) or len(line) != len(Measured._fields) or not all(map(_is_finite, line)):
             return [f"a line of the log has {', '.join(Measured._fields)}"]
         if not isinstance(line[0], int) or not 0 <= line[0] <= t:
-            return [f"the log has a step {line[0]!r} of {t}"]
+            return [f"the log has a step {line[0]!r}, not a step from 0 to {t}"]
     return []
 
 
@@ -254,7 +257,7 @@ def _checked_optimizer(optimizer: object) -> SparseOptimizer:
 def smallest(x: Tensor, k: int) -> float:
     """The k-th smallest entry of a vector, k = 1, 2, ..."""
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        return float(np.partition(x.numpy(), k - 1)[k - 1])  # several times faster than torch's
+        return float(np.partition(x.numpy(), k - 1)[k - 1])  # several times faster than torch's kthvalue
     return float(x.kthvalue(k)[0])
 
 

@@ -1,8 +1,8 @@
-"""What an optimizer does with a new parameter, found by trial. No optimizer is known by name.
+"""Finds out by trial what an optimizer does with a new parameter. No optimizer is known by name.
 
-A *scratch parameter* of one block takes steps by a *counterpart*: the same optimizer, settings and all, over other
-parameters. A step by a gradient of zero shows the state of a fresh parameter. Two scratch parameters that take the same
-few steps, one with its own step count and one with an old one's, show whether the step count matters.
+A *counterpart* is the same optimizer, with the same settings, over other parameters. It steps a *scratch parameter* of
+one block. A step with a zero gradient gives the state of a new parameter. To find out whether the step count matters,
+two scratch parameters take the same few steps: one with its own step count, one with the count of an old parameter.
 """
 
 import inspect
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 from .._errors import UsageError
 from ..layers import SparseLayer
 
-SCALING = ("grad_scale", "found_inf")  # of a GradScaler: the gradients that a counterpart sees are unscaled
-REMEMBERED = 64  # answers
-HORIZON = 5000  # steps after which the averages of a parameter no longer depend on their beginning
-YOUNG = 100  # steps: a parameter of twice this age is compared with a fresh one
+SCALING = ("grad_scale", "found_inf")  # set by a GradScaler; a counterpart gets unscaled gradients
+REMEMBERED = 64  # most answers that are kept
+HORIZON = 5000  # steps after which the averages of a parameter no longer depend on their start
+YOUNG = 100  # steps: a parameter of twice this age is compared with a new one
 TRIED = 5  # steps that are compared
-ALIKE = 1e-3  # largest relative difference between moves that are called the same
+ALIKE = 1e-3  # moves with at most this relative difference count as equal
 
-State: TypeAlias = dict[str, Any]  # of one parameter: what a torch optimizer keeps of it, by name
+State: TypeAlias = dict[str, Any]  # a torch optimizer's state of one parameter, by name
 T = TypeVar("T")
 
 
 class Trial:
-    """Answers questions about an optimizer and the values of a layer. Answers are kept until a setting changes.
+    """Trials of an optimizer on the values of a layer. Results are kept until a setting changes.
 
     Args:
         optimizer: any torch optimizer.
-        layers: the sparse layers by name, their values among its parameters.
+        layers: the sparse layers by name; the optimizer holds their values.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, layers: Mapping[str, SparseLayer]):
         self.optimizer, self.layers = optimizer, layers
-        self._answers: dict[tuple[object, ...], Any] = {}  # any question's, by what it depends on
+        self._answers: dict[tuple[object, ...], Any] = {}  # by the question and everything that the answer depends on
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_answers": {}}  # a copy has another optimizer
@@ -45,7 +45,7 @@ class Trial:
     # ---------------------------------------------------------------- questions
 
     def needs_closure(self) -> bool:
-        """Whether the optimizer steps by a closure only. Then no event takes place, and no block is born."""
+        """Whether the optimizer steps only with a closure. Then no event takes place, and no block is born."""
         closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
         return closure is not None and closure.default is inspect.Parameter.empty
 
@@ -61,7 +61,7 @@ class Trial:
         return self._answer(name, "counts", self._find_counts)
 
     def course(self, name: str, steps: int) -> list[State]:
-        """The states of a scratch parameter after 1, 2, ... steps by a constant gradient."""
+        """The states of a scratch parameter after 1, 2, ... steps with a constant gradient."""
 
         def begin(name: str) -> tuple[nn.Parameter, torch.optim.Optimizer, list[State]]:
             scratch = self._scratch(name)
@@ -76,9 +76,10 @@ class Trial:
         return course
 
     def scales(self, name: str, age: int, steps: int) -> dict[str, float]:
-        """By entry: the factor that brings the state of a block of this age to a parameter's step count ``steps``.
+        """By entry: the factor that converts the state of a block of this age to a parameter's step count ``steps``.
 
-        It is the ratio of what a constant gradient makes of the entry, or 1 where that predicts the next move better.
+        It is the ratio of the entries after ``steps`` and after ``age`` steps with a constant gradient; or 1, if that
+        predicts the next move better.
         """
         steps = min(max(steps, 1), HORIZON)
         course = self.course(name, max(age + 1, steps))
@@ -94,21 +95,21 @@ class Trial:
 
         return min((ratio, dict.fromkeys(elementwise, 1.0)), key=error)
 
-    # ---------------------------------------------------------------- how they are answered
+    # ---------------------------------------------------------------- trials
 
     def counterpart(
         self, members: Mapping[str, list[nn.Parameter]], state: Mapping[nn.Parameter, State], moves: bool = False
     ) -> torch.optim.Optimizer:
-        """The same optimizer, settings and all, over other parameters. It calls no hook and no scheduler counts its
-        steps.
+        """The same optimizer, with the same settings, over other parameters. It calls no hooks, and schedulers do not
+        count its steps.
 
         Args:
-            members: by the layer whose group they take their settings from.
+            members: the parameters, by the layer whose group gives the settings.
             state: by parameter.
-            moves: the step size is made positive where it is 0, or there would be nothing to see.
+            moves: whether a step size of 0 is replaced by a positive one, so that a step moves something.
         """
-        counterpart: Any = object.__new__(type(self.optimizer))  # its constructor would ask for settings of its own
-        left = {*vars(torch.optim.Optimizer), *SCALING}  # what a scheduler or a GradScaler has put on the instance
+        counterpart: Any = object.__new__(type(self.optimizer))  # the arguments of its constructor are not known
+        left = {*vars(torch.optim.Optimizer), *SCALING}  # attributes that a scheduler or a GradScaler has set
         for key, value in vars(self.optimizer).items():
             if key not in left:
                 vars(counterpart)[key] = value
@@ -118,7 +119,7 @@ class Trial:
         return counterpart
 
     def group_of(self, name: str) -> int:
-        """The number of the parameter group that holds a layer's values."""
+        """The index of the parameter group that holds a layer's values."""
         values, groups = self.layers[name].values, self.optimizer.param_groups
         return next(i for i, group in enumerate(groups) if any(p is values for p in group["params"]))
 
@@ -133,7 +134,7 @@ class Trial:
         lr = group["lr"] if question == "initial" else None
         about = (question, settings, self.layers[name].values.dtype, self.tile(name), lr)
         if about not in self._answers:
-            if len(self._answers) >= REMEMBERED:  # settings that change at every step (cycled momentum)
+            if len(self._answers) >= REMEMBERED:  # a setting may change at every step (cycled momentum)
                 self._answers.clear()
             self._answers[about] = find(name)
         return self._answers[about]
@@ -149,7 +150,7 @@ class Trial:
             counterpart.step()
         except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
             kind = type(self.optimizer).__name__
-            what = f"{kind} cannot move a scratch parameter, so the state of a fresh one is not known: {error}"
+            what = f"{kind} cannot move a scratch parameter, so the state of a new parameter is not known: {error}"
             raise UsageError("Rewirer", what, remedy='newborn="zero"') from error
         return {key: t for key, t in counterpart.state[scratch].items() if is_elementwise(t, scratch)}
 
@@ -192,14 +193,14 @@ class Trial:
 
 
 def compact_parameter(values: Tensor) -> nn.Parameter:
-    """A parameter that optimizers take for compact values of a sparse layer."""
+    """A parameter that is marked as compact values of a sparse layer."""
     parameter: Any = nn.Parameter(values)  # torch declares no such attribute
     parameter.compact = True
     return parameter
 
 
 def is_elementwise(entry: object, p: Tensor) -> bool:
-    """Whether an entry of the state has a place for every block of the parameter."""
+    """Whether an entry of the state is indexed by the blocks of the parameter."""
     return isinstance(entry, Tensor) and entry.dim() > 0 and entry.shape[0] == p.shape[0]
 
 
@@ -209,7 +210,7 @@ def copied(entry: Any) -> Any:
 
 
 def _positive(lr: Any) -> Any:
-    """The step size, a number or a tensor; another one in its place where it is 0 (warm-up)."""
+    """The step size, a number or a tensor; 1e-3 in place of 0 (warm-up)."""
     if float(lr) > 0.0:
         return lr
     return torch.full_like(lr, 1e-3) if torch.is_tensor(lr) else 1e-3

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..._errors import check_module
 from ..._modules import named_modules, replaced
 from ...layers import SparseLayer
 from ..report import table
@@ -72,6 +73,7 @@ def compact(model: nn.Module) -> nn.Module:
     Outputs agree up to rounding. In training mode they also agree, unless a removed constant came through a dropout
     or through a batch normalisation, which then uses the statistics of the batch.
     """
+    check_module("compact", model)
     try:
         (made, reasons), why_not = _narrowed(copy.deepcopy(model).eval()), ""
     except Untraceable as error:

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]  # base of both normalisations
 
+from ..._backend.private_torch import BatchNorm as AnyBatchNorm
 from ..._modules import named_modules
 from ...batch_last import PLAIN, ReLU, hooked
 from ...layers import SparseConv2d, SparseLayer, SparseLinear
@@ -47,7 +47,7 @@ class Norm:
     """A batch normalisation. Each channel of ``space`` has ``spread`` entries in its parameters."""
 
     name: str
-    module: _BatchNorm
+    module: AnyBatchNorm
     space: Space
     spread: int
 
@@ -147,7 +147,7 @@ class _Walk:
     def _between(self, name: str, m: nn.Module, kind: type[nn.Module], value: Value) -> Value | None:
         """The result of a module that keeps the channels; None if the module is not supported."""
         written = bool(getattr(m, "inplace", False))
-        if isinstance(m, _BatchNorm) and ops.NORMS.get(kind) == value.kind and value.known(m.num_features):
+        if isinstance(m, AnyBatchNorm) and ops.NORMS.get(kind) == value.kind and value.known(m.num_features):
             return self._norm(name, m, value)
         if (
             kind in ops.UNCHANGED or type(m) is ReLU
@@ -182,7 +182,7 @@ class _Walk:
         constants = bias_of(m).index_add(0, weights.row, weights.value * constant)
         return Value(made, kind, torch.where(constants.isfinite(), constants, torch.nan)[:, None])
 
-    def _norm(self, name: str, m: _BatchNorm, value: Value) -> Value:
+    def _norm(self, name: str, m: AnyBatchNorm, value: Value) -> Value:
         """The output of a batch normalisation in eval mode: an affine function of each channel."""
         spread = value.spread or 1
         self.found.norms.append(Norm(name, m, value.space, spread))
