@@ -73,7 +73,7 @@ REFUSALS = {
     "multilevel in masks": ({"method": "multilevel", "optimizer": rule("linbreg"), "layout": "masked"}, "layout"),
     "multilevel clipped": ({"method": "multilevel", "optimizer": rule("linbreg"), "clip": 1.0}, "clip"),
     "multilevel of tiles": ({"method": "multilevel", "optimizer": rule("linbreg"), "block": [2, 2]}, "single weights"),
-    "a penalty on a fixed support": ({"method": "static", "optimizer": rule("linbreg")}, "keeps the support"),
+    "a penalty on a fixed support": ({"method": "static", "optimizer": rule("linbreg")}, "does not change the support"),
     "null models of a penalty": ({**SHADOW, "optimizer": rule("linbreg"), "null_models": True}, "null models"),
     "negative lambda": ({**SHADOW, "optimizer": rule("linbreg", penalty={"name": "l1", "lam": -1.0})}, "lam"),
     "averaging above 1": ({**SHADOW, "optimizer": rule("xrda", averaging=1.5)}, "averaging"),
