@@ -10,6 +10,7 @@ from gossamer._backend.dispatch import Kernel
 from gossamer._backend.index import op as index
 from gossamer.products.linear import op as csr_linear
 from mutants import MUTANTS
+from mutants.layers import RIGHT
 
 INDEX = {"rows_of": index.ROWS_OF[-1], "columns_of": index.COLUMNS_OF[-1], "values_at": index.VALUES_AT[-1]}
 REAL = {
@@ -19,6 +20,7 @@ REAL = {
     "check_kernel": lambda: laws.check_kernel("csr_linear.forward", csr_linear.FORWARD[0], SUPPORTS["primes"]),
     "check_index": lambda: laws.check_index(INDEX, torch.eye(3, 5)),
     "check_layout": lambda: laws.check_layout(gs.CSR),
+    "check_layer": RIGHT,
     "check_surgery": laws.check_surgery,
     "check_penalty": lambda: laws.check_penalty(gs.LogL1(0.5, 0.1, "kernel")),
     "check_rule": lambda: laws.check_rule(RULES["xRDA"]),
@@ -45,6 +47,7 @@ LEAST = {  # mutants of each law; a law may gain mutants, not lose them
     "check_kernel": 29,
     "check_index": 9,
     "check_layout": 14,
+    "check_layer": 7,
     "check_surgery": 12,
     "check_penalty": 16,
     "check_rule": 13,

@@ -268,7 +268,7 @@ SENSED = {
 @pytest.mark.parametrize("block", [1, 40, 1 << 22])
 def test_streamed_strongest_is_the_dense_top_k(case, block, monkeypatch):
     """However small the row blocks, and for two micro-batches as for one."""
-    monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
+    monkeypatch.setattr(sense, "SLAB_NUMBERS", block)
     (dy, x), s, g = operands(case)
     zeros = s.outside(torch.arange(s.total - s.n))
     everything = sense.sampled(dy, x, zeros, s.shape, s.block, g)
@@ -286,7 +286,7 @@ def test_streamed_strongest_is_the_dense_top_k(case, block, monkeypatch):
 @pytest.mark.parametrize("block", [1, 30, 1 << 22])
 def test_streamed_ties_go_to_the_lower_id(block, monkeypatch):
     """Gradients of few levels, across block borders: dense top-k by (-score, id)."""
-    monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
+    monkeypatch.setattr(sense, "SLAB_NUMBERS", block)
     s = SUPPORTS["primes"]
     dy, x = (
         torch.randint(0, 2, (1, 13), generator=generator()).double(),
@@ -301,7 +301,7 @@ def test_streamed_ties_go_to_the_lower_id(block, monkeypatch):
 
 def test_strongest_reduces_every_block(monkeypatch):
     """``reduce`` sees each block of the dense gradient once, in place: how the mean over ranks is taken."""
-    monkeypatch.setattr(sense, "BLOCK_NUMBERS", 14)
+    monkeypatch.setattr(sense, "SLAB_NUMBERS", 14)
     (dy, x), s, _ = operands(SUPPORTS["primes"])
     seen = []
 

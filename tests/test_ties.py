@@ -87,7 +87,7 @@ def test_streamed_ties_do_not_depend_on_the_blocks(case, seed, monkeypatch):
     for k in (1, 3, zeros.numel() // 2, zeros.numel() - 1):
         expected = zeros[sense.top_k(score, k, sense.tie_keys(zeros, seed))]
         for block in (1, 30, 1 << 22):
-            monkeypatch.setattr(sense, "BLOCK_NUMBERS", block)
+            monkeypatch.setattr(sense, "SLAB_NUMBERS", block)
             assert torch.equal(sense.strongest([(dy, x)], s, k, seed=seed)[0], expected)
 
 

@@ -578,7 +578,7 @@ SMALLER = {
 @table(SMALLER)
 def test_no_topology_makes_a_dense_matrix_or_mask(case, monkeypatch):
     """12 500 x 12 500 (dense: 596 MiB, its mask 149 MiB) in 128 MiB; RigL streams its dense gradient."""
-    monkeypatch.setattr(csr_sense, "BLOCK_NUMBERS", 1 << 19)
+    monkeypatch.setattr(csr_sense, "SLAB_NUMBERS", 1 << 19)
     trained_layer(64, 200, case)
     with at_most(128):
         layer, rewirer = trained_layer(12_500, 20_000, case)

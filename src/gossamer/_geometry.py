@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from torch import nn
+
 from ._errors import UsageError
 from .products.conv2d.reference import Geometry
 
@@ -17,6 +19,13 @@ def geometry_of(kernel_size: Sizes, stride: Sizes, padding: Sizes | str, dilatio
         what = "kernel, stride and dilation must be at least 1, padding at least 0"
         raise UsageError("SparseConv2d", what, got=tuple(g))
     return g
+
+
+def module_geometry(m: nn.Conv2d) -> Geometry:
+    """The geometry of a convolution of torch."""
+    (kh, kw), (sh, sw), (dh, dw) = m.kernel_size, m.stride, m.dilation
+    padding = m.padding if isinstance(m.padding, str) else (m.padding[0], m.padding[1])
+    return geometry_of((kh, kw), (sh, sw), padding, (dh, dw))
 
 
 def _pair(value: int | Iterable[int]) -> tuple[int, int]:

@@ -17,7 +17,6 @@ from ._errors import UsageError, check_density, check_module, nearest
 from ._modules import named_modules
 from .batch_last import PLAIN, hooked
 from .layers import SparseLayer
-from .products.conv2d.reference import Geometry
 from .support import checked, grid_of
 
 Pick = str | re.Pattern[str] | type[nn.Module]
@@ -79,20 +78,7 @@ def select(
     return Selection(owners, reasons, {names[i]: n_blocks[i] for i in kept}, {names[i]: totals[i] for i in kept})
 
 
-def geometry_of(m: nn.Conv2d) -> Geometry:
-    """The geometry of a convolution that can be made sparse. Its ``padding="same"`` is symmetric, as select checks."""
-    (kh, kw), (sh, sw), (dh, dw) = _pair(m.kernel_size), _pair(m.stride), _pair(m.dilation)
-    same = (dh * (kh - 1) // 2, dw * (kw - 1) // 2)
-    padding = same if m.padding == "same" else (0, 0) if isinstance(m.padding, str) else _pair(m.padding)
-    return Geometry((kh, kw), (sh, sw), padding, (dh, dw))
-
-
 # -------------------------------------------------------------------- details
-
-
-def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
-    """Torch declares the sizes of a 2-D convolution as tuples of any length."""
-    return sizes[0], sizes[1]
 
 
 def _picked(who: str, picks: Pick | Iterable[Pick], model: nn.Module, argument: str) -> set[str]:

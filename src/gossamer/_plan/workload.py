@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .._budgets import Budget
 from .._errors import UsageError
+from .._geometry import module_geometry
 from .._modules import eval_mode
 from ..layers import SparseLayer, sparse_layers
-from ..selection import Pick, geometry_of, select
+from ..selection import Pick, select
 from .record import Block, Shape
 from .timing import Work
 
@@ -109,7 +110,7 @@ def workloads(who: str, model: nn.Module, layers: Layers, block: Block, example:
 def _work(m: nn.Module, x: Tensor) -> Work:
     """One use of a layer."""
     weight, bias = _parameters(m)
-    geometry = m.geometry if isinstance(m, SparseLayer) else geometry_of(m) if isinstance(m, nn.Conv2d) else None
+    geometry = m.geometry if isinstance(m, SparseLayer) else module_geometry(m) if isinstance(m, nn.Conv2d) else None
     gradients = (x.requires_grad, weight.requires_grad)
     return Work(_shape(m), geometry, tuple(x.shape), bias is not None, *gradients, weight.dtype, weight.device)
 

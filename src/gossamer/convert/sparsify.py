@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from .._budgets import Budget
 from .._errors import UsageError, check_choice, check_density, nearest
+from .._geometry import module_geometry
 from .._modules import replaced
 from .._plan import Plan, plan
 from .._plan.workload import Input
@@ -18,7 +19,7 @@ from ..batch_last import fused, keep_batch_last
 from ..layers import SparseConv2d, SparseLayer, SparseLinear
 from ..layouts import LAYOUTS, MASKED, Layout, gather, layout_named
 from ..products.sense.reference import top_k
-from ..selection import Convertible, Pick, Selection, geometry_of, select
+from ..selection import Convertible, Pick, Selection, select
 from ..support import Support, grid_of
 from .report import Report, Row
 
@@ -174,7 +175,7 @@ def _sparse(m: Convertible, n: int, layout: Layout, how: _Birth) -> SparseLayer:
     if isinstance(m, nn.Linear):
         made = SparseLinear(*sizes, support=support, layout=layout, rng=how.rng, **like)
     else:
-        g = geometry_of(m)
+        g = module_geometry(m)
         made = SparseConv2d(*sizes, *g, support=support, layout=layout, rng=how.rng, **like)
     if how.init != "kaiming":
         made.set_values_(gather(matrix, made.support))

@@ -17,6 +17,7 @@ from .details import nesterov
 from .events import check_event
 from .indices import check_index
 from .kernels import check_kernel
+from .layers import check_layer
 from .layouts import check_layout
 from .meaning import check_meaning
 from .newborn import check_newborn
@@ -38,6 +39,7 @@ __all__ = (
     "check_event",
     "check_index",
     "check_kernel",
+    "check_layer",
     "check_layout",
     "check_meaning",
     "check_newborn",

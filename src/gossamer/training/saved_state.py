@@ -73,7 +73,7 @@ def held_bytes(probe: Probe) -> int:
     """Bytes held: ids and averages; when streaming, the operands and the rows of the gradient made at a time."""
     held = [t for t in (probe.ids, probe.mean, probe.active_mean) if t is not None]
     layer = probe.layer
-    rows = min(csr_sense.BLOCK_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size()
+    rows = min(csr_sense.SLAB_NUMBERS, layer.dense_shape.numel()) * layer.values.element_size()
     streamed = rows if probe.sense.stream else 0
     return sum(t.numel() * t.element_size() for t in held) + probe.observer.bytes + streamed
 

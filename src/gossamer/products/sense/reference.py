@@ -22,7 +22,7 @@ from ..conv2d import reference as conv2d
 from ..conv2d.reference import Geometry
 from ..linear import reference as linear
 
-BLOCK_NUMBERS = 1 << 22  # numbers in one slab of the dense gradient
+SLAB_NUMBERS = 1 << 22  # numbers in one slab of the dense gradient
 # The constants of splitmix64, as int64.
 GAMMA, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -66,7 +66,7 @@ def strongest(
     dtype, device = operands[0][0].dtype, s.col.device
     best = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=dtype, device=device))  # ids, scores
     blocks = torch.empty(0, h, w, dtype=dtype, device=device)
-    step = max(1, BLOCK_NUMBERS // (h * block_cols * w))
+    step = max(1, SLAB_NUMBERS // (h * block_cols * w))
     for top in range(0, block_rows, step):
         high = min(step, block_rows - top)
         slab = (rows_of or dense_rows)(operands, slice(top * h, (top + high) * h), s, g)  # (rows, cols)
